@@ -1,0 +1,102 @@
+"""How long jobs look on the terminal: progress bars that stay honest, lines that stay short."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+
+from ramify.train.loop import Watch
+
+
+class Steps:
+    """A running count of structures, for jobs whose length is not known beforehand."""
+
+    def __init__(self, console: Console, title: str, *, quiet: bool = False) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} structures"))
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet)
+        self._task = self._progress.add_task(title, total=None)
+
+    def counted(self, structures: int) -> None:
+        """`structures` more are done."""
+        self._progress.advance(self._task, structures)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+@contextmanager
+def say_training(console: Console) -> Iterator[tuple[Watch, Callable[[str, int], None]]]:
+    """Shows a training: a bar of steps, a line per evaluation, warnings. Gives (watch, listener for edges being found)."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    training = progress.add_task("train", total=None, visible=False)
+    finding = progress.add_task("neighbour lists", total=None)
+
+    def on_edges(dataset: str, structures: int) -> None:
+        progress.update(finding, description=f"neighbour lists: {dataset}", advance=structures)
+
+    def on_step(step: int, total: int) -> None:
+        progress.update(finding, visible=False)
+        progress.update(training, completed=step, total=total, visible=True)
+
+    def on_trained(entry: dict[str, Any]) -> None:
+        progress.update(training, description=f"train, loss {entry['loss']:.3f}")
+
+    with progress:
+        yield (
+            Watch(
+                step=on_step,
+                trained=on_trained,
+                evaluated=lambda entry: console.print(evaluation_line(entry), highlight=False),
+                warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
+            ),
+            on_edges,
+        )
+
+
+def evaluation_line(entry: Mapping[str, Any]) -> str:
+    """One evaluation on one line: metric, then energy / force errors by dataset."""
+    parts = [
+        f"{name} {_short(e['energy_mae'])}/{_short(e['forces_mae'])}" for name, e in sorted(entry["datasets"].items())
+    ]
+    mark = "*" if entry["best"] else " "
+    return f"epoch {entry['epoch']:5.1f} {mark} metric {entry['metric']:.4f} | val eV/atom / eV/Å: " + "  ".join(parts)
+
+
+def counts_table(manifests: Mapping[str, Any]) -> Table:
+    """What prepare kept and dropped, by dataset."""
+    table = Table(title="Prepared", title_justify="left")
+    for heading in ("dataset", "train / val / test", "elements", "labels E / F / S", "slope dE/dx", "dropped"):
+        table.add_column(heading, overflow="fold")
+    for name, manifest in manifests.items():
+        splits, labels, consistency = manifest["splits"], manifest["labels"], manifest["consistency"]
+        slope = "too few pairs" if consistency["slope"] is None else f"{consistency['slope']:.3f}"
+        dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "nothing"
+        table.add_row(
+            name,
+            " / ".join(str(splits[s]["structures"]) for s in ("train", "val", "test")),
+            str(len(manifest["elements"])),
+            " / ".join(str(labels[kind]) for kind in ("energy", "forces", "stress")),
+            slope,
+            dropped,
+        )
+    return table
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,141 @@
+"""`Batch`: what one step trains on, as tensors; a row of segments, one per branch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramify.data.neighbors import Edges
+from ramify.data.references import reference_energy
+from ramify.structures import Structures
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A contiguous part of a batch: what one branch reads, or what one dataset gives."""
+
+    name: str
+    structures: slice
+    atoms: slice
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one dataset gives to a batch.
+
+    Attributes:
+        dataset: its name.
+        branch: the branch that reads it.
+        structures: the structures themselves.
+        edges: their edges, numbered within `structures`.
+        references: (119,) eV per element, by atomic number.
+    """
+
+    dataset: str
+    branch: str
+    structures: Structures
+    edges: Edges
+    references: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """S structures, N atoms, E edges. Labels that are absent are NaN.
+
+    Attributes:
+        numbers: (N,) int64.
+        positions: (N, 3) Å.
+        structure: (N,) int64, the structure of each atom.
+        n_atoms: (S,) atoms of each structure, as floats of the batch's precision.
+        receiver, sender: (E,) int64, sorted by receiver.
+        shift: (E, 3) Å, what moves the sender to its periodic image.
+        horizon: (N,) int64, the edge that bounds the atom's neighbourhood, -1 for the cutoff.
+        volume: (S,) Å³, 0 without a cell.
+        energy: (S,) eV per atom, reference energies taken out.
+        forces: (N, 3) eV/Å.
+        stress: (S, 3, 3) eV/Å³.
+        segments: one per branch that has structures here, in order.
+        datasets: one per dataset that has structures here, in order.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    structure: Tensor
+    n_atoms: Tensor
+    receiver: Tensor
+    sender: Tensor
+    shift: Tensor
+    horizon: Tensor
+    volume: Tensor
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    segments: tuple[Segment, ...]
+    datasets: tuple[Segment, ...]
+
+    @classmethod
+    def make(cls, parts: Sequence[Part], dtype: torch.dtype = torch.float32) -> Self:
+        """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64."""
+        structures = Structures.concatenate([p.structures for p in parts])
+        atoms = np.array([len(p.structures.numbers) for p in parts])
+        edges = np.array([len(p.edges) for p in parts])
+        first_atom, first_edge = np.cumsum(atoms) - atoms, np.cumsum(edges) - edges
+        receiver = np.concatenate([p.edges.receiver + a for p, a in zip(parts, first_atom, strict=True)])
+        sender = np.concatenate([p.edges.sender + a for p, a in zip(parts, first_atom, strict=True)])
+        horizon = np.concatenate(
+            [np.where(p.edges.horizon < 0, -1, p.edges.horizon + e) for p, e in zip(parts, first_edge, strict=True)]
+        )
+        lattice_steps = np.concatenate([p.edges.shift for p in parts])
+        structure = structures.structure_of_atom
+        cell = structures.cell.astype(np.float64)
+        shift = np.einsum("ek,ekc->ec", lattice_steps.astype(np.float64), cell[structure[receiver]])
+        energy = np.concatenate(
+            [(p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts]
+        )
+
+        def real(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
+
+        return cls(
+            numbers=torch.from_numpy(structures.numbers.astype(np.int64)),
+            positions=real(structures.positions),
+            structure=torch.from_numpy(structure),
+            n_atoms=real(structures.n_atoms),
+            receiver=torch.from_numpy(receiver),
+            sender=torch.from_numpy(sender),
+            shift=real(shift),
+            horizon=torch.from_numpy(horizon),
+            volume=real(np.abs(np.linalg.det(cell))),
+            energy=real(energy),
+            forces=real(structures.forces),
+            stress=real(structures.stress),
+            segments=_segments([p.branch for p in parts], parts),
+            datasets=_segments([p.dataset for p in parts], parts),
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+
+
+def _segments(names: Sequence[str], parts: Sequence[Part]) -> tuple[Segment, ...]:
+    """The stretch of each name; neighbouring parts of one name make one segment."""
+    segments: dict[str, Segment] = {}
+    structure = atom = 0
+    previous = None
+    for name, part in zip(names, parts, strict=True):
+        if name in segments and name != previous:
+            raise ValueError(f"the parts of '{name}' do not stand side by side")
+        next_structure, next_atom = structure + len(part.structures), atom + len(part.structures.numbers)
+        begun = segments.get(name)
+        segments[name] = Segment(
+            name,
+            slice(begun.structures.start if begun else structure, next_structure),
+            slice(begun.atoms.start if begun else atom, next_atom),
+        )
+        structure, atom, previous = next_structure, next_atom, name
+    return tuple(segments.values())

@@ -1,0 +1,129 @@
+"""The columns of a store as files: their types, and writing them piece by piece."""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.data.manifest import Column
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """One column: little-endian type, shape of one row, and whether a row is an atom or a structure."""
+
+    dtype: str
+    row: tuple[int, ...]
+    per_atom: bool = False
+
+    def shape(self, structures: int, atoms: int) -> tuple[int, ...]:
+        """Shape of the whole column."""
+        return (atoms if self.per_atom else structures, *self.row)
+
+
+COLUMNS: Mapping[str, ColumnType] = {
+    "n_atoms": ColumnType("<i4", ()),
+    "numbers": ColumnType("|u1", (), per_atom=True),
+    "positions": ColumnType("<f4", (3,), per_atom=True),
+    "forces": ColumnType("<f4", (3,), per_atom=True),
+    "cell": ColumnType("<f4", (3, 3)),
+    "pbc": ColumnType("|b1", (3,)),
+    "energy": ColumnType("<f8", ()),
+    "stress": ColumnType("<f4", (3, 3)),
+    "group": ColumnType("<i4", ()),
+    "origin": ColumnType("<i4", ()),
+    "row": ColumnType("<i8", ()),
+}
+"""Units as in `Structures`; energy is the total energy, from which references are taken before any cast to float32."""
+
+
+class RawColumns:
+    """Columns appended to in any number of pieces, of a length not known beforehand, then mapped. For staging.
+
+    Args:
+        folder: where `<column>.raw` files are made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, IO[bytes]] = {name: (folder / f"{name}.raw").open("wb") for name in COLUMNS}
+
+    def append(self, pieces: Mapping[str, Array]) -> None:
+        """Adds one piece to every column; values are cast to the column's type."""
+        for name, kind in COLUMNS.items():
+            write(self._files[name], np.ascontiguousarray(pieces[name], kind.dtype))
+
+    def close(self) -> None:
+        """Nothing can be appended any more."""
+        for file in self._files.values():
+            file.close()
+
+    def open(self) -> dict[str, Array]:
+        """Closes the files and maps them."""
+        self.close()
+        return {
+            name: _mapped_rows(self._folder / f"{name}.raw", np.dtype(kind.dtype), kind.row)
+            for name, kind in COLUMNS.items()
+        }
+
+
+class NpyFile:
+    """One `.npy` file of known shape, written in pieces, its checksum computed on the way.
+
+    Use as a context manager; `column` is there after it.
+    """
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+        self.column: Column | None = None
+        self._dtype, self._shape = dtype, shape
+        self._missing = int(np.prod(shape, dtype=np.int64))
+        self._hash = hashlib.sha256()
+        self._file = path.open("wb")
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+        self._put(np.frombuffer(header.getvalue(), np.uint8))
+
+    def append(self, piece: Array) -> None:
+        """Adds rows; values are cast to the file's type."""
+        array = np.ascontiguousarray(piece, self._dtype)
+        self._missing -= array.size
+        self._put(array)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            if error is None:
+                assert self._missing == 0, "pieces do not add up to the shape stated in the header"
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self.column = Column(dtype=self._dtype, shape=self._shape, sha256=self._hash.hexdigest())
+        finally:
+            self._file.close()
+
+    def _put(self, array: Array) -> None:
+        write(self._file, array)
+        self._hash.update(memoryview(array).cast("B") if array.size else b"")
+
+
+def write(file: IO[bytes], array: Array) -> None:
+    """Appends the bytes of a contiguous array. (`ndarray.tofile` loses the reason when a disk is full.)"""
+    if array.size:
+        file.write(memoryview(array).cast("B"))
+
+
+def _mapped_rows(path: Path, dtype: np.dtype[Any], row: tuple[int, ...]) -> Array:
+    """A raw file as rows; an empty file cannot be mapped."""
+    if path.stat().st_size == 0:
+        return np.empty((0, *row), dtype)
+    return np.memmap(path, dtype, mode="r").reshape(-1, *row)

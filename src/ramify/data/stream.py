@@ -1,0 +1,107 @@
+"""Which structures a step trains on: a pure function of (seed, step), known to everyone without asking.
+
+Every dataset has its own endless stream: one permutation of its rows after another. How many structures a step takes
+from each stream is fixed by integer arithmetic on the step number, such that every step takes exactly `batch`
+structures, every dataset gets its share to within a structure or two at any step, and no row is skipped or repeated
+within a pass.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ONE = 1 << 32
+"""Shares are whole numbers of 2^-32."""
+
+_GOLDEN = 2654435769
+"""2^32 / golden ratio: successive multiples modulo 2^32 are spread as evenly as a sequence can (Knuth, TAOCP 3, 6.4)."""
+
+_BLOCK = 1 << 20
+"""Steps counted at a time when a stream's position is looked up."""
+
+
+class Stream:
+    """The order in which rows of several datasets are trained on.
+
+    Args:
+        sizes: training structures by dataset, in the order of the recipe.
+        weights: relative share of each dataset in a batch.
+        batch: structures per step.
+        seed: of the permutations.
+
+    Raises:
+        ValueError: a dataset without structures.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, float], batch: int, seed: int) -> None:
+        if empty := [name for name, size in sizes.items() if size < 1]:
+            raise ValueError(f"no training structures in {', '.join(empty)}")
+        self.sizes = dict(sizes)
+        self.batch = batch
+        self.seed = seed
+        self._shares = _whole_shares(np.array([weights[name] for name in sizes], np.float64))
+        self._permutations: dict[str, tuple[int, NDArray[np.int64]]] = {}
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which as many structures are visited as all datasets hold."""
+        return sum(self.sizes.values()) / self.batch
+
+    def shares(self) -> dict[str, float]:
+        """Each dataset's share of a batch; they add up to 1."""
+        return {name: int(share) / _ONE for name, share in zip(self.sizes, self._shares, strict=True)}
+
+    def counts(self, step: int) -> dict[str, int]:
+        """How many structures step `step` (from 0) takes from each dataset."""
+        return dict(zip(self.sizes, self._counts(np.array([step]))[0].tolist(), strict=True))
+
+    def position(self, step: int) -> dict[str, int]:
+        """How many structures of each dataset all steps before `step` have taken."""
+        total = np.zeros(len(self.sizes), np.int64)
+        for start in range(0, step, _BLOCK):
+            total += self._counts(np.arange(start, min(step, start + _BLOCK))).sum(axis=0)
+        return dict(zip(self.sizes, total.tolist(), strict=True))
+
+    def rows(self, name: str, start: int, count: int) -> NDArray[np.int64]:
+        """Rows `start` to `start + count` of the endless stream of dataset `name`."""
+        size, taken = self.sizes[name], []
+        while count > 0:
+            lap, offset = divmod(start, size)
+            piece = self._permutation(name, lap)[offset : offset + count]
+            taken.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return np.concatenate(taken) if taken else np.zeros(0, np.int64)
+
+    def _counts(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(steps, datasets). Whole parts of batch x share are given out; what is left is dealt by systematic sampling:
+        dataset d gets one more for every point u + k that falls into its stretch of the line of fractions."""
+        whole, fraction = np.divmod(self.batch * self._shares, _ONE)
+        edges = np.concatenate([[0], np.cumsum(fraction)])
+        u = (steps.astype(np.uint64) * np.uint64(_GOLDEN) % np.uint64(_ONE)).astype(np.int64)
+        points = -((u[:, None] - edges) // _ONE)  # ceil((edge - u) / 1): points left of each edge
+        return whole + np.diff(points, axis=1)
+
+    def _permutation(self, name: str, lap: int) -> NDArray[np.int64]:
+        """The order of pass `lap` over a dataset; the last one used is kept."""
+        kept = self._permutations.get(name)
+        if kept is None or kept[0] != lap:
+            key = hashlib.blake2b(f"{self.seed}/{name}/{lap}".encode(), digest_size=16).digest()
+            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+            kept = (lap, generator.permutation(self.sizes[name]))
+            self._permutations[name] = kept
+        return kept[1]
+
+
+def sampling_weights(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, float]:
+    """Relative share of each dataset: its size, equal, or size ** (1 / temperature)."""
+    power = {"proportional": 1.0, "equal": 0.0, "temperature": 1.0 / temperature}[sampling]
+    return {name: float(size) ** power for name, size in sizes.items()}
+
+
+def _whole_shares(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Weights as whole numbers that add up to 2^32 exactly; the largest takes the rounding."""
+    shares = np.floor(weights / weights.sum() * _ONE).astype(np.int64)
+    shares[np.argmax(shares)] += _ONE - shares.sum()
+    return shares

@@ -1,0 +1,49 @@
+"""`ramify demo`: the whole way on the embedded datasets."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ramify import minicorpora
+from ramify.console import Steps, counts_table, say_training
+from ramify.data.prepare import prepare_dataset
+from ramify.evaluate import tables
+from ramify.evaluate.evaluate import Evaluator
+from ramify.evaluate.report import write_report
+from ramify.recipe import load_recipe
+from ramify.train.start import start_run
+
+
+def run_demo(wanted: Path, overrides: list[str], console: Console) -> Path:
+    """Prepares, trains, evaluates and reports into a new folder; returns the path of report.html.
+
+    Args:
+        wanted: the run directory; `-2`, `-3`, ... is appended when it is taken.
+        overrides: recipe keys.
+        console: where progress and tables go.
+    """
+    path = free_path(wanted)
+    stores = path.with_name(f"{path.name}-stores")
+    recipe = load_recipe("demo", [f"stores={stores}", *overrides])
+    manifests = {}
+    for name, options in recipe.datasets.items():
+        with Steps(console, f"prepare {name}") as steps:
+            manifests[name] = prepare_dataset(
+                name, options, stores, base=minicorpora.FOLDER, progress=steps.counted
+            )
+    console.print(counts_table({name: manifest.model_dump(mode="json") for name, manifest in manifests.items()}))
+    with say_training(console) as (watch, edges):
+        start_run(recipe, path, watch, edges).fit()
+    with Steps(console, "evaluate") as steps:
+        Evaluator(path, progress=lambda dataset, branch, done: steps.counted(done)).evaluate()
+    tables.write(path).render(console)
+    return write_report(path)
+
+
+def free_path(wanted: Path) -> Path:
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that does not exist."""
+    path, number = wanted, 1
+    while path.exists():
+        number += 1
+        path = wanted.with_name(f"{wanted.name}-{number}")
+    return path

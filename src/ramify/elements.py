@@ -1,0 +1,47 @@
+"""The chemical elements: symbols, and their place in the periodic table as numbers."""
+
+from functools import cache
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from numpy.typing import NDArray
+
+MAX_NUMBER = 118
+SYMBOLS: tuple[str, ...] = tuple(chemical_symbols[: MAX_NUMBER + 1])
+"""Symbol of each atomic number; index 0 is ASE's placeholder."""
+NUMBERS: dict[str, int] = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
+
+_NOBLE_GASES = (0, 2, 10, 18, 36, 54, 86, 118)
+
+
+def period_and_group(number: int) -> tuple[int, int]:
+    """Period 1..7 and group 1..18; lanthanides and actinides stand in group 3.
+
+    Source: IUPAC periodic table; worked out from the noble gases that close each period.
+    """
+    period = next(p for p in range(1, 8) if number <= _NOBLE_GASES[p])
+    from_start = number - _NOBLE_GASES[period - 1]
+    to_end = _NOBLE_GASES[period] - number
+    if from_start <= 2 and not (period == 1 and from_start == 2):
+        return period, from_start
+    if to_end <= 15 and (to_end <= 5 or period >= 4):
+        return period, 18 - to_end
+    return period, 3
+
+
+@cache
+def element_features() -> NDArray[np.float64]:
+    """(119, 28) what relates elements to one another: one-hot period and group, f-block filling, covalent radius.
+
+    Row 0 is zero. The radius is ASE's covalent radius (Cordero et al., doi:10.1039/b801115j) over 1.5 Å, less 1.
+    """
+    table = np.zeros((MAX_NUMBER + 1, 7 + 18 + 3))
+    for number in range(1, MAX_NUMBER + 1):
+        period, group = period_and_group(number)
+        table[number, period - 1] = 1.0
+        table[number, 7 + group - 1] = 1.0
+        f_filling = number - _NOBLE_GASES[period - 1] - 2 if group == 3 and period >= 6 else 0
+        table[number, 25] = float(0 < f_filling < 15)
+        table[number, 26] = f_filling / 14.0
+        table[number, 27] = covalent_radii[number] / 1.5 - 1.0
+    return table

@@ -1,0 +1,180 @@
+"""The look of every figure, and the way from a matplotlib figure to an SVG that a page can hold."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+INK, MUTED, RULE, PAPER = "#1b2027", "#69707b", "#dfe2e6", "#fffffe"
+"""Text, secondary text, lines, ground. In a page they follow its theme: the SVG names them as CSS variables."""
+THEME = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#8c510a")
+"""Okabe and Ito's colour-blind-safe colours (jfly.uni-koeln.de/color), their black and yellow replaced by violet and brown
+(text and axes are black already, yellow lines vanish on white)."""
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
+"""Line styles that tell datasets apart once the colours repeat."""
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ramify",  # the same figure has the same ids every time
+    "text.parse_math": False,  # a dataset's name may hold a $
+    "font.family": "DejaVu Sans",  # ships with matplotlib; the SVG names the reader's own font instead
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": RULE,
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.minor.visible": False,
+    "ytick.minor.visible": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+RASTER_DPI = 220
+"""Of the parts that are drawn as pixels because they hold thousands of points: sharp on a 2x screen."""
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as SVG.
+
+    Attributes:
+        svg: the `<svg>` element, without a namespace, as HTML wants it.
+        alt: what it shows, in words, for those who cannot see it.
+        width: its natural width in CSS pixels.
+    """
+
+    svg: str
+    alt: str
+    width: float
+
+    def inline(self, key: str) -> str:
+        """The element with every id prefixed by `key`, so that several can stand in one page."""
+        svg = re.sub(r'\bid="', f'id="{key}-', self.svg)
+        svg = re.sub(r'href="#', f'href="#{key}-', svg)
+        return re.sub(r"url\(#", f"url(#{key}-", svg)
+
+    def save(self, path: Path) -> None:
+        """Writes a stand-alone SVG file."""
+        svg = self.svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        Path(path).write_text(svg, encoding="utf-8")
+
+
+@dataclass
+class Canvas:
+    """A figure in the house style: `with Canvas(width, height) as canvas: ...`, then `canvas.drawing(alt)`.
+
+    Width and height are in units of 1/72 inch, which become CSS pixels.
+    """
+
+    width: float
+    height: float
+    figure: Figure = field(init=False)
+
+    def __enter__(self) -> Canvas:
+        self._style = rc_context(STYLE)  # type: ignore[arg-type]  # the stubs know only literal keys
+        self._style.__enter__()
+        self.figure = Figure(figsize=(self.width / 72, self.height / 72), layout="constrained")
+        self.figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._style.__exit__(None, None, None)
+
+    def axes(self) -> Axes:
+        """One set of axes over the whole figure."""
+        return self.figure.add_subplot()
+
+    def drawing(self, alt: str, tooltips: Mapping[str, str] | None = None) -> Drawing:
+        """The figure as SVG; `tooltips` maps the gid of an artist to the text shown when it is pointed at."""
+        buffer = io.StringIO()
+        self.figure.savefig(
+            buffer, format="svg", dpi=RASTER_DPI, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+        return Drawing(_clean(buffer.getvalue(), alt, self.width, tooltips or {}), alt, self.width)
+
+
+def colors(datasets: Iterable[str]) -> dict[str, str]:
+    """The colour of each dataset, by its place in the recipe."""
+    return {dataset: PALETTE[i % len(PALETTE)] for i, dataset in enumerate(datasets)}
+
+
+def line_styles(datasets: Iterable[str]) -> dict[str, object]:
+    """The line style of each dataset: solid until the colours repeat."""
+    return {dataset: DASHES[i // len(PALETTE) % len(DASHES)] for i, dataset in enumerate(datasets)}
+
+
+def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Makes axis `which` ("x" or "y") logarithmic, decades labelled as plain numbers as long as they are short."""
+    axis = getattr(axes, f"{which}axis")
+    getattr(axes, f"set_{which}scale")("log")
+    low, high = getattr(axes, f"get_{which}lim")()
+    decades = math.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis=which, which="minor", length=0)
+
+
+def plain(value: float) -> str:
+    """A tick's number: 0.01, 1, 1000; powers of ten beyond that."""
+    if value > 0 and not 1e-3 <= value < 1e5:
+        exponent = math.floor(math.log10(value) + 1e-9)
+        factor = round(value / 10**exponent)
+        return ("" if factor == 1 else f"{factor}·") + "10" + str(exponent).translate(SUPERSCRIPTS)
+    return f"{value:g}"
+
+
+def short_count(count: float) -> str:
+    """A count in at most four characters: 950, 12k, 3.4M."""
+    for limit, factor, unit in ((1e4, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (math.inf, 1e9, "G")):
+        if count < limit * (0.9995 if factor > 1 else 1):  # 999,999 is 1.0M, not 1000k
+            scaled = count / factor
+            return f"{scaled:.1f}{unit}" if factor > 1 and scaled < 9.95 else f"{scaled:.0f}{unit}"
+    return "∞"
+
+
+def _clean(svg: str, alt: str, width: float, tooltips: Mapping[str, str]) -> str:
+    """Matplotlib's file as an element for HTML: no prologue, namespaces or metadata; the page's fonts and colours."""
+    svg = svg[svg.index("<svg ") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href=", "href=")
+    svg = svg.replace("'DejaVu Sans'", "system-ui").replace("DejaVu Sans", "system-ui")
+    for color, variable in THEME.items():
+        svg = svg.replace(color, f"var({variable}, {color})")
+    start, rest = svg.split(">", 1)
+    start = re.sub(r'\s(width|height|version)="[^"]*"', "", start)  # the page decides; the viewBox keeps the shape
+    label = html.escape(alt)
+    svg = f'{start} style="max-width: {1.35 * width:.0f}px" role="img" aria-label="{label}" stroke-linejoin="round">{rest}'
+    for gid, text in tooltips.items():
+        svg = svg.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{html.escape(text)}</title>')
+    return re.sub(r"\n\s*", "\n", svg).strip()

@@ -1,0 +1,233 @@
+"""What a run directory holds, read and checked: the recipe, `evaluation.json`, `data.json`, the history, the predictions."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from ramify.errors import RamifyError
+from ramify.files import read_json
+
+
+class Trivial(BaseModel):
+    """Errors of the trivial predictor on one dataset: the reference energies alone, and zero forces."""
+
+    dataset: str
+    energy_mae: float | None = None
+    forces_mae: float | None = None
+    energy_rmse: float | None = None
+    forces_rmse: float | None = None
+
+
+class Row(Trivial):
+    """Errors of one branch on one dataset; None where the dataset has no such label or the branch no such head."""
+
+    branch: str
+    structures: int
+    atoms: int
+
+
+class Evaluation(BaseModel):
+    """`evaluation.json`: every branch on every dataset of one split."""
+
+    split: str
+    units: dict[str, str] = {}
+    rows: list[Row]
+    trivial: list[Trivial]
+    branch_of: dict[str, str]
+    step: int
+    model: dict[str, Any] = {}
+
+    def row(self, branch: str | None, dataset: str) -> Row | None:
+        """What `branch` did on `dataset`, or None if that was not evaluated."""
+        return next((r for r in self.rows if r.branch == branch and r.dataset == dataset), None)
+
+    def trivial_of(self, dataset: str) -> Trivial:
+        """The trivial predictor on `dataset`; all None where it was not evaluated."""
+        return next((t for t in self.trivial if t.dataset == dataset), Trivial(dataset=dataset))
+
+    @property
+    def branches(self) -> list[str]:
+        """Branch names in the order of the file."""
+        return list(dict.fromkeys(r.branch for r in self.rows))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Labels and predictions of a dataset's own branch on the evaluated split (`predictions/<dataset>.npz`).
+
+    Energies (S,) in eV/atom after the reference energies, forces (N, 3) in eV/Å; NaN without label or head.
+    """
+
+    energy_true: NDArray[np.floating]
+    energy_predicted: NDArray[np.floating]
+    n_atoms: NDArray[np.integer]
+    numbers: NDArray[np.integer]
+    forces_true: NDArray[np.floating]
+    forces_predicted: NDArray[np.floating]
+    names: NDArray[np.str_]
+
+    @cached_property
+    def energy_error(self) -> NDArray[np.float64]:
+        """(S,) eV/atom."""
+        return self.energy_predicted.astype(np.float64) - self.energy_true
+
+    @cached_property
+    def forces_error(self) -> NDArray[np.float64]:
+        """(N, 3) eV/Å."""
+        return self.forces_predicted.astype(np.float64) - self.forces_true
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run directory.
+
+    Attributes:
+        path: the directory.
+        recipe: the resolved recipe as plain values; `recipe_text` as written.
+        evaluation: `evaluation.json`.
+        data: `data.json`: the store manifest of each dataset; empty if the run has none.
+        train, val: the lines of `metrics.jsonl`, in the order of steps.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    recipe_text: str
+    evaluation: Evaluation
+    data: dict[str, dict[str, Any]]
+    train: list[dict[str, Any]]
+    val: list[dict[str, Any]]
+
+    @classmethod
+    def open(cls, path: Path) -> Results:
+        """Reads a run directory (the predictions only when they are asked for).
+
+        Raises:
+            RamifyError: it is not a run directory, it has not been evaluated, or a file in it is damaged.
+        """
+        path = Path(path)
+        if not (path / "recipe.yaml").is_file():
+            what = "has no recipe.yaml" if path.is_dir() else "does not exist"
+            raise RamifyError(
+                f"{path} is not a run directory: it {what}",
+                fix="name the folder that 'ramify train RECIPE --run DIR' wrote",
+            )
+        if not (path / "evaluation.json").is_file():
+            raise RamifyError(
+                f"{path} has not been evaluated: it has no evaluation.json", fix=f"ramify evaluate {path}"
+            )
+        text = (path / "recipe.yaml").read_text(encoding="utf-8")
+        try:
+            recipe = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RamifyError(f"{path / 'recipe.yaml'} is not YAML: {error}", fix="restore the file") from None
+        if not isinstance(recipe, dict):
+            raise RamifyError(f"{path / 'recipe.yaml'} holds no recipe", fix="restore the file")
+        history = _history(path / "metrics.jsonl")
+        return cls(
+            path=path,
+            recipe=recipe,
+            recipe_text=text,
+            evaluation=_evaluation(path),
+            data=_json(data, fix="restore the file") if (data := path / "data.json").is_file() else {},
+            train=history["train"],
+            val=history["val"],
+        )
+
+    @property
+    def trained_on(self) -> list[str]:
+        """Datasets that the model has seen, in the order of the recipe."""
+        branches = self.recipe.get("branches")
+        if isinstance(branches, dict):
+            return [dataset for group in branches.values() for dataset in group]
+        return list(self.recipe.get("datasets") or self.evaluation.branch_of)
+
+    @property
+    def datasets(self) -> list[str]:
+        """Datasets trained on or evaluated, in the order of the recipe, evaluated ones that it does not name last."""
+        named = [*(self.recipe.get("datasets") or ()), *(t.dataset for t in self.evaluation.trivial)]
+        return list(dict.fromkeys([*named, *(r.dataset for r in self.evaluation.rows)]))
+
+    @property
+    def name(self) -> str:
+        """The recipe's `name`, else what the paper would call the model."""
+        if self.recipe.get("name"):
+            return str(self.recipe["name"])
+        trained, branches = self.trained_on, self.evaluation.branches
+        if len(trained) == 1:
+            return f"Model-{trained[0]}"
+        if len(branches) == 1:
+            return "Baseline-All"
+        return "MTL-All" if len(branches) == len(trained) else "MTL-" + "-".join(branches)
+
+    def own_branch(self, dataset: str) -> str | None:
+        """The branch that predicts `dataset`: its own, or the only one there is; None if neither exists."""
+        branches = self.evaluation.branches
+        return self.evaluation.branch_of.get(dataset, branches[0] if len(branches) == 1 else None)
+
+    def own_row(self, dataset: str) -> Row | None:
+        """Errors of the branch that predicts `dataset`."""
+        return self.evaluation.row(self.own_branch(dataset), dataset)
+
+    def predictions(self, dataset: str) -> Predictions | None:
+        """Saved predictions of a dataset, or None if the run kept none.
+
+        Raises:
+            RamifyError: the file is damaged.
+        """
+        path = self.path / "predictions" / f"{dataset}.npz"
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return Predictions(**{name: file[name] for name in Predictions.__dataclass_fields__})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise RamifyError(f"{path} is damaged: {error}", fix=f"ramify evaluate {self.path}") from None
+
+
+def _json(path: Path, *, fix: str) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except RamifyError as error:
+        raise RamifyError(str(error), fix=fix) from None
+    if not isinstance(value, dict):
+        raise RamifyError(f"{path} holds a {type(value).__name__}, expected an object", fix=fix)
+    return value
+
+
+def _evaluation(run: Path) -> Evaluation:
+    path, fix = run / "evaluation.json", f"ramify evaluate {run}"
+    try:
+        return Evaluation.model_validate(_json(path, fix=fix))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RamifyError(f"{path}: {key}: {first['msg']} (found {first['input']!r:.80})", fix=fix) from None
+
+
+def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines by kind. A step logged twice (a resumed run repeats some) counts as logged last."""
+    steps: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "val": {}}
+    if not path.is_file():
+        return {"train": [], "val": []}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break  # a line that is still being written
+        try:
+            record = json.loads(line)
+            if record["kind"] in steps:
+                steps[record["kind"]][record["step"]] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise RamifyError(
+                f"{path}, line {number}, is no record of a run: {error!r}", fix="remove that line"
+            ) from None
+    return {kind: [found[step] for step in sorted(found)] for kind, found in steps.items()}

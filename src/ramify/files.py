@@ -1,0 +1,104 @@
+"""Files that are either there and whole, or not there at all."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ramify.errors import RamifyError
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Gives a temporary sibling of `target` to write into; it becomes `target` when the block ends without error.
+
+    Raises:
+        RamifyError: the disk is full; whatever was written is removed.
+    """
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _disk_full_named(target):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    sync(file)
+            sync(partial)
+            os.rename(partial, target)
+            sync(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file so that readers see the old content or the new, never a part.
+
+    Raises:
+        RamifyError: the disk is full; the old file is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    with _disk_full_named(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_whole` of indented JSON; refuses NaN, which JSON does not have."""
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        RamifyError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RamifyError(f"{path} is missing") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RamifyError(f"{path} is damaged: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Asks the system to put a file's (or folder's) content on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_full_named(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RamifyError(
+                f"cannot write {target}: {os.strerror(error.errno)}; nothing was left behind",
+                fix="free some space or choose another folder, then run the same command again",
+            ) from error
+        raise

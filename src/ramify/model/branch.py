@@ -1,0 +1,78 @@
+"""A branch: the energy head and the force head of one dataset (or of several that share it)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ramify.model.activation import SiLU
+
+ForceKind = Literal["direct", "conservative"]
+
+
+def fully_connected(width_in: int, width: int, layers: int, width_out: int) -> nn.Sequential:
+    """`layers` hidden layers of `width` units with SiLU between, then a linear map to `width_out`."""
+    steps: list[nn.Module] = []
+    for index in range(layers):
+        steps += [nn.Linear(width_in if index == 0 else width, width), SiLU()]
+    return nn.Sequential(*steps, nn.Linear(width, width_out))
+
+
+class EnergyHead(nn.Module):
+    """Energy of each atom, eV, reference energies not included; a structure's energy is their sum."""
+
+    def __init__(self, encoder_width: int, *, layers: int, width: int) -> None:
+        super().__init__()
+        self.layers = fully_connected(encoder_width, width, layers, 1)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """(N, F) -> (N,)."""
+        return self.layers(scalars).squeeze(1)
+
+
+class ForceHead(nn.Module):
+    """Direct forces: a combination of the encoder's vectors with gates made from its scalars (equivariant)."""
+
+    def __init__(self, encoder_width: int, vector_channels: int, *, layers: int, width: int) -> None:
+        super().__init__()
+        self.layers = fully_connected(encoder_width, width, layers, vector_channels)
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
+        """(N, F), (N, 3, C) -> (N, 3)."""
+        return torch.einsum("nxc,nc->nx", vectors, self.layers(scalars))
+
+
+class Branch(nn.Module):
+    """The heads of one branch, in units of its datasets' own spread, so that every branch starts alike.
+
+    Args:
+        encoder_width: scalar features per atom.
+        vector_channels: vector features per atom.
+        energy_head, force_head: layers and width of each.
+        forces: `direct` (own head), `conservative` (-dE/dx), or None where no dataset of the branch has forces.
+        energy_scale: eV; forces_scale: eV/Å. Fixed, kept in the checkpoint.
+    """
+
+    energy_scale: Tensor
+    forces_scale: Tensor
+
+    def __init__(
+        self,
+        encoder_width: int,
+        vector_channels: int,
+        *,
+        energy_head: tuple[int, int],
+        force_head: tuple[int, int],
+        forces: ForceKind | None,
+        energy_scale: float,
+        forces_scale: float,
+    ) -> None:
+        super().__init__()
+        self.forces = forces
+        self.energy = EnergyHead(encoder_width, layers=energy_head[0], width=energy_head[1])
+        self.force = None
+        if forces == "direct":
+            self.force = ForceHead(encoder_width, vector_channels, layers=force_head[0], width=force_head[1])
+        self.register_buffer("energy_scale", torch.tensor(energy_scale, dtype=torch.get_default_dtype()))
+        self.register_buffer("forces_scale", torch.tensor(forces_scale, dtype=torch.get_default_dtype()))

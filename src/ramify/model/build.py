@@ -1,0 +1,95 @@
+"""From a recipe and the statistics of its datasets to a model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ramify.model.branch import Branch, ForceKind
+from ramify.model.encoders.egnn import EGNN
+from ramify.model.multibranch import MultiBranch
+from ramify.recipe import EncoderOptions, ModelOptions, Recipe
+
+TYPICAL_NEIGHBORS = 15.0
+"""Sums over neighbours are divided by the square root of this when `max_neighbors` sets no smaller limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far labels of a training split spread: the units that heads and losses work in.
+
+    Attributes:
+        energy: eV/atom, standard deviation after references.
+        forces: eV/Å per component, root mean square; None without force labels.
+        structures: how many it was measured on.
+    """
+
+    energy: float
+    forces: float | None
+    structures: int
+
+    @property
+    def unit(self) -> float:
+        """eV and eV/Å: one unit for energies and forces, which are tied by derivatives over about one Å."""
+        return max(self.energy, self.forces or 0.0)
+
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, Any]) -> "Spread":
+        """From a store's manifest (as plain data)."""
+        statistics = manifest["statistics"]
+        structures = manifest["splits"]["train"]["structures"]
+        return cls(statistics["energy_std"] or 1.0, statistics["forces_rms"] or None, structures)
+
+
+def build_model(recipe: Recipe, spreads: Mapping[str, Spread]) -> MultiBranch:
+    """The model of a recipe, initialised from `train.seed` (float32 or float64, by `train.precision`).
+
+    Args:
+        recipe: model and branches.
+        spreads: of every dataset; a branch that reads several works in their mean, weighted by structures.
+    """
+    dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        encoder = _build_encoder(recipe.model.encoder)
+        branches = {
+            name: _build_branch(recipe.model, [spreads[d] for d in datasets])
+            for name, datasets in recipe.datasets_of_branches().items()
+        }
+        model = MultiBranch(encoder, branches, recipe.model.encoder.cutoff)
+    return model.to(dtype)
+
+
+def _build_encoder(options: EncoderOptions) -> EGNN:
+    return EGNN(
+        layers=options.layers,
+        width=options.width,
+        vector_channels=options.vector_channels,
+        radial=options.radial,
+        cutoff=options.cutoff,
+        neighbors=min(TYPICAL_NEIGHBORS, options.max_neighbors or math.inf),
+        message_layers=options.message_layers,
+    )
+
+
+def _build_branch(options: ModelOptions, spreads: Sequence[Spread]) -> Branch:
+    energy = _mean([(s.energy, s.structures) for s in spreads])
+    with_forces = [(s.forces, s.structures) for s in spreads if s.forces is not None]
+    forces: ForceKind | None = options.force_head.kind if with_forces else None
+    forces_scale = _mean(with_forces) if with_forces else 1.0
+    return Branch(
+        options.encoder.width,
+        options.encoder.vector_channels,
+        energy_head=(options.energy_head.layers, options.energy_head.width),
+        force_head=(options.force_head.layers, options.force_head.width),
+        forces=forces,
+        # a conservative branch has one scale: forces are derivatives of energies over about one Å
+        energy_scale=max(energy, forces_scale) if forces == "conservative" else energy,
+        forces_scale=forces_scale,
+    )
+
+
+def _mean(values: Sequence[tuple[float, int]]) -> float:
+    return sum(v * n for v, n in values) / sum(n for _, n in values)

@@ -1,0 +1,126 @@
+"""EGNN encoder (Satorras et al., arXiv:2102.09844) with vector channels.
+
+The original moves one coordinate per atom and feeds |x_i - x_j|² to its messages. Here every atom carries C vectors v_i
+that start at zero: x_i + v_i are C displaced copies of the atom. Expanding |(x_j + v_j) - (x_i + v_i)|² shows what the
+messages gain by it: the projections v·r̂_ij and the invariants v·v, through which angles enter. Positions themselves are never
+features, so scalars are invariant and vectors equivariant under rotation, translation and permutation.
+
+One layer, for edges i <- j with weight w_ij (smooth, zero at the end of the neighbourhood):
+    z_ij  = A h_i + B h_j + R rbf(d_ij) + P [v_i·r̂_ij, v_j·r̂_ij]        first edge layer, split: products on atoms
+    m_ij  = silu(W silu(z_ij)) * (F rbf(d_ij)) * w_ij                   message, filtered by distance
+    v_i  += Σ_j (g_ij r̂_ij + k_ij v_j) / sqrt(n),   [g, k] = G m_ij     coordinate channel
+    h_i  += U [h_i, Σ_j m_ij / sqrt(n), (V v_i)·(V' v_i)]               node update, two layers
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from ramify.model.activation import SiLU, silu
+
+from ramify.elements import MAX_NUMBER, element_features
+from ramify.model.graph import Graph
+from ramify.model.radial import BesselBasis
+
+
+class EGNNLayer(nn.Module):
+    """One round of message passing; see the module's docstring.
+
+    Args:
+        width: scalar features per atom, F.
+        channels: vector features per atom, C.
+        radial: size of the radial basis.
+        neighbors: typical number of neighbours; sums over them are divided by its square root.
+        message_layers: 2 for a second activated layer on every edge, 1 to leave it out.
+        first: vectors are still zero: no projections go in.
+    """
+
+    def __init__(
+        self, width: int, channels: int, radial: int, neighbors: float, *, message_layers: int, first: bool
+    ) -> None:
+        super().__init__()
+        self.first = first
+        self.width, self.channels = width, channels
+        self.scale = 1.0 / math.sqrt(neighbors)
+        self.norm = nn.LayerNorm(width)
+        self.from_receiver = nn.Linear(width, width)
+        self.from_sender = nn.Linear(width, width, bias=False)
+        self.from_distance = nn.Parameter(torch.empty(radial, 2 * width).uniform_(-1, 1) / math.sqrt(radial))
+        self.from_projection = None if first else nn.Linear(2 * channels, width, bias=False)
+        self.message = nn.Linear(width, width) if message_layers == 2 else None
+        self.vector_gates = nn.Linear(width, channels if first else 2 * channels, bias=False)
+        self.vector_mix = nn.Linear(channels, 3 * channels, bias=False)
+        self.update = nn.Sequential(
+            nn.Linear(2 * width + channels, width), SiLU(), nn.Linear(width, width + channels)
+        )
+
+    def forward(self, scalars: Tensor, vectors: Tensor, graph: Graph, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars (N, F) and vectors (N, 3, C) -> the same, updated. `basis` is (E, radial), faded at the cutoff."""
+        n_atoms = len(scalars)
+        receiver, sender = graph.receiver, graph.sender
+        direction = graph.direction[:, :, None]
+        h = self.norm(scalars)
+        radial, passing = (basis @ self.from_distance).split(self.width, dim=1)
+        z = self.from_receiver(h).index_select(0, receiver) + self.from_sender(h).index_select(0, sender) + radial
+        if self.from_projection is not None:
+            sent = vectors.index_select(0, sender)
+            toward = torch.cat([vectors.index_select(0, receiver), sent], dim=2)
+            z = z + self.from_projection((toward * direction).sum(1))
+        message = silu(z)
+        if self.message is not None:
+            message = silu(self.message(message))
+        message = message * passing
+        gates = self.vector_gates(message)[:, None, :]
+        along = direction * gates[..., : self.channels]
+        if not self.first:
+            along = along + gates[..., self.channels :] * sent
+        collected = scalars.new_zeros(n_atoms, self.width).index_add(0, receiver, message.to(scalars.dtype))
+        pushed = vectors.new_zeros(vectors.shape).index_add(0, receiver, along.to(vectors.dtype))
+        vectors = vectors + pushed * self.scale
+        a, b, c = self.vector_mix(vectors).split(self.channels, dim=2)
+        seen = torch.cat([h, collected * self.scale, (a * b).sum(1)], dim=1)
+        delta, gate = self.update(seen).split([self.width, self.channels], dim=1)
+        return scalars + delta, vectors + gate[:, None, :] * c
+
+
+class EGNN(nn.Module):
+    """Stack of `EGNNLayer`s on an embedding of the atomic numbers.
+
+    The embedding starts from the element's place in the periodic table, so that elements of few structures begin near
+    their relatives.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        width: int,
+        vector_channels: int,
+        radial: int,
+        cutoff: float,
+        neighbors: float,
+        message_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.vector_channels = vector_channels
+        self.basis = BesselBasis(radial, cutoff)
+        self.embedding = nn.Embedding(MAX_NUMBER + 1, width)
+        with torch.no_grad():
+            features = torch.from_numpy(element_features()).to(self.embedding.weight.dtype)
+            projection = torch.randn(features.shape[1], width) / math.sqrt(features.shape[1])
+            self.embedding.weight.mul_(0.3).add_(features @ projection)
+        self.layers = nn.ModuleList(
+            EGNNLayer(width, vector_channels, radial, neighbors, message_layers=message_layers, first=index == 0)
+            for index in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Invariant scalars (N, width) and equivariant vectors (N, 3, vector_channels)."""
+        scalars = self.embedding(graph.numbers)
+        vectors = scalars.new_zeros(len(scalars), 3, self.vector_channels)
+        basis = self.basis(graph.distance) * graph.weight[:, None]
+        for layer in self.layers:
+            scalars, vectors = layer(scalars, vectors, graph, basis)
+        return self.norm(scalars), vectors

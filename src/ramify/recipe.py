@@ -1,0 +1,322 @@
+"""The recipe: everything that defines a run, as typed and validated models. One docstring per key.
+
+A recipe is a YAML file. Unknown keys are errors that name the nearest known key; nothing is changed after parsing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from ramify.errors import RamifyError, nearest
+from ramify.sources import formats
+from ramify.sources.base import DatasetOptions
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Recipes that come with the package: `demo`, `five`, `paper`."""
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderOptions(_Keys):
+    """The shared encoder."""
+
+    kind: Literal["egnn"] = "egnn"
+    """Architecture."""
+    layers: int = Field(4, ge=1)
+    """Rounds of message passing."""
+    width: int = Field(128, ge=1)
+    """Scalar features per atom."""
+    vector_channels: int = Field(32, ge=1)
+    """Vector features per atom."""
+    message_layers: Literal[1, 2] = 2
+    """Activated layers of the message network on every edge: 2 as in the EGNN paper, 1 leaves out the second, whose work
+    (edges x width²) dominates."""
+    radial: int = Field(8, ge=1)
+    """Size of the radial basis."""
+    cutoff: float = Field(5.0, gt=0)
+    """Å."""
+    max_neighbors: int | None = Field(20, ge=1)
+    """Nearest neighbours kept per atom; null keeps all within the cutoff."""
+
+
+class HeadOptions(_Keys):
+    """An energy head: `layers` fully connected layers of `width` units, then one output."""
+
+    layers: int = Field(3, ge=1)
+    width: int = Field(128, ge=1)
+
+
+class ForceHeadOptions(HeadOptions):
+    """A force head; `conservative` derives forces from the energy head and has no layers of its own."""
+
+    kind: Literal["direct", "conservative"] = "direct"
+
+
+class ModelOptions(_Keys):
+    """Encoder and heads; every branch has the same shape."""
+
+    encoder: EncoderOptions = EncoderOptions()
+    energy_head: HeadOptions = HeadOptions()
+    force_head: ForceHeadOptions = ForceHeadOptions()
+
+
+class ObjectiveOptions(_Keys):
+    """L = sum over datasets d of w_d (energy L_E + forces L_F + stress L_S), divided by the sum of all w_d.
+
+    L_E, L_F, L_S are mean errors over all structures (forces: all components) that dataset d has in the batch.
+    """
+
+    energy: float = Field(1.0, ge=0)
+    forces: float = Field(10.0, ge=0)
+    stress: float = Field(0.0, ge=0)
+    """Only where labels exist and forces are conservative; weighs stress x volume / atoms (eV/atom)."""
+    form: Literal["mae", "l2norm", "huber", "mse"] = "mae"
+    """Error of one energy or force: absolute; norm of the vector (forces); quadratic below `huber_delta`; squared."""
+    huber_delta: float = Field(0.02, gt=0)
+    """In normalised units."""
+    normalise: bool = True
+    """Measures every dataset in units of its own force spread (eV and eV/Å), so that none drowns the others."""
+    weights: dict[str, float] = {}
+    """Weight of each dataset, 1 where not named. Never depends on how the run is spread over processes."""
+
+
+class OptimizerOptions(_Keys):
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101); biases, norms and the embedding are not decayed."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = Field(10.0, gt=0)
+    """Largest norm of the whole gradient; null for no clipping."""
+    ema: float = Field(0.999, ge=0, lt=1)
+    """Decay of the averaged weights that are evaluated and exported; 0 uses the last weights."""
+
+
+class ScheduleOptions(_Keys):
+    """Learning rate over the run."""
+
+    kind: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup_steps: int = Field(200, ge=0)
+    """Steps over which the rate rises linearly from zero."""
+    final: float = Field(0.01, ge=0, le=1)
+    """cosine: last rate as a fraction of `lr`; plateau: lowest rate."""
+    factor: float = Field(0.5, gt=0, lt=1)
+    """plateau: what the rate is multiplied by."""
+    patience: int = Field(3, ge=0)
+    """plateau: evaluations without a better metric before that."""
+
+
+class TrainOptions(_Keys):
+    """Length, batches and precision of a run."""
+
+    batch: int = Field(32, ge=1)
+    """Structures of one step, over all branches."""
+    sampling: Literal["proportional", "equal", "temperature"] = "proportional"
+    """How a batch is shared out: by number of structures, equally, or by number ** (1 / temperature)."""
+    temperature: float = Field(2.0, ge=1)
+    epochs: float = Field(100.0, gt=0)
+    """Passes over the data: an epoch is as many steps as one pass over all structures takes."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stops after this many steps; the schedule ends there too."""
+    patience: int | None = Field(None, ge=1)
+    """Early stopping: evaluations without a better metric; null never stops early."""
+    evaluate_every: float = Field(1.0, gt=0)
+    """Epochs between evaluations on the validation splits."""
+    checkpoint_every: float = Field(1.0, gt=0)
+    """Epochs between checkpoints of the latest state."""
+    log_every: int = Field(20, ge=1)
+    """Steps between lines of training errors."""
+    precision: Literal["fp32", "fp64", "bf16"] = "fp32"
+    """bf16: products in bfloat16, weights, geometry, sums and losses in float32."""
+    seed: int = 0
+    edge_cache: float = Field(1.0, ge=0)
+    """GB of memory per dataset for keeping its edges instead of finding them again each pass."""
+
+
+class Recipe(_Keys):
+    """One run."""
+
+    name: str = ""
+    """What tables call the model; derived from the branches when empty."""
+    stores: str = "stores"
+    """Folder that holds one store per dataset, relative to the working directory."""
+    datasets: dict[str, SerializeAsAny[DatasetOptions]] = Field(min_length=1)
+    """Datasets by name; the keys of each depend on its `format`."""
+    branches: Literal["per-dataset", "shared"] | dict[str, list[str]] = "per-dataset"
+    """One branch per dataset, one for all (the paper's Baseline-All), or `{branch: [datasets]}`."""
+    model: ModelOptions = ModelOptions()
+    objective: ObjectiveOptions = ObjectiveOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+    train: TrainOptions = TrainOptions()
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _datasets_by_format(cls, value: Any) -> Any:
+        """Validates every dataset by the model of its format."""
+        if not isinstance(value, Mapping):
+            return value
+        for name in value:
+            _check_name(str(name))
+        return {str(name): _dataset(str(name), entry) for name, entry in value.items()}
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Recipe":
+        if isinstance(self.branches, dict):
+            for branch in self.branches:
+                _check_name(branch)
+            listed = [d for datasets in self.branches.values() for d in datasets]
+            _known("branches", listed, self.datasets)
+            if missing := sorted(set(self.datasets) - set(listed)):
+                raise ValueError(f"branches: no branch reads {', '.join(missing)}; list every dataset once")
+            if twice := sorted({d for d in listed if listed.count(d) > 1}):
+                raise ValueError(f"branches: {', '.join(twice)} stands in more than one branch; list every dataset once")
+            if empty := sorted(b for b, datasets in self.branches.items() if not datasets):
+                raise ValueError(f"branches: {', '.join(empty)} has no dataset")
+        _known("objective.weights", self.objective.weights, self.datasets)
+        if self.objective.stress > 0 and self.model.force_head.kind != "conservative":
+            raise ValueError("objective.stress: needs model.force_head.kind: conservative, stress is dE/dε / V")
+        return self
+
+    def datasets_of_branches(self) -> dict[str, list[str]]:
+        """The datasets each branch reads, in the recipe's order."""
+        if self.branches == "per-dataset":
+            return {name: [name] for name in self.datasets}
+        if self.branches == "shared":
+            return {"shared": list(self.datasets)}
+        return {branch: list(datasets) for branch, datasets in self.branches.items()}
+
+    def branch_of_datasets(self) -> dict[str, str]:
+        """The branch that reads each dataset."""
+        return {dataset: branch for branch, group in self.datasets_of_branches().items() for dataset in group}
+
+    def to_yaml(self) -> str:
+        """The recipe with every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: a YAML file, or the name of a recipe that comes with the package.
+        overrides: `key.sub=value` pairs; values are YAML.
+
+    Raises:
+        RamifyError: no such file, not YAML, an unknown key (with the nearest known one) or a value out of range.
+    """
+    file = _find(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RamifyError(f"{file} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RamifyError(f"{file} holds {type(content).__name__}, a recipe is a mapping of keys", fix="see recipes/demo.yaml")
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, where=str(file))
+
+
+def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
+    """Validates a recipe given as plain data; `where` is named in errors."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RamifyError(_explain(error, where)) from None
+
+
+def _find(path: str | Path) -> Path:
+    file = Path(path)
+    if file.is_file():
+        return file
+    packaged = RECIPES / f"{path}.yaml"
+    if packaged.is_file():
+        return packaged
+    known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+    raise RamifyError(f"no recipe at {path}", fix=f"give a YAML file or one of: {', '.join(known)}")
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    """Sets one dotted key in place."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RamifyError(f"'{text}' is not an override", fix="write key.sub=value, e.g. train.max_steps=20")
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = content.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RamifyError(f"'{text}': '{parent}' holds {inner!r}, not a group of keys")
+        content = inner
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RamifyError(f"'{text}': the value is not YAML: {error}") from None
+
+
+def _dataset(name: str, entry: Any) -> DatasetOptions:
+    if isinstance(entry, DatasetOptions):
+        return entry
+    if not isinstance(entry, Mapping) or "format" not in entry:
+        raise ValueError(f"datasets.{name}: needs `format`, one of {', '.join(sorted(formats()))}, and `path`")
+    chosen = formats().get(str(entry["format"]))
+    if chosen is None:
+        hint = nearest(str(entry["format"]), formats())
+        raise ValueError(
+            f"datasets.{name}.format: '{entry['format']}' is unknown{hint}; accepted: {', '.join(sorted(formats()))}"
+        )
+    try:
+        return chosen.options.model_validate(entry)
+    except ValidationError as error:
+        raise ValueError("\n".join(_lines(error, chosen.options, f"datasets.{name}."))) from None
+
+
+def _known(key: str, names: Any, datasets: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in datasets:
+            raise ValueError(
+                f"{key}: no dataset is called '{name}'{nearest(name, datasets)}; datasets: {', '.join(datasets)}"
+            )
+
+
+def _check_name(name: str) -> None:
+    """Names become folders, files and parameter names."""
+    if not name or not name.replace("-", "").replace("_", "").isalnum() or name[0] == "-":
+        raise ValueError(f"'{name}' cannot be a name: use letters, digits, '-' and '_'")
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    return "\n  ".join([f"{where} is not a valid recipe:", *_lines(error, Recipe, "")])
+
+
+def _lines(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
+    """One line per mistake: key, value, what is accepted."""
+    lines = []
+    for mistake in error.errors():
+        key = prefix + ".".join(str(part) for part in mistake["loc"])
+        if mistake["type"] == "extra_forbidden":
+            accepted = _keys_at(model, mistake["loc"][:-1])
+            hint = nearest(str(mistake["loc"][-1]), accepted)
+            lines.append(f"{key}: unknown key{hint}; accepted: {', '.join(accepted)}")
+        elif mistake["type"] == "missing":
+            lines.append(f"{key}: missing")
+        elif mistake["type"] == "value_error":
+            lines.append(str(mistake["ctx"]["error"]))
+        else:
+            lines.append(f"{key}: {mistake['msg']}, found {mistake['input']!r}")
+    return lines
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys accepted at a place inside nested models."""
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

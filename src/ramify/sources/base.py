@@ -1,0 +1,70 @@
+"""What every format shares: the recipe keys of a dataset, and what a reader is."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ramify.quarantine import Quarantine
+from ramify.structures import Structures
+
+CHUNK_ATOMS = 50_000
+"""Atoms that a source gathers into one `Structures` at most (a single larger structure excepted): about 4 MB."""
+
+
+class Gates(BaseModel):
+    """Limits a structure must keep to enter the store; what fails is counted and quarantined, never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_force: float = Field(100.0, gt=0)
+    """Largest norm of the force on one atom, eV/Å."""
+    min_distance: float = Field(0.4, ge=0)
+    """Smallest distance between two atoms, periodic images included, Å (H2 at equilibrium: 0.74 Å)."""
+    energy_outlier: float = Field(30.0, gt=0)
+    """Largest distance of an energy per atom from the median of its composition, in units of that composition's median
+    absolute deviation (but at least 0.05 eV/atom per unit: near-equilibrium paths have almost none)."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """What becomes of a structure equal to an earlier one (elements, positions and cell to 1e-4 Å)."""
+
+
+class DatasetOptions(BaseModel):
+    """Recipe keys of one dataset, whatever its format."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str
+    """Name of the file format: one of `ramify.sources.formats()`."""
+    path: str | list[str] | dict[Literal["train", "val", "test"], str | list[str]]
+    """File or files (`*` allowed); or files by split, which are then honoured as they are."""
+    theory: str = ""
+    """Level of theory, for the manifest and the tables (functional, basis or pseudopotentials, code)."""
+    forces_sign: Literal[1, -1] = 1
+    """-1 for files that store gradients under the name of forces (COMP6 does)."""
+    split: dict[Literal["val", "test"], float] = {"val": 0.1, "test": 0.1}
+    """Fractions of the groups that go to validation and test where the files bring no split."""
+    split_seed: int = 0
+    """Enters the hash that orders the groups."""
+    gates: Gates = Gates()
+    """Quality limits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One file format.
+
+    Attributes:
+        name: what recipes call it.
+        options: its recipe keys, a subclass of `DatasetOptions`.
+        read: `read(path, options, quarantine)` yields `Structures` in chunks (at most `CHUNK_ATOMS` atoms each) in eV,
+            eV/Å, Å, eV/Å³ (tension positive), with `origin` naming file and path inside it; records it cannot use go
+            to the quarantine with their reason. Raises `RamifyError` when the file is not of this format.
+        theory: level of theory that files of this format have unless the recipe says otherwise.
+    """
+
+    name: str
+    options: type[DatasetOptions]
+    read: Callable[[Path, Any, Quarantine], Iterator[Structures]]
+    theory: str = ""

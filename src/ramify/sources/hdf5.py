@@ -1,0 +1,210 @@
+"""What the HDF5 formats share: opening with clear errors, telling the layouts apart, stacks of conformers in blocks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.errors import RamifyError
+from ramify.quarantine import Quarantine
+from ramify.sources.base import CHUNK_ATOMS
+from ramify.sources.chunks import NOT_COMPUTED
+from ramify.structures import Split, Structures
+
+Floats = NDArray[np.floating]
+
+CHUNK_CACHE = 64 << 20
+"""Bytes of HDF5's cache for one array: blocks read one after the other must not unpack the same HDF5 chunk twice."""
+
+METADATA_CACHE = 4 << 20
+"""Bytes of HDF5's cache for object headers as HDF5 counts them; in memory they take about 14 times as much, and its
+default of 32 MiB comes to 450 MB on the millions of small arrays of QM7-X."""
+
+_LAYOUTS = {  # the arrays beside one another by which a layout is known
+    "ani1x": {"atomic_numbers", "coordinates"},
+    "ani1": {"species", "coordinates", "energies"},
+    "qm7x": {"atNUM", "atXYZ"},
+    "transition1x": {"atomic_numbers", "positions"},
+}
+
+
+@contextmanager
+def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
+    """Opens an HDF5 file for reading and makes sure that it has `layout`, a key of the known layouts.
+
+    Raises:
+        RamifyError: no such file, an archive that was not unpacked, not HDF5, cut short, or of another layout.
+    """
+    _refuse_archives(path)
+    try:
+        file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
+        cache = file.id.get_mdc_config()
+        cache.max_size = METADATA_CACHE
+        file.id.set_mdc_config(cache)
+    except OSError as error:
+        raise RamifyError(
+            f"{path} cannot be opened as HDF5: {error}",
+            fix="compare its size and checksum with the publisher's and download it again, or correct `format`",
+        ) from error
+    with file:
+        try:
+            _require(file, path, layout)
+            yield file
+        except (OSError, RuntimeError) as error:
+            raise RamifyError(
+                f"{path} is damaged: {error}",
+                fix="compare its size and checksum with the publisher's and download it again",
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conformers:
+    """R conformers of one molecule or composition of n atoms, as they stand in the file.
+
+    Attributes:
+        numbers: (n,) atomic numbers, the same for all rows.
+        positions: (R, n, 3) Å.
+        energy: (R,) or (R, 1); None where the file has none: then no row is usable.
+        forces: (R, n, 3); None where the file has none.
+        energy_unit: factor to eV.
+        forces_unit: factor to eV/Å.
+        group: name of the group that all rows belong to.
+        origin: the file and the path inside it.
+        split: official split of all rows.
+        expect_forces: whether rows are unusable without forces.
+    """
+
+    numbers: NDArray[np.integer]
+    positions: h5py.Dataset
+    energy: h5py.Dataset | None
+    forces: h5py.Dataset | None
+    energy_unit: float
+    forces_unit: float
+    group: str
+    origin: str
+    split: Split = Split.NONE
+    expect_forces: bool = True
+
+    def blocks(self, quarantine: Quarantine) -> Iterator[Structures]:
+        """The rows in chunks; rows with a NaN in any requested label go to the quarantine, counted.
+
+        Raises:
+            RamifyError: the arrays contradict one another.
+        """
+        R = len(self.positions)
+        if self.energy is None or (self.forces is None and self.expect_forces):
+            quarantine.add(f"{self.origin}[{ranges(np.arange(R))}]", NOT_COMPUTED, "the array is not there", count=R)
+            return
+        self._check_shapes()
+        step = max(1, CHUNK_ATOMS // len(self.numbers))
+        for start in range(0, R, step):
+            rows = np.arange(start, min(start + step, R))
+            block = slice(start, start + step)
+            pos, e = self.positions[block], self.energy[block].reshape(-1)
+            f = None if self.forces is None else self.forces[block]
+            missing = np.isnan(e)
+            if f is not None and np.isnan(f.sum()):  # one pass over all tells that most blocks hold no NaN
+                missing |= np.isnan(f.reshape(len(f), -1)).any(axis=1)
+            if missing.any():
+                dropped, keep = rows[missing], ~missing
+                quarantine.add(f"{self.origin}[{ranges(dropped)}]", NOT_COMPUTED, count=len(dropped))
+                pos, e, f, rows = pos[keep], e[keep], None if f is None else f[keep], rows[keep]
+            if len(rows):
+                yield self._structures(pos, e, f, rows)
+
+    def _structures(self, pos: Floats, energy: Floats, forces: Floats | None, rows: NDArray[np.int64]) -> Structures:
+        if forces is not None:
+            forces = forces.reshape(-1, 3).astype(np.float64) * self.forces_unit
+        return Structures.make(
+            n_atoms=np.full(len(rows), len(self.numbers)),
+            numbers=np.tile(self.numbers, len(rows)),
+            positions=pos.reshape(-1, 3),
+            energy=energy.astype(np.float64) * self.energy_unit,
+            forces=forces,
+            split=np.full(len(rows), self.split),
+            row=rows,
+            group_names=(self.group,),
+            origin_names=(self.origin,),
+        )
+
+    def _check_shapes(self) -> None:
+        R, n = len(self.positions), len(self.numbers)
+        sizes = {
+            "positions": (self.positions, R * n * 3),
+            "energy": (self.energy, R),
+            "forces": (self.forces, R * n * 3),
+        }
+        for name, (array, size) in sizes.items():
+            if array is not None and (array.shape[:1] != (R,) or array.size != size or n == 0):
+                raise RamifyError(
+                    f"{self.origin}: {name} has shape {array.shape}, which does not fit {R} rows of {n} atoms",
+                    fix="the file is damaged or of another format: download it again, or correct `format`",
+                )
+
+
+def ranges(rows: NDArray[np.integer]) -> str:
+    """Ascending row numbers in short: `0-4,17`."""
+    if not len(rows):
+        return ""
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    first, last = rows[np.r_[0, breaks + 1]].tolist(), rows[np.r_[breaks, len(rows) - 1]].tolist()
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))
+
+
+def groups(group: h5py.Group) -> Iterator[h5py.Group]:
+    """The groups directly inside `group`, in the order of their names."""
+    return (member for member in group.values() if isinstance(member, h5py.Group))
+
+
+def dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
+    """The array `key` of `group`, None where it is not there."""
+    found: Any = group.get(key)
+    return found if isinstance(found, h5py.Dataset) else None
+
+
+def _require(file: h5py.File, path: Path, layout: str) -> None:
+    keys = _first_arrays(file)
+    found = next((name for name, marks in _LAYOUTS.items() if marks <= keys), None)
+    if found == layout:
+        return
+    holds = f"the layout of format '{found}'" if found else f"arrays {sorted(keys)[:8]}" if keys else "no arrays"
+    marks = ", ".join(sorted(_LAYOUTS[layout]))
+    raise RamifyError(
+        f"{path} is not of format '{layout}' (arrays {marks} beside one another): it holds {holds}",
+        fix=f"set `format: {found}`" if found else "correct `format` or `path`",
+    )
+
+
+def _first_arrays(group: h5py.Group, depth: int = 5) -> set[str]:
+    """Names of the arrays in the first group (depth first, the first 50 members of each) that has any."""
+    members = {name: group[name] for name in islice(group, 50)}
+    arrays = {name for name, member in members.items() if isinstance(member, h5py.Dataset)}
+    if arrays or depth == 0:
+        return arrays
+    inside = (_first_arrays(member, depth - 1) for member in members.values())
+    return next((found for found in inside if found), set())
+
+
+def _refuse_archives(path: Path) -> None:
+    """A file still packed gets its unpacking command. A bare tar would even open: HDF5 skips its 512-byte header."""
+    if path.is_dir():
+        raise RamifyError(f"{path} is a folder, not a file", fix=f"path: {path}/*")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError as error:
+        raise RamifyError(f"{path} does not exist", fix="correct `path`") from error
+    except OSError as error:
+        raise RamifyError(f"{path} cannot be read: {error}", fix="check its permissions") from error
+    if head[257:262] == b"ustar":
+        raise RamifyError(f"{path} is a tar archive, not HDF5", fix=f"unpack it: tar xf {path}")
+    packed = {b"\xfd7zXZ\x00": "tar xJf", b"BZh": "tar xjf", b"\x1f\x8b": "tar xzf", b"PK\x03\x04": "unzip"}
+    for magic, command in packed.items():
+        if head.startswith(magic):
+            raise RamifyError(f"{path} is a compressed archive, not HDF5", fix=f"unpack it: {command} {path}")

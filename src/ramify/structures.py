@@ -1,0 +1,218 @@
+"""`Structures`: any number of atomistic structures as flat columns, the one type that flows through the project.
+
+Sources yield it, stores are it on disk, batches are taken from it. S structures hold N atoms in total; the atoms of one
+structure are contiguous. A label that is absent is NaN, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+class Split(IntEnum):
+    """Which part of a dataset a structure belongs to; NONE until something (the source or prepare) decides."""
+
+    NONE = 0
+    TRAIN = 1
+    VAL = 2
+    TEST = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Structures:
+    """S structures with N atoms in total, as flat columns.
+
+    Attributes:
+        n_atoms: (S,) int64, atoms of each structure; sums to N.
+        numbers: (N,) uint8, atomic numbers.
+        positions: (N, 3) float, Å.
+        cell: (S, 3, 3) float, Å; rows are lattice vectors, zero where there is no cell.
+        pbc: (S, 3) bool, periodicity along each lattice vector.
+        energy: (S,) float64, total energy in eV; NaN where there is no label.
+        forces: (N, 3) float, eV/Å, forces (-dE/dx); NaN where there is no label.
+        stress: (S, 3, 3) float, eV/Å³, tension positive (dE/dε / V); NaN where there is no label.
+        split: (S,) uint8, a `Split`.
+        group: (S,) int64, index into `group_names`: structures of one group never part when splits are made.
+        origin: (S,) int64, index into `origin_names`: the file and the path inside it.
+        row: (S,) int64, position inside the origin.
+        group_names: names that `group` points into.
+        origin_names: names that `origin` points into.
+    """
+
+    n_atoms: NDArray[np.int64]
+    numbers: NDArray[np.uint8]
+    positions: NDArray[np.floating]
+    cell: NDArray[np.floating]
+    pbc: NDArray[np.bool_]
+    energy: NDArray[np.float64]
+    forces: NDArray[np.floating]
+    stress: NDArray[np.floating]
+    split: NDArray[np.uint8]
+    group: NDArray[np.int64]
+    origin: NDArray[np.int64]
+    row: NDArray[np.int64]
+    group_names: tuple[str, ...]
+    origin_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.n_atoms)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(S + 1,) the first atom of each structure, and N at the end."""
+        return np.concatenate([[0], np.cumsum(self.n_atoms, dtype=np.int64)])
+
+    @property
+    def structure_of_atom(self) -> NDArray[np.int64]:
+        """(N,) the structure each atom belongs to."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.n_atoms)
+
+    def name(self, index: int) -> str:
+        """Where structure `index` comes from, e.g. `ani1x.h5/C2H6[17]`."""
+        return f"{self.origin_names[self.origin[index]]}[{self.row[index]}]"
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        n_atoms: Any,
+        numbers: Any,
+        positions: Any,
+        cell: Any = None,
+        pbc: Any = None,
+        energy: Any = None,
+        forces: Any = None,
+        stress: Any = None,
+        split: Any = None,
+        group: Any = None,
+        origin: Any = None,
+        row: Any = None,
+        group_names: Sequence[str] = ("",),
+        origin_names: Sequence[str] = ("",),
+    ) -> Structures:
+        """Builds the columns from whatever is at hand, absent ones filled in (no cell, no labels, group 0, row i).
+
+        Raises:
+            ValueError: the lengths of the columns contradict one another, or an index points past its names.
+        """
+        n_atoms = np.asarray(n_atoms, np.int64)
+        S, N = len(n_atoms), int(n_atoms.sum())
+
+        def column(value: Any, shape: tuple[int, ...], dtype: Any, default: Any) -> NDArray[Any]:
+            if value is None:
+                return np.full(shape, default, dtype)
+            array = np.ascontiguousarray(value, dtype)
+            if array.shape != shape:
+                raise ValueError(f"a column has shape {array.shape}, expected {shape} for {S} structures, {N} atoms")
+            return array
+
+        made = cls(
+            n_atoms=n_atoms,
+            numbers=column(numbers, (N,), np.uint8, 0),
+            positions=column(positions, (N, 3), np.float64, 0.0),
+            cell=column(cell, (S, 3, 3), np.float64, 0.0),
+            pbc=column(pbc, (S, 3), np.bool_, False),
+            energy=column(energy, (S,), np.float64, np.nan),
+            forces=column(forces, (N, 3), np.float64, np.nan),
+            stress=column(stress, (S, 3, 3), np.float64, np.nan),
+            split=column(split, (S,), np.uint8, Split.NONE),
+            group=column(group, (S,), np.int64, 0),
+            origin=column(origin, (S,), np.int64, 0),
+            row=column(np.arange(S) if row is None else row, (S,), np.int64, 0),
+            group_names=tuple(group_names),
+            origin_names=tuple(origin_names),
+        )
+        for index, names in ((made.group, made.group_names), (made.origin, made.origin_names)):
+            if S and not (0 <= index.min() and index.max() < len(names)):
+                raise ValueError(f"an index points past its {len(names)} names")
+        return made
+
+    def take(self, indices: NDArray[np.integer] | Sequence[int]) -> Structures:
+        """The structures at `indices`, in that order (repeats allowed); names are shared, not copied."""
+        index = np.asarray(indices, np.int64)
+        counts = self.n_atoms[index]
+        atoms = atom_rows(self.offsets[index], counts)
+        changed: dict[str, Any] = {f: getattr(self, f)[index] for f in STRUCTURE_COLUMNS}
+        changed |= {f: getattr(self, f)[atoms] for f in ATOM_COLUMNS}
+        return replace(self, **changed)
+
+    def span(self, start: int, stop: int) -> Structures:
+        """Structures `start` to `stop`, as views."""
+        a, b = int(self.n_atoms[:start].sum()), int(self.n_atoms[:stop].sum())
+        changed: dict[str, Any] = {f: getattr(self, f)[start:stop] for f in STRUCTURE_COLUMNS}
+        changed |= {f: getattr(self, f)[a:b] for f in ATOM_COLUMNS}
+        return replace(self, **changed)
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Structures]) -> Structures:
+        """All structures of `parts` in order; the name tables are merged."""
+        parts = list(parts)
+        if not parts:
+            return cls.make(n_atoms=[], numbers=[], positions=np.zeros((0, 3)))
+        columns: dict[str, Any] = {
+            f: np.concatenate([getattr(p, f) for p in parts])
+            for f in (*STRUCTURE_COLUMNS, *ATOM_COLUMNS)
+            if f not in ("group", "origin")
+        }
+        for index, table in (("group", "group_names"), ("origin", "origin_names")):
+            columns[index], columns[table] = _merge_names([(getattr(p, index), getattr(p, table)) for p in parts])
+        return cls(**columns)
+
+    def to_ase(self, index: int) -> Atoms:
+        """Structure `index` as ASE atoms; its labels stand in `.info` and `.arrays` as `REF_energy`, `REF_forces`."""
+        from ase import Atoms
+
+        a, b = self.offsets[index : index + 2]
+        atoms = Atoms(
+            numbers=self.numbers[a:b], positions=self.positions[a:b], cell=self.cell[index], pbc=self.pbc[index]
+        )
+        atoms.info["REF_energy"] = float(self.energy[index])
+        atoms.arrays["REF_forces"] = np.array(self.forces[a:b])
+        return atoms
+
+    @classmethod
+    def from_ase(cls, images: Sequence[Atoms]) -> Structures:
+        """Geometry (no labels) of ASE atoms; a cell of zero volume with no periodic axis is kept as it stands."""
+        return cls.make(
+            n_atoms=[len(a) for a in images],
+            numbers=np.concatenate([a.numbers for a in images]) if images else [],
+            positions=np.concatenate([a.positions for a in images]) if images else np.zeros((0, 3)),
+            cell=np.array([a.cell.array for a in images]).reshape(-1, 3, 3),
+            pbc=np.array([a.pbc for a in images]).reshape(-1, 3),
+        )
+
+
+ATOM_COLUMNS = ("numbers", "positions", "forces")
+STRUCTURE_COLUMNS = ("n_atoms", "cell", "pbc", "energy", "stress", "split", "group", "origin", "row")
+assert {f.name for f in fields(Structures)} == {*ATOM_COLUMNS, *STRUCTURE_COLUMNS, "group_names", "origin_names"}
+
+
+def atom_rows(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The atom rows of structures that begin at `starts` with `counts` atoms each, one after the other."""
+    total = int(counts.sum())
+    first = np.cumsum(counts) - counts  # where each structure begins in the result
+    return np.repeat(starts - first, counts) + np.arange(total, dtype=np.int64)
+
+
+def _merge_names(
+    parts: Sequence[tuple[NDArray[np.int64], tuple[str, ...]]],
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Rewrites indices into several name tables as indices into one table without repeats."""
+    position: dict[str, int] = {}
+    merged = []
+    seen: tuple[str, ...] | None = None
+    for index, names in parts:
+        if names is not seen:  # chunks of one source usually share the table: translate it once
+            translate = np.array([position.setdefault(n, len(position)) for n in names], np.int64)
+            seen = names
+        merged.append(translate[index] if len(index) else index)
+    return np.concatenate(merged), tuple(position)

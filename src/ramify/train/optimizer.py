@@ -1,0 +1,95 @@
+"""AdamW, the learning rate over the run, and the averaged weights."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ramify.recipe import OptimizerOptions, ScheduleOptions
+
+
+def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
+    """AdamW over all parameters of `model`; weight decay only where it shrinks a linear map (no biases, norms, embedding)."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
+    others = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
+
+
+@dataclass
+class Schedule:
+    """Learning rate of each step; a pure function of the step except for `plateau`, which remembers.
+
+    Attributes:
+        factor: what plateau has multiplied the rate by so far.
+        waited: evaluations since the best metric (plateau).
+        best: best metric seen (plateau).
+    """
+
+    options: ScheduleOptions
+    base: float
+    total_steps: int
+    factor: float = 1.0
+    waited: int = 0
+    best: float = math.inf
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step `step` (from 0)."""
+        o = self.options
+        warm = min(1.0, (step + 1) / o.warmup_steps) if o.warmup_steps else 1.0
+        if o.kind == "cosine":
+            progress = min(1.0, step / max(1, self.total_steps))
+            return self.base * warm * (o.final + (1 - o.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return self.base * warm * (self.factor if o.kind == "plateau" else 1.0)
+
+    def observe(self, metric: float) -> None:
+        """Tells plateau the outcome of an evaluation."""
+        if self.options.kind != "plateau":
+            return
+        if metric < self.best:
+            self.best, self.waited = metric, 0
+            return
+        self.waited += 1
+        if self.waited > self.options.patience:
+            self.factor, self.waited = max(self.options.final, self.factor * self.options.factor), 0
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint must keep."""
+        kept = asdict(self)
+        return {key: kept[key] for key in ("factor", "waited", "best")}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Takes up where `state` was taken."""
+        self.factor, self.waited, self.best = state["factor"], int(state["waited"]), state["best"]
+
+
+class AveragedWeights:
+    """Exponential moving average of all parameters.
+
+    The decay starts low, min(decay, (1 + t) / (10 + t)) after t updates, so that early averages follow the weights
+    (the rule of tf.train.ExponentialMovingAverage).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._parameters = list(model.parameters())
+        self.averages: list[Tensor] = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Moves the averages towards the weights after update number `updates` (from 0)."""
+        decay = min(self.decay, (1 + updates) / (10 + updates)) if self.decay else 0.0
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self._parameters], 1.0 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges weights and averages in place; a second call puts them back."""
+        for parameter, average in zip(self._parameters, self.averages, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)

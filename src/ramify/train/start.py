@@ -1,0 +1,69 @@
+"""Starting a run, and taking one up again."""
+
+import ctypes
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ramify.data.open import open_split, open_stores
+from ramify.errors import RamifyError
+from ramify.recipe import Recipe
+from ramify.train.loop import Trainer, Watch
+from ramify.train.run import Run
+
+EdgeProgress = Callable[[str, int], None]
+
+
+def start_run(recipe: Recipe, path: Path, watch: Watch, edges: EdgeProgress = lambda dataset, structures: None) -> Trainer:
+    """Makes the run directory and a trainer at step 0; nothing is written when something is wrong with the data.
+
+    Raises:
+        RamifyError: see `open_stores` and `Run.create`.
+    """
+    _keep_freed_memory()
+    stores = open_stores(recipe)
+    data = {name: store.manifest.model_dump(mode="json") for name, store in stores.items()}
+    run = Run.create(path, recipe, data)
+    train, val = open_split(recipe, stores, "train", edges), open_split(recipe, stores, "val", edges)
+    return Trainer(recipe, run, data, train, val, watch=watch)
+
+
+def resume_run(path: Path, watch: Watch, edges: EdgeProgress = lambda dataset, structures: None) -> Trainer:
+    """A trainer at the latest checkpoint of a run; continues as if the run had never stopped.
+
+    Raises:
+        RamifyError: no run or no checkpoint there, a damaged one, or stores that have changed since.
+    """
+    _keep_freed_memory()
+    run = Run.open(path)
+    recipe = run.recipe()
+    checkpoint = run.checkpoint("latest")
+    stores = open_stores(recipe)
+    data = {name: store.manifest.model_dump(mode="json") for name, store in stores.items()}
+    _same_data(checkpoint.manifest["datasets"], data)
+    train, val = open_split(recipe, stores, "train", edges), open_split(recipe, stores, "val", edges)
+    trainer = Trainer(recipe, run, data, train, val, watch=watch)
+    trainer.restore(checkpoint)
+    return trainer
+
+
+def _same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with other structures or references than the run began with."""
+    for name, manifest in now.items():
+        for key in ("columns", "references", "splits"):
+            if before[name][key] != manifest[key]:
+                raise RamifyError(
+                    f"the store of dataset '{name}' is not the one this run was trained on ({key} differ)",
+                    fix="prepare it again from the same files and options, or start a new run",
+                )
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep large freed blocks instead of returning them: a step frees and takes the same gigabyte again,
+    and fetching fresh pages for it costs up to a third of the step (M_TRIM_THRESHOLD = -1, M_MMAP_THRESHOLD = -3)."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # glibc only
+            libc.mallopt(-1, 2**31 - 1)
+            libc.mallopt(-3, 2**30)

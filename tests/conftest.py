@@ -1,0 +1,15 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real extracts beside the checkout (or `RAMIFY_SHARED`); tests that need it skip without it."""
+    folder = Path(os.environ.get("RAMIFY_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"real extracts are not at {folder} (set RAMIFY_SHARED to their folder)")
+    return folder

@@ -1,0 +1,234 @@
+"""The crystals of mptrj_mini and alexandria_mini: prototypes, elements, lattice constants, k-point meshes.
+
+Lattice constants are starting values (Å) near the known experimental ones.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+
+# k-points per 1/Å of reciprocal length; i insulator, s semiconductor, m metal, f ferromagnetic metal (spin-polarised)
+KPOINT_DENSITY = {"i": 1.25, "s": 1.5, "m": 1.95, "f": 1.95}
+SPIN_POLARISED = "f"
+METALS = "mf"
+
+Points = list[tuple[float, float, float]]
+Q, H = 0.25, 0.5
+CENTRED: Points = [(0, 0, 0), (H, H, H)]
+FCC_CELL = 0.5 * (np.ones((3, 3)) - np.eye(3))  # primitive, for lattice constant 1
+# prototypes on a cubic lattice: which of the elements sits at which fractional position
+FCC_PROTOTYPES: dict[str, tuple[tuple[int, ...], Points]] = {
+    "rocksalt": ((0, 1), CENTRED),
+    "zincblende": ((0, 1), [(0, 0, 0), (Q, Q, Q)]),
+    "fluorite": ((0, 1, 1), [(0, 0, 0), (Q, Q, Q), (-Q, -Q, -Q)]),  # antifluorite: swap the elements
+    "halfheusler": ((0, 1, 2), [(0, 0, 0), (H, H, H), (Q, Q, Q)]),
+}
+CUBIC_PROTOTYPES: dict[str, tuple[tuple[int, ...], Points]] = {
+    "cscl": ((0, 1), CENTRED),
+    "bcc2": ((0, 0), CENTRED),
+    "perovskite": ((0, 1, 2, 2, 2), [*CENTRED, (H, H, 0), (H, 0, H), (0, H, H)]),
+    "l12": ((0, 1, 1, 1), [(0, 0, 0), (0, H, H), (H, 0, H), (H, H, 0)]),
+}
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """One material: `lattice` holds a, or a and c (Å); `kind` is a key of KPOINT_DENSITY."""
+
+    prototype: str
+    elements: tuple[str, ...]
+    lattice: tuple[float, ...]
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """E.g. `rocksalt_Na-Cl`: unique within a corpus."""
+        return f"{self.prototype}_{'-'.join(self.elements)}"
+
+    def atoms(self) -> Atoms:
+        """The primitive cell (bcc and fcc elements: the two-atom cell)."""
+        a, elements = self.lattice[0], self.elements
+        if self.prototype in FCC_PROTOTYPES:
+            which, points = FCC_PROTOTYPES[self.prototype]
+            return _periodic([elements[i] for i in which], points, a * FCC_CELL)
+        if self.prototype in CUBIC_PROTOTYPES:
+            which, points = CUBIC_PROTOTYPES[self.prototype]
+            return _periodic([elements[i] for i in which], points, np.eye(3) * a)
+        if self.prototype == "fcc2":  # tetragonal
+            return _periodic([elements[0]] * 2, CENTRED, np.diag([a / 2**0.5, a / 2**0.5, a]))
+        if self.prototype in ("diamond", "hcp", "wurtzite"):
+            return bulk("".join(elements), self.prototype, *self.lattice)
+        if self.prototype == "rutile":
+            return _rutile(elements, *self.lattice)
+        if self.prototype == "cdi2":
+            return _cadmium_iodide(elements, *self.lattice)
+        raise ValueError(f"unknown prototype {self.prototype!r}")
+
+    def kpoints(self) -> tuple[int, ...]:
+        """The Gamma-centred mesh of the starting cell, kept for all structures of the material."""
+        reciprocal = 2 * np.pi * np.linalg.norm(np.linalg.inv(self.atoms().cell.array).T, axis=1)
+        return tuple(int(max(1, np.ceil(KPOINT_DENSITY[self.kind] * b - 0.05))) for b in reciprocal)
+
+
+def _periodic(symbols: list[str], points: Points, cell: np.ndarray) -> Atoms:
+    return Atoms(symbols, scaled_positions=points, cell=cell, pbc=True)
+
+
+def _rutile(elements: tuple[str, ...], a: float, c: float) -> Atoms:
+    u = 0.305
+    points = [*CENTRED, (u, u, 0), (-u, -u, 0), (H + u, H - u, H), (H - u, H + u, H)]
+    return _periodic([elements[0]] * 2 + [elements[1]] * 4, points, np.diag([a, a, c]))
+
+
+def _cadmium_iodide(elements: tuple[str, ...], a: float, c: float) -> Atoms:
+    z = 0.25
+    cell = np.array([[a, 0, 0], [-a / 2, a * 3**0.5 / 2, 0], [0, 0, c]])
+    points: Points = [(0, 0, 0), (1 / 3, 2 / 3, z), (2 / 3, 1 / 3, -z)]
+    return _periodic([elements[0], elements[1], elements[1]], points, cell)
+
+
+def _parse(text: str) -> list[Crystal]:
+    crystals = []
+    for line in text.strip().splitlines():
+        prototype, elements, lattice, kind = line.split()
+        crystals.append(Crystal(prototype, tuple(elements.split("-")), tuple(map(float, lattice.split(","))), kind))
+    return crystals
+
+
+MPTRJ = _parse("""
+rocksalt Na-Cl 5.64 i
+zincblende Ga-As 5.65 s
+fcc2 Al 4.05 m
+perovskite Sr-Ti-O 3.91 i
+rocksalt Mg-O 4.21 i
+cscl Cs-Cl 4.12 i
+fluorite Ca-F 5.46 i
+wurtzite Zn-O 3.25,5.21 i
+diamond Si 5.43 s
+bcc2 W 3.17 m
+rocksalt Li-F 4.03 i
+rocksalt Ti-N 4.24 m
+hcp Mg 3.21,5.21 m
+zincblende Si-C 4.36 s
+rocksalt K-Br 6.60 i
+fluorite Zr-O 5.09 i
+fluorite O-Li 4.62 i
+perovskite K-Mg-F 3.99 i
+zincblende Zn-S 5.41 s
+zincblende B-N 3.62 i
+rocksalt Pb-S 5.94 s
+diamond C 3.57 i
+bcc2 Na 4.28 m
+fcc2 Cu 3.61 m
+rocksalt Ti-C 4.33 m
+zincblende In-P 5.87 s
+wurtzite Al-N 3.11,4.98 i
+cscl Ni-Al 2.89 m
+bcc2 Fe 2.85 f
+fluorite Si-Mg 6.35 s
+rocksalt Ca-O 4.81 i
+rocksalt Ag-Cl 5.55 i
+halfheusler Sn-Ti-Ni 5.92 s
+zincblende Cd-Te 6.48 s
+hcp Ti 2.95,4.68 m
+rocksalt Sr-S 6.02 i
+cdi2 Mg-Br 3.81,6.26 i
+rutile Ti-O 4.60,2.96 i
+cscl Tl-Br 3.99 i
+zincblende Al-P 5.46 s
+fcc2 Au 4.08 m
+rocksalt Sc-N 4.50 s
+l12 Sc-Al 4.10 m
+perovskite Ba-Ti-O 4.02 i
+rocksalt Sn-Te 6.33 s
+diamond Ge 5.66 s
+bcc2 V 3.03 m
+cdi2 Ti-S 3.41,5.70 s
+fluorite S-Na 6.53 i
+zincblende Cu-Cl 5.42 s
+perovskite Cs-Pb-Cl 5.61 i
+rocksalt Ba-O 5.54 i
+cscl Mg-Ag 3.31 m
+rocksalt Li-H 4.08 i
+""")
+
+ALEXANDRIA = _parse("""
+rocksalt Li-Cl 5.10 i
+zincblende Al-As 5.65 s
+fluorite Sr-F 5.79 i
+cscl Ni-Ti 3.01 m
+rocksalt Mg-Se 5.45 i
+perovskite K-Zn-F 4.05 i
+halfheusler Li-Al-Si 5.93 s
+bcc2 Nb 3.30 m
+fluorite O-Na 5.55 i
+rocksalt Zr-C 4.69 m
+zincblende Be-S 4.86 s
+cscl Cs-I 4.56 i
+rocksalt Ca-S 5.67 i
+perovskite Ca-Ti-O 3.86 i
+fcc2 Pd 3.89 m
+zincblende Ga-Sb 6.10 s
+fluorite Cd-F 5.38 i
+rocksalt Sr-O 5.13 i
+halfheusler Zr-Sn-Ni 6.11 s
+cscl Au-Zn 3.15 m
+rocksalt Na-Br 5.93 i
+fluorite S-Li 5.70 i
+rocksalt Hf-N 4.52 m
+zincblende Zn-Se 5.66 s
+perovskite Na-Mg-F 3.92 i
+rocksalt Pb-Te 6.42 s
+bcc2 Mo 3.15 m
+rocksalt K-F 5.34 i
+fluorite Ge-Mg 6.38 s
+zincblende B-As 4.77 s
+cscl Li-Ag 3.16 m
+rocksalt V-N 4.13 m
+fluorite Ba-F 6.19 i
+halfheusler Li-N-Mg 4.96 s
+rocksalt Rb-I 7.30 i
+zincblende In-Sb 6.48 s
+perovskite Li-Ba-F 3.99 i
+fluorite Hf-O 5.07 i
+rocksalt Cd-O 4.70 s
+cscl Be-Cu 2.70 m
+rocksalt Y-N 4.88 s
+fluorite C-Be 4.34 s
+zincblende Cd-S 5.82 s
+rocksalt Nb-C 4.45 m
+rocksalt Ca-Se 5.90 i
+perovskite Cs-Sn-Cl 5.55 i
+fcc2 Ca 5.50 m
+rocksalt Na-H 4.85 i
+fluorite O-K 6.43 i
+zincblende Si-Ge 5.54 s
+cscl Ru-Al 2.97 m
+rocksalt Ag-F 4.95 i
+fluorite Pb-F 5.93 i
+halfheusler Li-P-Zn 5.76 s
+rocksalt Ba-S 6.36 i
+zincblende Hg-Te 6.45 s
+rocksalt Sn-Se 5.99 s
+rocksalt K-Cl 6.26 i
+fcc2 Ag 4.08 m
+perovskite K-Ta-O 3.99 i
+fluorite Sn-Mg 6.76 s
+zincblende Al-Sb 6.13 s
+cscl Cs-Br 4.28 i
+rocksalt Ta-C 4.45 m
+fluorite S-K 7.39 i
+fcc2 Ir 3.85 m
+cscl Y-Ag 3.60 m
+zincblende Cu-Br 5.66 s
+rocksalt Mg-O 4.21 i
+rocksalt Sc-P 5.31 s
+diamond Sn 6.47 s
+zincblende Ga-As 5.65 s
+cscl Hg-Li 3.28 m
+rocksalt Zr-N 4.57 m
+perovskite Rb-Ca-F 4.45 i
+bcc2 Li 3.48 m
+""")

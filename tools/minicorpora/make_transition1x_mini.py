@@ -1,0 +1,264 @@
+"""transition1x_mini: wB97X/6-31G(d) structures along reaction paths in the HDF5 layout of Transition1x.
+
+    python tools/minicorpora/make_transition1x_mini.py --out OUT --workers 2
+
+Each reaction: end points relaxed with DFT; 8 IDPP images between them; 8 images of an early stage of a GFN2-xTB band; 8
+of its converged path; 8 of each of up to 3 band iterations with DFT. That makes 10 + 8 k structures.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+from ase.mep import NEB
+from ase.optimize import BFGS, FIRE
+from ase.units import Hartree
+from molecules import WB97X, Array, embed, label, xtb
+from rdkit import Chem
+from tasks import Arrays, load_result, parser, run_tasks
+
+IMAGES = 8  # between the end points
+DFT_ITERATIONS = 3
+XTB_STAGES = (8, 150)  # optimiser steps of the early stage and of the rest
+FRAGMENT_DISTANCE = 2.6  # Å, smallest distance between separate fragments before they relax
+KEY = "wB97x_6-31G(d)."
+# reactant and product as fully mapped SMILES; "mirror" is the umbrella inversion of the reactant
+REACTIONS = [
+    ("[H:3][C:1]#[N:2]", "[H:3][N+:2]#[C-:1]"),
+    ("[H:3][C:1](=[O:2])[H:4]", "[H:3][C:1][O:2][H:4]"),
+    ("[H:2][N:1]([H:3])[H:4]", "mirror"),
+    ("[H:3]/[N:1]=[N:2]/[H:4]", "[H:3]/[N:1]=[N:2]\\[H:4]"),
+    ("[H:4][C:1](=[O:2])[O:3][H:5]", "[O:2]=[C:1]=[O:3].[H:4][H:5]"),
+    ("[H:4][C:1]([H:5])([H:6])[N+:2]#[C-:3]", "[H:4][C:1]([H:5])([H:6])[C:3]#[N:2]"),
+    ("[H:4][O:1][N:2]=[O:3]", "[O:1]=[N:2][O:3][H:4]"),
+    ("[H:4][C:1](=[O:2])[N:3]([H:5])[H:6]", "[H:4][C:1]([O:2][H:5])=[N:3][H:6]"),
+    ("[H:4][N:1]=[C:2]=[O:3]", "[N:1]#[C:2][O:3][H:4]"),
+    ("[H:4][C:1]([H:5])=[C:2]([H:6])[O:3][H:7]", "[H:4][C:1]([H:5])([H:7])[C:2]([H:6])=[O:3]"),
+    ("[H:3][C:1]([H:4])=[N:2][H:5]", "[H:3][C:1][N:2]([H:4])[H:5]"),
+    ("[H:4][C:1](=[O:2])[O:3][H:5]", "[C-:1]#[O+:2].[H:4][O:3][H:5]"),
+    ("[H:3][C:1]([H:4])([H:5])[O:2][H:6]", "[H:3][C:1]([H:4])=[O:2].[H:5][H:6]"),
+    ("[H:4][C:1]([H:5])([H:6])[C:2]#[C:3][H:7]", "[H:4][C:1]([H:5])=[C:2]=[C:3]([H:6])[H:7]"),
+    ("[H:4][C:1]1([H:5])[C:2]([H:6])([H:7])[O:3]1", "[H:4][C:1]([H:5])([H:6])[C:2]([H:7])=[O:3]"),
+    ("[H:4][C:1]([H:5])([H:6])[C:2]([H:7])=[O:3]", "[H:4][C:1]([H:5])([H:6])[H:7].[C-:2]#[O+:3]"),
+]
+SPLIT = {"val": (3, 8), "test": (5, 9)}  # reactions by number; the rest is train
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """One task: reaction `number` of the list."""
+
+    number: int
+    reactant: str
+    product: str
+
+    @property
+    def key(self) -> str:
+        """Name of the result file."""
+        return f"{self.number:02d}"
+
+
+TASKS = [Reaction(i, *ends) for i, ends in enumerate(REACTIONS)]
+
+
+class DFT(Calculator):
+    """The labelling level of theory for ASE, in eV; starts each density from the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.implemented_properties = ["energy", "forces"]
+        self.density: Array | None = None
+
+    def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
+        """Energy (eV) and forces (eV/Å), as ASE calls for them."""
+        super().calculate(atoms, properties, system_changes)
+        energy, forces, self.density = label(atoms.numbers, atoms.positions, WB97X, self.density)
+        self.results = {"energy": energy * Hartree, "forces": forces * Hartree}
+
+
+class Labelled:
+    """Collects labelled structures; eV, eV/Å, Å."""
+
+    def __init__(self) -> None:
+        self.positions: list[Array] = []
+        self.energy: list[float] = []
+        self.forces: list[Array] = []
+
+    def add(self, atoms: Atoms) -> None:
+        """Labels `atoms` with its calculator and keeps the result."""
+        self.positions.append(atoms.positions.copy())
+        self.energy.append(atoms.get_potential_energy())
+        self.forces.append(atoms.get_forces())
+
+
+def from_mapped(smiles: str) -> Atoms:
+    """Atoms in the order of their map numbers at a GFN2-xTB minimum; fragments start apart from one another."""
+    options = Chem.SmilesParserParams()
+    options.removeHs = False
+    atoms_by_number: dict[int, tuple[str, Array]] = {}
+    for fragment in smiles.split("."):
+        molecule = Chem.MolFromSmiles(fragment, options)
+        molecule.UpdatePropertyCache(strict=False)
+        positions = embed(molecule, seed=7)
+        if atoms_by_number:
+            positions = pushed_away(positions, np.array([p for _, p in atoms_by_number.values()]))
+        for atom, p in zip(molecule.GetAtoms(), positions, strict=True):
+            atoms_by_number[atom.GetAtomMapNum()] = (atom.GetSymbol(), p)
+    ordered = [atoms_by_number[i] for i in sorted(atoms_by_number)]
+    atoms = Atoms([s for s, _ in ordered], [p for _, p in ordered])
+    atoms.calc = xtb()
+    BFGS(atoms, logfile=None).run(fmax=0.02, steps=200)
+    return Atoms(atoms.numbers, atoms.positions)
+
+
+def pushed_away(positions: Array, others: Array) -> Array:
+    """`positions` centred on `others`, then shifted until no atom is within FRAGMENT_DISTANCE of them."""
+    positions = positions - positions.mean(0) + others.mean(0)
+    while np.linalg.norm(positions[:, None] - others[None], axis=-1).min() < FRAGMENT_DISTANCE:
+        positions = positions + np.array([0.02, 0.03, 0.1])
+    return positions
+
+
+def mirrored(reactant: Atoms) -> Atoms:
+    """Umbrella inversion: hydrogens reflected through the plane of atom 0 that is parallel to theirs."""
+    positions = reactant.positions - reactant.positions[0]
+    normal = np.linalg.svd(positions[1:] - positions[1:].mean(0))[2][-1]
+    return Atoms(reactant.numbers, positions - 2 * np.outer(positions @ normal, normal))
+
+
+def aligned(positions: Array, reference: Array) -> Array:
+    """`positions` centred and rotated onto `reference` (Kabsch)."""
+    positions, reference = positions - positions.mean(0), reference - reference.mean(0)
+    u, _, vt = np.linalg.svd(positions.T @ reference)
+    rotation: Array = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+    return positions @ rotation
+
+
+def end_points(task: Reaction) -> tuple[Atoms, Atoms]:
+    """Reactant and product after a short relaxation with DFT, the product rotated onto the reactant."""
+    reactant = from_mapped(task.reactant)
+    product = mirrored(reactant) if task.product == "mirror" else from_mapped(task.product)
+    for atoms in (reactant, product):
+        atoms.calc = DFT()
+        BFGS(atoms, logfile=None).run(fmax=0.05, steps=12)
+    product.positions = aligned(product.positions, reactant.positions)
+    reactant.positions -= reactant.positions.mean(0)
+    product.calc.reset()
+    reactant.calc.reset()
+    return reactant, product
+
+
+def xtb_band(images: list[Atoms]) -> list[list[Array]]:
+    """Moves the band with GFN2-xTB; the positions of the moving images after each stage."""
+    for image in images:
+        image.calc = xtb()
+    stages = []
+    for steps in XTB_STAGES:
+        with suppress(CalculationFailed):  # no convergence on a strained image: go on with the path as it is
+            FIRE(NEB(images, k=1.0, method="improvedtangent"), logfile=None).run(fmax=0.05, steps=steps)
+        stages.append([image.positions.copy() for image in images[1:-1]])
+    return stages
+
+
+def label_reaction(task: Reaction) -> Arrays:
+    """Labelled structures of one reaction, the index `ts` of its highest last image, and the last force on the band."""
+    reactant, product = end_points(task)
+    images = [reactant.copy() for _ in range(IMAGES + 1)] + [product.copy()]
+    straight = "linear" if task.product == "mirror" else "idpp"
+    NEB(images, method="improvedtangent").interpolate(straight)
+    interpolated = [image.positions.copy() for image in images[1:-1]]
+    early, _ = xtb_band(images)
+
+    kept = Labelled()
+    calculators = [DFT() for _ in range(IMAGES)]
+    kept.add(reactant)
+    for calculator, positions in zip(calculators, interpolated, strict=True):
+        kept.add(Atoms(reactant.numbers, positions, calculator=calculator))
+    kept.add(product)
+    for calculator, positions in zip(calculators, early, strict=True):
+        kept.add(Atoms(reactant.numbers, positions, calculator=calculator))
+
+    for image, calculator in zip(images[1:-1], calculators, strict=True):
+        image.calc = calculator
+    band: Any = NEB([reactant, *images[1:-1], product], k=1.0, method="improvedtangent")
+    optimizer = BFGS(band, logfile=None, alpha=100, maxstep=0.04)
+    for iteration in range(DFT_ITERATIONS + 1):  # iteration 0 is the converged xTB path
+        if iteration:
+            optimizer.run(fmax=0.01, steps=1)
+            if np.allclose(images[5].positions, kept.positions[-4]):
+                break  # converged: there is nothing new to keep
+        for image in images[1:-1]:
+            kept.add(image)
+    top = len(kept.energy) - IMAGES + int(np.argmax(kept.energy[-IMAGES:]))
+    return {
+        "numbers": reactant.numbers,
+        "positions": kept.positions,
+        "energy": kept.energy,
+        "forces": kept.forces,
+        "ts": top,
+        "neb_force": np.abs(band.get_forces()).max(),
+    }
+
+
+def fill(group: h5py.Group, result: Arrays, rows: slice) -> None:
+    """Writes `rows` of a result in the columns of the layout."""
+    group["atomic_numbers"] = result["numbers"].astype("i8")
+    group["positions"] = result["positions"][rows]
+    group[KEY + "energy"] = result["energy"][rows]
+    group[KEY + "forces"] = result["forces"][rows]
+
+
+def write_reaction(file: h5py.File, task: Reaction, result: Arrays) -> None:
+    """Writes one reaction to `data` and links it into its part of the split."""
+    formula = Atoms(result["numbers"]).get_chemical_formula()
+    name = f"{formula}/rxn{task.number:04d}"
+    group = file.create_group("data/" + name)
+    fill(group, result, slice(None))
+    top = int(result["ts"])
+    for kind, k in (("reactant", 0), ("product", IMAGES + 1), ("transition_state", top)):
+        fill(group.create_group(kind), result, slice(k, k + 1))
+    part = next((p for p, numbers in SPLIT.items() if task.number in numbers), "train")
+    file[part].require_group(formula)
+    file[f"{part}/{name}"] = group  # a hard link: the same reaction, stored once
+    energy = result["energy"]
+    print(
+        f"{name} ({part}): {len(energy)} structures, barrier {energy[top] - energy[0]:.2f} eV,",
+        f"reaction {energy[IMAGES + 1] - energy[0]:.2f} eV, force on the band {float(result['neb_force']):.2f} eV/Å",
+    )
+
+
+def assemble(work: Path, path: Path) -> None:
+    """Writes the file at `path` from the finished tasks in `work`."""
+    used, structures = [], 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for top in ("data", "train", "val", "test"):
+            file.create_group(top)
+        for task in TASKS:
+            result = load_result(work, task.key)
+            if result is not None:
+                write_reaction(file, task, result)
+                structures += len(result["energy"])
+                used.append(f"{task.reactant}>>{task.product}")
+        made_by, level = "tools/minicorpora/make_transition1x_mini.py", f"RKS-{WB97X.name}, density fitting"
+        file.attrs["provenance"] = json.dumps({"made_by": made_by, "level": level, "code": "PySCF", "reactions": used})
+    print(f"{path}: {len(used)} reactions, {structures} structures")
+
+
+def main() -> None:
+    """Labels what is not labelled yet and writes the file."""
+    args = parser(__doc__).parse_args()
+    work = args.out / "work" / "t1x"
+    if not args.assemble_only:
+        run_tasks(label_reaction, TASKS[: args.limit], work, args.workers)
+    assemble(work, args.out / "transition1x_mini" / "Transition1x-mini.h5")
+
+
+if __name__ == "__main__":
+    main()
