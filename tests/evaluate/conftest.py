@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "Al": 13, "Si": 14, "S": 16, "Cl": 17, "Ti": 22, "Fe": 26, "Ni": 28, "Cu": 29}
+NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "Al": 13, "Si": 14, "S": 16, "Cl": 17, "Ti": 22, "Fe": 26, "Ni": 28,
+           "Cu": 29}  # fmt: skip
 
 DATASETS = {
     "ani1x": {"elements": ["H", "C", "N", "O"], "theory": "wB97X/6-31G(d)", "structures": 120},
@@ -91,8 +92,10 @@ def manifest(rng: np.random.Generator, name: str, structures: int) -> dict:
         "dropped": {"force above limit": 3, "duplicate": 12} if name == "qm7x" else {},
         "read": 10 * structures + (15 if name == "qm7x" else 0),
         "moved_to_train": ["C2Fe"] if name == "mptrj" else [],
+        "shared_groups": 4 if name == "transition1x" else 0,
         "sources": [{"path": f"{name}.h5", "bytes": 123456, "sha256": "ab" * 32}],
         "columns": {"energy": {"dtype": "float64", "shape": [10 * structures], "sha256": "cd" * 32}},
+        "names_sha256": "ef" * 32,
         "versions": {"ramify": "0.1.0", "numpy": "2.4.6", "python": "3.11.7"},
     }
 

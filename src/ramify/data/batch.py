@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ramify.data.neighbors import Edges
+from ramify.data.neighbors import Edges, Rim
 from ramify.data.references import reference_energy
 from ramify.structures import Structures
 
@@ -52,7 +52,9 @@ class Batch:
         n_atoms: (S,) atoms of each structure, as floats of the batch's precision.
         receiver, sender: (E,) int64, sorted by receiver.
         shift: (E, 3) Å, what moves the sender to its periodic image.
-        horizon: (N,) int64, the edge that bounds the atom's neighbourhood, -1 for the cutoff.
+        reach: (N,) Å, where the atom's neighbourhood ends.
+        rim_receiver, rim_sender: (H,) int64, rim_shift: (H, 3) Å, rim_gain: (H,): the pairs that move reaches, and how
+            far each moves its receiver's (see `ramify.data.neighbors`).
         volume: (S,) Å³, 0 without a cell.
         energy: (S,) eV per atom, reference energies taken out.
         forces: (N, 3) eV/Å.
@@ -68,7 +70,11 @@ class Batch:
     receiver: Tensor
     sender: Tensor
     shift: Tensor
-    horizon: Tensor
+    reach: Tensor
+    rim_receiver: Tensor
+    rim_sender: Tensor
+    rim_shift: Tensor
+    rim_gain: Tensor
     volume: Tensor
     energy: Tensor
     forces: Tensor
@@ -80,18 +86,10 @@ class Batch:
     def make(cls, parts: Sequence[Part], dtype: torch.dtype = torch.float32) -> Self:
         """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64."""
         structures = Structures.concatenate([p.structures for p in parts])
-        atoms = np.array([len(p.structures.numbers) for p in parts])
-        edges = np.array([len(p.edges) for p in parts])
-        first_atom, first_edge = np.cumsum(atoms) - atoms, np.cumsum(edges) - edges
-        receiver = np.concatenate([p.edges.receiver + a for p, a in zip(parts, first_atom, strict=True)])
-        sender = np.concatenate([p.edges.sender + a for p, a in zip(parts, first_atom, strict=True)])
-        horizon = np.concatenate(
-            [np.where(p.edges.horizon < 0, -1, p.edges.horizon + e) for p, e in zip(parts, first_edge, strict=True)]
-        )
-        lattice_steps = np.concatenate([p.edges.shift for p in parts])
         structure = structures.structure_of_atom
         cell = structures.cell.astype(np.float64)
-        shift = np.einsum("ek,ekc->ec", lattice_steps.astype(np.float64), cell[structure[receiver]])
+        receiver, sender, shift = _join(parts, [p.edges for p in parts], cell[structure])
+        rim_receiver, rim_sender, rim_shift = _join(parts, [p.edges.rim for p in parts], cell[structure])
         energy = np.concatenate(
             [(p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts]
         )
@@ -107,7 +105,11 @@ class Batch:
             receiver=torch.from_numpy(receiver),
             sender=torch.from_numpy(sender),
             shift=real(shift),
-            horizon=torch.from_numpy(horizon),
+            reach=real(np.concatenate([p.edges.reach for p in parts])),
+            rim_receiver=torch.from_numpy(rim_receiver),
+            rim_sender=torch.from_numpy(rim_sender),
+            rim_shift=real(rim_shift),
+            rim_gain=real(np.concatenate([p.edges.rim.gain for p in parts])),
             volume=real(np.abs(np.linalg.det(cell))),
             energy=real(energy),
             forces=real(structures.forces),
@@ -120,6 +122,18 @@ class Batch:
         """The same batch on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+
+
+def _join(
+    parts: Sequence[Part], pairs: Sequence[Edges | Rim], cell_of_atom: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Receivers and senders numbered within the batch, and lattice steps as vectors in Å."""
+    atoms = np.array([len(p.structures.numbers) for p in parts])
+    first = np.cumsum(atoms) - atoms
+    receiver = np.concatenate([p.receiver + a for p, a in zip(pairs, first, strict=True)])
+    sender = np.concatenate([p.sender + a for p, a in zip(pairs, first, strict=True)])
+    steps = np.concatenate([p.shift for p in pairs]).astype(np.float64)
+    return receiver, sender, np.einsum("ek,ekc->ec", steps, cell_of_atom[receiver])
 
 
 def _segments(names: Sequence[str], parts: Sequence[Part]) -> tuple[Segment, ...]:

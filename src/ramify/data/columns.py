@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +76,9 @@ class RawColumns:
 
 
 class NpyFile:
-    """One `.npy` file of known shape, written in pieces, its checksum computed on the way.
-
-    Use as a context manager; `column` is there after it.
-    """
+    """One `.npy` file of known shape, written in pieces, its checksum computed on the way."""
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-        self.column: Column | None = None
         self._dtype, self._shape = dtype, shape
         self._missing = int(np.prod(shape, dtype=np.int64))
         self._hash = hashlib.sha256()
@@ -98,32 +93,35 @@ class NpyFile:
         self._missing -= array.size
         self._put(array)
 
-    def __enter__(self) -> Self:
-        return self
+    def finish(self) -> Column:
+        """Puts the file on the disk and says what it holds."""
+        assert self._missing == 0, "the pieces do not add up to the shape stated in the header"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return Column(dtype=self._dtype, shape=self._shape, sha256=self._hash.hexdigest())
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if error is None:
-                assert self._missing == 0, "pieces do not add up to the shape stated in the header"
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self.column = Column(dtype=self._dtype, shape=self._shape, sha256=self._hash.hexdigest())
-        finally:
-            self._file.close()
+    def close(self) -> None:
+        """Gives the file up; nothing happens after `finish`."""
+        self._file.close()
 
     def _put(self, array: Array) -> None:
         write(self._file, array)
-        self._hash.update(memoryview(array).cast("B") if array.size else b"")
+        self._hash.update(_bytes(array))
 
 
 def write(file: IO[bytes], array: Array) -> None:
     """Appends the bytes of a contiguous array. (`ndarray.tofile` loses the reason when a disk is full.)"""
-    if array.size:
-        file.write(memoryview(array).cast("B"))
+    file.write(_bytes(array))
+
+
+def _bytes(array: Array) -> memoryview:
+    """The memory of a contiguous array; a view cannot be cast when it is empty."""
+    return memoryview(array.data).cast("B") if array.size else memoryview(b"")
 
 
 def _mapped_rows(path: Path, dtype: np.dtype[Any], row: tuple[int, ...]) -> Array:
     """A raw file as rows; an empty file cannot be mapped."""
     if path.stat().st_size == 0:
         return np.empty((0, *row), dtype)
-    return np.memmap(path, dtype, mode="r").reshape(-1, *row)
+    return np.asarray(np.memmap(path, dtype, mode="r")).reshape(-1, *row)

@@ -93,7 +93,7 @@ def _same_size(
 
 
 def _fractional(structures: Structures, rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Fractional coordinates (N, 3; only atoms of `rows` count) and reduced cells (B, 3, 3) of the periodic structures."""
+    """Fractional coordinates (N, 3), zero for atoms of other structures, in reduced cells (B, 3, 3) of `rows` (B,)."""
     structure_of_atom = structures.structure_of_atom
     offsets = structures.offsets[:-1]
     x = structures.positions.astype(np.float64)
@@ -124,9 +124,9 @@ def _closest_open(positions: Floats) -> Floats:
 def _closest_periodic(fractional: Floats, basis: Floats) -> Floats:
     """(B,) closest pair of (B, n, 3) fractional coordinates in reduced cells (B, 3, 3), images included.
 
-    Separations are wrapped to fractional coordinates within ±1/2. A separation shorter than half the height of the cell
-    over an axis has its true fractional coordinate there within ±1/2, so wrapping found it; only over lower axes are the
-    neighbouring images tried as well.
+    Separations are wrapped to fractional coordinates within ±1/2. A separation shorter than half the height of the
+    cell over an axis has its true fractional coordinate there within ±1/2, so wrapping found it; only over lower axes
+    are the neighbouring images tried as well.
     """
     s = np.ascontiguousarray(fractional.transpose(2, 1, 0))
     heights = 1 / np.linalg.norm(np.linalg.inv(basis), axis=1)
@@ -192,7 +192,7 @@ def _pair_blocks(n: int, structures: int) -> Iterator[tuple[NDArray[np.int64], N
 
 def _wrapped(s: Floats, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
     """(3, P, B) fractional separations of P pairs, each within ±1/2."""
-    d = np.take(s, i, axis=1)  # several times as fast as s[:, i]
+    d = np.asarray(np.take(s, i, axis=1))  # several times as fast as s[:, i]
     d -= np.take(s, j, axis=1)
     d -= np.rint(d)
     return d
@@ -200,7 +200,7 @@ def _wrapped(s: Floats, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
 
 def _lengths(d: Floats, metric: Floats) -> Floats:
     """(P, B) squared lengths of fractional vectors d (3, P, B) under the metric (3, 3, B)."""
-    total = d[0] * (metric[0, 0] * d[0] + 2 * metric[0, 1] * d[1] + 2 * metric[0, 2] * d[2])
+    total: Floats = d[0] * (metric[0, 0] * d[0] + 2 * metric[0, 1] * d[1] + 2 * metric[0, 2] * d[2])
     total += d[1] * (metric[1, 1] * d[1] + 2 * metric[1, 2] * d[2])
     total += metric[2, 2] * d[2] ** 2
     return total

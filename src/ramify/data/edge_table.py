@@ -5,14 +5,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.neighbors import Edges, find_edges
+from ramify.data.neighbors import Edges, Rim, find_edges
 from ramify.data.store import Store
-from ramify.structures import atom_rows
+from ramify.structures import Structures, atom_rows
 
 _STRUCTURES_AT_ONCE = 2000
 
-BYTES_PER_EDGE = 4 + 1 * 3
-"""Sender as int32 within its structure, three lattice steps as int8; receivers follow from counts."""
+BYTES_PER_EDGE = 4 + 3 + 4
+"""Sender as int32 within its structure, three lattice steps as int8, and about as much again for rims per edge;
+receivers follow from counts."""
 
 
 class EdgeTable:
@@ -31,40 +32,56 @@ class EdgeTable:
     ) -> None:
         self._first_row = rows.start
         self._n_atoms = store.n_atoms[rows.start : rows.stop]
-        senders, shifts, counts, bounded = [], [], [], []
+        self._first_atom = np.cumsum(self._n_atoms) - self._n_atoms
+        edges, rims, reaches, gains = [], [], [], []
         for start in range(rows.start, rows.stop, _STRUCTURES_AT_ONCE):
             piece = store.take(np.arange(start, min(rows.stop, start + _STRUCTURES_AT_ONCE)))
-            edges = find_edges(piece, cutoff, max_neighbors)
-            first_atom = np.repeat(piece.offsets[:-1], piece.n_atoms)[edges.receiver]
-            senders.append((edges.sender - first_atom).astype(np.int32))
-            if len(edges) and np.abs(edges.shift).max() > 127:
-                raise ValueError("a cell is so small that more than 127 of its images lie within the cutoff")
-            shifts.append(edges.shift.astype(np.int8))
-            counts.append(np.bincount(edges.receiver, minlength=len(piece.numbers)))
-            bounded.append(edges.horizon >= 0)
+            found = find_edges(piece, cutoff, max_neighbors)
+            edges.append(_packed(piece, found))
+            rims.append(_packed(piece, found.rim))
+            reaches.append(found.reach)
+            gains.append(found.rim.gain)
             progress(len(piece))
-        self._sender, self._shift = np.concatenate(senders), np.concatenate(shifts)
-        self._edges_of_atom = np.concatenate(counts)
-        self._bounded = np.concatenate(bounded)
-        self._first_edge = np.cumsum(self._edges_of_atom) - self._edges_of_atom
-        self._first_atom = np.cumsum(self._n_atoms) - self._n_atoms
-
-    def __len__(self) -> int:
-        return len(self._sender)
+        self._edges, self._rims = _PairTable(edges), _PairTable(rims)
+        self._reach, self._gain = np.concatenate(reaches), np.concatenate(gains)
 
     def take(self, rows: NDArray[np.int64]) -> Edges:
         """The edges of the structures at store rows `rows`, numbered within them."""
         index = rows - self._first_row
         n_atoms = self._n_atoms[index]
         atoms = atom_rows(self._first_atom[index], n_atoms)
-        counts = self._edges_of_atom[atoms]
-        edges = atom_rows(self._first_edge[atoms], counts)
-        receiver = np.repeat(np.arange(len(atoms)), counts)
-        structure_start = np.repeat(np.cumsum(n_atoms) - n_atoms, n_atoms)
-        last_edge = np.cumsum(counts) - 1
+        first_atom = np.repeat(np.cumsum(n_atoms) - n_atoms, n_atoms)
+        receiver, sender, shift, _ = self._edges.take(atoms, first_atom)
+        rim_receiver, rim_sender, rim_shift, rim = self._rims.take(atoms, first_atom)
         return Edges(
-            receiver=receiver,
-            sender=self._sender[edges] + structure_start[receiver],
-            shift=self._shift[edges].astype(np.int32),
-            horizon=np.where(self._bounded[atoms], last_edge, -1),
+            receiver, sender, shift, self._reach[atoms], Rim(rim_receiver, rim_sender, rim_shift, self._gain[rim])
         )
+
+
+_Packed = tuple[NDArray[np.int32], NDArray[np.int8], NDArray[np.int64]]
+"""sender within its structure, lattice steps, pairs of each atom."""
+
+
+def _packed(structures: Structures, pairs: Edges | Rim) -> _Packed:
+    if len(pairs) and np.abs(pairs.shift).max() > 127:
+        raise ValueError("a cell is so small that more than 127 of its images lie within the cutoff")
+    first_atom = np.repeat(structures.offsets[:-1], structures.n_atoms)[pairs.receiver]
+    counts = np.bincount(pairs.receiver, minlength=len(structures.numbers))
+    return (pairs.sender - first_atom).astype(np.int32), pairs.shift.astype(np.int8), counts
+
+
+class _PairTable:
+    """Pairs of all atoms, contiguous by receiver."""
+
+    def __init__(self, parts: list[_Packed]) -> None:
+        self._sender, self._shift, self._count = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        self._first = np.cumsum(self._count) - self._count
+
+    def take(
+        self, atoms: NDArray[np.int64], first_atom: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+        """receiver, sender, shift of the pairs of `atoms`, and where in the table they stand."""
+        counts = self._count[atoms]
+        pairs = atom_rows(self._first[atoms], counts)
+        receiver = np.repeat(np.arange(len(atoms)), counts)
+        return receiver, self._sender[pairs] + first_atom[receiver], self._shift[pairs].astype(np.int32), pairs

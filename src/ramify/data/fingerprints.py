@@ -1,6 +1,6 @@
 """Numbers that tell structures apart, one vectorised pass over all atoms: composition, sequence of elements, geometry.
 
-Hashes are 64-bit sums modulo 2^64 of pseudo-random terms (multilinear hashing): two of C different ones coincide somewhere
+Hashes are 64-bit sums modulo 2^64 of pseudo-random terms (multilinear hashing): some two of C different ones coincide
 with a probability of about C²/2^65, 3e-8 for a million compositions. Where a coincidence would drop a structure, the
 structures themselves are compared (`ramify.data.duplicates`).
 """
@@ -28,13 +28,11 @@ class Fingerprints:
         composition: (S,) uint64, the same for the same number of atoms of each element, in whatever order.
         sequence: (S,) uint64, the same for the same elements in the same order and the same periodic axes.
         projection: (S, 2) float64, two weighted sums of positions and cell, Å.
-        reach: (S,) float64, how far a projection can move when no coordinate moves more than 1 Å.
     """
 
     composition: NDArray[np.uint64]
     sequence: NDArray[np.uint64]
     projection: NDArray[np.float64]
-    reach: NDArray[np.float64]
 
 
 def fingerprints(structures: Structures) -> Fingerprints:
@@ -51,14 +49,19 @@ def fingerprints(structures: Structures) -> Fingerprints:
     for k in range(2):
         moved = np.einsum("nc,nc->n", structures.positions, np.take(weights[k, 3:], place, axis=0))
         projection[:, k] = _sums(moved, offsets) + np.einsum("sij,ij->s", cell, weights[k, :3])
-    axes = structures.pbc @ np.array([1, 2, 4], np.uint64)
-    reach = np.abs(weights).sum(axis=2).max(axis=0).cumsum()
+    axes = structures.pbc.astype(np.uint64) @ np.array([1, 2, 4], np.uint64)
     return Fingerprints(
         composition=_sums(of_atom, offsets),
         sequence=_sums(of_atom * np.take(places, place), offsets) ^ _scramble(axes),
         projection=projection,
-        reach=reach[structures.n_atoms + 2],
     )
+
+
+def projection_reach(n_atoms: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(S,) how far a projection can move, in units of the largest displacement of a coordinate."""
+    weights = geometry_weights(int(n_atoms.max(initial=0)) + 3)
+    reach: NDArray[np.float64] = np.abs(weights).sum(axis=2).max(axis=0).cumsum()[n_atoms + 2]
+    return reach
 
 
 def geometry_weights(rows: int) -> NDArray[np.float64]:

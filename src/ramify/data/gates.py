@@ -65,18 +65,19 @@ def screen(structures: Structures, gates: Gates) -> Screening:
             details[new] = measured[new]
 
     forces_finite, forces_absent, max_force = _force_labels(structures)
-    stress = structures.stress.reshape(S, 9)
-    stress_broken = ~np.isfinite(stress).all(axis=1) & ~np.isnan(stress).all(axis=1)
     number = _per_structure(np.maximum, structures.numbers, structures, 0)
     unknown = (number > MAX_NUMBER) | (_per_structure(np.minimum, structures.numbers, structures, 1) < 1)
-    geometry = _all_finite(structures.positions, structures) & np.isfinite(structures.cell).all(axis=(1, 2))
+    geometry = _all_finite(structures.positions, structures)
+    if not np.isfinite(structures.cell.sum()):
+        geometry &= np.isfinite(structures.cell).all(axis=(1, 2))
     fail(structures.n_atoms < 1, NO_ATOMS)
     fail(unknown, UNKNOWN_ELEMENT)
     fail(~geometry, NON_FINITE_GEOMETRY)
     fail(np.isnan(structures.energy), NO_ENERGY)
-    fail(np.isinf(structures.energy) | ~(forces_finite | forces_absent) | stress_broken, NON_FINITE_LABEL)
+    fail(np.isinf(structures.energy) | ~(forces_finite | forces_absent) | _broken_stress(structures), NON_FINITE_LABEL)
     flat = np.zeros(S, np.bool_)
-    flat[geometry] = degenerate_cells(structures.cell[geometry], structures.pbc[geometry])
+    usable = np.flatnonzero(structures.pbc.any(axis=1) & geometry)
+    flat[usable] = degenerate_cells(structures.cell[usable], structures.pbc[usable])
     fail(flat, NO_VOLUME)
     closest = _closest_where(structures, failures == 0)
     fail(closest < gates.min_distance, TOO_CLOSE, closest)
@@ -135,6 +136,15 @@ def _force_labels(structures: Structures) -> tuple[Mask, Mask, NDArray[np.float6
     finite = _all_finite(structures.forces, structures)
     absent = _per_structure(np.logical_and, np.isnan(structures.forces).all(axis=1), structures, True)
     return finite, absent & ~finite, largest
+
+
+def _broken_stress(structures: Structures) -> Mask:
+    """(S,) whether the stress is neither finite nor absent."""
+    finite, absent = np.isfinite(structures.stress), np.isnan(structures.stress)
+    if finite.all() or absent.all():
+        return np.zeros(len(structures), np.bool_)
+    broken: Mask = ~finite.all(axis=(1, 2)) & ~absent.all(axis=(1, 2))
+    return broken
 
 
 def _all_finite(values: NDArray[np.floating], structures: Structures) -> Mask:

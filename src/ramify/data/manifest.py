@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramify.errors import RamifyError
 
-FORMAT = "ramify-store"
-VERSION = 1
-SPLITS = ("train", "val", "test")
 SplitName = Literal["train", "val", "test"]
+FORMAT: Literal["ramify-store"] = "ramify-store"
+VERSION = 1
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 class Part(BaseModel):
@@ -46,7 +46,8 @@ class References(Part):
     residual_mae: float
     """eV/atom on the training split: what predicting the references alone gives there."""
     rank: int
-    """Independent compositions among these; below the number of elements the energies are the smallest that fit."""
+    """Independent compositions among these; below the number of elements, of all that fit equally well those nearest
+    the mean energy per atom were taken."""
 
 
 class Statistics(Part):
@@ -122,7 +123,7 @@ class Manifest(Part):
     read: int
     """Records read: those in the store and those dropped."""
     moved_to_train: list[str]
-    """Groups that the hash put elsewhere, but which hold elements that training would not have seen."""
+    """Groups that the hash would have put elsewhere, but which hold elements that training would then not see."""
     shared_groups: int = 0
     """Groups that stand in more than one split: only where the files bring their own split."""
     sources: list[SourceFile]

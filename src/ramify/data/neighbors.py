@@ -4,9 +4,12 @@ An edge (i, j, n) says that atom j, moved by n lattice vectors, lies within the 
 periodicity go through one vectorised all-pairs pass over the whole batch; all others through vesin's cell lists
 (https://github.com/Luthaf/vesin), structure by structure.
 
-`max_neighbors` keeps the nearest. A hard limit would make the energy jump when two atoms swap ranks, so the first
-neighbour left out is kept as one more edge, the *horizon*: the encoder lets every weight of that atom fade to zero there.
-Which of several equally distant atoms comes last is then of no consequence: all of them weigh nothing.
+`max_neighbors` keeps the nearest. A plain limit would make the energy jump when two atoms trade ranks, and would choose
+among equally distant atoms of a crystal by chance. Instead every atom gets a *reach* of its own, at most the cutoff, at
+which the encoder lets all weights fade to zero: the radius at which a smoothed count of neighbours comes to
+`max_neighbors` + 1/2. An atom at distance d begins to count when the radius r comes within `SOFTNESS` of it and counts
+fully at r = d, so at most `max_neighbors` atoms lie inside; the reach moves smoothly with all atoms near it, treats equal
+distances equally, and is differentiated with everything else.
 """
 
 from dataclasses import dataclass
@@ -24,21 +27,49 @@ PAIRS_AT_ONCE = 4_000_000
 """Pairs the all-pairs pass holds at a time (about 200 MB)."""
 
 
+SOFTNESS = 0.25
+"""Å before its own distance over which an atom comes to count. Smaller keeps more of the neighbourhood, larger makes the
+reach follow its atoms more gently."""
+
+ROUNDING = 0.2
+"""Å around the cutoff within which the minimum of reach and cutoff is rounded off."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """E edges over N atoms, sorted by receiver, then by distance.
+    """E edges over N atoms, sorted by receiver, then by distance; and what each atom's reach depends on.
 
     Attributes:
         receiver: (E,) int64, atom i that is surrounded.
         sender: (E,) int64, atom j.
         shift: (E, 3) int32, lattice vectors added to the sender.
-        horizon: (N,) int64, the edge that bounds the atom's neighbourhood, -1 where the cutoff itself does.
+        reach: (N,) float64, Å, where the atom's neighbourhood ends.
+        rim: the pairs whose distance moves the reach, sorted by receiver.
     """
 
     receiver: NDArray[np.int64]
     sender: NDArray[np.int64]
     shift: NDArray[np.int32]
-    horizon: NDArray[np.int64]
+    reach: NDArray[np.float64]
+    rim: "Rim"
+
+    def __len__(self) -> int:
+        return len(self.receiver)
+
+
+@dataclass(frozen=True, slots=True)
+class Rim:
+    """H pairs near the reach of their receiver.
+
+    Attributes:
+        receiver, sender, shift: as in `Edges`.
+        gain: (H,) float64, derivative of the receiver's reach with respect to the pair's distance.
+    """
+
+    receiver: NDArray[np.int64]
+    sender: NDArray[np.int64]
+    shift: NDArray[np.int32]
+    gain: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.receiver)
@@ -50,19 +81,32 @@ def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None 
     Args:
         structures: any number of structures.
         cutoff: Å, for atom pairs strictly closer than this.
-        max_neighbors: the nearest this many per atom, plus one edge for the horizon; None keeps all.
+        max_neighbors: the most that an atom may have; None keeps all within the cutoff.
 
     Returns:
         edges numbered within `structures` as a whole.
     """
+    radius = cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
     simple = ~structures.pbc.any(axis=1) & (structures.n_atoms <= ALL_PAIRS_ATOMS)
-    parts = [_all_pairs(structures, chosen, cutoff) for chosen in _spans(structures.n_atoms, np.flatnonzero(simple))]
-    parts += [_cell_list(structures, int(s), cutoff) for s in np.flatnonzero(~simple)]
-    receiver = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, np.int64)
-    sender = np.concatenate([p[1] for p in parts]) if parts else np.zeros(0, np.int64)
-    shift = np.concatenate([p[2] for p in parts]) if parts else np.zeros((0, 3), np.int32)
-    distance = np.concatenate([p[3] for p in parts]) if parts else np.zeros(0)
-    return _nearest(len(structures.numbers), receiver, sender, shift, distance, max_neighbors)
+    parts = [_all_pairs(structures, chosen, radius) for chosen in _spans(structures.n_atoms, np.flatnonzero(simple))]
+    parts += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~simple)]
+    if not parts:
+        parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32), np.zeros(0))]
+    receiver, sender, shift, distance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((distance, receiver))
+    receiver, sender, shift, distance = receiver[order], sender[order], shift[order], distance[order]
+    n_atoms = len(structures.numbers)
+    reach, gain = np.full(n_atoms, cutoff), np.zeros(len(receiver))
+    if max_neighbors is not None:
+        reach, gain = _reach(n_atoms, receiver, distance, cutoff, max_neighbors)
+    inside, near = distance < reach[receiver], gain > 0
+    return Edges(
+        receiver[inside],
+        sender[inside],
+        shift[inside],
+        reach,
+        Rim(receiver[near], sender[near], shift[near], gain[near]),
+    )
 
 
 _Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
@@ -114,23 +158,46 @@ def _cell_list(structures: Structures, index: int, cutoff: float) -> _Found:
     )
 
 
-def _nearest(
-    n_atoms: int,
-    receiver: NDArray[np.int64],
-    sender: NDArray[np.int64],
-    shift: NDArray[np.int32],
-    distance: NDArray[np.float64],
-    max_neighbors: int | None,
-) -> Edges:
-    """Sorts by receiver and distance and cuts each neighbourhood one edge past `max_neighbors`."""
-    order = np.lexsort((distance, receiver))
+def _reach(
+    n_atoms: int, receiver: NDArray[np.int64], distance: NDArray[np.float64], cutoff: float, max_neighbors: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) reach and (pairs,) its derivative with respect to each distance; pairs sorted by receiver and distance."""
+    reach, gain = np.full(n_atoms, cutoff), np.zeros(len(receiver))
     count = np.bincount(receiver, minlength=n_atoms)
-    horizon = np.full(n_atoms, -1, np.int64)
-    if max_neighbors is not None:
-        ranked = receiver[order]
-        rank = np.arange(len(order)) - (np.cumsum(count) - count)[ranked]
-        order = order[rank <= max_neighbors]
-        kept = np.minimum(count, max_neighbors + 1)
-        cut = count > max_neighbors
-        horizon[cut] = (np.cumsum(kept) - 1)[cut]
-    return Edges(receiver[order], sender[order], shift[order], horizon)
+    crowded = np.flatnonzero(count > max_neighbors)
+    if not len(crowded):
+        return reach, gain
+    # the count passes max_neighbors + 1/2 between d - SOFTNESS and d, d the first distance beyond the limit
+    first_out = np.full(n_atoms, np.inf)
+    first_out[crowded] = distance[(np.cumsum(count) - count)[crowded] + max_neighbors]
+    near = np.flatnonzero(np.abs(distance - first_out[receiver]) < SOFTNESS)
+    owner, d = receiver[near], distance[near]
+    surely_inside = np.bincount(receiver[distance <= first_out[receiver] - SOFTNESS], minlength=n_atoms)
+    low, high = first_out - SOFTNESS, first_out.copy()
+    for _ in range(48):  # halves 0.25 Å down to 1e-15 Å
+        middle = 0.5 * (low + high)
+        counted = surely_inside + np.bincount(owner, _step(middle[owner], d), minlength=n_atoms)
+        too_few = counted < max_neighbors + 0.5
+        low, high = np.where(too_few, middle, low), np.where(too_few, high, middle)
+    free = 0.5 * (low + high)
+    slope = _step_slope(free[owner], d)
+    total = np.bincount(owner, slope, minlength=n_atoms)
+    # smooth minimum with the cutoff: (a + b)/2 - (h² + (a - b)²)/(4 h) where |a - b| < h (I. Quilez, polynomial smin)
+    beyond = np.clip(free - cutoff, -ROUNDING, ROUNDING)
+    rounded = cutoff + 0.5 * beyond - (ROUNDING**2 + beyond**2) / (4 * ROUNDING)
+    reach = np.where(free < cutoff - ROUNDING, free, rounded)
+    gain[near] = slope / total[owner] * (0.5 - beyond / (2 * ROUNDING))[owner]
+    return reach, gain
+
+
+def _step(radius: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far an atom counts: 0 at radius <= distance - SOFTNESS, 1 at radius >= distance, twice differentiable
+    (6 t⁵ - 15 t⁴ + 10 t³)."""
+    t = np.clip((radius - distance) / SOFTNESS + 1.0, 0.0, 1.0)
+    return t**3 * (t * (6.0 * t - 15.0) + 10.0)
+
+
+def _step_slope(radius: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Derivative of `_step` with respect to t, which the ratio of gains needs only up to a factor."""
+    t = np.clip((radius - distance) / SOFTNESS + 1.0, 0.0, 1.0)
+    return 30.0 * (t * (1.0 - t)) ** 2

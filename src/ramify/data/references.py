@@ -1,6 +1,6 @@
 """Reference energies: one energy per element and dataset that takes the composition out of total energies.
 
-Fitted by least squares in float64 on the training split only: the energy per atom against the fractions of each element.
+Fitted by least squares in float64 on the training split only: energy per atom against the fractions of the elements.
 Totals stay in float64 until the references are subtracted: at -29944 eV the step of float32 is 2 meV.
 """
 
@@ -30,8 +30,8 @@ class Fit:
     Attributes:
         energies: (119,) eV by atomic number, NaN for elements that did not occur.
         structures: number of structures fitted on.
-        rank: number of independent compositions; where it is below the number of elements, the smallest energies (in
-            the sense of least squares) that fit were taken.
+        rank: number of independent compositions; where it is below the number of elements, of all energies that fit
+            equally well those nearest to the mean energy per atom were taken (least squares).
         residual_mae: eV/atom, mean absolute residual.
         residual_std: eV/atom, standard deviation of the residuals.
     """
@@ -52,22 +52,27 @@ def fit_references(chunks: Chunks, elements: NDArray[np.integer]) -> Fit:
     column = np.zeros(MAX_NUMBER + 1, np.int64)
     column[elements] = np.arange(len(elements))
     triangle = np.zeros((0, len(elements) + 1))
+    count, total = 0, 0.0
     for n_atoms, numbers, energy in chunks():
         fractions = _fractions(n_atoms, column[numbers], len(elements))
-        rows = np.concatenate([fractions, (energy / n_atoms)[:, None]], axis=1)
-        triangle = np.linalg.qr(np.concatenate([triangle, rows]), mode="r")
-    solution, _, rank, _ = np.linalg.lstsq(triangle[:, :-1], triangle[:, -1], rcond=CUTOFF)
+        per_atom = energy / n_atoms
+        count, total = count + len(per_atom), total + float(per_atom.sum())
+        rows = np.concatenate([fractions, per_atom[:, None]], axis=1)
+        triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, rows]), mode="r"))
+    mean = total / count
+    factor, target = triangle[:, :-1], triangle[:, -1]
+    # fractions add up to 1, so taking the mean off the target takes it off every element
+    from_mean, _, rank, _ = np.linalg.lstsq(factor, target - factor.sum(axis=1) * mean, rcond=CUTOFF)
     energies = np.full(MAX_NUMBER + 1, np.nan)
-    energies[elements] = solution
-    count, total, absolute, squared = 0, 0.0, 0.0, 0.0
+    energies[elements] = mean + from_mean
+    total, absolute, squared = 0.0, 0.0, 0.0
     for n_atoms, numbers, energy in chunks():
         residual = (energy - _sum_per_structure(energies[numbers], n_atoms)) / n_atoms
-        count += len(residual)
         total += float(residual.sum())
         absolute += float(np.abs(residual).sum())
         squared += float(residual @ residual)
-    mean = total / count
-    return Fit(energies, count, int(rank), absolute / count, float(np.sqrt(max(squared / count - mean**2, 0.0))))
+    variance = max(squared / count - (total / count) ** 2, 0.0)
+    return Fit(energies, count, int(rank), absolute / count, float(np.sqrt(variance)))
 
 
 def reference_energy(structures: Structures, references: Floats) -> Floats:
@@ -98,4 +103,6 @@ def _fractions(n_atoms: NDArray[np.int64], column: NDArray[np.int64], elements: 
 
 def _sum_per_structure(values: Floats, n_atoms: NDArray[np.integer]) -> Floats:
     """(S,) sums over atoms; structures without atoms are allowed here, for batches may hold none."""
-    return np.bincount(np.repeat(np.arange(len(n_atoms)), n_atoms), weights=values, minlength=len(n_atoms))
+    structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
+    total: Floats = np.bincount(structure, weights=values, minlength=len(n_atoms)).astype(np.float64, copy=False)
+    return total

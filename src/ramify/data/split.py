@@ -47,8 +47,8 @@ def split_by_group(
     """Splits S structures by their groups.
 
     Groups are sorted by `group_hash`; the first `fractions["test"]` of them are the test split, the next
-    `fractions["val"]` the validation split (rounded, at least one each), all others train. Groups that hold elements
-    which would then be absent from train are moved there.
+    `fractions["val"]` the validation split (rounded, at least one each), all others train. A group whose elements would
+    then be absent from train goes to train instead, and the next in line takes its place.
 
     Args:
         group: (S,) index into `names`.
@@ -58,7 +58,7 @@ def split_by_group(
         seed, dataset: enter the hash.
 
     Returns:
-        the split of each structure, and the names of the groups that were moved to train, sorted.
+        the split of each structure, and the names of the groups that went to train instead, sorted.
 
     Raises:
         RamifyError: impossible fractions, too few groups, or a split left empty.
@@ -69,20 +69,15 @@ def split_by_group(
     n_test, n_val = (max(1, round(fractions[s] * len(present))) for s in ("test", "val"))
     if n_test + n_val >= len(present):
         raise RamifyError(
-            f"dataset '{dataset}': {len(present)} group(s) cannot be split into train, {n_val} for val and {n_test} for "
-            "test; groups never part",
+            f"dataset '{dataset}': {len(present)} group(s) cannot be split into train, {n_val} for val and {n_test} "
+            "for test; groups never part",
             fix="bring more groups, or state files by split: `path: {train: ..., val: ..., test: ...}`",
         )
-    split_of_group = np.full(len(present), Split.TRAIN, np.uint8)
-    split_of_group[order[:n_test]] = Split.TEST
-    split_of_group[order[n_test : n_test + n_val]] = Split.VAL
     held = np.zeros((len(present), 2), np.uint64)
     np.bitwise_or.at(held, of_structure, elements)
-    seen = np.bitwise_or.reduce(held[split_of_group == Split.TRAIN], axis=0)
-    moved = np.flatnonzero((held & ~seen).any(axis=1))  # none of these is in train: its elements are all seen
-    split_of_group[moved] = Split.TRAIN
+    split_of_group, moved = _fill(order, held, (n_test, n_val))
     split = split_of_group[of_structure]
-    _check_not_empty(split, dataset, f" after {len(moved)} group(s) with elements found nowhere else went to train")
+    _check_not_empty(split, dataset, f"; {len(moved)} group(s) went to train because only they hold some element")
     return split, sorted(names[present[g]] for g in moved)
 
 
@@ -103,8 +98,8 @@ def check_given_split(
     without = np.flatnonzero(split == Split.NONE)
     if len(without):
         raise RamifyError(
-            f"dataset '{dataset}': {len(without)} of {len(split)} structures are in no split while the files put others "
-            f"into one, e.g. {_examples(without, name)}",
+            f"dataset '{dataset}': {len(without)} of {len(split)} structures are in no split while the files put "
+            f"others into one, e.g. {_examples(without, name)}",
             fix="state the split of every file: `path: {train: ..., val: ..., test: ...}`",
         )
     _check_not_empty(split, dataset, "")
@@ -118,6 +113,29 @@ def check_given_split(
             fix="move such structures to the training files, or let `split` divide the groups instead of stating files "
             "by split",
         )
+
+
+def _fill(order: Sequence[int], held: Elements, wanted: tuple[int, int]) -> tuple[NDArray[np.uint8], list[int]]:
+    """Takes groups in `order` out of train, `wanted` of them for test and val, but never the last with some element.
+
+    Returns:
+        (G,) the split of each group, and the groups that had to stay in train when it was their turn.
+    """
+    split_of_group = np.full(len(order), Split.TRAIN, np.uint8)
+    in_train = np.array([int((held[:, z // 64] >> np.uint64(z % 64) & np.uint64(1)).sum()) for z in range(128)])
+    stayed: list[int] = []
+    remaining = iter(order)
+    for split, number in zip((Split.TEST, Split.VAL), wanted, strict=True):
+        taken = 0
+        while taken < number and (group := next(remaining, None)) is not None:
+            elements = element_numbers(held[group])
+            if (in_train[elements] < 2).any():
+                stayed.append(group)
+                continue
+            in_train[elements] -= 1
+            split_of_group[group] = split
+            taken += 1
+    return split_of_group, stayed
 
 
 def _check_fractions(fractions: Mapping[str, float], dataset: str) -> None:

@@ -1,6 +1,8 @@
 """`Store`: a prepared dataset on disk, as flat columns that are mapped into memory, never loaded whole."""
 
+import builtins
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -71,15 +73,15 @@ class Store:
     def __len__(self) -> int:
         return len(self.n_atoms)
 
-    def range(self, split: str) -> range:
+    def range(self, split: str) -> builtins.range:
         """Rows of the split `train`, `val` or `test`."""
         if split not in SPLITS:
             raise RamifyError(f"'{split}' is not a split; accepted: {', '.join(SPLITS)}")
+        at = list(SPLITS).index(split)
         counts = [self.manifest.splits[name].structures for name in SPLITS]
-        at = SPLITS.index(split)
-        return range(sum(counts[:at]), sum(counts[: at + 1]))
+        return builtins.range(sum(counts[:at]), sum(counts[: at + 1]))
 
-    def take(self, rows: NDArray[np.integer] | range) -> Structures:
+    def take(self, rows: NDArray[np.integer] | Sequence[int]) -> Structures:
         """The structures at `rows` (T,), in that order; positions, forces, cell and stress in float32."""
         row = np.asarray(rows, np.int64)
         n_atoms = self.n_atoms[row]
@@ -129,6 +131,7 @@ def _map(folder: Path, name: str, stated: Column, kind: ColumnType, structures: 
             raise RamifyError(
                 f"{path}: damaged, holds {dtype} {shape_found} instead of {np.dtype(kind.dtype)} {shape}", fix=REBUILD
             )
-    if path.stat().st_size != array.nbytes + int(getattr(array, "offset", 0)):
-        raise RamifyError(f"{path}: damaged, {path.stat().st_size} bytes are not what its header announces", fix=REBUILD)
+    size = path.stat().st_size
+    if size != array.nbytes + int(getattr(array, "offset", 0)):
+        raise RamifyError(f"{path}: damaged, {size} bytes are not what its header announces", fix=REBUILD)
     return np.asarray(array)  # a plain view of the map: indexing np.memmap itself is slower

@@ -14,6 +14,7 @@ from typing import Literal
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK, MUTED, RULE, PAPER = "#1b2027", "#69707b", "#dfe2e6", "#fffffe"
@@ -21,8 +22,8 @@ INK, MUTED, RULE, PAPER = "#1b2027", "#69707b", "#dfe2e6", "#fffffe"
 THEME = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#8c510a")
-"""Okabe and Ito's colour-blind-safe colours (jfly.uni-koeln.de/color), their black and yellow replaced by violet and brown
-(text and axes are black already, yellow lines vanish on white)."""
+"""Okabe and Ito's colour-blind-safe colours (jfly.uni-koeln.de/color), their black and yellow replaced by violet and
+brown (text and axes are black already, yellow lines vanish on white)."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
 """Line styles that tell datasets apart once the colours repeat."""
 
@@ -59,6 +60,8 @@ STYLE = {
 RASTER_DPI = 220
 """Of the parts that are drawn as pixels because they hold thousands of points: sharp on a 2x screen."""
 
+LARGEST_SCALE = 1.35
+"""How far a page may blow a figure up before its text outgrows the page's own."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -102,8 +105,8 @@ class Canvas:
     def __enter__(self) -> Canvas:
         self._style = rc_context(STYLE)  # type: ignore[arg-type]  # the stubs know only literal keys
         self._style.__enter__()
-        self.figure = Figure(figsize=(self.width / 72, self.height / 72), layout="constrained")
-        self.figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+        self.figure = Figure(figsize=(self.width / 72, self.height / 72), layout=layout)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -174,7 +177,8 @@ def _clean(svg: str, alt: str, width: float, tooltips: Mapping[str, str]) -> str
     start, rest = svg.split(">", 1)
     start = re.sub(r'\s(width|height|version)="[^"]*"', "", start)  # the page decides; the viewBox keeps the shape
     label = html.escape(alt)
-    svg = f'{start} style="max-width: {1.35 * width:.0f}px" role="img" aria-label="{label}" stroke-linejoin="round">{rest}'
+    style = f"max-width: {LARGEST_SCALE * width:.0f}px"
+    svg = f'{start} style="{style}" role="img" aria-label="{label}" stroke-linejoin="round">{rest}'
     for gid, text in tooltips.items():
         svg = svg.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{html.escape(text)}</title>')
     return re.sub(r"\n\s*", "\n", svg).strip()

@@ -112,7 +112,8 @@ def _worst(found: Predictions) -> list[tuple[Quantity, list[tuple[str, float]]]]
     first = np.cumsum(found.n_atoms) - found.n_atoms
     largest = np.maximum.reduceat(np.nan_to_num(norms, nan=-1.0), first) if len(first) else norms
     listed: list[tuple[Quantity, list[tuple[str, float]]]] = []
-    for quantity, values in zip(QUANTITIES, (np.nan_to_num(np.abs(found.energy_error), nan=-1.0), largest), strict=True):
+    energy = np.nan_to_num(np.abs(found.energy_error), nan=-1.0)  # -1: without label, never the worst
+    for quantity, values in zip(QUANTITIES, (energy, largest), strict=True):
         order = np.argsort(-values, kind="stable")[:WORST]
         rows = [(str(found.names[i]), float(values[i])) for i in order if values[i] >= 0]
         if rows:
@@ -133,7 +134,8 @@ def _stale(results: Results, dataset: str, found: Predictions) -> list[str]:
         # 1e-3: forces are saved as float32, whose rounding may be 1e-4 of a very small error
         if stated is not None and here is not None and not math.isclose(stated, here, rel_tol=1e-3, abs_tol=1e-7):
             notes.append(
-                f"{dataset}: the saved predictions give a {quantity} MAE of {format_error(here)}, evaluation.json says "
+                f"{dataset}: the saved predictions give {"an energy" if quantity == "energy" else "a forces"} MAE of "
+                f"{format_error(here)}, evaluation.json says "
                 f"{format_error(stated)}: one of them is old, evaluate the run again."
             )
     return notes
@@ -147,7 +149,7 @@ def _quantiles(errors: NDArray[np.floating]) -> list[float] | None:
 def _count_elements(results: Results, made: Figures) -> None:
     """The periodic tables: all datasets in one, and each by itself on the same scale."""
     each = {
-        dataset: Counter({symbol: sum(splits.values()) for symbol, splits in results.data[dataset]["elements"].items()})
+        dataset: Counter({symbol: sum(splits.values()) for symbol, splits in results.data[dataset].elements.items()})
         for dataset in results.datasets
         if dataset in results.data
     }

@@ -1,4 +1,4 @@
-"""Exact errors over whole splits: sums and counts that add up, so that batches and ranks leave no trace in the result."""
+"""Exact errors over whole splits: sums and counts that add up, so that batches and ranks leave no trace."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def cell_position(number: int) -> tuple[float, float]:
 
 def _cell(axes: Axes, number: int, count: int, norm: LogNorm, compact: bool) -> None:
     x, y = cell_position(number)
-    fill = COUNT_COLORS(norm(count)) if count else "none"
-    text = _text_on(fill) if count else MUTED
+    shade = COUNT_COLORS(float(norm(count))) if count else None
+    fill, text = ("none", MUTED) if shade is None else (shade, _text_on(shade))
     gap = 0.04
     square = Rectangle(
         (x + gap, y + gap), 1 - 2 * gap, 1 - 2 * gap, facecolor=fill, edgecolor="none" if count else RULE, linewidth=0.6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -170,7 +170,7 @@ def element_errors(
 def learning_curve(
     val: Sequence[Mapping[str, Any]], *, dataset: str, quantity: Quantity, color: str, epoch: float | None
 ) -> Drawing | None:
-    """Validation MAE of one dataset against epochs with the trivial predictor's line; a ring at `epoch`, the one evaluated."""
+    """Validation MAE of one dataset against epochs, the trivial predictor's line, a ring at the evaluated `epoch`."""
     x, y, trivial = _curve(val, dataset, quantity)
     if not len(x):
         return None
@@ -259,7 +259,7 @@ def _curve(
     return x, y, trivial[-1] if trivial else None
 
 
-def _legend(axes: Axes, entries: int, place: str, columns: int) -> None:
+def _legend(axes: Axes, entries: int, place: Literal["upper left", "lower left"], columns: int) -> None:
     """Names the lines where there is room for it; the report has a key of its own."""
     if 1 < entries <= 6:
         axes.legend(loc=place, ncols=columns, handlelength=1.4, borderaxespad=0.2)
@@ -268,7 +268,7 @@ def _legend(axes: Axes, entries: int, place: str, columns: int) -> None:
 def _mark_epoch(axes: Axes, x: Array, y: Array, epoch: float | None, color: str) -> None:
     """A ring where the evaluated checkpoint lies on a curve."""
     at = np.flatnonzero(x == epoch)
-    axes.plot(x[at], y[at], "o", markersize=6, markerfacecolor=PAPER, markeredgecolor=color, markeredgewidth=1.6, clip_on=False)
+    axes.scatter(x[at], y[at], s=36, facecolors=PAPER, edgecolors=color, linewidths=1.6, clip_on=False, zorder=3)
 
 
 def _positive(values: Array) -> Array:
@@ -280,5 +280,6 @@ def _positive(values: Array) -> Array:
 
 def _cumulative(values: Array) -> tuple[Array, Array]:
     """(x, fraction of values up to x) at quantiles, dense in the tails."""
-    fractions = np.concatenate([np.linspace(0, 0.02, 12)[:-1], np.linspace(0.02, 0.98, 120), np.linspace(0.98, 1, 40)[1:]])
+    tails = np.linspace(0, 0.02, 12)[:-1], np.linspace(0.98, 1, 40)[1:]
+    fractions = np.concatenate([tails[0], np.linspace(0.02, 0.98, 120), tails[1]])
     return np.quantile(values, fractions), fractions

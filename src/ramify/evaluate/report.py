@@ -9,7 +9,6 @@ import platform
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -56,11 +55,11 @@ def render(results: Results) -> str:
 
     environment.globals.update(show=show, share=share, share_style=share_style)
     environment.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         results=results,
         evaluation=results.evaluation,
         tables=made,
-        warnings=[*made.notes, *drawn.notes],
+        warnings=[*made.notes, *drawn.notes, *shared_groups(results)],
         palette=colors(results.datasets),
         verdict=verdict(results),
         facts=facts(results),
@@ -68,12 +67,10 @@ def render(results: Results) -> str:
         matrices=matrices(results) if len(results.evaluation.branches) > 1 else [],
         drawn=drawn,
         units=UNITS,
-        mark=tables.MARK,
         references=references(results),
         versions=versions(results),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-    return page
 
 
 def verdict(results: Results) -> str:
@@ -92,10 +89,12 @@ def verdict(results: Results) -> str:
         failed = [dataset for dataset, share in judged.items() if not share < 1]
         parts.append(f"{quantity} on " + _how_many(len(judged), failed))
         mean = math.exp(sum(math.log(max(share, 1e-12)) for share in judged.values()) / len(judged))
-        shares.append(f"{100 * mean:.0f} % of trivial in {quantity}")
+        shares.append(f"{100 * mean:.0f} % in {quantity}")
     if len(shares) < len(parts):
         return f"Against the trivial predictors: {'; '.join(parts)}."
-    return f"Beats the trivial predictors in {' and in '.join(parts)}. Its errors are {' and '.join(shares)}."
+    how = " (geometric means)" if len(results.trained_on) > 1 else ""
+    beaten, errors = " and in ".join(parts), " and ".join(shares)
+    return f"Beats the trivial predictors in {beaten}. Its errors are {errors} of theirs{how}."
 
 
 def _how_many(judged: int, failed: list[str]) -> str:
@@ -111,9 +110,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
     found = [("datasets", str(len(results.trained_on)))]
     trained = [results.data[d] for d in results.trained_on if d in results.data]
     if trained:
-        found.append(("training structures", f"{sum(m['splits']['train']['structures'] for m in trained):,}"))
-        found.append(("training atoms", short_count(sum(m["splits"]["train"]["atoms"] for m in trained))))
-        found.append(("elements", str(len({symbol for m in trained for symbol in m["elements"]}))))
+        found.append(("training structures", f"{sum(m.splits['train'].structures for m in trained):,}"))
+        found.append(("training atoms", short_count(sum(m.splits["train"].atoms for m in trained))))
+        found.append(("elements", str(len({symbol for m in trained for symbol in m.elements}))))
     if isinstance(parameters := results.evaluation.model.get("parameters"), int):
         found.append(("parameters", f"{parameters:,}"))
     if (epoch := figures.epoch_of(results)) is not None:
@@ -162,16 +161,26 @@ def share_style(value: float | None) -> str:
 def references(results: Results) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
     """Datasets with a manifest, and per element the reference energy in each of them, eV."""
     named = [dataset for dataset in results.datasets if dataset in results.data]
-    energies = {dataset: results.data[dataset]["references"]["energies"] for dataset in named}
+    energies = {dataset: results.data[dataset].references.energies for dataset in named}
     elements = sorted({symbol for found in energies.values() for symbol in found}, key=NUMBERS.__getitem__)
     return named, [(symbol, [energies[dataset].get(symbol) for dataset in named]) for symbol in elements]
+
+
+def shared_groups(results: Results) -> list[str]:
+    """A line for each dataset whose own split lets groups (molecules, materials) stand in more than one part."""
+    return [
+        f"{dataset}: {manifest.shared_groups:,} groups stand in more than one split, as its files bring it: "
+        "its errors are partly on structures like those it was trained on."
+        for dataset, manifest in results.data.items()
+        if manifest.shared_groups
+    ]
 
 
 def versions(results: Results) -> list[tuple[str, str]]:
     """What made the data and this page: label and versions."""
     found: dict[str, None] = {}
     for manifest in results.data.values():
-        found[", ".join(f"{name} {version}" for name, version in manifest["versions"].items())] = None
+        found[", ".join(f"{name} {version}" for name, version in manifest.versions.model_dump().items())] = None
     here = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "ase", "matplotlib"))
     return [
         *(("stores prepared with", text) for text in found),

@@ -1,4 +1,4 @@
-"""What a run directory holds, read and checked: the recipe, `evaluation.json`, `data.json`, the history, the predictions."""
+"""What a run directory holds, read and checked: recipe, `evaluation.json`, `data.json`, history, predictions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from ramify.data.manifest import Manifest
 from ramify.errors import RamifyError
 from ramify.files import read_json
 
@@ -103,7 +104,7 @@ class Results:
     recipe: dict[str, Any]
     recipe_text: str
     evaluation: Evaluation
-    data: dict[str, dict[str, Any]]
+    data: dict[str, Manifest]
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
 
@@ -138,7 +139,7 @@ class Results:
             recipe=recipe,
             recipe_text=text,
             evaluation=_evaluation(path),
-            data=_json(data, fix="restore the file") if (data := path / "data.json").is_file() else {},
+            data=_manifests(path / "data.json"),
             train=history["train"],
             val=history["val"],
         )
@@ -209,9 +210,22 @@ def _evaluation(run: Path) -> Evaluation:
     try:
         return Evaluation.model_validate(_json(path, fix=fix))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RamifyError(f"{path}: {key}: {first['msg']} (found {first['input']!r:.80})", fix=fix) from None
+        raise RamifyError(f"{path}: {_first(error)}", fix=fix) from None
+
+
+def _manifests(path: Path) -> dict[str, Manifest]:
+    fix = "restore the file: `ramify train` wrote it, from the manifests of the stores"
+    content = _json(path, fix=fix) if path.is_file() else {}
+    try:
+        return {dataset: Manifest.model_validate(manifest) for dataset, manifest in content.items()}
+    except ValidationError as error:
+        raise RamifyError(f"{path}: {_first(error)}", fix=fix) from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg']} (found {first['input']!r:.80})"
 
 
 def _history(path: Path) -> dict[str, list[dict[str, Any]]]:

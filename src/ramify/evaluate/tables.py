@@ -23,7 +23,7 @@ QUANTITIES: tuple[Quantity, ...] = ("energy", "forces")
 UNITS: dict[Quantity, str] = {"energy": "eV/atom", "forces": "eV/Å"}
 
 MARK = "✗"
-"""Stands behind an error that is no better than the trivial predictor's."""
+"""Stands before an error that is no better than the trivial predictor's."""
 LEGEND = f"{MARK} no better than the trivial predictor (reference energies alone; zero forces)."
 NEAR_ZERO_FORCES = 0.01
 """eV/Å. Where even zero forces are this good, the dataset sits at its minima and its forces teach little."""
@@ -45,7 +45,7 @@ class Cell:
         """The cell as it is printed, without emphasis."""
         if self.mae is None:
             return "—" if self.missing == "not evaluated" else self.missing
-        return format_error(self.mae) + (f" {MARK}" if self.no_better_than_trivial else "")
+        return (f"{MARK} " if self.no_better_than_trivial else "") + format_error(self.mae)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Table:
     unit: str
     rows: list[ModelRow]
     trivial: dict[str, float | None]
+
+    def trivial_texts(self, datasets: Sequence[str]) -> list[str]:
+        """The last row as it is printed."""
+        values = [self.trivial[dataset] for dataset in datasets]
+        return ["no label" if value is None else format_error(value) for value in values]
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Tables:
                 line("", *map(name, self.datasets)),
                 "|---|" + "---:|" * len(self.datasets),
                 *rows,
-                line("*Trivial*", *(_trivial_text(table.trivial[d]) for d in self.datasets)),
+                line("*Trivial*", *table.trivial_texts(self.datasets)),
             ]
         )
 
@@ -121,19 +126,18 @@ class Tables:
         return asdict(self)
 
     def render(self, console: Console) -> None:
-        """Prints both tables and the notes."""
+        """Prints both tables and the notes; a table too wide for the terminal goes on below itself."""
         for table in self.tables:
-            marked = {d for row in table.rows for d, cell in row.cells.items() if cell.no_better_than_trivial}
-            shown = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-            shown.add_column("model", overflow="fold")
-            for dataset in self.datasets:
-                shown.add_column(Text(dataset, overflow="fold"), justify="right", min_width=6 + 2 * (dataset in marked))
-            for row in table.rows:
-                shown.add_row(Text(row.model), *(_rich_cell(row.cells[d], d in marked) for d in self.datasets))
-            shown.add_section()
-            below = [Text(_trivial_text(table.trivial[d]) + "  " * (d in marked), "dim") for d in self.datasets]
-            shown.add_row(Text("Trivial", "dim"), *below)
-            console.print(shown)
+            for datasets in _fitting(table, self.datasets, console.width):
+                shown = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+                shown.add_column("model", no_wrap=True)
+                for dataset in datasets:
+                    shown.add_column(Text(dataset), justify="right", no_wrap=True)
+                for row in table.rows:
+                    shown.add_row(Text(row.model), *map(_rich_cell, row.in_order(datasets)))
+                shown.add_section()
+                shown.add_row(*(Text(text, "dim") for text in ("Trivial", *table.trivial_texts(datasets))))
+                console.print(shown)
         console.print(Text(LEGEND + _bold_rule(len(self.tables[0].rows)), "dim"))
         for note in self.notes:
             console.print(Text(note, "bold red" if note.startswith(MARK) else "yellow"))
@@ -194,11 +198,11 @@ def format_error(value: float) -> str:
     """Four decimals as in the paper; two significant digits where that would leave fewer than two."""
     if not math.isfinite(value):
         return "not finite"
-    if value == 0 or abs(value) >= 0.00995:
+    if value == 0 or abs(value) >= 1e-3:
         return f"{value:.4f}"
     if abs(value) < 1e-5:
         return f"{value:.1e}"
-    return f"{value:.{max(4, 1 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
 
 
 def _cell(run: Results, dataset: str, quantity: Quantity, trivial: float | None) -> Cell:
@@ -273,8 +277,12 @@ def _different_splits(runs: Sequence[Results], datasets: list[str]) -> list[str]
 def _unique_names(runs: Sequence[Results]) -> list[str]:
     """Model names; those that occur twice carry their directory's name, or its path if that is not enough."""
     names = [run.name for run in runs]
-    for label in (lambda run: f"{run.name} ({run.path.name})", lambda run: f"{run.name} ({run.path})"):
-        names = [label(run) if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+    for places in ([run.path.name for run in runs], [str(run.path) for run in runs]):
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            f"{run.name} ({place})" if name in twice else name
+            for name, run, place in zip(names, runs, places, strict=True)
+        ]
     return names
 
 
@@ -282,18 +290,24 @@ def _bold_rule(models: int) -> str:
     return {1: "", 2: " Bold: the better of the two."}.get(models, " Bold: the two best of each column.")
 
 
-def _trivial_text(value: float | None) -> str:
-    return "no label" if value is None else format_error(value)
+def _fitting(table: Table, datasets: Sequence[str], width: int) -> list[list[str]]:
+    """The columns in groups that fit a terminal beside the models' names (3 characters go between two columns)."""
+    left = 4 + max(len(row.model) for row in table.rows)
+    groups: list[list[str]] = [[]]
+    used = left
+    for dataset in datasets:
+        cells = [row.cells[dataset].text() for row in table.rows]
+        needed = 3 + max(len(text) for text in (dataset, *cells, *table.trivial_texts([dataset])))
+        if groups[-1] and used + needed > width:
+            groups.append([])
+            used = left
+        groups[-1].append(dataset)
+        used += needed
+    return groups
 
 
-def _rich_cell(cell: Cell, marked_column: bool) -> Text:
-    """The cell, with room for the mark wherever its column has one, so that digits stand below digits."""
+def _rich_cell(cell: Cell) -> Text:
     if cell.mae is None:
-        return Text(cell.text() + "  " * marked_column, "dim")
-    text = Text(format_error(cell.mae), "bold green" if cell.best else "")
-    if cell.no_better_than_trivial:
-        text.append(" ")
-        text.append(MARK, "bold white on red")
-    elif marked_column:
-        text.append("  ")
-    return text
+        return Text(cell.text(), "dim")
+    number = Text(format_error(cell.mae), "bold green" if cell.best else "")
+    return Text.assemble((MARK, "bold white on red"), " ", number) if cell.no_better_than_trivial else number

@@ -38,18 +38,22 @@ def build_graph(batch: Batch, cutoff: float, positions: Tensor, strain: Tensor |
         positions: (N, 3) Å, the tensor to differentiate for forces.
         strain: (S, 3, 3), symmetric, applied to every edge vector as r (1 + ε): the tensor to differentiate for stress.
 
-    An atom with more neighbours than `max_neighbors` ends its neighbourhood at its horizon, the nearest neighbour left
-    out; the end moves with that neighbour, so energies stay continuous and conservative forces exact.
+    The reach of an atom with many neighbours moves with the atoms near it (`ramify.data.neighbors`): its value comes with
+    the batch, its first derivative is put in here, so conservative forces are exact.
     """
-    vector = positions.index_select(0, batch.sender) - positions.index_select(0, batch.receiver) + batch.shift
-    if strain is not None:
-        edge_strain = strain.index_select(0, batch.structure.index_select(0, batch.receiver))
-        vector = vector + torch.einsum("ec,ecd->ed", vector, edge_strain)
+
+    def vectors(receiver: Tensor, sender: Tensor, shift: Tensor) -> Tensor:
+        vector = positions.index_select(0, sender) - positions.index_select(0, receiver) + shift
+        if strain is not None:
+            of_pair = strain.index_select(0, batch.structure.index_select(0, receiver))
+            vector = vector + torch.einsum("ec,ecd->ed", vector, of_pair)
+        return vector
+
+    vector = vectors(batch.receiver, batch.sender, batch.shift)
     distance = torch.linalg.vector_norm(vector, dim=1)
-    if len(distance):
-        at_horizon = distance.index_select(0, batch.horizon.clamp(min=0))
-        reach = torch.where(batch.horizon >= 0, at_horizon, torch.full_like(at_horizon, cutoff))
-        weight = envelope(distance / reach.index_select(0, batch.receiver))
-    else:
-        weight = distance
+    reach = batch.reach
+    if len(batch.rim_gain) and positions.requires_grad:
+        rim = torch.linalg.vector_norm(vectors(batch.rim_receiver, batch.rim_sender, batch.rim_shift), dim=1)
+        reach = reach.index_add(0, batch.rim_receiver, batch.rim_gain * (rim - rim.detach()))
+    weight = envelope(distance / reach.index_select(0, batch.receiver))
     return Graph(batch.numbers, batch.receiver, batch.sender, vector / distance[:, None], distance, weight)

@@ -100,10 +100,7 @@ def _open(path: Path) -> tuple[Any, dict[str, Any]]:
         if kind == "db":
             _require_tables(path)
         elif kind == "aselmdb":
-            import lmdb
-
-            # a first try of our own: ASE's object prints a second error when the first one left it half made
-            lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()
+            _require_whole_lmdb(path)
             options["readonly"] = True
         database = connect(str(path), type=kind, use_lock_file=False, **options)
         return database, database.metadata or {}
@@ -123,6 +120,19 @@ def _require_tables(path: Path) -> None:
         raise RamifyError(
             f"{path} is an SQLite file but no ASE database: it has no table 'systems'",
             fix="correct `path` or `format`",
+        )
+
+
+def _require_whole_lmdb(path: Path) -> None:
+    """Raises if pages are missing: LMDB maps the file into memory, and reading beyond its end kills the process."""
+    import lmdb
+
+    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment:
+        pages, page_size = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
+    if path.stat().st_size < pages * page_size:
+        raise RamifyError(
+            f"{path} is cut short: {path.stat().st_size} of {pages * page_size} bytes",
+            fix="compare its size and checksum with the publisher's and download it again",
         )
 
 

@@ -86,16 +86,18 @@ def _structures(frames: list[Frame]) -> Structures:
     try:
         sites = [frame.structure["sites"] for frame in frames]
         n_atoms = np.array([len(s) for s in sites], np.int64)
+        if n_atoms.min() == 0:
+            raise _UnusableError(MALFORMED_STRUCTURE, "no sites")
         lattices = [frame.structure["lattice"] for frame in frames]
+        pbc = [lattice.get("pbc") or (True, True, True) for lattice in lattices]
+        if any(len(lattice["matrix"]) != 3 or len(flags) != 3 for lattice, flags in zip(lattices, pbc, strict=True)):
+            raise _UnusableError(MALFORMED_STRUCTURE, "lattice.matrix is not 3x3, or lattice.pbc not three flags")
         cell = _rows([row for lattice in lattices for row in lattice["matrix"]], MALFORMED_STRUCTURE, "lattice.matrix")
-        pbc = np.array([lattice.get("pbc") or (True, True, True) for lattice in lattices], np.bool_).reshape(-1, 3)
         every_site = list(chain.from_iterable(sites))
         numbers = _numbers(every_site)
         positions = _positions(every_site, cell.reshape(-1, 3, 3), n_atoms)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _UnusableError(MALFORMED_STRUCTURE, f"{type(error).__name__}: {error}") from error
-    if n_atoms.min() == 0 or len(cell) != 3 * len(frames):
-        raise _UnusableError(MALFORMED_STRUCTURE, "no sites, or a lattice that is not 3x3")
     group, group_names = index_names(frame.group for frame in frames)
     origin, origin_names = index_names(frame.origin for frame in frames)
     return Structures.make(
@@ -186,8 +188,10 @@ def _rows(rows: list[Any], reason: str, name: str) -> NDArray[np.float64]:
         if not lengths <= {3}:
             raise _UnusableError(reason, f"{name}: rows of {sorted(lengths)} numbers instead of 3")
         array = np.fromiter(chain.from_iterable(rows), np.float64, 3 * len(rows)).reshape(-1, 3)
-    except (TypeError, ValueError) as error:  # None is refused here; np.array would have made it a NaN
-        raise _UnusableError(reason, f"{name}: a null or no number ({error})") from error
+    except (TypeError, ValueError) as error:
+        raise _UnusableError(reason, f"{name}: no number ({error})") from error
     if not np.isfinite(array).all():
+        if any(None in row for row in rows):  # numpy makes a null a NaN
+            raise _UnusableError(reason, f"{name}: a null")
         raise _UnusableError(NON_FINITE if reason != MALFORMED_STRUCTURE else reason, f"{name}: NaN or infinite")
     return array

@@ -1,0 +1,99 @@
+"""How fast `prepare` is: a large file in the layout of ANI-1x becomes a store, everything included. Prints JSON.
+
+The file repeats the rows of the embedded corpus with a little noise on the positions; the energy follows to first order
+(dE = -F dx), so that no row is a duplicate or an outlier and the energy-force slope stays 1. Preparing runs in a process
+of its own with one thread; the source file is read before, so that the disk is not what is measured.
+
+    OMP_NUM_THREADS=1 python benchmarks/prepare_speed.py --structures 400000
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ramify.data.prepare import prepare_dataset
+from ramify.files import sha256
+from ramify.minicorpora import FILES
+from ramify.sources import formats
+
+NOISE = 0.01
+"""Å, standard deviation of each coordinate."""
+ROWS_AT_ONCE = 20_000
+
+
+def make_file(path: Path, structures: int) -> int:
+    """Writes at least `structures` usable rows, every composition as often as any other; returns their number."""
+    rng = np.random.default_rng(0)
+    made = 0
+    with h5py.File(FILES["ani1x_mini"]) as source, h5py.File(path, "w") as target:
+        groups = {name: _usable(group) for name, group in source.items()}
+        times = -(-structures // sum(len(energy) for _, energy, _ in groups.values()))
+        for name, (positions, energy, forces) in groups.items():
+            rows = times * len(energy)
+            group = target.create_group(name)
+            group["atomic_numbers"] = source[name]["atomic_numbers"][()]
+            x = group.create_dataset("coordinates", (rows, *positions.shape[1:]), "f4")
+            e = group.create_dataset("wb97x_dz.energy", (rows,), "f8")
+            f = group.create_dataset("wb97x_dz.forces", (rows, *forces.shape[1:]), "f4")
+            for start in range(0, rows, ROWS_AT_ONCE):
+                some = np.arange(start, min(start + ROWS_AT_ONCE, rows))
+                at, block = some % len(energy), slice(start, start + ROWS_AT_ONCE)
+                moved = rng.normal(0, NOISE, (len(some), *positions.shape[1:]))
+                x[block], f[block] = positions[at] + moved, forces[at]
+                e[block] = energy[at] - np.einsum("rac,rac->r", forces[at], moved)
+            made += rows
+    return made
+
+
+def prepare(source: Path, stores: Path) -> dict[str, Any]:
+    """Prepares the file and says how long it took, how much memory it needed and what came out."""
+    options = formats()["ani1x"].options.model_validate({"format": "ani1x", "path": str(source)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wall, cpu = time.perf_counter(), time.process_time()
+    manifest = prepare_dataset("ani1x", options, stores, base=Path())
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {
+        "structures": manifest.structures,
+        "atoms": sum(split.atoms for split in manifest.splits.values()),
+        "dropped": manifest.dropped,
+        "slope": manifest.consistency.slope,
+        "wall_s": wall,
+        "cpu_s": cpu,
+        "structures_per_s": manifest.structures / wall,
+        "structures_per_cpu_s": manifest.structures / cpu,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_before_mib": before / 1024,
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--structures", type=int, default=400_000)
+    arguments.add_argument("--folder", type=Path, help="where the temporary files go")
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        source = Path(name) / "ani1x-large.h5"
+        rows = make_file(source, options.structures)
+        sha256(source)  # into the page cache
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            result = pool.apply(prepare, (source, Path(name) / "stores"))
+        print(json.dumps({"rows": rows, "file_mb": source.stat().st_size / 1e6, **result}, indent=1))
+
+
+def _usable(group: h5py.Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions, energies and forces of the rows that have all labels."""
+    energy, forces = group["wb97x_dz.energy"][()], group["wb97x_dz.forces"][()].astype(np.float64)
+    labelled = np.isfinite(energy) & np.isfinite(forces).all(axis=(1, 2))
+    return group["coordinates"][()].astype(np.float64)[labelled], energy[labelled], forces[labelled]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Neighbour lists against ASE: every periodicity, skewed cells, cells smaller than the cutoff."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.neighborlist import neighbor_list
+
+from ramify.data.neighbors import SOFTNESS, find_edges
+from ramify.structures import Structures
+
+CUTOFF = 4.0
+
+
+def random_atoms(seed: int) -> Atoms:
+    """Up to 12 atoms in a skewed cell of 2 to 8 Å along each vector, any of the eight periodicities."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.uniform(2.0, 8.0, 3)
+    cell = np.diag(lengths) + np.tril(rng.uniform(-0.4, 0.4, (3, 3)), -1) * lengths[:, None]
+    pbc = [bool(seed & 1), bool(seed & 2), bool(seed & 4)]
+    n = int(rng.integers(1, 12))
+    return Atoms(numbers=rng.integers(1, 90, n), positions=rng.uniform(-2, 8, (n, 3)), cell=cell, pbc=pbc)
+
+
+def as_set(receiver, sender, shift) -> set[tuple[int, ...]]:
+    return {(int(i), int(j), *map(int, s)) for i, j, s in zip(receiver, sender, shift, strict=True)}
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_edges_equal_those_of_ase(block: int) -> None:
+    """500 random structures, all periodicities; edges as sets of (receiver, sender, lattice steps)."""
+    images = [random_atoms(100 * block + k) for k in range(100)]
+    edges = find_edges(Structures.from_ase(images), CUTOFF)
+    first = 0
+    for atoms in images:
+        own = (edges.receiver >= first) & (edges.receiver < first + len(atoms))
+        found = as_set(edges.receiver[own] - first, edges.sender[own] - first, edges.shift[own])
+        i, j, shift = neighbor_list("ijS", atoms, CUTOFF)
+        assert found == as_set(i, j, shift)
+        first += len(atoms)
+
+
+def test_one_atom_in_a_small_cell_sees_its_own_images() -> None:
+    simple_cubic = Atoms("Po", cell=np.eye(3) * 3.0, pbc=True)
+    edges = find_edges(Structures.from_ase([simple_cubic]), 3.1)
+    assert len(edges) == 6
+    assert set(edges.sender) == {0}
+
+
+def test_non_periodic_structure_ignores_its_cell() -> None:
+    atoms = Atoms("H2", positions=[[0, 0, 0], [0, 0, 2.9]], cell=np.eye(3) * 3.0, pbc=False)
+    assert len(find_edges(Structures.from_ase([atoms]), CUTOFF)) == 2
+
+
+def test_all_pairs_and_cell_list_agree() -> None:
+    """The same molecule once below and once above the size at which the method changes (as 120 copies far apart)."""
+    rng = np.random.default_rng(1)
+    molecule = Atoms("C10", positions=rng.uniform(0, 5, (10, 3)))
+    copies = Atoms()
+    for k in range(12):
+        shifted = molecule.copy()
+        shifted.translate([40.0 * k, 0, 0])
+        copies += shifted
+    small = find_edges(Structures.from_ase([molecule]), CUTOFF)
+    large = find_edges(Structures.from_ase([copies]), CUTOFF)
+    assert len(large) == 12 * len(small)
+    own = large.receiver < 10
+    np.testing.assert_array_equal(large.receiver[own], small.receiver)
+    np.testing.assert_array_equal(large.sender[own], small.sender)
+
+
+def soft_count(radius: float, distances: np.ndarray) -> float:
+    """The count of the module's docstring, written out again."""
+    t = np.clip((radius - distances) / SOFTNESS + 1, 0, 1)
+    return float((6 * t**5 - 15 * t**4 + 10 * t**3).sum())
+
+
+@pytest.fixture
+def crowd() -> Atoms:
+    rng = np.random.default_rng(2)
+    return Atoms("Si40", positions=rng.uniform(0, 8, (40, 3)), cell=np.eye(3) * 8, pbc=True)
+
+
+def test_max_neighbors_keeps_the_nearest_within_a_reach(crowd: Atoms) -> None:
+    sparse = Atoms("H2", positions=[[0, 0, 0], [0, 0, 1.0]])
+    edges = find_edges(Structures.from_ase([crowd, sparse]), 5.0, 8)
+    assert (edges.reach[40:] == 5.0).all()  # one neighbour: nothing is cut
+    count = np.bincount(edges.receiver, minlength=42)
+    assert count[:40].max() <= 8
+    i, d = neighbor_list("id", crowd, 6.0)
+    for atom in range(40):
+        distances = np.sort(d[i == atom])
+        assert soft_count(edges.reach[atom], distances) == pytest.approx(8.5, abs=1e-9)
+        assert count[atom] == (distances < edges.reach[atom]).sum()
+
+
+def test_gain_is_the_derivative_of_the_reach(crowd: Atoms) -> None:
+    """Against central differences of the reach while one atom moves; near the cutoff too."""
+    for cutoff in (5.0, 3.0):
+        structures = Structures.from_ase([crowd])
+        edges = find_edges(structures, cutoff, 8)
+        assert (edges.rim.gain > 0).all()
+        step, atom, direction = 1e-5, 7, np.array([0.6, 0.0, 0.8])
+        ends = []
+        for sign in (1, -1):
+            moved = crowd.copy()
+            moved.positions[atom] += sign * step * direction
+            ends.append(find_edges(Structures.from_ase([moved]), cutoff, 8).reach)
+        numeric = (ends[0] - ends[1]) / (2 * step)
+        rim = edges.rim
+        vector = crowd.positions[rim.sender] + rim.shift @ crowd.cell.array - crowd.positions[rim.receiver]
+        along = vector @ direction / np.linalg.norm(vector, axis=1)
+        moves = (rim.sender == atom).astype(float) - (rim.receiver == atom)
+        analytic = np.bincount(rim.receiver, rim.gain * along * moves, minlength=40)
+        np.testing.assert_allclose(analytic, numeric, atol=1e-7)
+        assert np.abs(numeric).max() > 0.05
+
+
+def test_equal_distances_are_treated_alike() -> None:
+    """24 atoms of fcc stand where the 20 nearest end: none is in, all move the reach alike."""
+    edges = find_edges(Structures.from_ase([bulk("Cu")]), 5.0, 20)
+    assert len(edges) == 18
+    assert len(edges.rim) == 24
+    np.testing.assert_allclose(edges.rim.gain, 1 / 24, rtol=1e-6)
+
+
+def test_no_structures_no_edges() -> None:
+    assert len(find_edges(Structures.from_ase([]), CUTOFF, 5)) == 0

@@ -1,0 +1,65 @@
+"""Small models and batches for tests of the physics."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from ramify.data.batch import Batch, Part
+from ramify.data.neighbors import find_edges
+from ramify.model.branch import Branch, ForceKind
+from ramify.model.encoders.egnn import EGNN
+from ramify.model.multibranch import MultiBranch
+from ramify.structures import Structures
+
+CUTOFF, MAX_NEIGHBORS = 5.0, 12
+NO_REFERENCES = np.zeros(119)
+
+
+def batch_of(images: list[Atoms], dtype: torch.dtype, max_neighbors: int | None = MAX_NEIGHBORS) -> Batch:
+    """All images in one segment of the branch `b`."""
+    structures = Structures.from_ase(images)
+    part = Part("d", "b", structures, find_edges(structures, CUTOFF, max_neighbors), NO_REFERENCES)
+    return Batch.make([part], dtype)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., MultiBranch]:
+    """A function (forces, dtype, message_layers) -> model with random weights of ordinary size."""
+
+    def make(forces: ForceKind | None, dtype: torch.dtype = torch.float64, message_layers: int = 2) -> MultiBranch:
+        torch.manual_seed(0)
+        encoder = EGNN(
+            layers=3,
+            width=24,
+            vector_channels=6,
+            radial=6,
+            cutoff=CUTOFF,
+            neighbors=10.0,
+            message_layers=message_layers,
+        )
+        branch = Branch(
+            24, 6, energy_head=(2, 16), force_head=(2, 16), forces=forces, energy_scale=0.7, forces_scale=1.3
+        )
+        model = MultiBranch(encoder, {"b": branch}, CUTOFF)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(1.8)  # fresh weights hardly couple atoms: forces would be near zero
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def images() -> list[Atoms]:
+    """Molecules and rattled crystals, sparse and dense, one with more neighbours than `MAX_NEIGHBORS`."""
+    rng = np.random.default_rng(0)
+    crystals = [bulk("Cu", cubic=True), bulk("NaCl", "rocksalt", a=5.6), bulk("Si"), bulk("Po", "sc", a=3.3)]
+    for atoms in crystals:
+        atoms.rattle(0.1, rng=rng)
+        atoms.set_cell(atoms.cell.array + rng.normal(0, 0.05, (3, 3)), scale_atoms=True)
+    return [molecule("CH3CH2OH"), molecule("C6H6"), molecule("H2O"), Atoms("He"), *crystals]

@@ -1,0 +1,139 @@
+"""ASE databases: SQLite, JSON and LMDB; labels in results or in `data`; nothing is ever written."""
+
+import sqlite3
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.db import connect
+
+from ramify.errors import RamifyError
+from ramify.sources import ase_db
+
+RNG = np.random.default_rng(1)
+
+
+def images(count: int = 7) -> list[Atoms]:
+    made = []
+    for i in range(count):
+        n = 2 + i % 3
+        atoms = Atoms(f"Cu{n}", RNG.normal(0, 2, (n, 3)), cell=np.eye(3) * 5 + RNG.normal(0, 0.1, (3, 3)), pbc=[1, 1, i % 2])
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=-1.0 - i, forces=RNG.normal(0, 1, (n, 3)), stress=RNG.normal(0, 1, 6)
+        )
+        atoms.set_constraint(FixAtoms([0]))  # stored forces are those of the calculation all the same
+        made.append(atoms)
+    return made
+
+
+@pytest.mark.parametrize("ending", [".db", ".json", ".aselmdb"])
+def test_round_trip(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr(ase_db, "ROWS", 3)
+    path, made = tmp_path / f"a{ending}", images()
+    with connect(str(path)) as database:
+        for i, atoms in enumerate(made):
+            database.write(atoms, data={"sid": f"s{i % 2}"})
+    before = path.read_bytes()
+    for _ in range(2):  # LMDB refuses a second opening if the first was not closed
+        found, quarantine = read("ase_db", path, group_key="sid")
+    assert path.read_bytes() == before
+    assert quarantine.total == 0
+    assert found.energy.tolist() == [-1.0 - i for i in range(7)]
+    np.testing.assert_allclose(found.positions, np.concatenate([a.positions for a in made]), atol=1e-12)
+    np.testing.assert_allclose(found.forces, np.concatenate([a.get_forces(apply_constraint=False) for a in made]))
+    np.testing.assert_allclose(found.stress, [a.get_stress(voigt=False) for a in made])
+    np.testing.assert_allclose(found.cell, [a.cell.array for a in made])
+    np.testing.assert_array_equal(found.pbc, [a.pbc for a in made])
+    assert [found.group_names[g] for g in found.group] == [f"s{i % 2}" for i in range(7)]
+    assert [found.name(i) for i in (0, 6)] == [f"a{ending}[1]", f"a{ending}[7]"]  # ids begin at 1
+
+
+@pytest.mark.parametrize("ending", [".db", ".aselmdb"])
+def test_holes_in_the_ids(tmp_path: Path, read: Any, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    with connect(str(path)) as database:
+        for atoms in images():
+            database.write(atoms)
+        database.delete([2, 3])
+    found, _ = read("ase_db", path)
+    assert found.row.tolist() == [1, 4, 5, 6, 7]
+    assert found.group_names == ("Cu2", "Cu3", "Cu4")
+
+
+def test_labels_in_data_and_key_value_pairs(tmp_path: Path, read: Any) -> None:
+    path = tmp_path / "a.db"
+    with connect(str(path)) as database:
+        database.write(
+            Atoms("H2", [[0, 0, 0], [0, 0, 0.7]]), kind="dimer", data={"U0": np.array([-2.0]), "F": np.ones((2, 3))}
+        )
+        database.write(Atoms("H"), kind="atom", data={"U0": np.array([-1.0])})
+        database.write(Atoms("H"), kind="atom")
+    found, quarantine = read(
+        "ase_db", path, energy_key="U0", forces_key="F", group_key="kind", units={"energy": "Hartree"}
+    )
+    np.testing.assert_allclose(found.energy, [-54.4227725, -27.2113862], rtol=1e-7)
+    np.testing.assert_allclose(found.forces[:2], 27.2113862, rtol=1e-7)
+    assert np.isnan(found.forces[2]).all()
+    assert found.group_names == ("dimer", "atom")
+    assert quarantine.counts == {"label not computed": 1}
+    with pytest.raises(RamifyError, match=r"no 'energy' \(`energy_key`\); it has F, U0, kind"):
+        read("ase_db", path)
+
+
+def test_stated_units_are_not_contradicted(tmp_path: Path, read: Any) -> None:
+    path = tmp_path / "a.db"
+    with connect(str(path)) as database:
+        database.write(Atoms("H"), data={"energy": np.array([-1.0]), "forces": np.zeros((1, 3))})
+        database.metadata = {"_property_unit_dict": {"energy": "kcal/mol"}, "_distance_unit": "Ang"}
+    with pytest.raises(RamifyError, match=r"energy is in kcal/mol(.|\n)*units: \{energy: kcal/mol\}"):
+        read("ase_db", path)
+    found, _ = read("ase_db", path, units={"energy": "kcal/mol"})
+    assert found.energy[0] == pytest.approx(-0.0433641043, rel=1e-7)
+    with pytest.raises(RamifyError, match="length is in Ang"):
+        read("ase_db", path, units={"energy": "kcal/mol", "length": "bohr"})
+
+
+def test_no_file_is_made_or_changed(tmp_path: Path, read: Any) -> None:
+    with pytest.raises(RamifyError, match="does not exist"):
+        read("ase_db", tmp_path / "none.db")
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+    before = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(RamifyError, match="no table 'systems'"):
+        read("ase_db", tmp_path / "other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["other.db"]
+
+
+@pytest.mark.parametrize("ending", [".db", ".json", ".aselmdb", ".lmdb"])
+def test_damaged_files(tmp_path: Path, read: Any, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    if ending == ".lmdb":
+        path.write_bytes(b"x")
+    else:
+        with connect(str(path)) as database:
+            for atoms in images(60):
+                database.write(atoms)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RamifyError, match=r"cannot be read as an ASE database|ending of an ASE database|cut short"):
+            read("ase_db", path)
+
+
+def test_carbene(shared: Path, read: Any, slope: Any) -> None:
+    found, quarantine = read("ase_db", shared / "data/spin_carbene/ase_carbene_2200.db")
+    assert len(found) == 2200
+    assert quarantine.total == 0
+    per_atom = found.energy / 3
+    expected = (-3.5536, -3.3112, -3.0880)
+    assert (per_atom.min(), np.median(per_atom), per_atom.max()) == pytest.approx(expected, abs=1e-4)
+    largest = np.linalg.norm(found.forces, axis=1).reshape(-1, 3).max(axis=1)
+    assert largest.max() == pytest.approx(4.465, abs=1e-3)
+    assert slope(found) == pytest.approx(1.0, abs=0.05)

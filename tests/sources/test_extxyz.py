@@ -1,0 +1,229 @@
+"""Extended XYZ: where ASE puts labels, units, periodic flags, frames that cannot be used."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from pydantic import ValidationError
+
+from ramify.errors import RamifyError
+from ramify.sources import extxyz, formats
+
+WATER = """3
+Properties=species:S:1:pos:R:3:forces:R:3 energy=-10.5 family=a pbc="F F F"
+O 0.0 0.0 0.0 0.1 0.0 -0.3
+H 0.0 0.0 1.0 0.0 0.2 0.3
+H 0.0 1.0 0.0 -0.1 -0.2 0.0
+"""
+PERIODIC = """1
+Lattice="3.0 0.0 0.0 0.5 4.0 0.0 0.0 0.0 5.0" Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0 family=b stress="1 2 3 2 4 5 3 5 6"
+Cu 0.0 0.0 0.0 0.0 0.0 0.0
+"""
+
+
+def save(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_frames_as_they_stand(tmp_path: Path, read: Any) -> None:
+    found, quarantine = read("extxyz", save(tmp_path / "a.xyz", WATER + PERIODIC))
+    assert quarantine.total == 0
+    assert found.energy.tolist() == [-10.5, -1.0]
+    assert found.numbers.tolist() == [8, 1, 1, 29]
+    np.testing.assert_array_equal(found.forces[2], [-0.1, -0.2, 0.0])
+    assert found.pbc.tolist() == [[False] * 3, [True] * 3]
+    np.testing.assert_array_equal(found.cell[1], [[3, 0, 0], [0.5, 4, 0], [0, 0, 5]])
+    np.testing.assert_array_equal(found.stress[1], [[1, 2, 3], [2, 4, 5], [3, 5, 6]])
+    assert np.isnan(found.stress[0]).all()
+    assert found.group_names == ("H2O", "Cu")
+    assert found.name(1) == "a.xyz[1]"
+
+
+def test_labels_written_by_ase_under_any_name(tmp_path: Path, read: Any) -> None:
+    rng = np.random.default_rng(0)
+    images = []
+    for i in range(600):  # more than one block of frames
+        atoms = Atoms("Cu4", rng.normal(0, 2, (4, 3)), cell=np.eye(3) * 6 + rng.normal(0, 0.1, (3, 3)), pbc=[1, 1, 0])
+        forces, stress = rng.normal(0, 1, (4, 3)), rng.normal(0, 1, 6)
+        atoms.calc = SinglePointCalculator(atoms, energy=-float(i), forces=forces, stress=stress)
+        atoms.arrays["dft_forces"], atoms.info["dft_energy"], atoms.info["dft_stress"] = 2 * forces, -2.0 * i, 2 * stress
+        images.append(atoms)
+    write(tmp_path / "a.xyz", images, format="extxyz")
+    found, _ = read("extxyz", tmp_path / "a.xyz")
+    np.testing.assert_allclose(found.energy, [a.get_potential_energy() for a in images])
+    np.testing.assert_allclose(found.forces, np.concatenate([a.get_forces() for a in images]), atol=1e-8)
+    np.testing.assert_allclose(found.stress, [a.get_stress(voigt=False) for a in images], atol=1e-8)
+    np.testing.assert_allclose(found.positions, np.concatenate([a.positions for a in images]), atol=1e-8)
+    np.testing.assert_allclose(found.cell, [a.cell.array for a in images], atol=1e-8)
+    assert found.pbc.tolist() == [[True, True, False]] * 600
+    assert found.row.tolist() == list(range(600))
+    again, _ = read(
+        "extxyz", tmp_path / "a.xyz", energy_key="dft_energy", forces_key="dft_forces", stress_key="dft_stress"
+    )
+    np.testing.assert_allclose(again.energy, 2 * found.energy)
+    np.testing.assert_allclose(again.forces, 2 * found.forces, atol=1e-7)
+    np.testing.assert_allclose(again.stress, 2 * found.stress, atol=1e-7)
+
+
+def test_stress_is_tension_positive(tmp_path: Path, read: Any) -> None:
+    """EMT copper, squeezed: dE/dV / V by finite differences, without ASE's stress."""
+    def copper(a: float) -> Atoms:
+        atoms = Atoms("Cu4", scaled_positions=[[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]], cell=[a] * 3, pbc=True)
+        atoms.calc = EMT()
+        return atoms
+
+    squeezed = copper(3.5)
+    squeezed.get_stress()
+    write(tmp_path / "cu.xyz", squeezed, format="extxyz")
+    found, _ = read("extxyz", tmp_path / "cu.xyz")
+    h = 1e-4
+    slope = (copper(3.5 + h).get_potential_energy() - copper(3.5 - h).get_potential_energy()) / (2 * h)
+    expected = slope * 3.5 / 3 / 3.5**3  # dE/dε / V for equal strain of the three axes, per axis
+    assert expected < 0
+    assert found.stress[0, 0, 0] == pytest.approx(expected, rel=1e-4)
+    found, _ = read("extxyz", tmp_path / "cu.xyz", stress_sign=-1)
+    assert found.stress[0, 0, 0] == pytest.approx(-expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("units", "energy", "forces", "length"),
+    [
+        ({}, 1.0, 1.0, 1.0),
+        ({"energy": "kcal/mol"}, 0.0433641043, 0.0433641043, 1.0),
+        ({"energy": "kJ/mol"}, 0.0103642696, 0.0103642696, 1.0),
+        ({"energy": "Hartree", "length": "bohr"}, 27.2113862, 51.4220675, 0.529177211),
+        ({"energy": "Hartree", "forces": "Hartree/bohr"}, 27.2113862, 51.4220675, 1.0),
+        ({"energy": "kcal/mol", "forces": "kcal/mol/bohr"}, 0.0433641043, 0.0819462809, 1.0),
+        ({"energy": "meV", "length": "\u212b"}, 1e-3, 1e-3, 1.0),  # ångström sign instead of A with ring
+    ],
+)
+def test_units(tmp_path: Path, read: Any, units: dict[str, str], energy: float, forces: float, length: float) -> None:
+    found, _ = read("extxyz", save(tmp_path / "a.xyz", WATER), units=units)
+    assert found.energy[0] == pytest.approx(-10.5 * energy, rel=1e-7)
+    assert found.forces[0, 0] == pytest.approx(0.1 * forces, rel=1e-7)
+    assert found.positions[1, 2] == pytest.approx(1.0 * length, rel=1e-7)
+
+
+def test_stress_units_and_energy_per_atom(tmp_path: Path, read: Any) -> None:
+    found, _ = read("extxyz", save(tmp_path / "a.xyz", PERIODIC), units={"stress": "kBar"}, stress_sign=-1)
+    assert found.stress[0, 2, 2] == pytest.approx(-0.6 * 0.006241509074, rel=1e-7)
+    found, _ = read("extxyz", save(tmp_path / "a.xyz", WATER), energy_is_per_atom=True)
+    assert found.energy.tolist() == [-31.5]
+
+
+@pytest.mark.parametrize("units", [{"energy": "ev"}, {"forces": "Hartree"}, {"length": "nm"}, {"time": "fs"}])
+def test_unknown_units_are_refused(units: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        formats()["extxyz"].options.model_validate({"path": "x", "units": units})
+
+
+def test_group_key(tmp_path: Path, read: Any) -> None:
+    found, _ = read("extxyz", save(tmp_path / "a.xyz", WATER + PERIODIC + WATER), group_key="family")
+    assert [found.group_names[g] for g in found.group] == ["a", "b", "a"]
+    with pytest.raises(RamifyError, match=r"'familie' \(`group_key`\).*did you mean 'family'"):
+        read("extxyz", tmp_path / "a.xyz", group_key="familie")
+
+
+def test_energies_only(tmp_path: Path, read: Any) -> None:
+    text = "1\nProperties=species:S:1:pos:R:3 energy=-13.6\nH 0 0 0\n"
+    found, quarantine = read("extxyz", save(tmp_path / "a.xyz", text + WATER))
+    assert quarantine.total == 0
+    assert np.isnan(found.forces[0]).all()
+    assert np.isfinite(found.forces[1:]).all()
+    found, _ = read("extxyz", tmp_path / "a.xyz", forces_key=None)
+    assert np.isnan(found.forces).all()
+
+
+def test_forces_under_another_name_are_not_passed_over(tmp_path: Path, read: Any) -> None:
+    renamed = save(tmp_path / "a.xyz", WATER.replace("forces:R", "dft_forces:R").replace("energy=", "dft_energy="))
+    with pytest.raises(RamifyError, match=r"no 'energy' \(`energy_key`\), did you mean 'dft_energy'"):
+        read("extxyz", renamed)
+    with pytest.raises(RamifyError, match=r"no 'forces' \(`forces_key`\), did you mean 'dft_forces'"):
+        read("extxyz", renamed, energy_key="dft_energy")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (" -0.3\n", "\n", "malformed structure"),  # a ragged force row
+        ("energy=-10.5 ", "", "label not computed"),
+        ("energy=-10.5", "energy=nan", "non-finite label"),
+        ("0.1 0.0 -0.3", "0.1 nan -0.3", "non-finite label"),
+        ("O 0.0", "Qq 0.0", "malformed structure"),
+        ('pbc="F F F"', 'pbc="T T T"', "periodic without a cell"),
+        ("O 0.0 0.0 0.0", "O 0.0 x 0.0", "malformed structure"),
+    ],
+)
+def test_spoiled_frame_is_left_out_alone(tmp_path: Path, read: Any, old: str, new: str, reason: str) -> None:
+    assert old in WATER
+    path = save(tmp_path / "a.xyz", WATER + WATER.replace(old, new, 1) + WATER)
+    found, quarantine = read("extxyz", path)
+    assert found.row.tolist() == [0, 2]
+    assert quarantine.counts == {reason: 1}
+
+
+def test_blank_lines_between_frames_end_nothing(tmp_path: Path, read: Any) -> None:
+    found, _ = read("extxyz", save(tmp_path / "a.xyz", WATER + "\n\n" + WATER + "\n"))
+    assert len(found) == 2
+
+
+def test_cut_short_and_misaligned(tmp_path: Path, read: Any) -> None:
+    lines = (WATER + WATER).splitlines(keepends=True)
+    for kept in range(6, 10):
+        with pytest.raises(RamifyError, match=f"frame 1 announces 3 atoms and has {max(0, kept - 7)}"):
+            read("extxyz", save(tmp_path / "a.xyz", "".join(lines[:kept])))
+    with pytest.raises(RamifyError, match="frame 1 should begin with its number of atoms"):
+        read("extxyz", save(tmp_path / "a.xyz", WATER + lines[4] + WATER))
+    with pytest.raises(RamifyError, match="no structure"):
+        read("extxyz", save(tmp_path / "a.xyz", ""))
+
+
+def test_block_size_makes_no_difference(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.xyz", (WATER + PERIODIC) * 5)
+    whole, _ = read("extxyz", path)
+    monkeypatch.setattr(extxyz, "FRAMES", 3)
+    blocks, _ = read("extxyz", path)
+    np.testing.assert_array_equal(blocks.positions, whole.positions)
+    assert blocks.row.tolist() == whole.row.tolist()
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "atoms", "energies", "keys"),
+    [
+        ("bpa3_wb97x/train_300K.xyz", 500, 27, (-654.1042, None, None), {}),
+        ("acac_pbe_d3/train_300K.xyz", 500, 15, (None, None, None), {}),
+        ("ethanol_methanol_pbe/train_eth_meth.xyz", 1300, 9, (-523.7562, -467.7444, -467.6465), {}),
+        ("gst_vasp/validate.xyz", 200, 81, (-4.1712, -4.0682, -3.7763), {}),
+        ("hea25_vasp/hea_samples_bulk.xyz", 100, 36, (-12.8804, -7.1185, -2.1694), {}),
+        ("mad_pbesol_qe/mad_val_small_1000.xyz", 1000, 20, (-10.7073, -5.5073, 0.4071), {}),
+        ("md17_ethanol_kcal/ethanol_sampledata.xyz", 2000, 9, (-468.3538, -468.3080, -468.2212), {"energy": "kcal/mol"}),
+    ],
+)
+def test_real_files(
+    shared: Path, read: Any, file: str, count: int, atoms: int, energies: tuple[Any, ...], keys: dict[str, str]
+) -> None:
+    found, quarantine = read("extxyz", shared / "data" / file, units=keys)
+    assert len(found) == count
+    assert quarantine.total == 0
+    assert np.median(found.n_atoms) == atoms
+    per_atom = found.energy / found.n_atoms
+    for got, expected in zip((per_atom.min(), np.median(per_atom), per_atom.max()), energies, strict=True):
+        assert expected is None or math.isclose(got, expected, abs_tol=1e-4 if not keys else 2e-3)
+    assert np.isfinite(found.forces).all()
+    assert found.pbc.all() == (file.split("/")[0] in ("gst_vasp", "hea25_vasp", "mad_pbesol_qe"))
+    assert found.pbc.any() == found.pbc.all()
+    assert np.isfinite(found.stress).all() == found.pbc.all()
+
+
+def test_benchmark_groups(shared: Path, read: Any) -> None:
+    found, _ = read("extxyz", shared / "benchmark/five/mad/train.extxyz", group_key="group")
+    assert len(found) == 709
+    assert len(found.numbers) == 19908
+    assert len(found.group_names) == 692
