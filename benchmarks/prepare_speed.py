@@ -1,7 +1,7 @@
 """How fast `prepare` is: a large file in the layout of ANI-1x becomes a store, everything included. Prints JSON.
 
-The file repeats the rows of the embedded corpus with a little noise on the positions; the energy follows to first order
-(dE = -F dx), so that no row is a duplicate or an outlier and the energy-force slope stays 1. Preparing runs in a process
+The file repeats the rows of the embedded corpus with a little noise on the positions; the energy follows to first
+order (dE = -F dx), so that no row is a duplicate and the energy-force slope stays 1. Preparing runs in a process
 of its own with one thread; the source file is read before, so that the disk is not what is measured.
 
     OMP_NUM_THREADS=1 python benchmarks/prepare_speed.py --structures 400000

@@ -127,9 +127,7 @@ def main() -> None:
             result["mptrj_parse_only"] = measured(parse, path)
             result["mptrj"]["file_mb"] = path.stat().st_size / 1e6
             for clock in ("wall_s", "cpu_s"):
-                result["mptrj"][f"{clock}_over_parse_only"] = (
-                    result["mptrj"][clock] / result["mptrj_parse_only"][clock]
-                )
+                result["mptrj"][f"{clock}_over_parse_only"] = result["mptrj"][clock] / result["mptrj_parse_only"][clock]
     print(json.dumps(result, indent=1))
 
 

@@ -152,9 +152,12 @@ def test_real_entries(shared: Path, tmp_path: Path, read: Any) -> None:
     import io
 
     entries, forces = [], []
-    with lmdb.open(
-        str(shared / "data/alexandria_pbe_devset/data_000.lmdb"), subdir=False, readonly=True, lock=False
-    ) as env, env.begin() as transaction:
+    with (
+        lmdb.open(
+            str(shared / "data/alexandria_pbe_devset/data_000.lmdb"), subdir=False, readonly=True, lock=False
+        ) as env,
+        env.begin() as transaction,
+    ):
         for _, value in transaction.cursor():
             row = _ArraysOnly(io.BytesIO(value)).load()
             if not isinstance(row, dict):

@@ -50,9 +50,7 @@ def test_rows_with_any_missing_label_are_masked(tmp_path: Path, read: Any) -> No
     assert np.isnan(found.stress).all()
 
 
-def test_blocks_cut_where_they_may_give_the_same(
-    tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_cut_where_they_may_give_the_same(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     write_release(tmp_path / "ani1x.h5", rows=40)
     whole, _ = read("ani1x", tmp_path / "ani1x.h5")
     monkeypatch.setattr(hdf5, "CHUNK_ATOMS", 17)

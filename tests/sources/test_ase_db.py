@@ -22,7 +22,9 @@ def images(count: int = 7) -> list[Atoms]:
     made = []
     for i in range(count):
         n = 2 + i % 3
-        atoms = Atoms(f"Cu{n}", RNG.normal(0, 2, (n, 3)), cell=np.eye(3) * 5 + RNG.normal(0, 0.1, (3, 3)), pbc=[1, 1, i % 2])
+        atoms = Atoms(
+            f"Cu{n}", RNG.normal(0, 2, (n, 3)), cell=np.eye(3) * 5 + RNG.normal(0, 0.1, (3, 3)), pbc=[1, 1, i % 2]
+        )
         atoms.calc = SinglePointCalculator(
             atoms, energy=-1.0 - i, forces=RNG.normal(0, 1, (n, 3)), stress=RNG.normal(0, 1, 6)
         )

@@ -84,7 +84,14 @@ def test_every_truncation_is_noticed(data: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["not json", "", '{"a": [[{"x": 1}]]}', '{"a": {"x": 1}, {"y": 2}}', '{"a": {"x": 1}}\n{"b": {"x": 1}}', '{"a": {x}}'],
+    [
+        "not json",
+        "",
+        '{"a": [[{"x": 1}]]}',
+        '{"a": {"x": 1}, {"y": 2}}',
+        '{"a": {"x": 1}}\n{"b": {"x": 1}}',
+        '{"a": {x}}',
+    ],
 )
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(RamifyError):

@@ -30,7 +30,12 @@ def test_both_dialects(tmp_path: Path, read: Any, crystal: Any) -> None:
     assert found.pbc.all()
     assert np.isnan(found.stress).all()
 
-    atoms = {"lattice_mat": matrix, "coords": [[0, 0, 0], [0.25, 0.5, 0.75]], "elements": ["Ni", "Ni"], "cartesian": False}
+    atoms = {
+        "lattice_mat": matrix,
+        "coords": [[0, 0, 0], [0.25, 0.5, 0.75]],
+        "elements": ["Ni", "Ni"],
+        "cartesian": False,
+    }
     alignn = [{"jid": "1", "atoms": atoms, "total_energy": -5.0, "forces": outputs["forces"], "stresses": [1.0] * 6}]
     (tmp_path / "id_prop.json").write_text(json.dumps(alignn))
     found, _ = read("mlearn", tmp_path / "id_prop.json")

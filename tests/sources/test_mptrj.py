@@ -101,7 +101,11 @@ def spoil(frame: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("stress.0.0", None, "malformed stress"),
         ("stress", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "malformed stress"),
         ("structure.sites.0.species.0.occu", 0.5, "partial occupancy"),
-        ("structure.sites.0.species", [{"element": "Na", "occu": 0.5}, {"element": "K", "occu": 0.5}], "partial occupancy"),
+        (
+            "structure.sites.0.species",
+            [{"element": "Na", "occu": 0.5}, {"element": "K", "occu": 0.5}],
+            "partial occupancy",
+        ),
         ("structure.sites.0.species.0.element", "X0+", "unknown element"),
         ("structure.sites.0.xyz", [0.0, 0.0], "malformed structure"),
         ("structure.sites.0.xyz", [0.0, float("nan"), 0.0], "malformed structure"),

@@ -86,7 +86,7 @@ def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path) -> Assemble
     tables = {"group": staged.groups, "origin": staged.origins}
     renumber, used = {}, {}
     for name, table in tables.items():
-        present = np.unique(staged.columns[name][kept])
+        present = np.unique(staged.columns.map(name)[kept])
         renumber[name] = np.zeros(len(table), np.int64)
         renumber[name][present] = np.arange(len(present))
         used[name] = [table[i] for i in present]
@@ -96,7 +96,7 @@ def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path) -> Assemble
         json.dump({"groups": used["group"], "origins": used["origin"]}, file)
         file.flush()
         os.fsync(file.fileno())
-    groups = [np.unique(staged.columns["group"][part]) for part in rows]
+    groups = [np.unique(staged.columns.map("group")[part]) for part in rows]
     fit = _fit(folder, tally)
     return Assembled(
         splits={
@@ -144,15 +144,13 @@ def _write_columns(
 
 def _gather(staged: Staged, rows: NDArray[np.int64]) -> dict[str, Any]:
     """The columns at `rows`, ascending: as views where they follow one another without a gap."""
-    n_atoms = staged.n_atoms[rows]
+    columns = {name: staged.columns.map(name) for name in COLUMNS}
     if rows[-1] - rows[0] + 1 == len(rows):
         structures = slice(int(rows[0]), int(rows[-1]) + 1)
         atoms = slice(int(staged.offsets[rows[0]]), int(staged.offsets[rows[-1] + 1]))
-        return {name: staged.columns[name][atoms if kind.per_atom else structures] for name, kind in COLUMNS.items()}
-    index = atom_rows(staged.offsets[rows], n_atoms.astype(np.int64))
-    return {
-        name: np.take(staged.columns[name], index if kind.per_atom else rows, axis=0) for name, kind in COLUMNS.items()
-    }
+        return {name: columns[name][atoms if kind.per_atom else structures] for name, kind in COLUMNS.items()}
+    index = atom_rows(staged.offsets[rows], staged.n_atoms[rows].astype(np.int64))
+    return {name: np.take(columns[name], index if kind.per_atom else rows, axis=0) for name, kind in COLUMNS.items()}
 
 
 def _by_atoms(rows: NDArray[np.int64], n_atoms: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
@@ -166,13 +164,14 @@ def _by_atoms(rows: NDArray[np.int64], n_atoms: NDArray[np.integer]) -> Iterator
 def _fit(folder: Path, tally: Tally) -> Fit:
     """References of the training split, from the columns just written."""
     train = int(tally.structures[0])
-    n_atoms, numbers, energy = (np.load(folder / f"{c}.npy", mmap_mode="r") for c in ("n_atoms", "numbers", "energy"))
-    offsets = np.concatenate([[0], np.cumsum(n_atoms[:train], dtype=np.int64)])
+    n_atoms = np.load(folder / "n_atoms.npy", mmap_mode="r")[:train].astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(n_atoms)])
 
     def chunks() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.float64]]]:
         for part in _by_atoms(np.arange(train), n_atoms):
             a, b = int(part[0]), int(part[-1]) + 1
-            yield n_atoms[a:b].astype(np.int64), np.asarray(numbers[offsets[a] : offsets[b]]), np.asarray(energy[a:b])
+            numbers, energy = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("numbers", "energy"))
+            yield n_atoms[a:b], np.asarray(numbers[offsets[a] : offsets[b]]), np.asarray(energy[a:b])
 
     return fit_references(chunks, np.flatnonzero(tally.atoms[0]))
 

@@ -66,13 +66,12 @@ class RawColumns:
         for file in self._files.values():
             file.close()
 
-    def open(self) -> dict[str, Array]:
-        """Closes the files and maps them."""
-        self.close()
-        return {
-            name: _mapped_rows(self._folder / f"{name}.raw", np.dtype(kind.dtype), kind.row)
-            for name, kind in COLUMNS.items()
-        }
+    def map(self, name: str) -> Array:
+        """One column, mapped anew: pages that were read leave memory when the result is dropped. `close` first."""
+        path, kind = self._folder / f"{name}.raw", COLUMNS[name]
+        if path.stat().st_size == 0:  # cannot be mapped
+            return np.empty((0, *kind.row), kind.dtype)
+        return np.asarray(np.memmap(path, kind.dtype, mode="r")).reshape(-1, *kind.row)
 
 
 class NpyFile:
@@ -118,10 +117,3 @@ def write(file: IO[bytes], array: Array) -> None:
 def _bytes(array: Array) -> memoryview:
     """The memory of a contiguous array; a view cannot be cast when it is empty."""
     return memoryview(array.data).cast("B") if array.size else memoryview(b"")
-
-
-def _mapped_rows(path: Path, dtype: np.dtype[Any], row: tuple[int, ...]) -> Array:
-    """A raw file as rows; an empty file cannot be mapped."""
-    if path.stat().st_size == 0:
-        return np.empty((0, *row), dtype)
-    return np.asarray(np.memmap(path, dtype, mode="r")).reshape(-1, *row)

@@ -23,6 +23,7 @@ Equal = Callable[[Rows, Rows, float], NDArray[np.bool_]]
 TOLERANCE = 1e-4
 """Å by which every coordinate of two equal structures may differ."""
 ATOMS_AT_ONCE = 200_000
+STRUCTURES_AT_ONCE = 500_000
 
 
 class Columns(Protocol):
@@ -53,17 +54,29 @@ def earlier_equals(
         equal: compares structures themselves; called for likely pairs only.
     """
     earlier = np.full(len(sequence), -1, np.int64)
-    order = np.lexsort((projection[:, 1], projection[:, 0], sequence))  # stable: ties stay in source order
-    _mark_exact(order, sequence, projection, equal, earlier)
-    rest = order[earlier[order] < 0]
-    pairs = [np.empty((0, 2), np.int64), *_close_pairs(rest, sequence, projection, n_atoms, equal)]
-    for later, first in np.unique(np.concatenate(pairs), axis=0):  # sorted by the later structure
-        if earlier[first] < 0 and earlier[later] < 0:
-            earlier[later] = first
+    for rows in _comparable(sequence):
+        order = rows[np.lexsort((projection[rows, 1], projection[rows, 0], sequence[rows]))]
+        _mark_exact(order, sequence, projection, equal, earlier)
+        rest = order[earlier[order] < 0]
+        pairs = [np.empty((0, 2), np.int64), *_close_pairs(rest, sequence, projection, n_atoms, equal)]
+        for later, first in np.unique(np.concatenate(pairs), axis=0):  # sorted by the later structure
+            if earlier[first] < 0 and earlier[later] < 0:
+                earlier[later] = first
     copies = np.flatnonzero(earlier >= 0)
     repeated = copies[earlier[earlier[copies]] >= 0]  # exact copies of what then turned out to repeat another
     earlier[repeated] = earlier[earlier[repeated]]
     return earlier
+
+
+def _comparable(sequence: NDArray[np.uint64]) -> Iterator[Rows]:
+    """All rows in blocks of bounded size, those of one sequence together and in source order."""
+    order = np.argsort(sequence, kind="stable")
+    start = 0
+    while start < len(order):
+        last = sequence[order[min(start + STRUCTURES_AT_ONCE, len(order)) - 1]]
+        stop = start + int(np.searchsorted(sequence[order[start:]], last, side="right"))
+        yield order[start:stop]
+        start = stop
 
 
 def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, tolerance: float) -> NDArray[np.bool_]:

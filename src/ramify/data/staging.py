@@ -1,6 +1,6 @@
 """The first pass of preparing a dataset: chunks from a source are screened, measured and put down in source order.
 
-Per structure about 40 bytes stay in memory (what later decisions about all structures need), per atom none.
+Per structure about 50 bytes stay in memory (what later decisions about all structures need), per atom none.
 """
 
 from collections.abc import Iterable
@@ -51,8 +51,11 @@ class Names:
 class Staged:
     """Everything that passed the gates which look at one structure at a time, in source order.
 
+    The columns are mapped anew whenever they are asked for: take what is needed and drop the rest.
+
     Attributes:
-        columns: the columns of the store, mapped.
+        columns: the columns of the store on disk.
+        n_atoms: (S,) int32, atoms of each structure.
         offsets: (S + 1,) the first atom of each structure.
         scalars: (S, ...) `sequence`, `projection` (see `Fingerprints`), `composition` (index), `split`, `max_force`
             (eV/Å), `closest` (Å).
@@ -61,7 +64,8 @@ class Staged:
         origins: names that the column `origin` points into.
     """
 
-    columns: dict[str, Array]
+    columns: RawColumns
+    n_atoms: NDArray[np.int32]
     offsets: NDArray[np.int64]
     scalars: dict[str, Array]
     elements: Elements
@@ -69,36 +73,31 @@ class Staged:
     origins: list[str]
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def n_atoms(self) -> NDArray[np.integer]:
-        """(S,) atoms of each structure."""
-        return self.columns["n_atoms"]
+        return len(self.n_atoms)
 
     @property
     def numbers(self) -> NDArray[np.uint8]:
         """(N,) atomic numbers."""
-        return self.columns["numbers"]
+        return self.columns.map("numbers")
 
     @property
     def positions(self) -> NDArray[np.floating]:
         """(N, 3) Å."""
-        return self.columns["positions"]
+        return self.columns.map("positions")
 
     @property
     def cell(self) -> NDArray[np.floating]:
         """(S, 3, 3) Å."""
-        return self.columns["cell"]
+        return self.columns.map("cell")
 
     @property
     def pbc(self) -> NDArray[np.bool_]:
         """(S, 3)."""
-        return self.columns["pbc"]
+        return self.columns.map("pbc")
 
     def name(self, index: int) -> str:
         """Where structure `index` comes from, as `Structures.name`."""
-        return f"{self.origins[self.columns['origin'][index]]}[{self.columns['row'][index]}]"
+        return f"{self.origins[self.columns.map('origin')[index]]}[{self.columns.map('row')[index]}]"
 
 
 class Staging:
@@ -155,13 +154,15 @@ class Staging:
 
     def finish(self) -> Staged:
         """Everything taken up, mapped."""
-        columns = self._columns.open()
+        self.close()
+        n_atoms = np.array(self._columns.map("n_atoms"))
         scalars = {}
         for name, kind in SCALARS.items():  # one after the other: pieces and whole are not held at once for all
             scalars[name] = _joined(self._scalars.pop(name), kind)
         return Staged(
-            columns=columns,
-            offsets=np.concatenate([[0], np.cumsum(columns["n_atoms"], dtype=np.int64)]),
+            columns=self._columns,
+            n_atoms=n_atoms,
+            offsets=np.concatenate([[0], np.cumsum(n_atoms, dtype=np.int64)]),
             scalars=scalars,
             elements=np.concatenate(self._elements) if self._elements else np.zeros((0, 2), np.uint64),
             groups=self._groups.table(),

@@ -134,9 +134,8 @@ def _stale(results: Results, dataset: str, found: Predictions) -> list[str]:
         # 1e-3: forces are saved as float32, whose rounding may be 1e-4 of a very small error
         if stated is not None and here is not None and not math.isclose(stated, here, rel_tol=1e-3, abs_tol=1e-7):
             notes.append(
-                f"{dataset}: the saved predictions give {"an energy" if quantity == "energy" else "a forces"} MAE of "
-                f"{format_error(here)}, evaluation.json says "
-                f"{format_error(stated)}: one of them is old, evaluate the run again."
+                f"{dataset}: the saved predictions have an MAE of {format_error(here)} in {quantity}, evaluation.json "
+                f"says {format_error(stated)}: one of them is old, evaluate the run again."
             )
     return notes
 

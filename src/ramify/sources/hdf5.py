@@ -56,9 +56,9 @@ def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
         try:
             _require(file, path, layout)
             yield file
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, KeyError) as error:  # h5py has no error type of its own
             raise RamifyError(
-                f"{path} is damaged: {error}",
+                f"{path} is damaged or lacks a part: {error}",
                 fix="compare its size and checksum with the publisher's and download it again",
             ) from error
 
