@@ -24,7 +24,7 @@ from ramify.files import sha256
 from ramify.minicorpora import FILES
 from ramify.sources import formats
 
-NOISE = 0.01
+NOISE = 0.03
 """Å, standard deviation of each coordinate."""
 ROWS_AT_ONCE = 20_000
 

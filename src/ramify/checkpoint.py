@@ -3,12 +3,14 @@
     step-00000500/
         encoder.safetensors, branches/NAME.safetensors        the weights to use (averaged where the run averages)
         training/encoder.safetensors, training/branches/...   the weights being trained and AdamW's moments
-        manifest.json                                         written last: step, recipe, references, checksums
+        manifest.json                                         written last: step, recipe, references, all checksums
 
-Only safetensors and JSON: loading a checkpoint runs no code. A checkpoint is written into a hidden folder and renamed when
-it is whole; the links `latest` and `best` are moved afterwards.
+Only safetensors and JSON: loading a checkpoint runs no code. A checkpoint is written into a hidden folder and renamed
+when it is whole; the links `latest` and `best` are moved afterwards.
 """
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import ramify
@@ -26,7 +27,6 @@ from ramify.errors import RamifyError
 from ramify.files import read_json, sha256, whole_folder, write_json
 
 VERSION = 1
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,9 @@ class Checkpoint:
         if expected is None or not path.is_file():
             raise RamifyError(f"checkpoint {self.path} lacks {name}", fix=_ELSEWHERE)
         if sha256(path) != expected:
-            raise RamifyError(f"checkpoint file {path} is damaged: its checksum differs from the manifest", fix=_ELSEWHERE)
+            raise RamifyError(
+                f"checkpoint file {path} is damaged: its checksum differs from the manifest", fix=_ELSEWHERE
+            )
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -97,15 +99,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Tensor], manifest: Mapping[str, Any], *, best: bool
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    training: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    *,
+    best: bool,
 ) -> Path:
-    """Writes `step-XXXXXXXX` into `folder`, moves the links, and removes checkpoints that no link points to.
+    """Writes `step-XXXXXXXX` into `folder`, moves the links, and removes checkpoints that no link points to and what a
+    process that was killed left half-written (a run has one writer).
 
     Args:
         folder: the run's `checkpoints` folder.
         step: optimizer steps taken.
         weights, training: tensors under the names of a `MultiBranch`.
-        manifest: what goes into manifest.json besides format, version, step, branches and checksums.
+        manifest: what goes into manifest.json besides format, version, step, branches and checksums; plain data with
+            text keys.
         best: this is the best one so far.
 
     Raises:
@@ -117,8 +127,10 @@ def save_checkpoint(
             names = _write_parts(partial, weights, "") | _write_parts(partial, training, "training/")
             files = {str(f.relative_to(partial)): sha256(f) for f in sorted(partial.rglob("*.safetensors"))}
             about = {"format": "ramify-checkpoint", "version": VERSION, "step": step, "branches": sorted(names)}
-            write_json(partial / "manifest.json", about | dict(manifest) | {"files": files, "ramify": ramify.__version__})
-    for link in ("latest", "best") if best else ("latest",):
+            about |= dict(manifest) | {"files": files, "ramify": ramify.__version__}
+            write_json(partial / "manifest.json", about | {"checksum": _checksum(about)})
+    # `latest` last: a run cut off in between goes on from the one before, and comes to this `best` again
+    for link in ("best", "latest") if best else ("latest",):
         _point(folder / link, target.name)
     _remove_unlinked(folder)
     return target
@@ -136,7 +148,7 @@ def _write_parts(folder: Path, tensors: Mapping[str, Tensor], prefix: str) -> se
     for part, content in parts.items():
         path = folder / f"{prefix}{part}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, path)
+        path.write_bytes(save(content))  # `save_file` loses the reason when a disk is full
     return {part.removeprefix("branches/") for part in parts if part.startswith("branches/")}
 
 
@@ -153,3 +165,13 @@ def _remove_unlinked(folder: Path) -> None:
     for old in folder.glob("step-*"):
         if old.name not in kept:
             shutil.rmtree(old)
+    for half_written in folder.glob(".step-*.partial-*"):
+        shutil.rmtree(half_written)
+    for half_moved in (*folder.glob(".latest.*"), *folder.glob(".best.*")):
+        half_moved.unlink()
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Of what a manifest says, whatever its layout; its own entry `checksum` does not count."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

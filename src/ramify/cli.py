@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ramify import __version__
 from ramify.console import Steps, counts_table, say_training
@@ -23,7 +25,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe: YAML file, or one that comes along (demo, five, paper).")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe: YAML file, or one that comes along (demo, five, paper).")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to override: train.max_steps=20 ...")]
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
@@ -39,7 +43,7 @@ def demo(
     from ramify.demo import run_demo
 
     report = run_demo(run, overrides or [], console)
-    console.print(f"report: [bold]{report}[/bold]", soft_wrap=True)
+    console.print(f"report: [bold]{escape(str(report))}[/bold]", soft_wrap=True)
 
 
 @app.command()
@@ -84,12 +88,13 @@ def train(
             trainer = resume_run(resume, watch, edges)
             console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
         else:
-            assert run is not None and arguments
+            assert run is not None
+            assert arguments
             trainer = start_run(load_recipe(arguments[0], arguments[1:]), run, watch, edges)
         progress = trainer.fit()
     console.print(
         f"{progress.step} steps in {progress.seconds / 60:.1f} min; best metric {progress.best:.4f} at step "
-        f"{progress.best_step}; run: [bold]{trainer.run.path}[/bold]"
+        f"{progress.best_step}; run: [bold]{escape(str(trainer.run.path))}[/bold]"
     )
 
 
@@ -106,7 +111,7 @@ def evaluate(
 
     if split not in ("train", "val", "test"):
         raise RamifyError(f"--split {split}: accepted are train, val and test")
-    with Steps(console, f"evaluate {run}", quiet=as_json) as steps:
+    with Steps(console, f"evaluate {escape(str(run))}", quiet=as_json) as steps:
         result = Evaluator(run, split, checkpoint, lambda dataset, branch, done: steps.counted(done)).evaluate()
     paper_tables.write(run)
     if as_json:
@@ -126,7 +131,7 @@ def tables(
 
     built = paper_tables.build(runs)
     if as_json:
-        _print_json(built.to_json())
+        _print_json(built.to_dict())
     elif markdown:
         console.print(built.markdown(), markup=False, soft_wrap=True)
     else:
@@ -138,7 +143,7 @@ def report(run: RunArgument) -> None:
     """One self-contained report.html of an evaluated run."""
     from ramify.evaluate.report import write_report
 
-    console.print(str(write_report(run)), soft_wrap=True)
+    console.print(str(write_report(run)), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -154,9 +159,9 @@ def inspect(
     if as_json:
         _print_json(facts)
         return
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(title=Text(title), show_header=False, title_justify="left")
     for key, value in facts.items():
-        table.add_row(key, value if isinstance(value, str) else json.dumps(value))
+        table.add_row(key, Text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     console.print(table)
 
 
@@ -172,15 +177,17 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         app(args=arguments, prog_name="ramify")
-    except RamifyError as error:
+    except (RamifyError, OSError) as error:  # OSError: what the system refuses, e.g. permissions; it names the file
         if debug:
             raise
         errors.print("[bold red]error:[/bold red]", end=" ")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        text = "\n  ".join([str(error), *getattr(error, "__notes__", ())])
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's for Ctrl-C
+            errors.print("interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`")
+        raise
 
 
 def _print_json(content: Any) -> None:

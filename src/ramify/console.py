@@ -5,8 +5,15 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from ramify.train.loop import Watch
@@ -34,7 +41,10 @@ class Steps:
 
 @contextmanager
 def say_training(console: Console) -> Iterator[tuple[Watch, Callable[[str, int], None]]]:
-    """Shows a training: a bar of steps, a line per evaluation, warnings. Gives (watch, listener for edges being found)."""
+    """Shows a training: a bar of steps, a line per evaluation, warnings.
+
+    Gives (watch, listener for edges being found).
+    """
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -70,12 +80,14 @@ def say_training(console: Console) -> Iterator[tuple[Watch, Callable[[str, int],
 
 
 def evaluation_line(entry: Mapping[str, Any]) -> str:
-    """One evaluation on one line: metric, then energy / force errors by dataset."""
+    """One evaluation, short: the metric, then each dataset's energy and force errors in percent of the trivial ones."""
     parts = [
-        f"{name} {_short(e['energy_mae'])}/{_short(e['forces_mae'])}" for name, e in sorted(entry["datasets"].items())
+        f"{name} {_percent(e['energy_mae'], e['trivial_energy_mae'])}"
+        f"/{_percent(e['forces_mae'], e['trivial_forces_mae'])}"
+        for name, e in entry["datasets"].items()
     ]
     mark = "*" if entry["best"] else " "
-    return f"epoch {entry['epoch']:5.1f} {mark} metric {entry['metric']:.4f} | val eV/atom / eV/Å: " + "  ".join(parts)
+    return f"epoch {entry['epoch']:5.1f} metric {entry['metric']:.3f}{mark} E/F in % of trivial: " + "  ".join(parts)
 
 
 def counts_table(manifests: Mapping[str, Any]) -> Table:
@@ -98,5 +110,5 @@ def counts_table(manifests: Mapping[str, Any]) -> Table:
     return table
 
 
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _percent(found: float | None, trivial: float | None) -> str:
+    return "-" if found is None or not trivial else f"{100 * found / trivial:.0f}"

@@ -1,5 +1,6 @@
 """`ramify demo`: the whole way on the embedded datasets."""
 
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from ramify.data.prepare import prepare_dataset
 from ramify.evaluate import tables
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.report import write_report
-from ramify.recipe import load_recipe
+from ramify.recipe import RECIPES, load_recipe
 from ramify.train.start import start_run
 
 
@@ -24,12 +25,13 @@ def run_demo(wanted: Path, overrides: list[str], console: Console) -> Path:
     """
     path = free_path(wanted)
     stores = path.with_name(f"{path.name}-stores")
-    recipe = load_recipe("demo", [f"stores={stores}", *overrides])
+    # a path may hold characters that YAML takes for something else; as JSON it is taken as it stands
+    recipe = load_recipe(RECIPES / "demo.yaml", [f"stores={json.dumps(str(stores))}", *overrides])
     manifests = {}
     for name, options in recipe.datasets.items():
         with Steps(console, f"prepare {name}") as steps:
             manifests[name] = prepare_dataset(
-                name, options, stores, base=minicorpora.FOLDER, progress=steps.counted
+                name, options, Path(recipe.stores), base=minicorpora.FOLDER, progress=steps.counted
             )
     console.print(counts_table({name: manifest.model_dump(mode="json") for name, manifest in manifests.items()}))
     with say_training(console) as (watch, edges):

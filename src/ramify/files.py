@@ -22,14 +22,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    with _disk_full_named(target):
+    with disk_full_named(target):
         try:
             partial.mkdir(parents=True)
             yield partial
-            for file in partial.rglob("*"):
-                if file.is_file():
-                    sync(file)
-            sync(partial)
+            for entry in (*partial.rglob("*"), partial):
+                sync(entry)
             os.rename(partial, target)
             sync(target.parent)
         except BaseException:
@@ -45,7 +43,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
-    with _disk_full_named(path):
+    with disk_full_named(path):
         try:
             with partial.open("wb") as file:
                 file.write(data)
@@ -92,13 +90,19 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _disk_full_named(target: Path) -> Iterator[None]:
+def disk_full_named(
+    target: Path,
+    left: str = "nothing was left behind",
+    fix: str = "free some space or choose another folder, then run the same command again",
+) -> Iterator[None]:
+    """Turns a full disk (or quota, or limit on file sizes) met inside the block into an error that names `target`.
+
+    Raises:
+        RamifyError: saying what was `left` and the `fix`.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RamifyError(
-                f"cannot write {target}: {os.strerror(error.errno)}; nothing was left behind",
-                fix="free some space or choose another folder, then run the same command again",
-            ) from error
+            raise RamifyError(f"cannot write {target}: {os.strerror(error.errno)}; {left}", fix=fix) from error
         raise

@@ -23,7 +23,8 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
     if (path / "recipe.yaml").is_file():
         return f"run {path}", _run(Run.open(path), verify)
     if (path / "manifest.json").is_file():
-        kind = read_json(path / "manifest.json").get("format")
+        manifest = read_json(path / "manifest.json")
+        kind = manifest.get("format") if isinstance(manifest, dict) else None
         if kind == "ramify-store":
             return f"store {path}", _store(path, verify)
         if kind == "ramify-checkpoint":

@@ -3,12 +3,13 @@
 A recipe is a YAML file. Unknown keys are errors that name the nearest known key; nothing is changed after parsing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from ramify.errors import RamifyError, nearest
 from ramify.sources import formats
@@ -19,7 +20,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class EncoderOptions(_Keys):
@@ -34,8 +39,8 @@ class EncoderOptions(_Keys):
     vector_channels: int = Field(32, ge=1)
     """Vector features per atom."""
     message_layers: Literal[1, 2] = 2
-    """Activated layers of the message network on every edge: 2 as in the EGNN paper, 1 leaves out the second, whose work
-    (edges x width²) dominates."""
+    """Activated layers of the message network on every edge: 2 as in the EGNN paper, 1 leaves out the second, whose
+    work (edges x width²) dominates."""
     radial: int = Field(8, ge=1)
     """Size of the radial basis."""
     cutoff: float = Field(5.0, gt=0)
@@ -81,7 +86,7 @@ class ObjectiveOptions(_Keys):
     """In normalised units."""
     normalise: bool = True
     """Measures every dataset in units of its own force spread (eV and eV/Å), so that none drowns the others."""
-    weights: dict[str, float] = {}
+    weights: dict[str, Weight] = {}
     """Weight of each dataset, 1 where not named. Never depends on how the run is spread over processes."""
 
 
@@ -91,10 +96,10 @@ class OptimizerOptions(_Keys):
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     clip: float | None = Field(10.0, gt=0)
     """Largest norm of the whole gradient; null for no clipping."""
-    ema: float = Field(0.999, ge=0, lt=1)
+    ema: Decay = 0.999
     """Decay of the averaged weights that are evaluated and exported; 0 uses the last weights."""
 
 
@@ -117,8 +122,9 @@ class TrainOptions(_Keys):
 
     batch: int = Field(32, ge=1)
     """Structures of one step, over all branches."""
-    sampling: Literal["proportional", "equal", "temperature"] = "proportional"
-    """How a batch is shared out: by number of structures, equally, or by number ** (1 / temperature)."""
+    sampling: Literal["proportional", "equal", "temperature"] | dict[str, float] = "proportional"
+    """How a batch is shared out: by number of structures, equally, or by number ** (1 / temperature); or by number
+    times a factor for each dataset, `{dataset: factor}`, 1 where not named."""
     temperature: float = Field(2.0, ge=1)
     epochs: float = Field(100.0, gt=0)
     """Passes over the data: an epoch is as many steps as one pass over all structures takes."""
@@ -134,7 +140,7 @@ class TrainOptions(_Keys):
     """Steps between lines of training errors."""
     precision: Literal["fp32", "fp64", "bf16"] = "fp32"
     """bf16: products in bfloat16, weights, geometry, sums and losses in float32."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     edge_cache: float = Field(1.0, ge=0)
     """GB of memory per dataset for keeping its edges instead of finding them again each pass."""
 
@@ -176,10 +182,20 @@ class Recipe(_Keys):
             if missing := sorted(set(self.datasets) - set(listed)):
                 raise ValueError(f"branches: no branch reads {', '.join(missing)}; list every dataset once")
             if twice := sorted({d for d in listed if listed.count(d) > 1}):
-                raise ValueError(f"branches: {', '.join(twice)} stands in more than one branch; list every dataset once")
+                raise ValueError(
+                    f"branches: {', '.join(twice)} stands in more than one branch; list every dataset once"
+                )
             if empty := sorted(b for b, datasets in self.branches.items() if not datasets):
                 raise ValueError(f"branches: {', '.join(empty)} has no dataset")
         _known("objective.weights", self.objective.weights, self.datasets)
+        if not any(self.objective.weights.get(name, 1.0) for name in self.datasets):
+            raise ValueError("objective.weights: the weights of all datasets are 0; at least one must be above")
+        if not (self.objective.energy or self.objective.forces or self.objective.stress):
+            raise ValueError("objective: energy, forces and stress are all 0; at least one must be above")
+        if isinstance(self.train.sampling, dict):
+            _known("train.sampling", self.train.sampling, self.datasets)
+            if wrong := [name for name, factor in self.train.sampling.items() if not factor > 0]:
+                raise ValueError(f"train.sampling: the factor of {', '.join(wrong)} must be above 0")
         if self.objective.stress > 0 and self.model.force_head.kind != "conservative":
             raise ValueError("objective.stress: needs model.force_head.kind: conservative, stress is dE/dε / V")
         return self
@@ -213,11 +229,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = _find(path)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = _read_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RamifyError(f"{file} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise RamifyError(f"{file} holds {type(content).__name__}, a recipe is a mapping of keys", fix="see recipes/demo.yaml")
+        raise RamifyError(
+            f"{file} holds {type(content).__name__}, a recipe is a mapping of keys", fix="see recipes/demo.yaml"
+        )
     for override in overrides:
         _override(content, override)
     return parse_recipe(content, where=str(file))
@@ -229,6 +247,20 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise RamifyError(_explain(error, where)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it is meant: a key that stands twice in one group is an error instead of one that silently wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def _find(path: str | Path) -> Path:
@@ -249,12 +281,13 @@ def _override(content: dict[str, Any], text: str) -> None:
         raise RamifyError(f"'{text}' is not an override", fix="write key.sub=value, e.g. train.max_steps=20")
     *parents, last = key.split(".")
     for parent in parents:
-        inner = content.setdefault(parent, {})
+        inner = content.get(parent, {})
         if not isinstance(inner, dict):
             raise RamifyError(f"'{text}': '{parent}' holds {inner!r}, not a group of keys")
-        content = inner
+        content[parent] = dict(inner)  # a copy: a YAML alias may stand for the same group elsewhere
+        content = content[parent]
     try:
-        content[last] = yaml.safe_load(value)
+        content[last] = _read_yaml(value)
     except yaml.YAMLError as error:
         raise RamifyError(f"'{text}': the value is not YAML: {error}") from None
 
@@ -273,7 +306,7 @@ def _dataset(name: str, entry: Any) -> DatasetOptions:
     try:
         return chosen.options.model_validate(entry)
     except ValidationError as error:
-        raise ValueError("\n".join(_lines(error, chosen.options, f"datasets.{name}."))) from None
+        raise ValueError("\n  ".join(_lines(error, chosen.options, f"datasets.{name}."))) from None
 
 
 def _known(key: str, names: Any, datasets: Mapping[str, Any]) -> None:
@@ -296,20 +329,30 @@ def _explain(error: ValidationError, where: str) -> str:
 
 def _lines(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
     """One line per mistake: key, value, what is accepted."""
-    lines = []
+    lines: dict[str, str] = {}
     for mistake in error.errors():
-        key = prefix + ".".join(str(part) for part in mistake["loc"])
+        key, found = prefix + _place(mistake), f"{mistake['input']!r:.80}"
         if mistake["type"] == "extra_forbidden":
             accepted = _keys_at(model, mistake["loc"][:-1])
             hint = nearest(str(mistake["loc"][-1]), accepted)
-            lines.append(f"{key}: unknown key{hint}; accepted: {', '.join(accepted)}")
+            line = f"{key}: unknown key{hint}; accepted: {', '.join(accepted)}"
         elif mistake["type"] == "missing":
-            lines.append(f"{key}: missing")
+            line = f"{key}: missing"
         elif mistake["type"] == "value_error":
-            lines.append(str(mistake["ctx"]["error"]))
+            line = str(mistake["ctx"]["error"])
+        elif key in lines:  # another type that the key may have
+            line = lines[key].replace(", found", f" or {mistake['msg'].removeprefix('Input should be ')}, found", 1)
         else:
-            lines.append(f"{key}: {mistake['msg']}, found {mistake['input']!r}")
-    return lines
+            line = f"{key}: {mistake['msg']}, found {found}"
+        lines[key] = line
+    # where a key may be a word or a group, what is wrong inside the group says all
+    return [line for key, line in lines.items() if not any(other.startswith(f"{key}.") for other in lines)]
+
+
+def _place(mistake: ErrorDetails) -> str:
+    """The dotted key of a mistake, without the types that pydantic names where several are allowed."""
+    parts = [str(part) for part in mistake["loc"] if "[" not in str(part)]
+    return ".".join(parts[:-1] if mistake["type"] == "string_type" and parts[-1] == "str" else parts)
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

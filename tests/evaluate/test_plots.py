@@ -237,7 +237,7 @@ def test_short_counts(count: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.01, "0.01"), (1, "1"), (1000, "1000"), (1e-5, "10⁻⁵"), (2e-4, "2·10⁻⁴"), (1e6, "10⁶")]
+    ("value", "text"), [(0.01, "0.01"), (1, "1"), (1000, "1000"), (1e-5, "10⁻⁵"), (2.5e-4, "2.5·10⁻⁴"), (1e6, "10⁶")]
 )
 def test_tick_numbers(value: float, text: str) -> None:
     assert plain(value) == text

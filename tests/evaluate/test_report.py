@@ -100,7 +100,7 @@ def test_page_holds_every_dataset_and_number(html: str, planted: dict[str, tuple
 def test_verdict_counts_what_beats_trivial(run: Path, html: str) -> None:
     assert report.verdict(Results.open(run)) == (
         "Beats the trivial predictors in energy on every dataset and in forces on 4 of 5 datasets (not alexandria). "
-        "Its errors are 21 % in energy and 25 % in forces of theirs (geometric means)."
+        "Of their errors, its own are 21 % in energy and 25 % in forces (geometric mean)."
     )
     assert "MTL-All is no better than trivial in the forces of alexandria" in html
 

@@ -168,6 +168,8 @@ def test_two_models_have_one_best_and_one_has_none(tmp_path: Path) -> None:
     three = tables.build(runs)
     assert [row.cells["a"].best for row in three.tables[0].rows] == [True, True, False]
     assert three.tables[0].rows[2].cells["a"].text() == f"{MARK} not finite"
+    assert "NaN" not in three.to_json()
+    assert any("z is no better than trivial in the energy of a: not finite against 0.1000" in n for n in three.notes)
 
 
 def test_equal_names_are_told_apart(tmp_path: Path) -> None:

@@ -32,9 +32,7 @@ def test_rotation_and_reflection(make_model: Callable, images, forces, dtype, me
     model = make_model(forces, dtype, message_layers)
     before = predict(model, images, dtype)
     for matrix in (Rotation.from_euler("xyz", [0.4, -1.1, 2.0]).as_matrix(), -np.eye(3)):
-        turned = [
-            Atoms(a.numbers, a.positions @ matrix.T, cell=a.cell.array @ matrix.T, pbc=a.pbc) for a in images
-        ]
+        turned = [Atoms(a.numbers, a.positions @ matrix.T, cell=a.cell.array @ matrix.T, pbc=a.pbc) for a in images]
         after = predict(model, turned, dtype)
         rotation = torch.tensor(matrix, dtype=dtype)
         close(after.energy, before.energy, dtype)
@@ -82,7 +80,7 @@ def test_supercell(make_model: Callable, images, forces, dtype, message_layers) 
     if forces == "conservative":
         close(after.stress, before.stress, dtype)
     first_small = first_large = 0
-    for small, big in zip(crystals, large, strict=True):
+    for small in crystals:
         n = len(small)
         expected = before.forces[first_small : first_small + n].repeat(4, 1)
         torch.testing.assert_close(

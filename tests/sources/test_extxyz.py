@@ -22,7 +22,7 @@ H 0.0 0.0 1.0 0.0 0.2 0.3
 H 0.0 1.0 0.0 -0.1 -0.2 0.0
 """
 PERIODIC = """1
-Lattice="3.0 0.0 0.0 0.5 4.0 0.0 0.0 0.0 5.0" Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0 family=b stress="1 2 3 2 4 5 3 5 6"
+Lattice="3 0 0 0.5 4 0 0 0 5" Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0 family=b stress="1 2 3 2 4 5 3 5 6"
 Cu 0.0 0.0 0.0 0.0 0.0 0.0
 """
 

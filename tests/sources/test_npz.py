@@ -64,7 +64,7 @@ def test_pairs_are_not_mixed_and_not_guessed(tmp_path: Path, read: Any) -> None:
     keys = {"numbers": "atNUM", "positions": "atXYZ", "energy": "ePBE0+MBD", "forces": "pbe0FOR"}
     with pytest.raises(RamifyError, match="no gradient of it"):
         read("npz", tmp_path / "a.npz", keys=keys)
-    np.savez(tmp_path / "b.npz", **named, **{"ePBE0": arrays["E"] - 1, "totFOR": arrays["F"] * 2})
+    np.savez(tmp_path / "b.npz", **named, ePBE0=arrays["E"] - 1, totFOR=arrays["F"] * 2)
     with pytest.raises(RamifyError, match="several sets of labels"):
         read("npz", tmp_path / "b.npz")
     found, _ = read("npz", tmp_path / "b.npz", keys=keys | {"forces": "totFOR"})

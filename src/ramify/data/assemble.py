@@ -73,7 +73,7 @@ class Assembled:
     shared_groups: int
 
 
-def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path) -> Assembled:
+def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path, *, reference_ridge: float = 0.0) -> Assembled:
     """Writes `<column>.npy` and `names.json` into `folder`.
 
     Args:
@@ -97,7 +97,7 @@ def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path) -> Assemble
         file.flush()
         os.fsync(file.fileno())
     groups = [np.unique(staged.columns.map("group")[part]) for part in rows]
-    fit = _fit(folder, tally)
+    fit = _fit(folder, tally, reference_ridge)
     return Assembled(
         splits={
             name: SplitCounts(structures=len(rows[k]), atoms=int(tally.atoms[k].sum()), groups=len(groups[k]))
@@ -161,7 +161,7 @@ def _by_atoms(rows: NDArray[np.int64], n_atoms: NDArray[np.integer]) -> Iterator
             yield part
 
 
-def _fit(folder: Path, tally: Tally) -> Fit:
+def _fit(folder: Path, tally: Tally, ridge: float) -> Fit:
     """References of the training split, from the columns just written."""
     train = int(tally.structures[0])
     n_atoms = np.load(folder / "n_atoms.npy", mmap_mode="r")[:train].astype(np.int64)
@@ -173,7 +173,7 @@ def _fit(folder: Path, tally: Tally) -> Fit:
             numbers, energy = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("numbers", "energy"))
             yield n_atoms[a:b], np.asarray(numbers[offsets[a] : offsets[b]]), np.asarray(energy[a:b])
 
-    return fit_references(chunks, np.flatnonzero(tally.atoms[0]))
+    return fit_references(chunks, np.flatnonzero(tally.atoms[0]), ridge)
 
 
 def _references(fit: Fit) -> References:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,10 +69,12 @@ class RawColumns:
 
     def map(self, name: str) -> Array:
         """One column, mapped anew: pages that were read leave memory when the result is dropped. `close` first."""
-        path, kind = self._folder / f"{name}.raw", COLUMNS[name]
-        if path.stat().st_size == 0:  # cannot be mapped
-            return np.empty((0, *kind.row), kind.dtype)
-        return np.asarray(np.memmap(path, kind.dtype, mode="r")).reshape(-1, *kind.row)
+        kind = COLUMNS[name]
+        with (self._folder / f"{name}.raw").open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # cannot be mapped
+                return np.empty((0, *kind.row), kind.dtype)
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # np.memmap takes ten times as long
+        return np.frombuffer(memory, kind.dtype).reshape(-1, *kind.row)
 
 
 class NpyFile:

@@ -145,11 +145,11 @@ class SlopeMeter:
         work = -0.5 * np.add.reduceat(np.einsum("nc,nc->n", mean_force, dx), starts)
         r: Floats = np.sqrt(np.add.reduceat(np.einsum("nc,nc->n", dx, dx), starts) / n)
         furthest: Floats = np.maximum.reduceat(np.abs(dx), starts, axis=0).max(axis=1)
-        close: NDArray[np.bool_] = np.logical_and(furthest < self.limit, r > IDENTICAL)
+        close = np.flatnonzero((furthest < self.limit) & (r > IDENTICAL))
         weight = 1.0 if self.r0 is None else 1 / (r[close] ** 2 + self.r0**2)
         energy = (structures.energy[j] - structures.energy[i])[close] * weight
         work = work[close] * weight
-        self.pairs += int(close.sum())
+        self.pairs += len(close)
         self._ww += float(work @ work)
         self._ew += float(energy @ work)
         self._ee += float(energy @ energy)
@@ -162,7 +162,8 @@ def _nearest_lattice_vectors(
     """What to take off (N, 3) displacements so that an atom wrapped to the other side of its cell has not moved far."""
     if not structures.pbc[i].any():
         return 0.0
-    full = structures.pbc[i].all(axis=1)  # slabs and chains: as they stand, wrapped atoms make the pair a distant one
+    # in slabs and chains wrapped atoms stay where they are: the pair is then a distant one
+    full: NDArray[np.bool_] = np.asarray(structures.pbc[i].all(axis=1))
     cell = np.where(full[:, None, None], structures.cell[i].astype(np.float64), np.eye(3) * 1e9)
     of_atom = np.repeat(np.arange(len(i)), n)
     fractional = np.einsum("nc,nck->nk", dx, np.linalg.inv(cell)[of_atom])

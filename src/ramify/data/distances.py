@@ -174,7 +174,8 @@ def _complete(cell: Floats, pbc: NDArray[np.bool_], length: Floats) -> Floats:
 def _unit(vectors: Floats) -> Floats:
     """(B, 3) vectors of length 1; zero stays zero (the cell is then found to be degenerate)."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    unit: Floats = vectors / np.where(norms > 0, norms, 1.0)
+    return unit
 
 
 def _pair_blocks(n: int, structures: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -192,7 +193,7 @@ def _pair_blocks(n: int, structures: int) -> Iterator[tuple[NDArray[np.int64], N
 
 def _wrapped(s: Floats, i: NDArray[np.int64], j: NDArray[np.int64]) -> Floats:
     """(3, P, B) fractional separations of P pairs, each within ±1/2."""
-    d = np.asarray(np.take(s, i, axis=1))  # several times as fast as s[:, i]
+    d: Floats = np.take(s, i, axis=1)  # several times as fast as s[:, i]
     d -= np.take(s, j, axis=1)
     d -= np.rint(d)
     return d

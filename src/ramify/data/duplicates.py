@@ -24,6 +24,8 @@ TOLERANCE = 1e-4
 """Å by which every coordinate of two equal structures may differ."""
 ATOMS_AT_ONCE = 200_000
 STRUCTURES_AT_ONCE = 500_000
+ODD = 0xBF58476D1CE4E5B9
+"""Mixes a second number into a hash, as `GOLDEN` does the first."""
 
 
 class Columns(Protocol):
@@ -55,8 +57,7 @@ def earlier_equals(
     """
     earlier = np.full(len(sequence), -1, np.int64)
     for rows in _comparable(sequence):
-        order = rows[np.lexsort((projection[rows, 1], projection[rows, 0], sequence[rows]))]
-        _mark_exact(order, sequence, projection, equal, earlier)
+        order = _mark_exact(rows, sequence, projection, equal, earlier)
         rest = order[earlier[order] < 0]
         pairs = [np.empty((0, 2), np.int64), *_close_pairs(rest, sequence, projection, n_atoms, equal)]
         for later, first in np.unique(np.concatenate(pairs), axis=0):  # sorted by the later structure
@@ -81,10 +82,15 @@ def _comparable(sequence: NDArray[np.uint64]) -> Iterator[Rows]:
 
 def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, tolerance: float) -> NDArray[np.bool_]:
     """(P,) whether structures i and j of `columns` are equal within `tolerance` Å; `offsets` are their first atoms."""
-    same: NDArray[np.bool_] = (columns.pbc[i] == columns.pbc[j]).all(axis=1)
-    same &= columns.n_atoms[i] == columns.n_atoms[j]
-    apart = np.abs(columns.cell[i].astype(np.float64) - columns.cell[j]) * columns.pbc[i][:, :, None]
-    same &= apart.max(axis=(1, 2), initial=0.0) <= tolerance
+    pbc, cell, positions = columns.pbc, columns.cell, columns.positions
+    same: NDArray[np.bool_] = columns.n_atoms[i] == columns.n_atoms[j]
+    for atom in (offsets[:-1], offsets[1:] - 1):  # the first and the last atom tell most apart
+        apart = np.abs(np.take(positions, atom[i], axis=0).astype(np.float64) - np.take(positions, atom[j], axis=0))
+        same &= apart.max(axis=1, initial=0.0) <= tolerance
+    candidates = np.flatnonzero(same)
+    i_, j_ = i[candidates], j[candidates]
+    moved = np.abs(cell[i_].astype(np.float64) - cell[j_]) * pbc[i_][:, :, None]
+    same[candidates] = (pbc[i_] == pbc[j_]).all(axis=1) & (moved.max(axis=(1, 2), initial=0.0) <= tolerance)
     candidates = np.flatnonzero(same)
     counts = columns.n_atoms[i[candidates]].astype(np.int64)
     for part in np.split(candidates, np.flatnonzero(np.diff(np.cumsum(counts) // ATOMS_AT_ONCE)) + 1):
@@ -93,25 +99,31 @@ def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, toleranc
         n = columns.n_atoms[i[part]].astype(np.int64)
         first, second = atom_rows(offsets[i[part]], n), atom_rows(offsets[j[part]], n)
         starts = np.cumsum(n) - n
-        moved = np.take(columns.positions, first, axis=0).astype(np.float64)
-        moved -= np.take(columns.positions, second, axis=0)
+        positions, numbers = columns.positions, columns.numbers  # mapped anew: see `Staged`
+        moved = np.take(positions, first, axis=0).astype(np.float64)
+        moved -= np.take(positions, second, axis=0)
         near = np.maximum.reduceat(np.abs(moved), starts, axis=0).max(axis=1) <= tolerance
-        alike = np.take(columns.numbers, first) == np.take(columns.numbers, second)
+        alike = np.take(numbers, first) == np.take(numbers, second)
         same[part] = near & np.logical_and.reduceat(alike, starts)
     return same
 
 
-def _mark_exact(
-    order: Rows, sequence: NDArray[np.uint64], projection: Projections, equal: Equal, earlier: Rows
-) -> None:
-    """Marks exact copies first: however many there are of one structure, each is compared with its neighbour only."""
-    a, b = order[:-1], order[1:]
-    same = (sequence[a] == sequence[b]) & (projection[a] == projection[b]).all(axis=1)
-    candidates = np.flatnonzero(same)
-    same[candidates] = equal(a[candidates], b[candidates], 0.0)
-    starts = np.where(np.append(False, same), 0, np.arange(len(order)))
-    copies = np.flatnonzero(same) + 1
-    earlier[order[copies]] = order[np.maximum.accumulate(starts)[copies]]
+def _mark_exact(rows: Rows, sequence: NDArray[np.uint64], projection: Projections, equal: Equal, earlier: Rows) -> Rows:
+    """Marks exact copies first: however many there are of one structure, each is compared with its neighbour only.
+
+    Returns:
+        `rows` in an order that puts equal ones next to each other.
+    """
+    bits = projection[rows].view(np.uint64)
+    key = sequence[rows] + bits[:, 0] * np.uint64(GOLDEN) + bits[:, 1] * np.uint64(ODD)
+    by_key = np.argsort(key, kind="stable")  # ties stay in source order
+    order, key = rows[by_key], key[by_key]
+    candidates = np.flatnonzero(key[1:] == key[:-1])
+    copies = 1 + candidates[equal(order[candidates], order[candidates + 1], 0.0)]
+    first = np.arange(len(order))
+    first[copies] = 0
+    earlier[order[copies]] = order[np.maximum.accumulate(first)[copies]]
+    return order
 
 
 def _close_pairs(
@@ -119,28 +131,29 @@ def _close_pairs(
 ) -> Iterator[Rows]:
     """(P, 2) pairs (later, earlier) of equal structures among `rest`.
 
-    Structures are put into cells of the first projection twice as wide as the tolerance, sorted by the second one
-    within a cell, and compared with those that follow as long as these are near. A second round with all cells moved by
-    half their width brings together what a cell border kept apart in the first, and only that.
+    The plane of the two projections is cut into square cells twice as wide as the tolerance, four times, with the
+    borders moved by half a cell along either axis: two equal structures share a cell in at least one of them. All pairs
+    within a cell are compared, in the first cutting that puts them together.
     """
     # how far noise below the tolerance moves a projection, and how exact a sum in float64 is
     width = projection_reach(n_atoms[rest]) * TOLERANCE + np.abs(projection[rest]).max(initial=0.0) * 2.0**-48
-    p0, p1 = projection[rest, 0], projection[rest, 1]
-    cells = [np.floor(p0 / (2 * width) + half).astype(np.int64).view(np.uint64) for half in (0.0, 0.5)]
-    for turn, cell in enumerate(cells):
-        key = sequence[rest] + cell * np.uint64(GOLDEN)
-        order = np.lexsort((p1, key))
-        left = np.arange(len(rest) - 1)
-        lag = 1
+    scaled = projection[rest] / (2 * width[:, None])
+    cuts = [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5)]
+    keys: list[NDArray[np.uint64]] = []
+    for cut in cuts:
+        cell = np.floor(scaled + np.array(cut)).astype(np.int64).view(np.uint64)
+        keys.append(sequence[rest] + cell[:, 0] * np.uint64(GOLDEN) + cell[:, 1] * np.uint64(ODD))
+        order = np.argsort(keys[-1])
+        key = keys[-1][order]
+        left, lag = np.flatnonzero(key[1:] == key[:-1]), 1
         while len(left):
             a, b = order[left], order[left + lag]
-            near = (key[a] == key[b]) & (p1[b] - p1[a] <= width[a])
-            left, a, b = left[near], a[near], b[near]
-            both = np.abs(p0[a] - p0[b]) <= width[a]
-            if turn == 1:
-                both &= cells[0][a] != cells[0][b]
-            i, j = rest[a[both]], rest[b[both]]
+            near = (np.abs(scaled[a] - scaled[b]) <= 0.5).all(axis=1)
+            for before in keys[:-1]:
+                near &= before[a] != before[b]
+            i, j = rest[a[near]], rest[b[near]]
             found = equal(i, j, TOLERANCE)
             yield np.stack([np.maximum(i, j)[found], np.minimum(i, j)[found]], axis=1)
             lag += 1
-            left = left[left + lag < len(rest)]
+            left = left[left + lag < len(order)]
+            left = left[key[left] == key[left + lag]]

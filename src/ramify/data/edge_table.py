@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ramify.data.neighbors import Edges, Rim, find_edges
 from ramify.data.store import Store
+from ramify.errors import RamifyError
 from ramify.structures import Structures, atom_rows
 
 _STRUCTURES_AT_ONCE = 2000
@@ -64,7 +65,10 @@ _Packed = tuple[NDArray[np.int32], NDArray[np.int8], NDArray[np.int64]]
 
 def _packed(structures: Structures, pairs: Edges | Rim) -> _Packed:
     if len(pairs) and np.abs(pairs.shift).max() > 127:
-        raise ValueError("a cell is so small that more than 127 of its images lie within the cutoff")
+        raise RamifyError(
+            "atoms lie more than 127 lattice vectors from their neighbours, farther than an edge table can hold",
+            fix="set train.edge_cache: 0 to find edges anew for every batch, or wrap the positions into the cell",
+        )
     first_atom = np.repeat(structures.offsets[:-1], structures.n_atoms)[pairs.receiver]
     counts = np.bincount(pairs.receiver, minlength=len(structures.numbers))
     return (pairs.sender - first_atom).astype(np.int32), pairs.shift.astype(np.int8), counts

@@ -1,15 +1,15 @@
 """Neighbour lists, made on the fly so that the cutoff stays a hyper-parameter.
 
-An edge (i, j, n) says that atom j, moved by n lattice vectors, lies within the cutoff of atom i. Small structures without
-periodicity go through one vectorised all-pairs pass over the whole batch; all others through vesin's cell lists
+An edge (i, j, n) says that atom j, moved by n lattice vectors, lies within the cutoff of atom i. Small structures
+without periodicity go through one vectorised all-pairs pass over the whole batch; all others through vesin's cell lists
 (https://github.com/Luthaf/vesin), structure by structure.
 
 `max_neighbors` keeps the nearest. A plain limit would make the energy jump when two atoms trade ranks, and would choose
 among equally distant atoms of a crystal by chance. Instead every atom gets a *reach* of its own, at most the cutoff, at
 which the encoder lets all weights fade to zero: the radius at which a smoothed count of neighbours comes to
 `max_neighbors` + 1/2. An atom at distance d begins to count when the radius r comes within `SOFTNESS` of it and counts
-fully at r = d, so at most `max_neighbors` atoms lie inside; the reach moves smoothly with all atoms near it, treats equal
-distances equally, and is differentiated with everything else.
+fully at r = d, so at most `max_neighbors` atoms lie inside; the reach moves smoothly with all atoms near it, treats
+equal distances equally, and is differentiated with everything else.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ PAIRS_AT_ONCE = 4_000_000
 
 
 SOFTNESS = 0.25
-"""Å before its own distance over which an atom comes to count. Smaller keeps more of the neighbourhood, larger makes the
-reach follow its atoms more gently."""
+"""Å before its own distance over which an atom comes to count. Smaller keeps more of the neighbourhood, larger makes
+the reach follow its atoms more gently."""
 
 ROUNDING = 0.2
 """Å around the cutoff within which the minimum of reach and cutoff is rounded off."""

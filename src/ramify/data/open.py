@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ramify.data.loader import SplitReader
 from ramify.data.prepare import check_matches
@@ -20,7 +21,9 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
     for name, options in recipe.datasets.items():
         path = Path(recipe.stores) / name
         if not path.is_dir():
-            raise RamifyError(f"dataset '{name}' has no store at {path}", fix="run `ramify prepare` with this recipe first")
+            raise RamifyError(
+                f"dataset '{name}' has no store at {path}", fix="run `ramify prepare` with this recipe first"
+            )
         store = Store.open(path)
         check_matches(store, options)
         for split in ("train", "val"):
@@ -31,6 +34,25 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
                 )
         stores[name] = store
     return stores
+
+
+def check_same_data(before: Mapping[str, Any], stores: Mapping[str, Store]) -> None:
+    """Refuses stores with other structures or references than a model was trained with.
+
+    Args:
+        before: the manifests (as plain data) of the stores it was trained with.
+        stores: those of today.
+
+    Raises:
+        RamifyError: naming the dataset and what differs.
+    """
+    for name, store in stores.items():
+        now = store.manifest.model_dump(mode="json")
+        if differing := [key for key in ("columns", "references", "splits") if before[name][key] != now[key]]:
+            raise RamifyError(
+                f"the store of dataset '{name}' is not the one this run was trained on ({', '.join(differing)} differ)",
+                fix="prepare it again from the same files and options, or start a new run",
+            )
 
 
 def open_split(

@@ -20,7 +20,7 @@ from ramify.data.columns import COLUMNS
 from ramify.data.duplicates import earlier_equals, equal_structures
 from ramify.data.gates import DUPLICATE, OUTLIER, detail, energy_deviations
 from ramify.data.inputs import fingerprint, source_files
-from ramify.data.manifest import Consistency, Manifest, SourceFile, Versions
+from ramify.data.manifest import REBUILD, Consistency, Manifest, SourceFile, Versions
 from ramify.data.split import check_given_split, split_by_group
 from ramify.data.staging import Staged, Staging
 from ramify.data.store import Store
@@ -67,8 +67,8 @@ def prepare_dataset(
     files = source_files(name, options, base)
     target = stores / name
     _clear_leftovers(target)
-    if target.exists() and force:
-        _require_store(target)
+    if target.exists():
+        _require_store(target, force)
     sources = [fingerprint(file) for file, _ in files]
     if target.exists() and not force:
         store = Store.open(target)
@@ -142,7 +142,7 @@ def _build(
             reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
             raise RamifyError(f"dataset '{name}': no structure is left ({reasons})", fix="check `path` and `gates`")
         split, moved = _split(name, options, staged, keep)
-    made: Assembled = assemble(staged, split, folder)
+    made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge)
     manifest = Manifest(
         dataset=name,
         theory=options.theory or format_.theory,
@@ -251,10 +251,12 @@ def _split(
     return split, moved
 
 
-def _require_store(target: Path) -> None:
+def _require_store(target: Path, force: bool) -> None:
     """Only stores, whole or damaged, are ever replaced."""
     if not target.is_dir() or {entry.name for entry in target.iterdir()} - FILES:
         raise RamifyError(f"{target} is in the way and is not a store", fix="move it, or name another `stores` folder")
+    if not force and not (target / "manifest.json").is_file():
+        raise RamifyError(f"{target} is a store without its manifest", fix=REBUILD)
 
 
 def _clear_leftovers(target: Path) -> None:

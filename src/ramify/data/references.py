@@ -43,11 +43,17 @@ class Fit:
     residual_std: float
 
 
-def fit_references(chunks: Chunks, elements: NDArray[np.integer]) -> Fit:
+def fit_references(chunks: Chunks, elements: NDArray[np.integer], ridge: float = 0.0) -> Fit:
     """Fits the references of `elements` (E,) (atomic numbers) in two passes, with memory for one chunk.
 
     The normal equations would square the condition number, so a QR factorisation is carried along instead: the triangle
     of what came before is stacked on each new chunk and reduced again (sequential TSQR, doi:10.1137/080731992).
+
+    Args:
+        chunks: the training structures.
+        elements: which elements occur in them.
+        ridge: adds ridge x (mean squared distance of the references from the mean energy per atom, summed over
+            elements) to the mean squared residual that is minimised; 0 is plain least squares.
     """
     column = np.zeros(MAX_NUMBER + 1, np.int64)
     column[elements] = np.arange(len(elements))
@@ -60,9 +66,12 @@ def fit_references(chunks: Chunks, elements: NDArray[np.integer]) -> Fit:
         rows = np.concatenate([fractions, per_atom[:, None]], axis=1)
         triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, rows]), mode="r"))
     mean = total / count
-    factor, target = triangle[:, :-1], triangle[:, -1]
+    penalty = np.sqrt(ridge * count) * np.eye(len(elements))
+    factor = np.concatenate([triangle[:, :-1], penalty])
     # fractions add up to 1, so taking the mean off the target takes it off every element
-    from_mean, _, rank, _ = np.linalg.lstsq(factor, target - factor.sum(axis=1) * mean, rcond=CUTOFF)
+    target = np.concatenate([triangle[:, -1] - triangle[:, :-1].sum(axis=1) * mean, np.zeros(len(elements))])
+    from_mean = np.linalg.lstsq(factor, target, rcond=CUTOFF)[0]
+    rank = np.linalg.matrix_rank(triangle[:, :-1], rtol=CUTOFF)
     energies = np.full(MAX_NUMBER + 1, np.nan)
     energies[elements] = mean + from_mean
     total, absolute, squared = 0.0, 0.0, 0.0

@@ -16,7 +16,7 @@ _ONE = 1 << 32
 """Shares are whole numbers of 2^-32."""
 
 _GOLDEN = 2654435769
-"""2^32 / golden ratio: successive multiples modulo 2^32 are spread as evenly as a sequence can (Knuth, TAOCP 3, 6.4)."""
+"""2^32 / golden ratio: successive multiples modulo 2^32 spread as evenly as a sequence can (Knuth, TAOCP 3, 6.4)."""
 
 _BLOCK = 1 << 20
 """Steps counted at a time when a stream's position is looked up."""
@@ -94,8 +94,12 @@ class Stream:
         return kept[1]
 
 
-def sampling_weights(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, float]:
-    """Relative share of each dataset: its size, equal, or size ** (1 / temperature)."""
+def sampling_weights(
+    sizes: Mapping[str, int], sampling: str | Mapping[str, float], temperature: float
+) -> dict[str, float]:
+    """Relative share of each dataset: its size, equal, size ** (1 / temperature), or size times a factor of its own."""
+    if not isinstance(sampling, str):
+        return {name: size * sampling.get(name, 1.0) for name, size in sizes.items()}
     power = {"proportional": 1.0, "equal": 0.0, "temperature": 1.0 / temperature}[sampling]
     return {name: float(size) ** power for name, size in sizes.items()}
 

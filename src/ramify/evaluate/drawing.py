@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 INK, MUTED, RULE, PAPER = "#1b2027", "#69707b", "#dfe2e6", "#fffffe"
 """Text, secondary text, lines, ground. In a page they follow its theme: the SVG names them as CSS variables."""
@@ -50,8 +50,6 @@ STYLE = {
     "ytick.labelcolor": MUTED,
     "xtick.minor.visible": False,
     "ytick.minor.visible": False,
-    "legend.frameon": False,
-    "legend.fontsize": 9.0,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
     "figure.facecolor": "none",
@@ -136,12 +134,15 @@ def line_styles(datasets: Iterable[str]) -> dict[str, object]:
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Makes axis `which` ("x" or "y") logarithmic, decades labelled as plain numbers as long as they are short."""
+    """Makes an axis logarithmic over its present limits: decades, or parts of them where it spans few, as numbers."""
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     low, high = getattr(axes, f"get_{which}lim")()
     decades = math.log10(high / low)
-    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0), numticks=8))
+    if decades < 0.7:  # too short for round numbers of every decade to fall into it
+        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis=which, which="minor", length=0)
@@ -151,8 +152,8 @@ def plain(value: float) -> str:
     """A tick's number: 0.01, 1, 1000; powers of ten beyond that."""
     if value > 0 and not 1e-3 <= value < 1e5:
         exponent = math.floor(math.log10(value) + 1e-9)
-        factor = round(value / 10**exponent)
-        return ("" if factor == 1 else f"{factor}·") + "10" + str(exponent).translate(SUPERSCRIPTS)
+        factor = f"{value / 10**exponent:.3g}"
+        return ("" if factor == "1" else f"{factor}·") + "10" + str(exponent).translate(SUPERSCRIPTS)
     return f"{value:g}"
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.data.loader import SplitReader
-from ramify.data.open import open_split, open_stores
+from ramify.data.open import check_same_data, open_split, open_stores
 from ramify.errors import RamifyError
 from ramify.evaluate.exact import predict_split, split_errors, trivial_errors
 from ramify.files import whole_folder, write_json
@@ -58,7 +58,7 @@ class Evaluator:
         """
         checkpoint = open_checkpoint(self.run / "checkpoints" / self.which)
         recipe, model = load_model(checkpoint)
-        readers = self._open(recipe)
+        readers = self._open(recipe, checkpoint)
         dtype = next(model.parameters()).dtype
         rows, trivial = [], []
         for dataset, reader in readers.items():
@@ -84,8 +84,10 @@ class Evaluator:
         write_json(self.run / "evaluation.json", result)
         return result
 
-    def _open(self, recipe: Recipe) -> dict[str, SplitReader]:
-        readers = open_split(recipe, open_stores(recipe), self.split)
+    def _open(self, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, SplitReader]:
+        stores = open_stores(recipe)
+        check_same_data(checkpoint.manifest["datasets"], stores)
+        readers = open_split(recipe, stores, self.split)
         if empty := [name for name, reader in readers.items() if not len(reader)]:
             raise RamifyError(
                 f"the {self.split} split of {', '.join(empty)} is empty",
@@ -98,6 +100,7 @@ class Evaluator:
     ) -> None:
         """predictions/DATASET.npz: what the dataset's own branch says, beside the labels."""
         folder = self.run / "predictions"
+        shutil.rmtree(self.run / "predictions.new", ignore_errors=True)  # of an evaluation that was killed
         with whole_folder(self.run / "predictions.new") as partial:
             for dataset, reader in readers.items():
                 seen = list(predict_split(model, reader, branch_of[dataset], torch.device("cpu"), dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -117,8 +117,12 @@ def distribution(
             other = _positive(trivial[dataset])
             if len(other):
                 axes.plot(*_cumulative(other), color=palette[dataset], linewidth=1, linestyle=(0, (1, 2)), alpha=0.8)
-            axes.plot(*_cumulative(values), color=palette[dataset], linestyle=styles[dataset], label=dataset)
-        lowest = min(float(np.quantile(values, 0.005)) for values in kept.values())
+            axes.plot(*_cumulative(values), color=palette[dataset], linestyle=styles[dataset])
+        # forces that symmetry makes zero are off by rounding only: such errors would stretch the axis over ten decades
+        lowest = max(
+            min(float(np.quantile(values, 0.005)) for values in kept.values()),
+            min(float(np.median(values)) for values in kept.values()) / 1000,
+        )
         highest = max(float(v.max()) for v in (*kept.values(), *map(_positive, trivial.values())) if len(v))
         axes.set(xlim=(lowest, highest * 1.1), ylim=(0, 1.0))
         log_axis(axes, "x")
@@ -127,7 +131,6 @@ def distribution(
         error = "energy error" if quantity == "energy" else "norm of the force error"
         axes.set_xlabel(f"{error}, {UNITS[quantity]}")
         axes.set_ylabel(f"{structures} below")
-        _legend(axes, len(kept), "upper left", 1)
         medians = ", ".join(f"{d} {format_error(float(np.median(v)))}" for d, v in kept.items())
         return canvas.drawing(
             f"Cumulative distribution of the {error} over {structures}; medians in {UNITS[quantity]}: {medians}"
@@ -152,7 +155,7 @@ def element_errors(
         for i, (dataset, found) in enumerate(points.items()):
             shift = 0.0 if len(points) == 1 else 0.3 * (i / (len(points) - 1) - 0.5)
             x = [places[symbol] + shift for symbol in found]
-            axes.plot(x, list(found.values()), "o", color=palette[dataset], markersize=4.6, alpha=0.9, label=dataset)
+            axes.plot(x, list(found.values()), "o", color=palette[dataset], markersize=4.6, alpha=0.9)
         axes.set_xlim(-0.8, len(elements) - 0.2)
         log_axis(axes, "y")
         small = len(elements) > 40
@@ -179,9 +182,7 @@ def learning_curve(
         axes.plot(x, y, color=color)
         _mark_epoch(axes, x, y, epoch, color)
         if trivial is not None:
-            axes.axhline(trivial, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
-            axes.annotate("trivial", (1, trivial), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-                          textcoords="offset points", ha="right", color=MUTED)  # fmt: skip
+            _trivial_line(axes, trivial)
             axes.set_ylim(min(y.min(), trivial) / 1.25, max(y.max(), trivial) * 1.35)
         log_axis(axes, "y")
         axes.locator_params(axis="x", nbins=5)
@@ -206,17 +207,14 @@ def relative_curves(
     with Canvas(400, 240) as canvas:
         axes = canvas.axes()
         for dataset, (x, y) in shown.items():
-            axes.plot(x, y, color=palette[dataset], linestyle=styles[dataset], label=dataset)
+            axes.plot(x, y, color=palette[dataset], linestyle=styles[dataset])
             _mark_epoch(axes, x, y, epoch, palette[dataset])
-        axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
-        axes.annotate("trivial", (1, 1), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-                      textcoords="offset points", ha="right", color=MUTED)  # fmt: skip
+        _trivial_line(axes, 1.0)
         values = np.concatenate([y for _, y in shown.values()])
         axes.set_ylim(min(values.min(), 1) / 1.2, max(values.max(), 1) * 1.3)
         log_axis(axes, "y")
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation MAE / trivial MAE")
-        _legend(axes, len(shown), "lower left", 2)
         last = ", ".join(f"{d} {y[-1]:.2f}" for d, (_, y) in shown.items())
         return canvas.drawing(f"Validation {quantity} MAE relative to the trivial predictor; at the last: {last}")
 
@@ -259,10 +257,10 @@ def _curve(
     return x, y, trivial[-1] if trivial else None
 
 
-def _legend(axes: Axes, entries: int, place: Literal["upper left", "lower left"], columns: int) -> None:
-    """Names the lines where there is room for it; the report has a key of its own."""
-    if 1 < entries <= 6:
-        axes.legend(loc=place, ncols=columns, handlelength=1.4, borderaxespad=0.2)
+def _trivial_line(axes: Axes, value: float) -> None:
+    axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
+    axes.annotate("trivial", (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+                  ha="right", color=MUTED)  # fmt: skip
 
 
 def _mark_epoch(axes: Axes, x: Array, y: Array, epoch: float | None, color: str) -> None:

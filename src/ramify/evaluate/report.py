@@ -92,9 +92,9 @@ def verdict(results: Results) -> str:
         shares.append(f"{100 * mean:.0f} % in {quantity}")
     if len(shares) < len(parts):
         return f"Against the trivial predictors: {'; '.join(parts)}."
-    how = " (geometric means)" if len(results.trained_on) > 1 else ""
+    how = " (geometric mean)" if len(results.trained_on) > 1 else ""
     beaten, errors = " and in ".join(parts), " and ".join(shares)
-    return f"Beats the trivial predictors in {beaten}. Its errors are {errors} of theirs{how}."
+    return f"Beats the trivial predictors in {beaten}. Of their errors, its own are {errors}{how}."
 
 
 def _how_many(judged: int, failed: list[str]) -> str:

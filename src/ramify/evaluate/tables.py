@@ -29,6 +29,10 @@ NEAR_ZERO_FORCES = 0.01
 """eV/Å. Where even zero forces are this good, the dataset sits at its minima and its forces teach little."""
 
 
+Missing = Literal["", "not evaluated", "no label", "no head", "not finite"]
+"""Why a cell has no error; "not finite" is what a model that diverged predicts."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One model on one dataset: errors in the table's unit, or the reason why there are none."""
@@ -37,15 +41,19 @@ class Cell:
     rmse: float | None
     branch: str | None
     structures: int | None
-    missing: Literal["", "not evaluated", "no label", "no head"]
+    missing: Missing
     best: bool = False
     no_better_than_trivial: bool = False
 
-    def text(self) -> str:
-        """The cell as it is printed, without emphasis."""
+    def value(self) -> str:
+        """The error, or the reason why there is none, as it is printed."""
         if self.mae is None:
             return "—" if self.missing == "not evaluated" else self.missing
-        return (f"{MARK} " if self.no_better_than_trivial else "") + format_error(self.mae)
+        return format_error(self.mae)
+
+    def text(self) -> str:
+        """The value behind its mark."""
+        return (f"{MARK} " if self.no_better_than_trivial else "") + self.value()
 
 
 @dataclass(frozen=True)
@@ -210,10 +218,12 @@ def _cell(run: Results, dataset: str, quantity: Quantity, trivial: float | None)
     if row is None:
         return Cell(None, None, None, None, "not evaluated")
     mae, rmse = getattr(row, f"{quantity}_mae"), getattr(row, f"{quantity}_rmse")
-    missing: Literal["", "no label", "no head"] = ""
+    beaten = mae is not None and trivial is not None and not mae < trivial  # also true of NaN
+    missing: Missing = ""
     if mae is None:
         missing = "no label" if trivial is None else "no head"
-    beaten = mae is not None and trivial is not None and not mae < trivial  # also true of NaN
+    elif not math.isfinite(mae):
+        mae, rmse, missing = None, None, "not finite"
     return Cell(mae, rmse, row.branch, row.structures, missing, no_better_than_trivial=beaten)
 
 
@@ -222,7 +232,7 @@ def _mark_best(rows: list[ModelRow], datasets: list[str]) -> list[ModelRow]:
     places = min(2, len(rows) - 1)
     limit = {}
     for dataset in datasets:
-        maes = [c.mae for c in (row.cells[dataset] for row in rows) if c.mae is not None and math.isfinite(c.mae)]
+        maes = [c.mae for c in (row.cells[dataset] for row in rows) if c.mae is not None]
         limit[dataset] = sorted(maes)[:places][-1] if maes and places else -math.inf
     return [
         replace(row, cells={d: replace(c, best=c.mae is not None and c.mae <= limit[d]) for d, c in row.cells.items()})
@@ -252,12 +262,12 @@ def _warnings(table: Table) -> list[str]:
     for row in table.rows:
         for dataset in row.trained_on:
             cell, trivial = row.cells[dataset], table.trivial[dataset]
-            if cell.mae is None or trivial is None or not cell.no_better_than_trivial:
+            if trivial is None or not cell.no_better_than_trivial:
                 continue
             small = table.quantity == "forces" and trivial < NEAR_ZERO_FORCES
             lines.append(
                 f"{MARK} {row.model} is no better than trivial in the {table.quantity} of {dataset}: "
-                f"{format_error(cell.mae)} against {format_error(trivial)} {table.unit}"
+                f"{cell.value()} against {format_error(trivial)} {table.unit}"
                 + (f" (forces there are below {NEAR_ZERO_FORCES} {table.unit} to begin with)" if small else "")
                 + "."
             )
@@ -307,7 +317,6 @@ def _fitting(table: Table, datasets: Sequence[str], width: int) -> list[list[str
 
 
 def _rich_cell(cell: Cell) -> Text:
-    if cell.mae is None:
-        return Text(cell.text(), "dim")
-    number = Text(format_error(cell.mae), "bold green" if cell.best else "")
-    return Text.assemble((MARK, "bold white on red"), " ", number) if cell.no_better_than_trivial else number
+    if cell.no_better_than_trivial:
+        return Text.assemble((MARK, "bold white on red"), " ", (cell.value(), "bold green" if cell.best else ""))
+    return Text(cell.value(), "dim" if cell.mae is None else "bold green" if cell.best else "")

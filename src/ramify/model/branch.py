@@ -24,7 +24,9 @@ class EnergyHead(nn.Module):
     def __init__(self, encoder_width: int, *, layers: int, width: int) -> None:
         super().__init__()
         self.layers = fully_connected(encoder_width, width, layers, 1)
-        nn.init.zeros_(self.layers[-1].bias)
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.bias)
 
     def forward(self, scalars: Tensor) -> Tensor:
         """(N, F) -> (N,)."""

@@ -22,7 +22,8 @@ class Spread:
 
     Attributes:
         energy: eV/atom, standard deviation after references.
-        forces: eV/Å per component, root mean square; None without force labels.
+        forces: eV/Å per component, mean absolute value (a few wild structures move it less than a root mean square);
+            None without force labels.
         structures: how many it was measured on.
     """
 
@@ -40,7 +41,7 @@ class Spread:
         """From a store's manifest (as plain data)."""
         statistics = manifest["statistics"]
         structures = manifest["splits"]["train"]["structures"]
-        return cls(statistics["energy_std"] or 1.0, statistics["forces_rms"] or None, structures)
+        return cls(statistics["energy_std"] or 1.0, statistics["forces_mae"] or None, structures)
 
 
 def build_model(recipe: Recipe, spreads: Mapping[str, Spread]) -> MultiBranch:

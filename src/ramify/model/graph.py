@@ -38,8 +38,8 @@ def build_graph(batch: Batch, cutoff: float, positions: Tensor, strain: Tensor |
         positions: (N, 3) Å, the tensor to differentiate for forces.
         strain: (S, 3, 3), symmetric, applied to every edge vector as r (1 + ε): the tensor to differentiate for stress.
 
-    The reach of an atom with many neighbours moves with the atoms near it (`ramify.data.neighbors`): its value comes with
-    the batch, its first derivative is put in here, so conservative forces are exact.
+    The reach of an atom with many neighbours moves with the atoms near it (`ramify.data.neighbors`): its value comes
+    with the batch, its first derivative is put in here, so conservative forces are exact.
     """
 
     def vectors(receiver: Tensor, sender: Tensor, shift: Tensor) -> Tensor:

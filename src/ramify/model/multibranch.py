@@ -39,7 +39,9 @@ class MultiBranch(nn.Module):
     def __init__(self, encoder: nn.Module, branches: Mapping[str, Branch], cutoff: float) -> None:
         super().__init__()
         self.encoder = encoder
-        self.branches = nn.ModuleDict(dict(branches))
+        self.branches = nn.ModuleDict()
+        for name, branch in branches.items():
+            self.branches._modules[name] = branch  # as `add_module`, which refuses names like "train" and "items"
         self.cutoff = cutoff
 
     def branch(self, name: str) -> Branch:
@@ -51,8 +53,8 @@ class MultiBranch(nn.Module):
     def forward(self, batch: Batch, *, stress: bool = False) -> Predictions:
         """Predicts every segment by its own branch.
 
-        Conservative forces are -dE/dx of the sum of all energies (structures do not touch, so each gets its own), stress
-        is dE/dε / V for a symmetric strain ε applied to positions and cell.
+        Conservative forces are -dE/dx of the sum of all energies (structures do not touch, so each gets its own),
+        stress is dE/dε / V for a symmetric strain ε applied to positions and cell.
         """
         differentiate = any(self.branch(s.name).forces == "conservative" for s in batch.segments)
         with torch.set_grad_enabled(torch.is_grad_enabled() or differentiate):

@@ -24,7 +24,7 @@ from ramify.structures import Structures
 PAIRS = {"pbe0+mbd": ("ePBE0+MBD", "totFOR"), "pbe0": ("ePBE0", "pbe0FOR")}
 """Energy and the forces that are its gradient. Any other pairing trains on forces of another surface."""
 
-_MEMORY = {np.float64: h5py.h5t.NATIVE_DOUBLE, np.int64: h5py.h5t.NATIVE_INT64}
+_MEMORY: dict[type[np.generic], Any] = {np.float64: h5py.h5t.NATIVE_DOUBLE, np.int64: h5py.h5t.NATIVE_INT64}
 _STEM = re.compile(r"(Geom-m\d+-i\d+-c\d+)-(opt|d\d+)")
 
 

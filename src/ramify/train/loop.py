@@ -22,8 +22,8 @@ from ramify.train.objective import Loss, Objective
 from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer
 from ramify.train.run import MetricsLog, Run
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state per parameter, under PyTorch's names."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state per parameter, under PyTorch's names. Steps differ: one without structures of a branch passes it by."""
 
 
 @dataclass
@@ -91,7 +91,9 @@ class Trainer:
         spreads = {name: Spread.of_manifest(manifest) for name, manifest in self.data.items()}
         self.model = build_model(self.recipe, spreads).to(self.device)
         self.dtype = torch.float64 if options.precision == "fp64" else torch.float32
-        self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()})
+        branch_of = self.recipe.branch_of_datasets()
+        forceless = [name for name, branch in branch_of.items() if self.model.branch(branch).forces is None]
+        self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
@@ -150,16 +152,13 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes up the run where `checkpoint` was written, to the bit."""
         weights, training = checkpoint.weights(), checkpoint.training()
-        step = torch.tensor(float(checkpoint.step))
         with torch.no_grad():
-            for (name, parameter), average in zip(
-                self.model.named_parameters(), self.averages.averages, strict=True
-            ):
+            for (name, parameter), average in zip(self.model.named_parameters(), self.averages.averages, strict=True):
                 parameter.copy_(training[name])
                 average.copy_(weights[name])
-                moments = {m: training[f"{name}/{m}"].to(self.device) for m in MOMENTS if f"{name}/{m}" in training}
-                if moments:
-                    self.optimizer.state[parameter] = {"step": step.clone(), **moments}
+                moments = {m: training[f"{name}/{m}"] for m in MOMENTS if f"{name}/{m}" in training}
+                if moments:  # cloned: what comes from the file is mapped into memory
+                    self.optimizer.state[parameter] = {m: t.clone().to(self.device) for m, t in moments.items()}
         trainer = checkpoint.manifest["trainer"]
         self.progress = Progress(**trainer["progress"])
         self.schedule.restore({"best": math.inf} | trainer["schedule"])
@@ -171,8 +170,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         wants_stress = self.recipe.objective.stress > 0
+        batch = batch.to(self.device)
         with self._autocast():
-            predictions = self.model(batch.to(self.device), stress=wants_stress)
+            predictions = self.model(batch, stress=wants_stress)
         loss = self.objective(predictions, batch)
         self.optimizer.zero_grad()
         loss.total.backward()

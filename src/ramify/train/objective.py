@@ -1,6 +1,6 @@
 """The loss of a batch, dataset by dataset, and the errors worth logging."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,16 +31,21 @@ class Objective:
     Args:
         options: of the recipe.
         scales: eV and eV/Å by dataset, the unit that its errors are measured in when `normalise` is set.
+        forceless: datasets whose branch has no force head.
     """
 
-    def __init__(self, options: ObjectiveOptions, scales: Mapping[str, float]) -> None:
+    def __init__(self, options: ObjectiveOptions, scales: Mapping[str, float], forceless: Collection[str] = ()) -> None:
         self._options = options
+        self._forceless = frozenset(forceless)
         self._scales = dict(scales) if options.normalise else dict.fromkeys(scales, 1.0)
         self._weights = {name: options.weights.get(name, 1.0) for name in scales}
         self._weight_sum = sum(self._weights.values())
 
     def __call__(self, predictions: Predictions, batch: Batch) -> Loss:
-        """The loss of `predictions` for the labels in `batch`; absent labels (NaN) count nowhere."""
+        """The loss of `predictions` for the labels in `batch`; absent labels (NaN) count nowhere.
+
+        A prediction that is NaN where there is a label makes the loss NaN: a broken model must not pass for a good one.
+        """
         total = predictions.energy.new_zeros(())
         datasets = {}
         for segment in batch.datasets:
@@ -51,18 +56,20 @@ class Objective:
 
     def _dataset(self, segment: Segment, predictions: Predictions, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         o, scale = self._options, self._scales[segment.name]
+        has_forces = segment.name not in self._forceless
         energy, energy_known = _difference(predictions.energy, batch.energy, segment.structures)
-        forces, forces_known = _difference(predictions.forces, batch.forces, segment.atoms)
+        forces, forces_known = _difference(predictions.forces, batch.forces, segment.atoms, has_forces)
         loss = o.energy * self._mean(energy[:, None] / scale, energy_known)
-        loss = loss + o.forces * self._mean(forces / scale, forces_known[:, 0])
+        loss = loss + o.forces * self._mean(forces / scale, forces_known)
         if o.stress > 0 and predictions.stress is not None:
-            stress, stress_known = _difference(predictions.stress, batch.stress, segment.structures)
+            possible = has_forces & (batch.volume[segment.structures] > 0)
+            found, label = predictions.stress.flatten(1), batch.stress.flatten(1)
+            stress, stress_known = _difference(found, label, segment.structures, possible)
             # eV/Å³ x Å³ per atom: the energy that goes with unit strain, comparable with an energy per atom
-            per_atom = (batch.volume / batch.n_atoms)[segment.structures, None, None] / scale
-            loss = loss + o.stress * self._mean((stress * per_atom).flatten(1), stress_known[:, 0, 0])
-        return loss, _labelled_mean(energy.detach().abs(), energy_known), _labelled_mean(
-            forces.detach().abs().mean(1), forces_known[:, 0]
-        )
+            per_atom = (batch.volume / batch.n_atoms)[segment.structures, None] / scale
+            loss = loss + o.stress * self._mean(stress * per_atom, stress_known)
+        energy_mae = _labelled_mean(energy.detach().abs(), energy_known)
+        return loss, energy_mae, _labelled_mean(forces.detach().abs().mean(1), forces_known)
 
     def _mean(self, error: Tensor, known: Tensor) -> Tensor:
         """Mean over labelled rows of the error of one row; (rows, components) -> scalar, 0 without labels."""
@@ -80,11 +87,13 @@ class Objective:
         return (row * known).sum() / known.sum().clamp(min=1)
 
 
-def _difference(predicted: Tensor, label: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """Prediction minus label, 0 where either is NaN, and where both are known (as bools)."""
+def _difference(predicted: Tensor, label: Tensor, rows: slice, possible: Tensor | bool = True) -> tuple[Tensor, Tensor]:
+    """Prediction minus label, 0 in rows that do not count; and which rows count, (rows,) bool: those whose label is
+    whole and where a prediction is `possible`."""
     p, q = predicted[rows], label[rows]
-    known = ~(torch.isnan(q) | torch.isnan(p))
-    return torch.where(known, torch.nan_to_num(p) - torch.nan_to_num(q), 0.0), known
+    known = ~torch.isnan(q).reshape(len(q), -1).any(1) & possible
+    counted = known if q.ndim == 1 else known[:, None]
+    return torch.where(counted, p - torch.nan_to_num(q), 0.0), known
 
 
 def _labelled_mean(error: Tensor, known: Tensor) -> Tensor:

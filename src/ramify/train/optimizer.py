@@ -10,7 +10,7 @@ from ramify.recipe import OptimizerOptions, ScheduleOptions
 
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
-    """AdamW over all parameters of `model`; weight decay only where it shrinks a linear map (no biases, norms, embedding)."""
+    """AdamW over all parameters of `model`; only what is a linear map decays (no biases, norms, embedding)."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
     others = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]

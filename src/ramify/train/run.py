@@ -1,17 +1,19 @@
 """A run directory: what a training leaves behind, and how it is taken up again."""
 
 import json
+import math
 import os
+import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
-from ramify.files import write_json, write_whole
-from ramify.recipe import Recipe, parse_recipe
+from ramify.files import disk_full_named, write_json, write_whole
+from ramify.recipe import Recipe, load_recipe
 
 
 class Run:
@@ -32,16 +34,31 @@ class Run:
         Raises:
             RamifyError: something is there already.
         """
+        cls.require_free(path)
+        made = not path.exists()
+        run = cls(path)
+        try:
+            run.checkpoints.mkdir(parents=True)
+            write_json(path / "data.json", data)
+            write_whole(path / "recipe.yaml", recipe.to_yaml())
+        except BaseException:
+            for entry in (path,) if made else tuple(path.iterdir()):
+                shutil.rmtree(entry, ignore_errors=True)
+            raise
+        return run
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Refuses a folder that a new run cannot have.
+
+        Raises:
+            RamifyError: something is there already.
+        """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RamifyError(
                 f"{path} exists already; a run is never overwritten",
                 fix=f"choose another --run folder, or go on with it: ramify train --resume {path}",
             )
-        run = cls(path)
-        run.checkpoints.mkdir(parents=True)
-        write_json(path / "data.json", data)
-        write_whole(path / "recipe.yaml", recipe.to_yaml())
-        return run
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -61,11 +78,19 @@ class Run:
 
     def recipe(self) -> Recipe:
         """The resolved recipe."""
-        content = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        return parse_recipe(content, where=str(self.path / "recipe.yaml"))
+        return load_recipe(self.path / "recipe.yaml")
 
     def checkpoint(self, which: str) -> Checkpoint:
-        """The checkpoint `latest` or `best`, or of a step by its folder's name."""
+        """The checkpoint `latest` or `best`, or of a step by its folder's name.
+
+        Raises:
+            RamifyError: there is none, or it is damaged.
+        """
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            raise RamifyError(
+                f"{self.path} has no checkpoint: the run ended before its first one",
+                fix=f"remove {self.path} and start the run again",
+            )
         return open_checkpoint(self.checkpoints / which)
 
 
@@ -73,25 +98,39 @@ class MetricsLog:
     """metrics.jsonl and TensorBoard, line by line; on resume, lines past the checkpoint are taken back first."""
 
     def __init__(self, run: Run, step: int) -> None:
+        self._run = run
         self._path = run.path / "metrics.jsonl"
         self._keep_until(step)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if step else None)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Writes one line; NaN becomes null."""
-        entry = _without_nan(entry)
-        self._file.write(json.dumps(entry, allow_nan=False) + "\n")
-        self._file.flush()
-        for tag, value in _scalars(entry):
-            self._board.add_scalar(f"{entry['kind']}/{tag}", value, entry["step"])
+        """Writes one line; numbers that are not finite become null.
+
+        Raises:
+            RamifyError: the disk is full.
+        """
+        entry = _finite(entry)
+        with self._disk_full_named():
+            self._file.write(json.dumps(entry, allow_nan=False) + "\n")
+            self._file.flush()
+            for tag, value in _scalars(entry):
+                self._board.add_scalar(f"{entry['kind']}/{tag}", value, entry["step"])
 
     def close(self) -> None:
         """Puts everything on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._board.close()
+        with self._disk_full_named():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._board.close()
+
+    def _disk_full_named(self) -> AbstractContextManager[None]:
+        return disk_full_named(
+            self._path,
+            left="the run is kept up to its latest checkpoint",
+            fix=f"free some space, then go on with it: ramify train --resume {self._run.path}",
+        )
 
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
@@ -101,15 +140,16 @@ class MetricsLog:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError):  # the line that was being written when the run was cut off
+            except (ValueError, KeyError, TypeError):  # the line that was being written when the run was cut off
                 continue
         write_whole(self._path, "".join(line + "\n" for line in kept))
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    return None if isinstance(value, float) and value != value else value
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(entry: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ramify.data.open import open_split, open_stores
+from ramify.data.open import check_same_data, open_split, open_stores
 from ramify.errors import RamifyError
 from ramify.recipe import Recipe
 from ramify.train.loop import Trainer, Watch
@@ -15,17 +15,20 @@ from ramify.train.run import Run
 EdgeProgress = Callable[[str, int], None]
 
 
-def start_run(recipe: Recipe, path: Path, watch: Watch, edges: EdgeProgress = lambda dataset, structures: None) -> Trainer:
+def start_run(
+    recipe: Recipe, path: Path, watch: Watch, edges: EdgeProgress = lambda dataset, structures: None
+) -> Trainer:
     """Makes the run directory and a trainer at step 0; nothing is written when something is wrong with the data.
 
     Raises:
         RamifyError: see `open_stores` and `Run.create`.
     """
     _keep_freed_memory()
+    Run.require_free(path)
     stores = open_stores(recipe)
+    train, val = open_split(recipe, stores, "train", edges), open_split(recipe, stores, "val", edges)
     data = {name: store.manifest.model_dump(mode="json") for name, store in stores.items()}
     run = Run.create(path, recipe, data)
-    train, val = open_split(recipe, stores, "train", edges), open_split(recipe, stores, "val", edges)
     return Trainer(recipe, run, data, train, val, watch=watch)
 
 
@@ -33,30 +36,29 @@ def resume_run(path: Path, watch: Watch, edges: EdgeProgress = lambda dataset, s
     """A trainer at the latest checkpoint of a run; continues as if the run had never stopped.
 
     Raises:
-        RamifyError: no run or no checkpoint there, a damaged one, or stores that have changed since.
+        RamifyError: no run or no checkpoint there, a damaged one, or a recipe or stores that have changed since.
     """
     _keep_freed_memory()
     run = Run.open(path)
     recipe = run.recipe()
     checkpoint = run.checkpoint("latest")
+    _same_recipe(run, checkpoint.manifest["recipe"], recipe.model_dump(mode="json"))
     stores = open_stores(recipe)
+    check_same_data(checkpoint.manifest["datasets"], stores)
     data = {name: store.manifest.model_dump(mode="json") for name, store in stores.items()}
-    _same_data(checkpoint.manifest["datasets"], data)
     train, val = open_split(recipe, stores, "train", edges), open_split(recipe, stores, "val", edges)
     trainer = Trainer(recipe, run, data, train, val, watch=watch)
     trainer.restore(checkpoint)
     return trainer
 
 
-def _same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to go on with other structures or references than the run began with."""
-    for name, manifest in now.items():
-        for key in ("columns", "references", "splits"):
-            if before[name][key] != manifest[key]:
-                raise RamifyError(
-                    f"the store of dataset '{name}' is not the one this run was trained on ({key} differ)",
-                    fix="prepare it again from the same files and options, or start a new run",
-                )
+def _same_recipe(run: Run, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on by another recipe than the run began with; only the stores may have moved."""
+    if changed := [key for key in now if key not in ("name", "stores") and now[key] != before.get(key)]:
+        raise RamifyError(
+            f"{run.path / 'recipe.yaml'} is not what this run was trained by ({', '.join(changed)} changed)",
+            fix="restore it, or start a new run with the new recipe",
+        )
 
 
 def _keep_freed_memory() -> None:

@@ -2,8 +2,8 @@
 
 The original moves one coordinate per atom and feeds |x_i - x_j|² to its messages. Here every atom carries C vectors v_i
 that start at zero: x_i + v_i are C displaced copies of the atom. Expanding |(x_j + v_j) - (x_i + v_i)|² shows what the
-messages gain by it: the projections v·r̂_ij and the invariants v·v, through which angles enter. Positions themselves are never
-features, so scalars are invariant and vectors equivariant under rotation, translation and permutation.
+messages gain by it: the projections v·r̂_ij and the invariants v·v, through which angles enter. Positions themselves
+are never features, so scalars are invariant and vectors equivariant under rotation, translation and permutation.
 
 One layer, for edges i <- j with weight w_ij (smooth, zero at the end of the neighbourhood):
     z_ij  = A h_i + B h_j + R rbf(d_ij) + P [v_i·r̂_ij, v_j·r̂_ij]        first edge layer, split: products on atoms
@@ -16,9 +16,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from ramify.model.activation import SiLU, silu
 
 from ramify.elements import MAX_NUMBER, element_features
+from ramify.model.activation import SiLU, silu
 from ramify.model.graph import Graph
 from ramify.model.radial import BesselBasis
 
@@ -50,9 +50,7 @@ class EGNNLayer(nn.Module):
         self.message = nn.Linear(width, width) if message_layers == 2 else None
         self.vector_gates = nn.Linear(width, channels if first else 2 * channels, bias=False)
         self.vector_mix = nn.Linear(channels, 3 * channels, bias=False)
-        self.update = nn.Sequential(
-            nn.Linear(2 * width + channels, width), SiLU(), nn.Linear(width, width + channels)
-        )
+        self.update = nn.Sequential(nn.Linear(2 * width + channels, width), SiLU(), nn.Linear(width, width + channels))
 
     def forward(self, scalars: Tensor, vectors: Tensor, graph: Graph, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, C) -> the same, updated. `basis` is (E, radial), faded at the cutoff."""

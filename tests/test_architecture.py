@@ -1,0 +1,143 @@
+"""The order of the house: imports point one way, nothing goes round in circles, ARCHITECTURE.md names every room."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src/ramify"
+PAGE = ROOT / "ARCHITECTURE.md"
+
+LAYERS = (
+    {"ramify", "errors", "quarantine", "files", "structures", "elements", "minicorpora"},
+    {"sources"},
+    {"recipe"},
+    {"data"},
+    {"model"},
+    {"checkpoint"},
+    {"evaluate"},
+    {"train"},
+    {"demo", "console", "inspect", "cli", "__main__"},
+)
+"""Rooms (top-level modules and packages) from the ground up; a room may import from its own layer and those below."""
+
+IMPORTED_AS = {"pyyaml": "yaml", "ase-db-backends": "ase_db_backends"}
+BROUGHT_ALONG = {"markupsafe": "jinja2", "lmdb": "ase-db-backends"}
+"""Modules imported here that a declared dependency cannot do without."""
+ONLY_IN = {
+    "h5py": {"sources"},
+    "orjson": {"sources"},
+    "lmdb": {"sources"},
+    "vesin": {"data"},
+    "safetensors": {"checkpoint"},
+    "torch": {"data", "model", "checkpoint", "evaluate", "train"},
+    "matplotlib": {"evaluate"},
+    "jinja2": {"evaluate"},
+    "rich": {"evaluate", "demo", "console", "cli"},
+    "typer": {"cli"},
+}
+"""Where each of the heavier libraries may be used."""
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names that a module imports anywhere in its text, functions included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in modules() else node.module
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """The modules of the package that each module imports."""
+    return {name: {i for i in imported(path) if i in modules()} - {name} for name, path in modules().items()}
+
+
+def room(module: str) -> str:
+    """`ramify.data.store` stands in `data`."""
+    return module.split(".")[1] if "." in module else module
+
+
+def layer(module: str) -> int:
+    """Place of a module's room in `LAYERS`."""
+    found = [k for k, rooms in enumerate(LAYERS) if room(module) in rooms]
+    assert found, f"the room of {module} is in no layer: add it to LAYERS and to ARCHITECTURE.md"
+    return found[0]
+
+
+def upward(imports: dict[str, set[str]]) -> list[str]:
+    """Imports that point to a later layer."""
+    return [f"{a} imports {b}" for a, targets in imports.items() for b in sorted(targets) if layer(b) > layer(a)]
+
+
+def test_imports_point_down() -> None:
+    assert sum(map(len, graph().values())) > 200  # the parser does find them
+    assert upward(graph()) == []
+    assert upward({"ramify.data.store": {"ramify.train.loop"}}) == ["ramify.data.store imports ramify.train.loop"]
+
+
+def test_no_cycles() -> None:
+    order = list(TopologicalSorter(graph()).static_order())
+    assert set(order) == set(modules())
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph() | {"ramify.errors": {"ramify.cli"}}).prepare()
+
+
+def test_heavy_libraries_stay_in_their_rooms() -> None:
+    for name, path in modules().items():
+        for library in {i.split(".")[0] for i in imported(path)} & ONLY_IN.keys():
+            assert room(name) in ONLY_IN[library], f"{name} imports {library}"
+
+
+def dependencies() -> dict[str, list[str]]:
+    """Names of the requirements in pyproject.toml: those to run, and those to develop."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = {"run": project["dependencies"], "dev": project["optional-dependencies"]["dev"]}
+    return {kind: [re.split(r"[^\w.-]", line)[0] for line in lines] for kind, lines in listed.items()}
+
+
+def test_every_import_is_declared() -> None:
+    declared = {IMPORTED_AS.get(name, name).lower() for name in dependencies()["run"]}
+    for name, path in modules().items():
+        for library in {i.split(".")[0] for i in imported(path)} - set(sys.stdlib_module_names) - {"ramify"}:
+            owner = BROUGHT_ALONG.get(library, library)
+            assert IMPORTED_AS.get(owner, owner) in declared, f"{name} imports {library}, which pyproject.toml lacks"
+
+
+def section(title: str) -> str:
+    """The text of one part of ARCHITECTURE.md."""
+    parts = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return next(part for part in parts if part.startswith(title))
+
+
+def test_page_names_every_module() -> None:
+    named = set(re.findall(r"^- `([\w/]+\.py)`", section("The rooms"), re.MULTILINE))
+    there = {str(p.relative_to(PACKAGE)) for p in modules().values() if p.read_text(encoding="utf-8").strip()}
+    assert named == there
+
+
+def test_page_names_every_dependency() -> None:
+    named = set(re.findall(r"^\| `([\w.-]+)` \|", section("Dependencies"), re.MULTILINE))
+    assert named == {name for names in dependencies().values() for name in names}
