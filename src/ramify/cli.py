@@ -103,16 +103,24 @@ def evaluate(
     run: RunArgument,
     split: SplitOption = "test",
     checkpoint: Annotated[str, typer.Option(help="best, latest, or a step's folder name.")] = "best",
+    others: Annotated[str | None, typer.Option(help="Also evaluate the datasets of this recipe.")] = None,
     as_json: Json = False,
 ) -> None:
     """Exact errors of every branch on every dataset -> evaluation.json, tables."""
     from ramify.evaluate import tables as paper_tables
     from ramify.evaluate.evaluate import Evaluator
+    from ramify.recipe import load_recipe
 
     if split not in ("train", "val", "test"):
         raise RamifyError(f"--split {split}: accepted are train, val and test")
     with Steps(console, f"evaluate {escape(str(run))}", quiet=as_json) as steps:
-        result = Evaluator(run, split, checkpoint, lambda dataset, branch, done: steps.counted(done)).evaluate()
+        result = Evaluator(
+            run,
+            split,
+            checkpoint,
+            others=load_recipe(others) if others else None,
+            progress=lambda dataset, branch, done: steps.counted(done),
+        ).evaluate()
     paper_tables.write(run)
     if as_json:
         _print_json(result)

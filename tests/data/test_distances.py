@@ -29,8 +29,8 @@ def random_atoms(rng: np.random.Generator) -> Atoms | None:
 
 def test_random_cells_agree_with_ase() -> None:
     rng = np.random.default_rng(0)
-    images = [atoms for _ in range(160) if (atoms := random_atoms(rng)) is not None]
-    assert len(images) > 80
+    images = [atoms for _ in range(110) if (atoms := random_atoms(rng)) is not None]
+    assert len(images) > 50
     found = closest_distances(Structures.from_ase(images))
     compared = 0
     for atoms, distance in zip(images, found, strict=True):
@@ -39,7 +39,7 @@ def test_random_cells_agree_with_ase() -> None:
             continue
         assert distance == pytest.approx(by_ase(atoms, distance), abs=1e-9)
         compared += 1
-    assert compared > 80
+    assert compared > 50
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,18 @@ def test_random_cells_agree_with_ase() -> None:
 )
 def test_known_cells(atoms: Atoms, expected: float) -> None:
     assert closest_distances(Structures.from_ase([atoms]))[0] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_wrapping_alone_misses_the_nearest_image(sign: int, axes: tuple[int, int, int]) -> None:
+    """Fractional coordinates within ±1/2 of a reduced cell of 60°: the nearest image is one lattice vector further."""
+    cell = np.array([[4, 0, 0], [2, 2 * np.sqrt(3), 0], [0, 0, 20.0]])
+    atoms = Atoms("H2", positions=np.array([[0, 0, 0], [0.45, 0.45, 0]]) @ cell * sign, cell=cell[list(axes)], pbc=True)
+    assert np.linalg.norm(atoms.positions[1]) > 3.1
+    expected = np.linalg.norm(np.array([-0.55, 0.45, 0]) @ cell)
+    assert by_ase(atoms, expected) == pytest.approx(expected)
+    assert closest_distances(Structures.from_ase([atoms]))[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_sizes_are_kept_apart() -> None:

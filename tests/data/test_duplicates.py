@@ -92,6 +92,18 @@ def test_what_makes_structures_different() -> None:
     assert earlier(Structures.from_ase([water, other_element, other_order, moved, water])) == [-1, -1, -1, -1, 0]
 
 
+def test_likely_pairs_are_compared_atom_by_atom() -> None:
+    """Should hashes and projections ever coincide by chance, the comparison tells elements and single atoms apart."""
+    ethane = molecule("C2H6")
+    other_element, middle, last = (ethane.copy() for _ in range(3))
+    other_element.numbers[4] = 9
+    middle.positions[3] += 0.01
+    last.positions[7] += 0.01
+    structures = Structures.from_ase([ethane, other_element, middle, last, ethane, molecule("H2O")])
+    same = equal_structures(structures, structures.offsets, np.zeros(6, np.int64), np.arange(6), TOLERANCE)
+    assert same.tolist() == [True, False, False, False, True, False]
+
+
 def test_cells_count_where_they_are_periodic() -> None:
     crystal = bulk("NaCl", "rocksalt", a=5.64)
     strained, noisy, slab, dummy, other_dummy = (crystal.copy() for _ in range(5))

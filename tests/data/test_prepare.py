@@ -131,6 +131,22 @@ def test_what_fails_is_counted_and_named(tmp_path: Path) -> None:
     assert sorted(rows.tolist()) == [r for r in range(60) if r not in (3, 7, 11)]
 
 
+def test_names_of_which_nothing_is_left_are_forgotten(tmp_path: Path) -> None:
+    """A group of nothing but copies vanishes, and what comes after it keeps its own name."""
+    copies = frames(("H2O",))
+    for atoms in copies:
+        atoms.info["group"] = "copies of water"
+    images = frames(("H2O",)) + copies + frames(MOLECULES[1:])
+    manifest = prepare(tmp_path, images)
+    assert manifest.dropped == {"duplicate structure": 5}
+    store = Store.open(tmp_path / "stores" / "d")
+    everything = store.take(range(len(store)))
+    assert sorted(everything.group_names) == sorted(MOLECULES)
+    for k, row in enumerate(everything.row):
+        assert everything.group_names[everything.group[k]] == images[row].info["group"]
+        assert everything.numbers[slice(*everything.offsets[k : k + 2])].tolist() == images[row].numbers.tolist()
+
+
 def test_duplicates_can_be_kept(tmp_path: Path) -> None:
     manifest = prepare(tmp_path, frames() + frames(), gates={"duplicates": "keep"})
     assert (manifest.structures, manifest.dropped) == (120, {})

@@ -63,6 +63,7 @@ def open_split(
 ) -> dict[str, SplitReader]:
     """One reader per dataset for a split; `progress(dataset, structures)` hears of edges being found."""
     encoder, branch_of = recipe.model.encoder, recipe.branch_of_datasets()
+    first_branch = next(iter(recipe.datasets_of_branches()))
     readers = {}
     for name, store in stores.items():
 
@@ -73,7 +74,7 @@ def open_split(
             name,
             store,
             split,
-            branch_of[name],
+            branch_of.get(name, first_branch),  # a dataset the model was not trained on belongs to no branch
             cutoff=encoder.cutoff,
             max_neighbors=encoder.max_neighbors,
             edge_cache=recipe.train.edge_cache,

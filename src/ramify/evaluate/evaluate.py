@@ -1,5 +1,6 @@
 """`ramify evaluate`: every branch on every dataset, exact over a whole split."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,12 +43,14 @@ class Evaluator:
         run: the run directory.
         split: `train`, `val` or `test`.
         which: `best`, `latest` or the name of a checkpoint folder.
+        others: a recipe whose datasets are evaluated too, besides those of the run.
         progress: called with (dataset, branch, structures done since the last call).
     """
 
     run: Path
     split: str = "test"
     which: str = "best"
+    others: Recipe | None = None
     progress: Callable[[str, str, int], None] = lambda dataset, branch, structures: None
 
     def evaluate(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class Evaluator:
                     self.progress(dataset, branch, structures)
 
                 errors = split_errors(model, reader, branch, torch.device("cpu"), dtype, report)
-                rows.append({"branch": branch, "dataset": dataset} | errors.results())
+                rows.append({"branch": branch, "dataset": dataset} | _finite(errors.results(), branch, dataset))
             found = trivial_errors(reader, dtype).results()
             trivial.append({"dataset": dataset} | {k: v for k, v in found.items() if k not in ("structures", "atoms")})
         result = {
@@ -80,13 +83,16 @@ class Evaluator:
             "step": checkpoint.step,
             "model": {"parameters": sum(p.numel() for p in model.parameters())},
         }
-        self._keep_predictions(model, readers, recipe.branch_of_datasets(), dtype)
+        own = {name: reader for name, reader in readers.items() if name in recipe.datasets}
+        self._keep_predictions(model, own, recipe.branch_of_datasets(), dtype)
         write_json(self.run / "evaluation.json", result)
         return result
 
     def _open(self, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, SplitReader]:
         stores = open_stores(recipe)
         check_same_data(checkpoint.manifest["datasets"], stores)
+        if self.others is not None:
+            stores |= {name: store for name, store in open_stores(self.others).items() if name not in stores}
         readers = open_split(recipe, stores, self.split)
         if empty := [name for name, reader in readers.items() if not len(reader)]:
             raise RamifyError(
@@ -116,6 +122,16 @@ class Evaluator:
                     names=np.array([structures.name(i) for i in range(len(structures))]),
                 )
         _replace_folder(self.run / "predictions.new", folder)
+
+
+def _finite(results: dict[str, Any], branch: str, dataset: str) -> dict[str, Any]:
+    """Refuses errors that are not numbers, which a model that diverged has."""
+    if broken := [key for key, value in results.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise RamifyError(
+            f"branch '{branch}' predicts values that are not finite on dataset '{dataset}' ({', '.join(broken)})",
+            fix="evaluate an earlier checkpoint with --checkpoint, or train again with a lower optimizer.lr",
+        )
+    return results
 
 
 def _replace_folder(new: Path, old: Path) -> None:

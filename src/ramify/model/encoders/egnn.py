@@ -9,7 +9,7 @@ One layer, for edges i <- j with weight w_ij (smooth, zero at the end of the nei
     z_ij  = A h_i + B h_j + R rbf(d_ij) + P [v_i·r̂_ij, v_j·r̂_ij]        first edge layer, split: products on atoms
     m_ij  = silu(W silu(z_ij)) * (F rbf(d_ij)) * w_ij                   message, filtered by distance
     v_i  += Σ_j (g_ij r̂_ij + k_ij v_j) / sqrt(n),   [g, k] = G m_ij     coordinate channel
-    h_i  += U [h_i, Σ_j m_ij / sqrt(n), (V v_i)·(V' v_i)]               node update, two layers
+    h_i  += U [h_i, Σ_j m_ij / sqrt(n), a·b / sqrt(1 + a² + b²)]        node update, two layers; a = V v_i, b = V' v_i
 """
 
 import math
@@ -76,7 +76,9 @@ class EGNNLayer(nn.Module):
         pushed = vectors.new_zeros(vectors.shape).index_add(0, receiver, along.to(vectors.dtype))
         vectors = vectors + pushed * self.scale
         a, b, c = self.vector_mix(vectors).split(self.channels, dim=2)
-        seen = torch.cat([h, collected * self.scale, (a * b).sum(1)], dim=1)
+        # a·b, but growing like a length: a square would feed on itself from layer to layer in crowded structures
+        invariants = (a * b).sum(1) * torch.rsqrt(1.0 + (a.square() + b.square()).sum(1))
+        seen = torch.cat([h, collected * self.scale, invariants], dim=1)
         delta, gate = self.update(seen).split([self.width, self.channels], dim=1)
         return scalars + delta, vectors + gate[:, None, :] * c
 

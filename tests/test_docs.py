@@ -1,0 +1,206 @@
+"""The documentation does what it says: examples run, commands and paths exist, the recipe page is up to date, it builds."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import typer.main
+import yaml
+
+from ramify import cli
+from ramify.evaluate.results import Results
+from ramify.recipe import load_recipe, parse_recipe
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")] + DOCS
+page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+
+
+class Block(NamedTuple):
+    """A fenced block: its language and its text."""
+
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The tutorial, done.
+
+    Attributes:
+        folder: where it was done.
+        said: what each block printed, beside the block that follows it on the page (None for the last).
+    """
+
+    folder: Path
+    said: list[tuple[Block, str, Block | None]]
+
+
+def blocks(path: Path) -> list[Block]:
+    """All fenced blocks of a page."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [Block(language, text) for language, text in found]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words of every line `ramify ...` in the shell examples of a page."""
+    lines = [line for block in blocks(path) if block.language == "bash" for line in block.text.splitlines()]
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in split if words and Path(words[0]).name == "ramify"]
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    """Follows the tutorial once, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    found = blocks(ROOT / "docs/tutorial.md")
+    said = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small are slower on several, and far slower where cores are shared
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("COLUMNS", "120")
+        for block, following in zip(found, [*found[1:], None], strict=True):
+            said.append((block, follow(block), following))
+    torch.set_num_threads(threads)
+    yield Walk(folder, said)
+
+
+def follow(block: Block) -> str:
+    """Does what a block says and returns what it printed; a yaml block that names its file becomes that file."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        if block.language == "python":
+            exec(compile(block.text, "docs/tutorial.md", "exec"), {"__name__": "__main__"})
+        elif block.language == "bash":
+            for line in block.text.splitlines():
+                printed.write(shell(line))
+        elif named := re.match(r"# ([\w.-]+\.yaml)\n", block.text):
+            Path(named[1]).write_text(block.text, encoding="utf-8")
+    return printed.getvalue()
+
+
+def shell(line: str) -> str:
+    """Runs one line; ramify's verbs in this process, where its libraries are loaded already."""
+    words = shlex.split(line)
+    if words[:1] != ["ramify"]:
+        return subprocess.run(["bash", "-euc", line], check=True, capture_output=True, text=True).stdout
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", words)
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert end.code in (0, None), f"{line}: exit status {end.code}\n{printed.getvalue()}"
+    return printed.getvalue()
+
+
+def test_tutorial_prints_what_it_says(walk: Walk) -> None:
+    """Every ```text block below a ```python block is that block's output."""
+    shown = [(said, below.text) for block, said, below in walk.said if block.language == "python" and said and below]
+    assert len(shown) == 4
+    for said, text in shown:
+        assert said.strip() == text.strip()
+
+
+def test_tutorial_prepares_what_it_says(walk: Walk) -> None:
+    """The table that the page shows holds the counts and slopes of the stores."""
+    (table,) = [b.text for b in blocks(ROOT / "docs/tutorial.md") if "slope dE/dx" in b.text]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["metals", "molecules"]
+    for name, splits, elements, labels, slope, dropped in rows:
+        manifest = json.loads((walk.folder / f"stores/{name}/manifest.json").read_text(encoding="utf-8"))
+        assert splits == " / ".join(str(manifest["splits"][s]["structures"]) for s in ("train", "val", "test"))
+        assert elements == str(len(manifest["elements"]))
+        assert labels == " / ".join(str(manifest["labels"][k]) for k in ("energy", "forces", "stress"))
+        assert float(slope) == pytest.approx(manifest["consistency"]["slope"], abs=6e-4)
+        assert dropped == (", ".join(f"{n} {why}" for why, n in manifest["dropped"].items()) or "nothing")
+
+
+def test_tutorial_trains_and_compares(walk: Walk) -> None:
+    """Both runs learn the molecules' forces in 80 steps; the tables name them as the page does."""
+    for run, branches in (("both", {"metals", "molecules"}), ("shared", {"shared"})):
+        results = Results.open(walk.folder / "runs" / run)
+        assert set(results.evaluation.branches) == branches
+        row = results.own_row("molecules")
+        assert row is not None
+        assert row.forces_mae < 0.8 * results.evaluation.trivial_of("molecules").forces_mae
+    tables = next(said for block, said, _ in walk.said if "ramify tables runs/both" in block.text)
+    assert "MTL-All" in tables
+    assert "Baseline-All" in tables
+    assert "MTL-All" in (walk.folder / "runs/both/report.html").read_text(encoding="utf-8")
+    assert (walk.folder / "demo-run/report.html").is_file()
+
+
+def test_tutorial_resumes_where_it_stopped(walk: Walk) -> None:
+    said = next(said for block, said, _ in walk.said if "--resume" in block.text)
+    assert "continuing at step 80 of 80" in said
+
+
+@page
+def test_commands_exist(path: Path) -> None:
+    """Every verb and option in the shell examples is one that the command line has; overrides are keys of a recipe."""
+    verbs = typer.main.get_command(cli.app).commands
+    for words in commands(path):
+        verb, arguments = words[0], words[1:]
+        assert verb in verbs, f"{path.name}: ramify {' '.join(words)}"
+        options = {name for parameter in verbs[verb].params for name in parameter.opts} | {"--debug", "--help"}
+        assert {a for a in arguments if a.startswith("--")} <= options, f"{path.name}: ramify {' '.join(words)}"
+        overrides = [a for a in arguments if re.match(r"[a-z_.]+=", a)]
+        for override in overrides:
+            if not override.startswith(("datasets.", "objective.weights")):  # those need the reader's own names
+                load_recipe("demo", [override])
+
+
+@page
+def test_recipes_are_valid(path: Path) -> None:
+    for block in blocks(path):
+        content = yaml.safe_load(block.text) if block.language == "yaml" else None
+        if isinstance(content, dict) and "datasets" in content:
+            recipe = parse_recipe(content, where=path.name)
+            assert set(recipe.datasets) == set(content["datasets"])
+
+
+@page
+def test_paths_exist(path: Path) -> None:
+    """Files of the source tree that a page names in backquotes are there, and so are the tests within them."""
+    for name in re.findall(r"`((?:src|tests|tools|docs|recipes|benchmarks)/[\w./-]*\w)(?:::\w+)?`", path.read_text("utf-8")):
+        assert (ROOT / name).exists(), f"{path.name} names {name}"
+    for name, test in re.findall(r"`(tests/[\w./]+\.py)::(\w+)`", path.read_text("utf-8")):
+        assert f"def {test}(" in (ROOT / name).read_text("utf-8"), f"{path.name} names {test} of {name}"
+
+
+@page
+def test_links_within_the_source_tree(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_recipe_page_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "tools/recipe_page.py"))["page"]()
+    assert "| `model.encoder`" not in made
+    assert "| `max_neighbors` | `20` | whole number ≥ 1 or `null` |" in made
+    assert (ROOT / "docs/recipe.md").read_text(encoding="utf-8") == made, "run: python tools/recipe_page.py"
+
+
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem for path in (tmp_path / "site").glob("*.html")} - {"404"}
+    assert pages == {path.stem for path in DOCS}
+    outside = re.compile(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)')
+    for made in (tmp_path / "site").glob("*.html"):
+        assert not outside.search(made.read_text(encoding="utf-8")), f"{made.name} loads something from elsewhere"

@@ -1,0 +1,122 @@
+"""Learning rates by hand, AdamW's groups, averages against a plain loop."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ramify.recipe import OptimizerOptions, ScheduleOptions
+from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer
+
+
+def test_cosine_by_hand() -> None:
+    """Rises over 4 steps, then half a period of the cosine over 100 steps, down to a tenth."""
+    schedule = Schedule(ScheduleOptions(kind="cosine", warmup_steps=4, final=0.1), base=2e-3, total_steps=100)
+    assert schedule.rate(0) == pytest.approx(2e-3 / 4)
+    assert schedule.rate(1) == pytest.approx(2e-3 / 2 * (0.1 + 0.45 * (1 + math.cos(math.pi / 100))))
+    assert schedule.rate(50) == pytest.approx(2e-3 * 0.55)
+    assert schedule.rate(25) == pytest.approx(2e-3 * (0.1 + 0.9 * (0.5 + 0.5 / math.sqrt(2))))
+    assert schedule.rate(100) == pytest.approx(2e-4)
+    assert schedule.rate(500) == pytest.approx(2e-4)
+
+
+def test_constant_with_and_without_warmup() -> None:
+    rising = Schedule(ScheduleOptions(kind="constant", warmup_steps=10), base=1.0, total_steps=50)
+    assert [rising.rate(step) for step in (0, 4, 9, 10, 49)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
+    flat = Schedule(ScheduleOptions(kind="constant", warmup_steps=0), base=0.3, total_steps=50)
+    assert {flat.rate(step) for step in range(50)} == {0.3}
+
+
+def test_plateau_by_hand() -> None:
+    """Patience 1: the second evaluation in a row without a better metric halves the rate, not below a fifth."""
+    options = ScheduleOptions(kind="plateau", warmup_steps=0, factor=0.5, patience=1, final=0.2)
+    schedule = Schedule(options, base=1.0, total_steps=1000)
+    rates = []
+    for metric in (3.0, 2.0, 2.0, 2.5, 1.9, 1.9, 1.9, 1.9, 1.95, 1.0):
+        schedule.observe(metric)
+        rates.append(schedule.rate(10))
+    assert rates == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2]
+
+
+def test_a_metric_that_is_not_a_number_is_no_better() -> None:
+    schedule = Schedule(ScheduleOptions(kind="plateau", warmup_steps=0, patience=0), base=1.0, total_steps=10)
+    schedule.observe(math.nan)
+    assert (schedule.rate(0), schedule.best) == (0.5, math.inf)
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=30), st.integers(0, 29))
+def test_plateau_goes_on_from_its_state(metrics: list[float], cut: int) -> None:
+    options = ScheduleOptions(kind="plateau", warmup_steps=0, patience=2)
+    whole, first = Schedule(options, 1.0, 10), Schedule(options, 1.0, 10)
+    for metric in metrics:
+        whole.observe(metric)
+    for metric in metrics[:cut]:
+        first.observe(metric)
+    second = Schedule(options, 1.0, 10)
+    second.restore(first.state())
+    for metric in metrics[cut:]:
+        second.observe(metric)
+    assert second.state() == whole.state()
+
+
+def test_only_linear_maps_decay() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1, bias=False))
+    optimizer = build_optimizer(model, OptimizerOptions(lr=0.1, weight_decay=0.25, betas=(0.8, 0.95)))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
+    assert found == {
+        "0.weight": 0.0, "1.weight": 0.25, "1.bias": 0.0, "2.weight": 0.0, "2.bias": 0.0, "3.weight": 0.25
+    }  # fmt: skip
+    assert {(g["lr"], g["betas"]) for g in optimizer.param_groups} == {(0.1, (0.8, 0.95))}
+
+
+def test_adamw_step_by_hand() -> None:
+    """Loshchilov & Hutter, arXiv:1711.05101, algorithm 2: decay apart from the gradient; three steps in numpy."""
+    options = OptimizerOptions(lr=0.1, weight_decay=0.2, betas=(0.8, 0.95))
+    model = nn.Linear(2, 1, bias=False).double()
+    w = model.weight.detach().numpy().copy()
+    optimizer = build_optimizer(model, options)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, gradient in enumerate(np.array([[[1.0, -2.0]], [[0.5, 0.1]], [[-3.0, 0.0]]]), start=1):
+        model.weight.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+        m, v = 0.8 * m + 0.2 * gradient, 0.95 * v + 0.05 * gradient**2
+        w = w - 0.1 * 0.2 * w - 0.1 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
+    np.testing.assert_allclose(model.weight.detach().numpy(), w, rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_averages_against_a_plain_loop(decay: float) -> None:
+    model = nn.Linear(3, 2).double()
+    averages = AveragedWeights(model, decay)
+    rng = np.random.default_rng(0)
+    expected = [p.detach().numpy().copy() for p in model.parameters()]
+    for update in range(200):
+        for k, parameter in enumerate(model.parameters()):
+            value = rng.normal(size=tuple(parameter.shape))
+            parameter.data = torch.from_numpy(value)
+            keep = min(decay, (1 + update) / (10 + update)) if decay else 0.0
+            expected[k] = keep * expected[k] + (1 - keep) * value
+        averages.update(update)
+    for average, by_hand in zip(averages.averages, expected, strict=True):
+        np.testing.assert_allclose(average.numpy(), by_hand, rtol=0, atol=1e-14)
+
+
+def test_swapping_twice_puts_everything_back() -> None:
+    model = nn.Linear(3, 2)
+    averages = AveragedWeights(model, 0.9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    weights = [p.detach().clone() for p in model.parameters()]
+    kept = [a.clone() for a in averages.averages]
+    averages.swap()
+    assert all(torch.equal(p, a) for p, a in zip(model.parameters(), kept, strict=True))
+    assert all(torch.equal(a, w) for a, w in zip(averages.averages, weights, strict=True))
+    averages.swap()
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert all(torch.equal(a, k) for a, k in zip(averages.averages, kept, strict=True))
