@@ -202,8 +202,16 @@ def _value(value: Any) -> str:
 def _limits(metadata: list[Any] | tuple[Any, ...]) -> str:
     signs = ((annotated_types.Ge, "≥", "ge"), (annotated_types.Gt, ">", "gt"))
     signs += ((annotated_types.Le, "≤", "le"), (annotated_types.Lt, "<", "lt"))
-    found = [f"{sign} {getattr(m, name):g}" for m in metadata for kind, sign, name in signs if isinstance(m, kind)]
+    found = [
+        f"{sign} {_number(getattr(m, name))}" for m in metadata for kind, sign, name in signs if isinstance(m, kind)
+    ]
     return " and ".join(found)
+
+
+def _number(value: float) -> str:
+    """Large powers of two as such."""
+    exponent = int(value).bit_length() - 1
+    return f"2^{exponent}" if value == 2**exponent > 10**6 else f"{value:g}"
 
 
 def _text(text: str) -> str:

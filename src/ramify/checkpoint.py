@@ -88,13 +88,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not (path / "manifest.json").is_file():
         raise RamifyError(f"no checkpoint at {path}", fix="a run's checkpoints are in RUN/checkpoints; train first")
     manifest = read_json(path / "manifest.json")
-    if manifest.get("format") != "ramify-checkpoint":
-        raise RamifyError(f"{path} is not a checkpoint: manifest.json has format {manifest.get('format')!r}")
-    if manifest["version"] > VERSION:
+    if not isinstance(manifest, dict) or manifest.get("format") != "ramify-checkpoint":
+        raise RamifyError(f"{path} is not a checkpoint: its manifest.json is that of something else")
+    version = manifest.get("version")
+    if isinstance(version, int) and version > VERSION:
         raise RamifyError(
-            f"checkpoint {path} has format version {manifest['version']}, this program reads up to {VERSION}",
+            f"checkpoint {path} has format version {version}, this program reads up to {VERSION}",
             fix="use the version of ramify that wrote it, or a newer one",
         )
+    if "checksum" in manifest and manifest.get("checksum") != _checksum(manifest):
+        raise RamifyError(f"{path / 'manifest.json'} is damaged: it differs from its checksum", fix=_ELSEWHERE)
     return Checkpoint(path, manifest)
 
 

@@ -186,6 +186,7 @@ def _reach(
     beyond = np.clip(free - cutoff, -ROUNDING, ROUNDING)
     rounded = cutoff + 0.5 * beyond - (ROUNDING**2 + beyond**2) / (4 * ROUNDING)
     reach = np.where(free < cutoff - ROUNDING, free, rounded)
+    reach[free >= cutoff + ROUNDING] = cutoff  # exactly: what else is in the batch must not change a bit
     gain[near] = slope / total[owner] * (0.5 - beyond / (2 * ROUNDING))[owner]
     return reach, gain
 

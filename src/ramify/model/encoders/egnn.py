@@ -6,10 +6,12 @@ messages gain by it: the projections v·r̂_ij and the invariants v·v, through 
 are never features, so scalars are invariant and vectors equivariant under rotation, translation and permutation.
 
 One layer, for edges i <- j with weight w_ij (smooth, zero at the end of the neighbourhood):
-    z_ij  = A h_i + B h_j + R rbf(d_ij) + P [v_i·r̂_ij, v_j·r̂_ij]        first edge layer, split: products on atoms
-    m_ij  = silu(W silu(z_ij)) * (F rbf(d_ij)) * w_ij                   message, filtered by distance
-    v_i  += Σ_j (g_ij r̂_ij + k_ij v_j) / sqrt(n),   [g, k] = G m_ij     coordinate channel
-    h_i  += U [h_i, Σ_j m_ij / sqrt(n), a·b / sqrt(1 + a² + b²)]        node update, two layers; a = V v_i, b = V' v_i
+    z_ij  = A h_i + B h_j + R rbf(d_ij) w_ij + P [u_i·r̂_ij, u_j·r̂_ij]   first edge layer, split: products on atoms
+    m_ij  = silu(W silu(z_ij)) * (F rbf(d_ij) w_ij)                     message, filtered by distance
+    v_i  += Σ_j (g_ij r̂_ij + k_ij u_j) / sqrt(n),   [g, k] = G m_ij     coordinate channel
+    h_i  += U [h_i, Σ_j m_ij / sqrt(n), (V u_i)·(V' u_i)]               node update, two layers
+    v_i  += γ_i V" u_i                                                  γ from the node update
+where h enters layer-normalised and u is v, normalised (`normalised`), so that no layer can amplify without bound.
 """
 
 import math
@@ -57,12 +59,12 @@ class EGNNLayer(nn.Module):
         n_atoms = len(scalars)
         receiver, sender = graph.receiver, graph.sender
         direction = graph.direction[:, :, None]
-        h = self.norm(scalars)
+        h, u = self.norm(scalars), normalised(vectors)
         radial, passing = (basis @ self.from_distance).split(self.width, dim=1)
         z = self.from_receiver(h).index_select(0, receiver) + self.from_sender(h).index_select(0, sender) + radial
         if self.from_projection is not None:
-            sent = vectors.index_select(0, sender)
-            toward = torch.cat([vectors.index_select(0, receiver), sent], dim=2)
+            sent = u.index_select(0, sender)
+            toward = torch.cat([u.index_select(0, receiver), sent], dim=2)
             z = z + self.from_projection((toward * direction).sum(1))
         message = silu(z)
         if self.message is not None:
@@ -75,12 +77,19 @@ class EGNNLayer(nn.Module):
         collected = scalars.new_zeros(n_atoms, self.width).index_add(0, receiver, message.to(scalars.dtype))
         pushed = vectors.new_zeros(vectors.shape).index_add(0, receiver, along.to(vectors.dtype))
         vectors = vectors + pushed * self.scale
-        a, b, c = self.vector_mix(vectors).split(self.channels, dim=2)
-        # a·b, but growing like a length: a square would feed on itself from layer to layer in crowded structures
-        invariants = (a * b).sum(1) * torch.rsqrt(1.0 + (a.square() + b.square()).sum(1))
-        seen = torch.cat([h, collected * self.scale, invariants], dim=1)
+        a, b, c = self.vector_mix(normalised(vectors)).split(self.channels, dim=2)
+        seen = torch.cat([h, collected * self.scale, (a * b).sum(1)], dim=1)
         delta, gate = self.update(seen).split([self.width, self.channels], dim=1)
         return scalars + delta, vectors + gate[:, None, :] * c
+
+
+def normalised(vectors: Tensor) -> Tensor:
+    """Vectors (N, 3, C) divided by sqrt(1 + their mean square): short ones as they are, long ones of length about 1.
+
+    What layer normalisation is to scalars, with a smooth floor because vectors start at zero. Without it messages, which
+    grow with vectors and multiply them, square their size from layer to layer until crowded structures overflow.
+    """
+    return vectors * torch.rsqrt(1.0 + vectors.square().sum(1, keepdim=True).mean(2, keepdim=True))
 
 
 class EGNN(nn.Module):

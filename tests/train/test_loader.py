@@ -1,0 +1,147 @@
+"""Batches are those of the stream, whatever the thread does and wherever edges come from."""
+
+import threading
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ramify.data.batch import Batch, Part
+from ramify.data.loader import Loader, SplitReader
+from ramify.data.neighbors import Edges, find_edges
+from ramify.data.open import open_split, open_stores
+from ramify.data.stream import Stream, sampling_weights
+from ramify.errors import RamifyError
+from tests.small import assert_same, metrics, tensors, train
+
+from .conftest import MakeRecipe
+
+NAMES = ("qm7x", "mptrj", "bare")
+
+
+@pytest.fixture
+def readers(small: MakeRecipe) -> dict[str, SplitReader]:
+    recipe = small(*NAMES)
+    return open_split(recipe, open_stores(recipe), "train")
+
+
+@pytest.fixture
+def stream(readers: dict[str, SplitReader]) -> Stream:
+    sizes = {name: len(reader) for name, reader in readers.items()}
+    return Stream(sizes, sampling_weights(sizes, "equal", 2.0), 7, 0)
+
+
+def same(found: Batch, expected: Batch) -> None:
+    """Equal to the bit, NaN where NaN."""
+    for f in fields(Batch):
+        a, b = getattr(found, f.name), getattr(expected, f.name)
+        if isinstance(a, torch.Tensor):
+            np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=f.name)
+        else:
+            assert a == b
+
+
+def by_hand(stream: Stream, readers: dict[str, SplitReader], step: int) -> Batch:
+    """The batch of a step, without a thread: parts in the order of their branches, rows sorted."""
+    counts, position = stream.counts(step), stream.position(step)
+    parts = []
+    for name in sorted(NAMES):
+        rows = np.sort(stream.rows(name, position[name], counts[name]))
+        if len(rows):
+            parts.append(readers[name].part(rows))
+    return Batch.make(parts, torch.float32)
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_batches_are_those_of_the_stream(
+    stream: Stream, readers: dict[str, SplitReader], monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """With a thread that is now faster, now slower than the one who asks."""
+    expected = [by_hand(stream, readers, step) for step in range(5, 15)]
+    part = SplitReader.part
+    pauses = iter(np.random.default_rng(0).choice([0.0, 0.02], 1000))
+
+    def slow(reader: SplitReader, indices: NDArray[np.int64]) -> Part:
+        time.sleep(next(pauses))
+        return part(reader, indices)
+
+    monkeypatch.setattr(SplitReader, "part", slow)
+    with Loader(stream, readers, 5, torch.float32, ahead=ahead) as loader:
+        for k, wanted in enumerate(expected):
+            time.sleep(0.03 * (k % 3 == 0))
+            same(next(loader), wanted)
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_with_its_place(
+    stream: Stream, readers: dict[str, SplitReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+    part = SplitReader.part
+
+    def broken(reader: SplitReader, indices: NDArray[np.int64]) -> Part:
+        if next(calls) == 7:
+            raise RamifyError("the store is gone")
+        return part(reader, indices)
+
+    monkeypatch.setattr(SplitReader, "part", broken)
+    with Loader(stream, readers, 0, torch.float32) as loader:
+        next(loader)
+        next(loader)
+        with pytest.raises(RamifyError, match="gone") as caught:
+            next(loader)
+    notes = " ".join(caught.value.__notes__)
+    assert "in dataset '" in notes
+    assert "training rows [" in notes
+    assert "while the batch of step 2 was made" in notes
+
+
+def test_the_thread_ends_with_the_loader(stream: Stream, readers: dict[str, SplitReader]) -> None:
+    before = threading.active_count()
+    for _ in range(3):
+        with Loader(stream, readers, 0, torch.float32) as loader:
+            next(loader)
+    assert threading.active_count() == before
+
+
+def edges_equal(found: Edges, expected: Edges) -> None:
+    for name in ("receiver", "sender", "shift", "reach"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    for name in ("receiver", "sender", "shift", "gain"):
+        np.testing.assert_array_equal(getattr(found.rim, name), getattr(expected.rim, name), err_msg=name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_of_edges_equals_finding_them(readers: dict[str, SplitReader], name: str) -> None:
+    """For any rows in any order, repeats too."""
+    reader = readers[name]
+    assert reader._table is not None
+    rng = np.random.default_rng(0)
+    for size in (1, 5, 60):
+        indices = rng.integers(0, len(reader), size)
+        structures = reader.store.take(reader.rows.start + indices)
+        edges_equal(reader.part(indices).edges, find_edges(structures, 4.0, 8))
+
+
+@pytest.mark.parametrize("kind", ["direct", "conservative"])
+def test_where_edges_come_from_changes_nothing(small: MakeRecipe, tmp_path: Path, kind: str) -> None:
+    changes: dict[str, Any] = {"train__max_steps": 8, "model__force_head__kind": kind}
+    for name, cache in (("table", 1.0), ("on the fly", 0.0)):
+        trainer = train(small("qm7x", "mptrj", train__edge_cache=cache, **changes), tmp_path / name)
+        assert (trainer.train["qm7x"]._table is None) == (cache == 0)
+    assert_same(tensors(tmp_path / "table"), tensors(tmp_path / "on the fly"))
+    assert metrics(tmp_path / "table") == metrics(tmp_path / "on the fly")
+
+
+def test_a_split_is_read_in_order_each_structure_once(readers: dict[str, SplitReader]) -> None:
+    for reader in readers.values():
+        for atoms in (1, 17, 10**6):
+            pieces = list(reader.batches(atoms, torch.float64))
+            np.testing.assert_array_equal(np.concatenate([i for i, _ in pieces]), np.arange(len(reader)))
+            whole = reader.part(np.arange(len(reader))).structures
+            np.testing.assert_array_equal(torch.cat([b.numbers for _, b in pieces]).numpy(), whole.numbers)
+        assert len(pieces) == 1
