@@ -56,10 +56,14 @@ def blocks(path: Path) -> list[Block]:
     return [Block(language, text) for language, text in found]
 
 
+def lines(block: Block) -> list[str]:
+    """The commands of a shell example; a backslash at the end of a line goes on with the next."""
+    return block.text.replace("\\\n", " ").splitlines() if block.language == "bash" else []
+
+
 def commands(path: Path) -> list[list[str]]:
-    """The words of every line `ramify ...` in the shell examples of a page."""
-    lines = [line for block in blocks(path) if block.language == "bash" for line in block.text.splitlines()]
-    split = [shlex.split(line, comments=True) for line in lines]
+    """The words of every command `ramify ...` in the shell examples of a page."""
+    split = [shlex.split(line, comments=True) for block in blocks(path) for line in lines(block)]
     return [words[1:] for words in split if words and Path(words[0]).name == "ramify"]
 
 
@@ -89,7 +93,7 @@ def follow(block: Block) -> str:
         if block.language == "python":
             exec(compile(block.text, "docs/tutorial.md", "exec"), {"__name__": "__main__"})
         elif block.language == "bash":
-            for line in block.text.splitlines():
+            for line in lines(block):
                 printed.write(shell(line))
         elif named := re.match(r"# ([\w.-]+\.yaml)\n", block.text):
             Path(named[1]).write_text(block.text, encoding="utf-8")

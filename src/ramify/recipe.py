@@ -41,6 +41,9 @@ class EncoderOptions(_Keys):
     message_layers: Literal[1, 2] = 2
     """Activated layers of the message network on every edge: 2 as in the EGNN paper, 1 leaves out the second, whose
     work (edges x width²) dominates."""
+    elements: Literal["periodic-table", "random"] = "periodic-table"
+    """Where the embedding of elements starts: from period, group and covalent radius, so that an element of few
+    structures begins near its relatives; or from random numbers."""
     radial: int = Field(8, ge=1)
     """Size of the radial basis."""
     cutoff: float = Field(5.0, gt=0)

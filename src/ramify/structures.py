@@ -132,7 +132,7 @@ class Structures:
             origin_names=tuple(origin_names),
         )
         for index, names in ((made.group, made.group_names), (made.origin, made.origin_names)):
-            if S and not (0 <= index.min() and index.max() < len(names)):
+            if S and not (index.min() >= 0 and index.max() < len(names)):
                 raise ValueError(f"an index points past its {len(names)} names")
         return made
 

@@ -72,6 +72,7 @@ def _build_encoder(options: EncoderOptions) -> EGNN:
         cutoff=options.cutoff,
         neighbors=min(TYPICAL_NEIGHBORS, options.max_neighbors or math.inf),
         message_layers=options.message_layers,
+        related_elements=options.elements == "periodic-table",
     )
 
 

@@ -86,8 +86,8 @@ class EGNNLayer(nn.Module):
 def normalised(vectors: Tensor) -> Tensor:
     """Vectors (N, 3, C) divided by sqrt(1 + their mean square): short ones as they are, long ones of length about 1.
 
-    What layer normalisation is to scalars, with a smooth floor because vectors start at zero. Without it messages, which
-    grow with vectors and multiply them, square their size from layer to layer until crowded structures overflow.
+    What layer normalisation is to scalars, with a smooth floor because vectors start at zero. Without it messages,
+    which grow with vectors and multiply them, square their size from layer to layer until crowded structures overflow.
     """
     return vectors * torch.rsqrt(1.0 + vectors.square().sum(1, keepdim=True).mean(2, keepdim=True))
 
@@ -95,8 +95,13 @@ def normalised(vectors: Tensor) -> Tensor:
 class EGNN(nn.Module):
     """Stack of `EGNNLayer`s on an embedding of the atomic numbers.
 
-    The embedding starts from the element's place in the periodic table, so that elements of few structures begin near
-    their relatives.
+    Args:
+        layers: rounds of message passing.
+        width, vector_channels, radial, message_layers: see `EGNNLayer`.
+        cutoff: Å.
+        neighbors: typical number of neighbours.
+        related_elements: start the embedding from the elements' places in the periodic table, so that elements of few
+            structures begin near their relatives.
     """
 
     def __init__(
@@ -109,21 +114,27 @@ class EGNN(nn.Module):
         cutoff: float,
         neighbors: float,
         message_layers: int = 2,
+        related_elements: bool = True,
     ) -> None:
         super().__init__()
         self.width = width
         self.vector_channels = vector_channels
         self.basis = BesselBasis(radial, cutoff)
         self.embedding = nn.Embedding(MAX_NUMBER + 1, width)
-        with torch.no_grad():
-            features = torch.from_numpy(element_features()).to(self.embedding.weight.dtype)
-            projection = torch.randn(features.shape[1], width) / math.sqrt(features.shape[1])
-            self.embedding.weight.mul_(0.3).add_(features @ projection)
+        if related_elements:
+            self._relate_elements()
         self.layers = nn.ModuleList(
             EGNNLayer(width, vector_channels, radial, neighbors, message_layers=message_layers, first=index == 0)
             for index in range(layers)
         )
         self.norm = nn.LayerNorm(width)
+
+    @torch.no_grad()
+    def _relate_elements(self) -> None:
+        """Starts the embedding from a random projection of `element_features`, with a third of random numbers."""
+        features = torch.from_numpy(element_features()).to(self.embedding.weight.dtype)
+        projection = torch.randn(features.shape[1], self.width) / math.sqrt(features.shape[1])
+        self.embedding.weight.mul_(0.3).add_(features @ projection)
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Invariant scalars (N, width) and equivariant vectors (N, 3, vector_channels)."""
