@@ -56,13 +56,16 @@ class HeadOptions(_Keys):
     """An energy head: `layers` fully connected layers of `width` units, then one output."""
 
     layers: int = Field(3, ge=1)
+    """Fully connected hidden layers."""
     width: int = Field(128, ge=1)
+    """Units of each."""
 
 
 class ForceHeadOptions(HeadOptions):
     """A force head; `conservative` derives forces from the energy head and has no layers of its own."""
 
     kind: Literal["direct", "conservative"] = "direct"
+    """`direct`: a head of its own that combines the encoder's vectors; `conservative`: -dE/dx, which also gives stress."""
 
 
 class ModelOptions(_Keys):
@@ -80,7 +83,9 @@ class ObjectiveOptions(_Keys):
     """
 
     energy: float = Field(1.0, ge=0)
+    """Factor of the error of energies per atom."""
     forces: float = Field(10.0, ge=0)
+    """Factor of the error of force components."""
     stress: float = Field(0.0, ge=0)
     """Only where labels exist and forces are conservative; weighs stress x volume / atoms (eV/atom)."""
     form: Literal["mae", "l2norm", "huber", "mse"] = "mae"
@@ -97,9 +102,13 @@ class OptimizerOptions(_Keys):
     """AdamW (Loshchilov & Hutter, arXiv:1711.05101); biases, norms and the embedding are not decayed."""
 
     kind: Literal["adamw"] = "adamw"
+    """Method."""
     lr: float = Field(1e-3, gt=0)
+    """Learning rate after the warm-up."""
     weight_decay: float = Field(0.01, ge=0)
+    """Part of a weight that is taken off per step, times the learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decays of the averages of gradient and squared gradient."""
     clip: float | None = Field(10.0, gt=0)
     """Largest norm of the whole gradient; null for no clipping."""
     ema: Decay = 0.999
@@ -110,6 +119,7 @@ class ScheduleOptions(_Keys):
     """Learning rate over the run."""
 
     kind: Literal["cosine", "plateau", "constant"] = "cosine"
+    """After the warm-up: half a cosine down to `final` at the last step; lowered when the metric stops improving; constant."""
     warmup_steps: int = Field(200, ge=0)
     """Steps over which the rate rises linearly from zero."""
     final: float = Field(0.01, ge=0, le=1)
@@ -129,6 +139,7 @@ class TrainOptions(_Keys):
     """How a batch is shared out: by number of structures, equally, or by number ** (1 / temperature); or by number
     times a factor for each dataset, `{dataset: factor}`, 1 where not named."""
     temperature: float = Field(2.0, ge=1)
+    """Of `sampling: temperature`: 1 is proportional, large is equal."""
     epochs: float = Field(100.0, gt=0)
     """Passes over the data: an epoch is as many steps as one pass over all structures takes."""
     max_steps: int | None = Field(None, ge=1)
@@ -144,6 +155,7 @@ class TrainOptions(_Keys):
     precision: Literal["fp32", "fp64", "bf16"] = "fp32"
     """bf16: products in bfloat16, weights, geometry, sums and losses in float32."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Of the initial weights and of the order of structures."""
     edge_cache: float = Field(1.0, ge=0)
     """GB of memory per dataset for keeping its edges instead of finding them again each pass."""
 
