@@ -49,7 +49,8 @@ class EncoderOptions(_Keys):
     cutoff: float = Field(5.0, gt=0)
     """Å."""
     max_neighbors: int | None = Field(20, ge=1)
-    """Nearest neighbours kept per atom; null keeps all within the cutoff."""
+    """The most neighbours that an atom may have: where there are more, its neighbourhood ends smoothly before the cutoff;
+    null keeps all within the cutoff."""
 
 
 class HeadOptions(_Keys):
@@ -65,7 +66,7 @@ class ForceHeadOptions(HeadOptions):
     """A force head; `conservative` derives forces from the energy head and has no layers of its own."""
 
     kind: Literal["direct", "conservative"] = "direct"
-    """`direct`: a head of its own that combines the encoder's vectors; `conservative`: -dE/dx, which also gives stress."""
+    """`direct`: a head of its own that combines the encoder's vectors; `conservative`: -dE/dx, which gives stress too."""
 
 
 class ModelOptions(_Keys):
@@ -119,7 +120,8 @@ class ScheduleOptions(_Keys):
     """Learning rate over the run."""
 
     kind: Literal["cosine", "plateau", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to `final` at the last step; lowered when the metric stops improving; constant."""
+    """After the warm-up: half a cosine down to `final` at the last step; lowered when the metric stops improving; or
+    unchanged."""
     warmup_steps: int = Field(200, ge=0)
     """Steps over which the rate rises linearly from zero."""
     final: float = Field(0.01, ge=0, le=1)

@@ -154,7 +154,7 @@ def test_predictions_are_those_of_a_direct_call(run: Path, stores: dict[str, Sto
         error = np.abs(kept["energy_predicted"] - kept["energy_true"]).mean()
         assert error == pytest.approx(rows[dataset]["energy_mae"], rel=1e-9)
         if dataset != "bare":
-            assert np.abs(kept["forces_predicted"]).max() > 1e-3
+            assert np.abs(kept["forces_predicted"]).max() > 1e-4
             error = np.abs(kept["forces_predicted"].astype(float) - kept["forces_true"]).mean()
             assert error == pytest.approx(rows[dataset]["forces_mae"], rel=1e-5)
 
@@ -167,9 +167,7 @@ def test_validation_errors_are_those_of_training(run: Path, small: Callable[...,
     logged = metrics(path, "val")[-1]["datasets"]
     for row in result["rows"]:
         if row["branch"] == row["dataset"]:
-            assert {k: row[k] for k in ERRORS} == pytest.approx(
-                {k: logged[row["dataset"]][k] for k in ERRORS}, rel=1e-12
-            )
+            assert {k: row[k] for k in ERRORS} == {k: logged[row["dataset"]][k] for k in ERRORS}
     for row in result["trivial"]:
         assert row["energy_mae"] == pytest.approx(logged[row["dataset"]]["trivial_energy_mae"], rel=1e-12)
 
@@ -230,7 +228,7 @@ def test_a_model_needs_no_store(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_cannot_be_evaluated(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RamifyError, match="no checkpoint at"):
         Evaluator(tmp_path).evaluate()
-    with pytest.raises(RamifyError, match="no checkpoint at .*step-00000099"):
+    with pytest.raises(RamifyError, match=r"no checkpoint at .*step-00000099"):
         Evaluator(run, which="step-00000099").evaluate()
     with pytest.raises(RamifyError, match=r"'tset' is not a split; accepted: train, val, test"):
         Evaluator(run, split="tset").evaluate()
