@@ -49,8 +49,8 @@ class EncoderOptions(_Keys):
     cutoff: float = Field(5.0, gt=0)
     """Å."""
     max_neighbors: int | None = Field(20, ge=1)
-    """The most neighbours that an atom may have: where there are more, its neighbourhood ends smoothly before the cutoff;
-    null keeps all within the cutoff."""
+    """The most neighbours that an atom may have: where there are more, its neighbourhood ends smoothly before the
+    cutoff; null keeps all within the cutoff."""
 
 
 class HeadOptions(_Keys):
@@ -66,7 +66,7 @@ class ForceHeadOptions(HeadOptions):
     """A force head; `conservative` derives forces from the energy head and has no layers of its own."""
 
     kind: Literal["direct", "conservative"] = "direct"
-    """`direct`: a head of its own that combines the encoder's vectors; `conservative`: -dE/dx, which gives stress too."""
+    """`direct`: a head of its own that combines the encoder's vectors; `conservative`: -dE/dx, with stress."""
 
 
 class ModelOptions(_Keys):
