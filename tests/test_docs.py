@@ -203,9 +203,11 @@ def test_links_within_the_source_tree(path: Path) -> None:
 
 
 def test_recipe_page_is_up_to_date() -> None:
-    made = runpy.run_path(str(ROOT / "tools/recipe_page.py"))["page"]()
-    assert "| `model.encoder`" not in made
-    assert "| `max_neighbors` | `20` | whole number ≥ 1 or `null` |" in made
+    tool = runpy.run_path(str(ROOT / "tools/recipe_page.py"))
+    made = tool["page"]()
+    assert tool["undocumented"]() == []
+    assert "| `warmup_steps` | `200` | whole number ≥ 0 |" in made
+    assert "| `clip` | `10` | number > 0 or `null` |" in made
     assert (ROOT / "docs/recipe.md").read_text(encoding="utf-8") == made, "run: python tools/recipe_page.py"
 
 
