@@ -27,6 +27,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")] + DOCS
 EXAMPLES = {"src/ramify/sources/dimers.py"}
 """Files that a page asks the reader to imagine."""
+pytestmark = pytest.mark.timeout(600)  # the tutorial takes about 20 s of one core, more where it is shared
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 

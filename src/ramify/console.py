@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ramify.train.loop import Watch
+if TYPE_CHECKING:  # the loop brings PyTorch, which takes seconds to load: not for every verb
+    from ramify.train.loop import Watch
 
 
 class Steps:
@@ -40,11 +41,13 @@ class Steps:
 
 
 @contextmanager
-def say_training(console: Console) -> Iterator[tuple[Watch, Callable[[str, int], None]]]:
+def say_training(console: Console) -> Iterator[tuple["Watch", Callable[[str, int], None]]]:
     """Shows a training: a bar of steps, a line per evaluation, warnings.
 
     Gives (watch, listener for edges being found).
     """
+    from ramify.train.loop import Watch
+
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
