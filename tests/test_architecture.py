@@ -29,7 +29,7 @@ LAYERS = (
 """Rooms (top-level modules and packages) from the ground up; a room may import from its own layer and those below."""
 
 IMPORTED_AS = {"pyyaml": "yaml", "ase-db-backends": "ase_db_backends"}
-BROUGHT_ALONG = {"markupsafe": "jinja2", "lmdb": "ase-db-backends", "pydantic_core": "pydantic"}
+BROUGHT_ALONG = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}
 """Modules imported here that a declared dependency cannot do without."""
 ONLY_IN = {
     "h5py": {"sources"},

@@ -96,7 +96,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} has format version {version}, this program reads up to {VERSION}",
             fix="use the version of ramify that wrote it, or a newer one",
         )
-    if "checksum" in manifest and manifest.get("checksum") != _checksum(manifest):
+    if manifest.get("checksum") != _checksum(manifest):
         raise RamifyError(f"{path / 'manifest.json'} is damaged: it differs from its checksum", fix=_ELSEWHERE)
     return Checkpoint(path, manifest)
 

@@ -16,7 +16,8 @@ from ramify.console import Steps, counts_table, say_training
 from ramify.errors import RamifyError
 
 app = typer.Typer(
-    help="Pre-train one graph neural network on many first-principles datasets at once.",
+    help="Pre-train one graph neural network on many first-principles datasets at once. "
+    "An error is one message; add --debug to any verb for the traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -94,7 +95,8 @@ def train(
         progress = trainer.fit()
     console.print(
         f"{progress.step} steps in {progress.seconds / 60:.1f} min; best metric {progress.best:.4f} at step "
-        f"{progress.best_step}; run: [bold]{escape(str(trainer.run.path))}[/bold]"
+        f"{progress.best_step}; run: [bold]{escape(str(trainer.run.path))}[/bold]",
+        soft_wrap=True,
     )
 
 
@@ -194,7 +196,8 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # typer's for Ctrl-C
-            errors.print("interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`")
+            message = "interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`"
+            errors.print(message, soft_wrap=True)
         raise
 
 

@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ramify.data.consistency import ACCEPTED
+
 if TYPE_CHECKING:  # the loop brings PyTorch, which takes seconds to load: not for every verb
     from ramify.train.loop import Watch
 
@@ -100,7 +102,7 @@ def counts_table(manifests: Mapping[str, Any]) -> Table:
         table.add_column(heading, overflow="fold")
     for name, manifest in manifests.items():
         splits, labels, consistency = manifest["splits"], manifest["labels"], manifest["consistency"]
-        slope = "too few pairs" if consistency["slope"] is None else f"{consistency['slope']:.3f}"
+        slope = _slope(consistency["slope"])
         dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "nothing"
         table.add_row(
             name,
@@ -111,6 +113,12 @@ def counts_table(manifests: Mapping[str, Any]) -> Table:
             dropped,
         )
     return table
+
+
+def _slope(slope: float | None) -> str:
+    if slope is None:
+        return "too few pairs"
+    return f"{slope:.3f}" if ACCEPTED[0] <= slope <= ACCEPTED[1] else f"{slope:.3f} ! expected 1"
 
 
 def _percent(found: float | None, trivial: float | None) -> str:

@@ -94,7 +94,8 @@ class ObjectiveOptions(_Keys):
     huber_delta: float = Field(0.02, gt=0)
     """In normalised units."""
     normalise: bool = True
-    """Measures every dataset in units of its own force spread (eV and eV/Å), so that none drowns the others."""
+    """Measures every dataset in units of its own spread, the larger of the standard deviation of its energies per atom
+    and its mean absolute force (eV and eV/Å), so that none drowns the others."""
     weights: dict[str, Weight] = {}
     """Weight of each dataset, 1 where not named. Never depends on how the run is spread over processes."""
 

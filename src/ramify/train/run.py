@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
-
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
 from ramify.files import disk_full_named, write_json, write_whole
 from ramify.recipe import Recipe, load_recipe
+from ramify.train.board import Board
 
 
 class Run:
@@ -102,7 +101,7 @@ class MetricsLog:
         self._path = run.path / "metrics.jsonl"
         self._keep_until(step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = Board(run.path / "tensorboard", step)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Writes one line; numbers that are not finite become null.
@@ -114,8 +113,7 @@ class MetricsLog:
         with self._disk_full_named():
             self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
-            for tag, value in _scalars(entry):
-                self._board.add_scalar(f"{entry['kind']}/{tag}", value, entry["step"])
+            self._board.add(entry)
 
     def close(self) -> None:
         """Puts everything on the disk."""
@@ -150,14 +148,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _scalars(entry: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """The numbers of nested dictionaries with their paths."""
-    found: list[tuple[str, float]] = []
-    for key, value in entry.items():
-        if isinstance(value, dict):
-            found += _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "time"):
-            found.append((prefix + key, float(value)))
-    return found
