@@ -135,7 +135,7 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["train"]["seed"] == 1
     said = ramify("evaluate", "run")
     assert said.status == 0
-    assert "Table 1. MAE of the energy per atom on the test split, eV/atom" in said.out
+    assert "Table 1. MAE of the energy per atom on the test split, eV/atom" in " ".join(said.out.split())
     assert "MTL-All" in said.out
     assert "Trivial" in said.out
     assert "Table 2" in ramify("tables", "run").out

@@ -24,18 +24,18 @@ from .conftest import MakeRecipe
 
 @pytest.fixture(scope="module")
 def learned(small: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 60 steps over qm7x and bare, with forces as derivatives of the energy."""
+    """A run of 100 steps over qm7x and bare, with forces as derivatives of the energy."""
     path = tmp_path_factory.mktemp("learned") / "run"
-    changes = {"optimizer__lr": 0.03, "model__force_head__kind": "conservative"}
-    train(small("qm7x", "bare", train__max_steps=60, train__evaluate_every=0.4, **changes), path)
+    changes = {"optimizer__lr": 0.01, "model__force_head__kind": "conservative", "train__batch": 12}
+    train(small("qm7x", "bare", train__max_steps=100, train__evaluate_every=1.0, **changes), path)
     return path
 
 
 def test_training_lowers_the_errors(learned: Path) -> None:
     val = [line["metric"] for line in metrics(learned, "val")]
-    assert val[-1] < 0.85
+    assert val[-1] < 0.9  # 0.67 to 0.75 for four seeds
     losses = [line["loss"] for line in metrics(learned, "train")]
-    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+    assert np.mean(losses[-6:]) < 0.85 * np.mean(losses[:6])
 
 
 def test_equal_seeds_give_equal_runs(small: MakeRecipe, tmp_path: Path) -> None:
@@ -48,21 +48,21 @@ def test_equal_seeds_give_equal_runs(small: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_lines_of_metrics(learned: Path) -> None:
-    steps_per_epoch = (288 + 44) / 8
+    steps_per_epoch = (288 + 44) / 12
     lines = metrics(learned)
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     for line in lines:
         assert line["epoch"] == pytest.approx(line["step"] / steps_per_epoch, abs=1e-4)
     training, val = metrics(learned, "train"), metrics(learned, "val")
-    assert [line["step"] for line in training] == list(range(2, 61, 2))
-    assert [line["step"] for line in val] == [17, 34, 51, 60]  # 0.4 epochs are 16.6 steps; always at the end
+    assert [line["step"] for line in training] == list(range(2, 101, 2))
+    assert [line["step"] for line in val] == [28, 56, 84, 100]  # an epoch is 27.7 steps; always at the end
     assert set(training[0]) == {"kind", "step", "epoch", "loss", "lr", "grad_norm", "branches"}
     assert set(training[0]["branches"]["qm7x"]) == {"loss", "energy_mae", "forces_mae"}
     assert set(val[0]) == {"kind", "step", "epoch", "metric", "best", "datasets"}
     keys = {"energy_mae", "forces_mae", "energy_rmse", "forces_rmse"}
     assert set(val[0]["datasets"]["qm7x"]) == keys | {"branch", "trivial_energy_mae", "trivial_forces_mae"}
     assert all(json.loads(text)["time"] > 0 for text in (learned / "metrics.jsonl").read_text().splitlines())
-    assert training[0]["lr"] == pytest.approx(0.03 * 2 / 3 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi / 60))))
+    assert training[0]["lr"] == pytest.approx(0.01 * 2 / 3 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi / 100))))
     assert len(list((learned / "tensorboard").iterdir())) == 1
 
 
@@ -102,11 +102,11 @@ def test_trivial_errors_and_metric_by_hand(learned: Path, small: MakeRecipe) -> 
 def test_best_and_latest_hold_the_steps_they_should(learned: Path) -> None:
     val = metrics(learned, "val")
     best = min(val, key=lambda line: line["metric"])["step"]
-    for link, step in (("best", best), ("latest", 60)):
+    for link, step in (("best", best), ("latest", 100)):
         checkpoint = open_checkpoint(learned / "checkpoints" / link)
         assert checkpoint.step == step
     assert {p.name for p in (learned / "checkpoints").iterdir()} == {
-        "best", "latest", "step-00000060", f"step-{best:08d}"
+        "best", "latest", "step-00000100", f"step-{best:08d}"
     }  # fmt: skip
 
 
