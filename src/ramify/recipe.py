@@ -155,6 +155,8 @@ class TrainOptions(_Keys):
     """Epochs between checkpoints of the latest state."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of training errors."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the process; null leaves the choice to PyTorch. Small models are fastest with 1."""
     precision: Literal["fp32", "fp64", "bf16"] = "fp32"
     """bf16: products in bfloat16, weights, geometry, sums and losses in float32."""
     seed: int = Field(0, ge=0, lt=2**63)

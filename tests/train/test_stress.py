@@ -85,9 +85,9 @@ def stress_error(trainer: Trainer) -> float:
 
 
 def test_training_lowers_the_errors_of_stress(small: MakeRecipe, tmp_path: Path) -> None:
-    changes = {"model__force_head__kind": "conservative", **STRESS_ALONE}
+    changes = {"model__force_head__kind": "conservative", "train__batch": 16, **STRESS_ALONE}
     found = {}
-    for steps in (1, 60):
+    for steps in (1, 80):
         changes |= {"train__max_steps": steps, "train__evaluate_every": 9, "train__checkpoint_every": 9}
         found[steps] = stress_error(train(small("mptrj", **changes), tmp_path / str(steps)))
-    assert found[60] < 0.9 * found[1]  # 0.73 to 0.81 for three seeds
+    assert found[80] < 0.9 * found[1]  # 0.70 to 0.78 for three seeds

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ramify.data.open import check_same_data, open_split, open_stores
 from ramify.errors import RamifyError
 from ramify.recipe import Recipe
@@ -23,7 +25,7 @@ def start_run(
     Raises:
         RamifyError: see `open_stores` and `Run.create`.
     """
-    _keep_freed_memory()
+    _settle_process(recipe)
     Run.require_free(path)
     stores = open_stores(recipe)
     train, val = open_split(recipe, stores, "train", edges), open_split(recipe, stores, "val", edges)
@@ -38,9 +40,9 @@ def resume_run(path: Path, watch: Watch, edges: EdgeProgress = lambda dataset, s
     Raises:
         RamifyError: no run or no checkpoint there, a damaged one, or a recipe or stores that have changed since.
     """
-    _keep_freed_memory()
     run = Run.open(path)
     recipe = run.recipe()
+    _settle_process(recipe)
     checkpoint = run.checkpoint("latest")
     _same_recipe(run, checkpoint.manifest["recipe"], recipe.model_dump(mode="json"))
     stores = open_stores(recipe)
@@ -59,6 +61,13 @@ def _same_recipe(run: Run, before: dict[str, Any], now: dict[str, Any]) -> None:
             f"{run.path / 'recipe.yaml'} is not what this run was trained by ({', '.join(changed)} changed)",
             fix="restore it, or start a new run with the new recipe",
         )
+
+
+def _settle_process(recipe: Recipe) -> None:
+    """Threads and memory of this process, before anything large is made."""
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:

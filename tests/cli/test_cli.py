@@ -1,0 +1,173 @@
+"""The command line: the whole way on two datasets, JSON, interruptions, and what is printed."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ramify import __version__
+from ramify.demo import free_path
+from ramify.errors import RamifyError
+from ramify.train.loop import Trainer
+from tests.small import MODEL, metrics
+
+from .conftest import ONE_THREAD, Ramify, recipe
+
+
+def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """prepare, train, interruption, resume, evaluate, tables, report, inspect."""
+    path = recipe(tmp_path)
+    said = ramify("prepare", path)
+    assert (said.status, said.err) == (0, "")
+    assert re.search(r"qm7x +│ 288 / 36 / 36 +│", said.out)
+    step = Trainer._step
+
+    def interrupted(trainer: Trainer, batch: Any) -> Any:
+        if trainer.progress.step == 12:
+            raise KeyboardInterrupt
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", interrupted)
+        said = ramify("train", path, "--run", "run", "train.seed=1")
+    assert said.status == 130
+    assert "interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`" in said.err
+    said = ramify("train", "--resume", "run")
+    assert said.status == 0
+    assert "continuing at step 7 of 20" in said.out  # 0.1 epochs are 7 steps
+    assert re.search(r"20 steps in .*; best metric \d\.\d+ at step \d+; run: run", said.out)
+    assert [line["step"] for line in metrics(tmp_path / "run", "train")] == [5, 10, 15, 20]
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["train"]["seed"] == 1
+    said = ramify("evaluate", "run")
+    assert said.status == 0
+    assert "Table 1. MAE of the energy per atom on the test split, eV/atom" in " ".join(said.out.split())
+    assert "MTL-All" in said.out
+    assert "Trivial" in said.out
+    assert "Table 2" in ramify("tables", "run").out
+    assert ramify("tables", "run", "--markdown").out.strip() == (tmp_path / "run" / "tables.md").read_text().strip()
+    said = ramify("report", "run")
+    assert (said.status, said.out.strip()) == (0, "run/report.html")
+    assert "</html>" in (tmp_path / "run" / "report.html").read_text()
+    said = ramify("inspect", "run")
+    assert "step-00000020" not in said.err
+    assert '"step": 20' in said.out
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "recipe.yaml", "data.json", "metrics.jsonl", "evaluation.json", "tables.md", "tables.json", "report.html",
+        "tensorboard", "checkpoints", "predictions",
+    }  # fmt: skip
+
+
+def test_json(ramify: Ramify, finished: Path) -> None:
+    """Every `--json` is JSON and nothing else."""
+    run = finished / "run"
+
+    def parsed(*arguments: object) -> Any:
+        said = ramify(*arguments, "--json")
+        assert (said.status, said.err) == (0, "")
+        return json.loads(said.out)
+
+    assert parsed("prepare", finished / "recipe.yaml")["qm7x"]["splits"]["train"]["structures"] == 288
+    evaluation = parsed("evaluate", run)
+    assert evaluation == json.loads((run / "evaluation.json").read_text())
+    tables = parsed("tables", run)
+    own = next(r for r in evaluation["rows"] if r["branch"] == r["dataset"] == "mptrj")
+    assert tables["tables"][0]["rows"][0]["cells"]["mptrj"]["mae"] == own["energy_mae"]
+    assert parsed("inspect", finished / "stores" / "qm7x")["labels"] == {"energy": 360, "forces": 360, "stress": 0}
+    facts = parsed("inspect", run, "--verify")
+    assert facts["latest"]["step"] == 20
+    checkpoint = parsed("inspect", run / "checkpoints" / "latest")
+    assert checkpoint == facts["latest"]
+    assert sum(checkpoint["parameters"].values()) == evaluation["model"]["parameters"] + 2 * 2  # with scales
+    assert checkpoint["branch_of"] == {"qm7x": "qm7x", "mptrj": "mptrj"}
+    energies = parsed("inspect", finished / "stores" / "qm7x")["references"]["energies"]
+    assert checkpoint["references"]["qm7x"] == energies
+
+
+def test_version_and_help(ramify: Ramify) -> None:
+    assert ramify("version").out.strip() == __version__
+    said = ramify("--help")
+    assert said.status == 0
+    for verb in ("demo", "prepare", "train", "evaluate", "tables", "report", "inspect"):
+        assert verb in said.out
+    assert ramify("prepare").status == 2  # usage: typer's own
+    assert ramify("trian").status == 2
+
+
+def test_debug_shows_the_traceback(ramify: Ramify) -> None:
+    with pytest.raises(RamifyError, match=r"no recipe at my\.yaml"):
+        ramify("--debug", "prepare", "my.yaml")
+    with pytest.raises(RamifyError, match=r"no recipe at my\.yaml"):
+        ramify("prepare", "my.yaml", "--debug")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_in_a_process_of_its_own(tmp_path: Path, debug: bool) -> None:
+    command = [sys.executable, "-m", "ramify", "prepare", "my.yaml", *(["--debug"] if debug else [])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "no recipe at my.yaml" in done.stderr
+    assert ("Traceback (most recent call last)" in done.stderr) == debug
+
+
+def test_a_killed_training_goes_on(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    """SIGKILL after the first checkpoint; what `--resume` then makes equals the run that nobody killed."""
+    path, run = finished / "recipe.yaml", tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, "train", str(path), "--run", str(run)]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert "Traceback" not in done.stderr
+    said = ramify("train", "--resume", run)
+    assert said.status == 0
+    assert "continuing at step 14 of 20" in said.out
+    assert metrics(run) == metrics(finished / "run")
+    for file in (finished / "run" / "checkpoints" / "latest").rglob("*.safetensors"):
+        other = run / "checkpoints" / "latest" / file.relative_to(finished / "run" / "checkpoints" / "latest")
+        assert other.read_bytes() == file.read_bytes()
+
+
+KILLED = """
+import os, signal
+from ramify import cli
+from ramify.train.loop import Trainer
+step = Trainer._step
+def killed(trainer, batch):
+    if trainer.progress.step == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, batch)
+Trainer._step = killed
+cli.main()
+"""
+
+
+def test_names_with_brackets_are_printed_as_they_are(ramify: Ramify, own: Path, tmp_path: Path) -> None:
+    """Square brackets are the terminal library's markup."""
+    run = tmp_path / "a [bold] run"
+    (own / "run").rename(run)
+    assert "a [bold] run" in ramify("inspect", run).out
+    assert ramify("report", run).out.strip() == f"{run}/report.html"
+    assert ramify("evaluate", run).status == 0
+
+
+def test_demo(ramify: Ramify, tmp_path: Path) -> None:
+    """All of it, cut to a few steps of a small model; the folder's name holds what YAML would take for syntax."""
+    small = [f"model.{group}={json.dumps(value)}" for group, value in MODEL.items()]
+    said = ramify("demo", "--run", "my demo: #1", "train.max_steps=3", *small)
+    assert (said.status, said.err) == (0, "")
+    assert "report: my demo: #1/report.html" in said.out
+    assert {p.name for p in tmp_path.iterdir()} == {"my demo: #1", "my demo: #1-stores"}
+    assert len(list((tmp_path / "my demo: #1-stores").iterdir())) == 5
+    assert len(json.loads((tmp_path / "my demo: #1" / "evaluation.json").read_text())["rows"]) == 25
+
+
+def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:
+    assert free_path(tmp_path / "demo-run") == tmp_path / "demo-run"
+    for name in ("demo-run", "demo-run-2"):
+        (tmp_path / name).mkdir()
+    assert free_path(tmp_path / "demo-run") == tmp_path / "demo-run-3"
