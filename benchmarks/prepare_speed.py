@@ -4,7 +4,10 @@ The file repeats the rows of the embedded corpus with a little noise on the posi
 order (dE = -F dx), so that no row is a duplicate and the energy-force slope stays 1. Preparing runs in a process
 of its own with one thread; the source file is read before, so that the disk is not what is measured.
 
-    OMP_NUM_THREADS=1 python benchmarks/prepare_speed.py --structures 400000
+    OMP_NUM_THREADS=1 python benchmarks/prepare_speed.py --structures 400000 --mptrj-mb 300
+
+`--mptrj-mb` prepares a large file in the layout of MPtrj too, beside merely cutting and parsing the same file. Its atoms
+stand at random, so the gates on distances and energies are opened wide; they do their work all the same.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from read_sources import make_mptrj, measured, parse
 
 from ramify.data.prepare import prepare_dataset
 from ramify.files import sha256
@@ -53,12 +57,16 @@ def make_file(path: Path, structures: int) -> int:
     return made
 
 
-def prepare(source: Path, stores: Path) -> dict[str, Any]:
+WIDE_GATES = {"gates": {"min_distance": 0, "energy_outlier": 1e9}}
+
+
+def prepare(source: Path, stores: Path, name: str = "ani1x") -> dict[str, Any]:
     """Prepares the file and says how long it took, how much memory it needed and what came out."""
-    options = formats()["ani1x"].options.model_validate({"format": "ani1x", "path": str(source)})
+    keys = {"format": name, "path": str(source)} | (WIDE_GATES if name == "mptrj" else {})
+    options = formats()[name].options.model_validate(keys)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
-    manifest = prepare_dataset("ani1x", options, stores, base=Path())
+    manifest = prepare_dataset(name, options, stores, base=Path())
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {
         "structures": manifest.structures,
@@ -77,6 +85,7 @@ def prepare(source: Path, stores: Path) -> dict[str, Any]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--structures", type=int, default=400_000)
+    arguments.add_argument("--mptrj-mb", type=float, default=0, metavar="MB")
     arguments.add_argument("--folder", type=Path, help="where the temporary files go")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -85,7 +94,16 @@ def main() -> None:
         sha256(source)  # into the page cache
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             result = pool.apply(prepare, (source, Path(name) / "stores"))
-        print(json.dumps({"rows": rows, "file_mb": source.stat().st_size / 1e6, **result}, indent=1))
+        result = {"ani1x": {"rows": rows, "file_mb": source.stat().st_size / 1e6, **result}}
+        if options.mptrj_mb:
+            source = Path(name) / "mptrj.json"
+            make_mptrj(source, options.mptrj_mb)
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                result["mptrj"] = pool.apply(prepare, (source, Path(name) / "stores", "mptrj"))
+            result["mptrj_parse_only"] = measured(parse, source)
+            over = result["mptrj"]["wall_s"] / result["mptrj_parse_only"]["wall_s"]
+            result["mptrj"]["wall_s_over_parse_only"] = over
+        print(json.dumps(result, indent=1))
 
 
 def _usable(group: h5py.Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
