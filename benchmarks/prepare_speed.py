@@ -6,8 +6,8 @@ of its own with one thread; the source file is read before, so that the disk is 
 
     OMP_NUM_THREADS=1 python benchmarks/prepare_speed.py --structures 400000 --mptrj-mb 300
 
-`--mptrj-mb` prepares a large file in the layout of MPtrj too, beside merely cutting and parsing the same file. Its atoms
-stand at random, so the gates on distances and energies are opened wide; they do their work all the same.
+`--mptrj-mb` prepares a large file in the layout of MPtrj too, beside merely cutting and parsing the same file. Its
+atoms stand at random, so the gates on distances and energies are opened wide; they do their work all the same.
 """
 
 import argparse

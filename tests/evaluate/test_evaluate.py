@@ -266,3 +266,16 @@ def test_a_broken_model_is_not_given_a_number(run: Path, small: Callable[..., Re
     with pytest.raises(RamifyError, match="branch 'bare' predicts values that are not finite on dataset 'bare'"):
         Evaluator(tmp_path / "run").evaluate()
     assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_datasets_the_model_was_not_trained_on(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    """A model of one dataset beside another: rows and trivial predictor for both, predictions for its own alone."""
+    path = tmp_path / "single"
+    train(small("qm7x"), path)
+    result = Evaluator(path, others=small("qm7x", "mptrj")).evaluate()
+    assert [(row["branch"], row["dataset"]) for row in result["rows"]] == [("qm7x", "qm7x"), ("qm7x", "mptrj")]
+    assert [row["dataset"] for row in result["trivial"]] == ["qm7x", "mptrj"]
+    assert all(row["energy_mae"] > 0 for row in result["rows"])
+    assert [p.name for p in (path / "predictions").iterdir()] == ["qm7x.npz"]
+    table = json.loads(tables.build([path]).to_json())
+    assert "mptrj" in json.dumps(table)

@@ -1,0 +1,92 @@
+"""The parts of the model one by one, against formulas written out again or other libraries."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from ase.data import atomic_numbers
+from scipy.special import spherical_jn
+
+from ramify.elements import NUMBERS, SYMBOLS, element_features, period_and_group
+from ramify.model.activation import silu
+from ramify.model.build import Spread, build_model
+from ramify.model.encoders.egnn import normalised
+from ramify.model.radial import BesselBasis, envelope
+from ramify.recipe import parse_recipe
+
+
+def test_silu_and_both_derivatives() -> None:
+    x = torch.linspace(-9, 9, 41, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(silu(x), torch.nn.functional.silu(x), rtol=0, atol=0)
+    assert torch.autograd.gradcheck(silu, x)
+    assert torch.autograd.gradgradcheck(silu, x)
+
+
+def test_bessel_basis_is_the_spherical_bessel_function_of_order_zero() -> None:
+    """sin(kd)/d = k j0(kd) with k = nπ/c, which vanishes at the cutoff."""
+    cutoff, d = 4.5, torch.linspace(0.3, 4.5, 20, dtype=torch.float64)
+    found = BesselBasis(5, cutoff).double()(d).numpy()
+    k = np.arange(1, 6) * math.pi / cutoff
+    expected = math.sqrt(2 / cutoff) * k * spherical_jn(0, d.numpy()[:, None] * k)
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # the frequencies are kept in float32
+    assert np.abs(found[-1]).max() < 1e-6
+
+
+def test_envelope_ends_with_two_vanishing_derivatives() -> None:
+    u = torch.tensor([0.0, 0.5, 1.0, 1.3], dtype=torch.float64, requires_grad=True)
+    value = envelope(u)
+    (slope,) = torch.autograd.grad(value.sum(), u, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), u)
+    expected = [1.0, 1 - 28 * 0.5**6 + 48 * 0.5**7 - 21 * 0.5**8, 0.0, 0.0]
+    np.testing.assert_allclose(value.detach(), expected, atol=1e-12)
+    assert slope.detach()[2].abs() < 1e-12
+    assert curvature.detach()[2].abs() < 1e-10
+    assert slope.detach()[1] < -0.1
+
+
+def test_normalised_vectors_turn_and_stay_bounded() -> None:
+    v = torch.randn(7, 3, 4, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    rotated = torch.einsum("xy,nyc->nxc", turn, v)
+    torch.testing.assert_close(normalised(rotated), torch.einsum("xy,nyc->nxc", turn, normalised(v)))
+    assert normalised(1e6 * v).square().sum(1).mean(1).max() <= 1.0
+    torch.testing.assert_close(normalised(1e-6 * v), 1e-6 * v, rtol=1e-9, atol=0)
+
+
+PLACES = """H 1 1, He 1 18, Be 2 2, B 2 13, Cl 3 17, Sc 4 3, Zn 4 12, La 6 3, Lu 6 3, Hf 6 4, Pb 6 14, U 7 3, Og 7 18"""
+
+
+@pytest.mark.parametrize("place", PLACES.split(", "))
+def test_places_in_the_periodic_table(place: str) -> None:
+    symbol, period, group = place.split()
+    assert period_and_group(NUMBERS[symbol]) == (int(period), int(group))
+
+
+def test_symbols_and_features() -> None:
+    assert all(NUMBERS[s] == atomic_numbers[s] for s in SYMBOLS[1:])
+    table = element_features()
+    assert table.shape == (119, 28)
+    assert not table[0].any()
+    np.testing.assert_array_equal(table[1:, :7].sum(axis=1), 1)
+    np.testing.assert_array_equal(table[1:, 7:25].sum(axis=1), 1)
+    apart = np.linalg.norm(table[NUMBERS["Na"]] - table[NUMBERS["Cl"]])
+    assert np.linalg.norm(table[NUMBERS["Na"]] - table[NUMBERS["K"]]) < apart
+
+
+def test_a_recipe_becomes_the_same_model_twice() -> None:
+    content = {
+        "datasets": {name: {"format": "extxyz", "path": f"{name}.extxyz"} for name in ("a", "b")},
+        "branches": {"one": ["a", "b"]},
+        "model": {"encoder": {"width": 8, "layers": 1}, "force_head": {"kind": "conservative"}},
+    }
+    recipe = parse_recipe(content, where="test")
+    spreads = {"a": Spread(0.2, 0.6, 300), "b": Spread(0.5, None, 100)}
+    first, second = build_model(recipe, spreads), build_model(recipe, spreads)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    branch = first.branch("one")
+    assert float(branch.forces_scale) == pytest.approx(0.6)  # only `a` has forces
+    assert float(branch.energy_scale) == pytest.approx(0.6)  # the larger of 0.275 eV and 0.6 eV/Å times 1 Å
+    paper = build_model(parse_recipe(content | {"branches": "per-dataset"}, where="test"), spreads)
+    assert paper.branch("b").forces is None
