@@ -10,6 +10,7 @@ from scipy.special import spherical_jn
 
 from ramify.elements import NUMBERS, SYMBOLS, element_features, period_and_group
 from ramify.model.activation import silu
+from ramify.model.branch import SILU_GAIN, EnergyHead, fully_connected
 from ramify.model.build import Spread, build_model
 from ramify.model.encoders.egnn import normalised
 from ramify.model.radial import BesselBasis, envelope
@@ -38,11 +39,32 @@ def test_envelope_ends_with_two_vanishing_derivatives() -> None:
     value = envelope(u)
     (slope,) = torch.autograd.grad(value.sum(), u, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), u)
-    expected = [1.0, 1 - 28 * 0.5**6 + 48 * 0.5**7 - 21 * 0.5**8, 0.0, 0.0]
+    expected = [1.0, 1 - 91 * 0.5**12 + 168 * 0.5**13 - 78 * 0.5**14, 0.0, 0.0]
     np.testing.assert_allclose(value.detach(), expected, atol=1e-12)
     assert slope.detach()[2].abs() < 1e-12
     assert curvature.detach()[2].abs() < 1e-10
-    assert slope.detach()[1] < -0.1
+    assert slope.detach()[1] < -0.05
+
+
+def test_heads_pass_signals_on_at_their_variance() -> None:
+    x = torch.randn(4000, 64)
+    mean_square = float(torch.nn.functional.silu(torch.randn(10**6, dtype=torch.float64)).square().mean())
+    assert pytest.approx(mean_square**-0.5, rel=5e-3) == SILU_GAIN
+    layers = fully_connected(64, 256, 4, 256)
+    signal = x
+    for layer in layers:
+        signal = layer(signal)
+        if isinstance(layer, torch.nn.Linear):  # before an activation; the last comes after one and has gain 1
+            wanted = 1.0 if layer is not layers[-1] else SILU_GAIN**-2
+            assert float(signal.detach().var()) == pytest.approx(wanted, rel=0.15)
+
+
+def test_an_energy_head_starts_without_its_linear_path_and_can_use_it() -> None:
+    head, scalars = EnergyHead(8, layers=2, width=16), torch.randn(5, 8)
+    torch.testing.assert_close(head(scalars), head.layers(scalars).squeeze(1), rtol=0, atol=0)
+    with torch.no_grad():
+        head.linear.weight.fill_(1.0)
+    torch.testing.assert_close(head(scalars), head.layers(scalars).squeeze(1) + scalars.sum(1))
 
 
 def test_normalised_vectors_turn_and_stay_bounded() -> None:

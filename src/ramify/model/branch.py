@@ -1,5 +1,6 @@
 """A branch: the energy head and the force head of one dataset (or of several that share it)."""
 
+import math
 from typing import Literal
 
 import torch
@@ -10,27 +11,49 @@ from ramify.model.activation import SiLU
 ForceKind = Literal["direct", "conservative"]
 
 
+SILU_GAIN = 1.6765
+"""1 / sqrt(E[silu(x)²]) for x ~ N(0, 1)."""
+
+
 def fully_connected(width_in: int, width: int, layers: int, width_out: int) -> nn.Sequential:
-    """`layers` hidden layers of `width` units with SiLU between, then a linear map to `width_out`."""
+    """`layers` hidden layers of `width` units with SiLU between, then a linear map to `width_out`.
+
+    Weights start such that signals of variance 1 keep it from layer to layer (He et al., arXiv:1502.01852, with the
+    gain of SiLU). PyTorch's own start shrinks them at every layer, and with them the gradients that reach the encoder:
+    a branch that sees few structures of a step then learns slowly.
+    """
     steps: list[nn.Module] = []
     for index in range(layers):
-        steps += [nn.Linear(width_in if index == 0 else width, width), SiLU()]
-    return nn.Sequential(*steps, nn.Linear(width, width_out))
+        gain = 1.0 if index == 0 else SILU_GAIN
+        steps += [_linear(width_in if index == 0 else width, width, gain), SiLU()]
+    return nn.Sequential(*steps, _linear(width, width_out, 1.0))
+
+
+def _linear(width_in: int, width_out: int, gain: float) -> nn.Linear:
+    """A linear map whose outputs start with variance gain² for inputs of variance 1."""
+    linear = nn.Linear(width_in, width_out)
+    nn.init.normal_(linear.weight, std=gain / math.sqrt(width_in))
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 class EnergyHead(nn.Module):
-    """Energy of each atom, eV, reference energies not included; a structure's energy is their sum."""
+    """Energy of each atom, eV, reference energies not included; a structure's energy is their sum.
+
+    Beside the hidden layers runs a linear path, which starts at zero: energies that add up from what the encoder knows
+    of each atom are learnt through it within a few passes, also from few structures of many elements.
+    """
 
     def __init__(self, encoder_width: int, *, layers: int, width: int) -> None:
         super().__init__()
         self.layers = fully_connected(encoder_width, width, layers, 1)
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.bias)
+        self.linear = nn.Linear(encoder_width, 1, bias=False)
+        nn.init.zeros_(self.linear.weight)
 
     def forward(self, scalars: Tensor) -> Tensor:
         """(N, F) -> (N,)."""
-        return self.layers(scalars).squeeze(1)
+        energy: Tensor = self.layers(scalars) + self.linear(scalars)
+        return energy.squeeze(1)
 
 
 class ForceHead(nn.Module):

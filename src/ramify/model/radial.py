@@ -22,11 +22,15 @@ class BesselBasis(nn.Module):
         return math.sqrt(2.0 / self.cutoff) * torch.sin(d * self.frequency.to(d.dtype)) / d
 
 
+ENVELOPE_POWER = 12
+"""p of `envelope`. With `max_neighbors: 20` the neighbourhoods of crystals end soon after the second shell, which then
+weighs 0.10 in nickel and 0.38 in molybdenum with p = 6, but 0.34 and 0.78 with p = 12."""
+
+
 def envelope(ratio: Tensor) -> Tensor:
     """Polynomial that is 1 at 0 and reaches 0 at ratio 1 with two vanishing derivatives.
 
-    1 - 28 u⁶ + 48 u⁷ - 21 u⁸, the p = 6 case of Gasteiger et al., arXiv:2003.03123, eq. 8.
+    1 - (p + 1)(p + 2)/2 u^p + p(p + 2) u^(p + 1) - p(p + 1)/2 u^(p + 2), Gasteiger et al., arXiv:2003.03123, eq. 8.
     """
-    u = ratio.clamp(max=1.0)
-    u6 = u**6
-    return 1.0 + u6 * (-28.0 + u * (48.0 - 21.0 * u))
+    p, u = ENVELOPE_POWER, ratio.clamp(max=1.0)
+    return 1.0 + u**p * (-(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2)))
