@@ -10,7 +10,12 @@ class RamifyError(Exception):
     Args:
         message: what is wrong, naming the key or file and the value found.
         fix: what to do about it, in one sentence.
+
+    Attributes:
+        everywhere: every rank of the run raises the same error, so that it is enough if the first one prints it.
     """
+
+    everywhere = False
 
     def __init__(self, message: str, *, fix: str = "") -> None:
         super().__init__(f"{message}\n  fix: {fix}" if fix else message)

@@ -3,15 +3,16 @@
 A recipe is a YAML file. Unknown keys are errors that name the nearest known key; nothing is changed after parsing.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from ramify.errors import RamifyError, nearest
+from ramify.recipe_errors import mistakes
+from ramify.recipe_text import override, read_yaml
 from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
 
@@ -25,6 +26,7 @@ class _Keys(BaseModel):
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
+Rank = Annotated[int, Field(ge=0)]
 
 
 class EncoderOptions(_Keys):
@@ -41,9 +43,10 @@ class EncoderOptions(_Keys):
     message_layers: Literal[1, 2] = 2
     """Activated layers of the message network on every edge: 2 as in the EGNN paper, 1 leaves out the second, whose
     work (edges x width²) dominates."""
-    elements: Literal["periodic-table", "random"] = "periodic-table"
-    """Where the embedding of elements starts: from period, group and covalent radius, so that an element of few
-    structures begins near its relatives; or from random numbers."""
+    elements: Literal["periodic-table", "random", "features"] = "periodic-table"
+    """What tells elements apart: an embedding that starts from period, group and covalent radius, so that an element of
+    few structures begins near its relatives; one that starts from random numbers; or a linear map of these features
+    and nothing else, for datasets with hardly more materials than elements."""
     radial: int = Field(8, ge=1)
     """Size of the radial basis."""
     cutoff: float = Field(5.0, gt=0)
@@ -133,6 +136,19 @@ class ScheduleOptions(_Keys):
     """plateau: evaluations without a better metric before that."""
 
 
+class ResumeOptions(_Keys):
+    """Which datasets a run that goes on may gain or lose. Nothing else of what is trained can change in a run.
+
+    A dataset stays listed once it has come or gone; what the run already does changes nothing.
+    """
+
+    add: list[str] = []
+    """Datasets that the run began without; a branch of its own starts fresh, with its own reference energies."""
+    drop: list[str] = []
+    """Datasets that the run began with and that `datasets` no longer names; the last checkpoint that holds them is kept
+    as `with-DATASET`."""
+
+
 class TrainOptions(_Keys):
     """Length, batches and precision of a run."""
 
@@ -153,8 +169,15 @@ class TrainOptions(_Keys):
     """Epochs between evaluations on the validation splits."""
     checkpoint_every: float = Field(1.0, gt=0)
     """Epochs between checkpoints of the latest state."""
+    time_limit: float | None = Field(None, gt=0)
+    """Minutes after which the program writes a checkpoint and ends with status 75, to be continued by another; counted
+    from its start. Leave room for a step, an evaluation and a checkpoint."""
+    resume: ResumeOptions = ResumeOptions()
     log_every: int = Field(20, ge=1)
     """Steps between lines of training errors."""
+    device: Literal["auto", "cpu", "cuda", "xpu"] = "auto"
+    """Where the model lives: `cuda` (NVIDIA and AMD), `xpu` (Intel) or `cpu`; `auto` takes an accelerator if there is
+    one, each rank of a node its own."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the process; null leaves the choice to PyTorch. Small models are fastest with 1."""
     precision: Literal["fp32", "fp64", "bf16"] = "fp32"
@@ -163,6 +186,55 @@ class TrainOptions(_Keys):
     """Of the initial weights and of the order of structures."""
     edge_cache: float = Field(1.0, ge=0)
     """GB of memory per dataset for keeping its edges instead of finding them again each pass."""
+
+
+class MachineOptions(_Keys):
+    """What `ramify plan` and `placement: auto` assume of the machine; nothing else reads it.
+
+    The defaults are one of the eight logical GPUs of a Frontier node: four 200 Gb/s links shared by eight, and about
+    40 % of 23.9 TFLOP/s (vector float32). Measure your own where the choice is close.
+    """
+
+    tflops: float = Field(10.0, gt=0)
+    """TFLOP/s that the matrix products of a step reach on one rank."""
+    bandwidth: float = Field(12.5, gt=0)
+    """GB/s that one rank sends while all ranks sum up gradients."""
+    latency: float = Field(10.0, ge=0)
+    """Microseconds from one rank to the next."""
+
+
+class ParallelOptions(_Keys):
+    """How a run is spread over processes (ranks). None of it changes what is trained."""
+
+    placement: Literal["auto", "replicated", "per-branch", "per-branch-even", "balanced"] | dict[str, list[Rank]] = (
+        "auto"
+    )
+    """Which ranks host which branches: every rank all (`replicated`, the paper's MTL-base); each rank one, in groups by
+    work or equal ones (`per-branch`, `per-branch-even`, the paper's MTL-par), or several whole ones where ranks are
+    few; equally much work everywhere, so that some ranks host two (`balanced`); whichever is predicted to be fastest
+    and fits into memory (`auto`); or `{branch: [ranks]}`."""
+    shard: Literal["none", "encoder"] = "none"
+    """`encoder`: its weights, gradients and optimizer state are cut up among the ranks (FSDP2); the whole weights come
+    together for the passes of a step."""
+    shard_ranks: int | None = Field(None, ge=2)
+    """How many ranks share one copy of a cut-up encoder, neighbours in their order (those of a node, say); their number
+    must be a multiple of it. null: all ranks."""
+    memory: float | None = Field(None, gt=0)
+    """GB (10⁹ bytes) of each rank, for `auto` and `ramify plan`; null: as much as it takes."""
+    micro_batch_atoms: int | None = Field(None, ge=1)
+    """The most atoms that a rank handles at once: where a step gives it more, it takes several turns and adds up the
+    gradients. A single larger structure is a turn of its own."""
+    micro_batch_edges: int | None = Field(None, ge=1)
+    """The same for edges."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds that a rank waits for the others before the run ends with a message."""
+    machine: MachineOptions = MachineOptions()
+
+    @model_validator(mode="after")
+    def _cut_up_if_shared(self) -> "ParallelOptions":
+        if self.shard == "none" and self.shard_ranks is not None:
+            raise ValueError("shard_ranks: nothing is cut up with `shard: none`; set `shard: encoder`")
+        return self
 
 
 class Recipe(_Keys):
@@ -181,6 +253,7 @@ class Recipe(_Keys):
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
+    parallel: ParallelOptions = ParallelOptions()
 
     @field_validator("datasets", mode="before")
     @classmethod
@@ -216,8 +289,30 @@ class Recipe(_Keys):
             _known("train.sampling", self.train.sampling, self.datasets)
             if wrong := [name for name, factor in self.train.sampling.items() if not factor > 0]:
                 raise ValueError(f"train.sampling: the factor of {', '.join(wrong)} must be above 0")
+        _known("train.resume.add", self.train.resume.add, self.datasets)
+        if still := [name for name in self.train.resume.drop if name in self.datasets]:
+            raise ValueError(f"train.resume.drop: {', '.join(still)} stands in datasets; take it out there, or here")
         if self.objective.stress > 0 and self.model.force_head.kind != "conservative":
             raise ValueError("objective.stress: needs model.force_head.kind: conservative, stress is dE/dε / V")
+        return self
+
+    @model_validator(mode="after")
+    def _every_branch_has_ranks(self) -> "Recipe":
+        placement, branches = self.parallel.placement, self.datasets_of_branches()
+        if isinstance(placement, str):
+            return self
+        for branch in placement:
+            if branch not in branches:
+                raise ValueError(
+                    f"parallel.placement: no branch is called '{branch}'{nearest(branch, branches)}; "
+                    f"branches: {', '.join(branches)}"
+                )
+        if missing := [branch for branch in branches if not placement.get(branch)]:
+            raise ValueError(
+                f"parallel.placement: no rank hosts {', '.join(missing)}; name at least one for every branch"
+            )
+        if twice := [branch for branch, ranks in placement.items() if len(set(ranks)) < len(ranks)]:
+            raise ValueError(f"parallel.placement: a rank stands twice in {', '.join(twice)}")
         return self
 
     def datasets_of_branches(self) -> dict[str, list[str]]:
@@ -249,15 +344,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = _find(path)
     try:
-        content = _read_yaml(file.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RamifyError(f"{file} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise RamifyError(
             f"{file} holds {type(content).__name__}, a recipe is a mapping of keys", fix="see recipes/demo.yaml"
         )
-    for override in overrides:
-        _override(content, override)
+    for pair in overrides:
+        override(content, pair)
     return parse_recipe(content, where=str(file))
 
 
@@ -266,21 +361,8 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RamifyError(_explain(error, where)) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as it is meant: a key that stands twice in one group is an error instead of one that silently wins."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+        lines = [f"{where} is not a valid recipe:", *mistakes(error, Recipe)]
+        raise RamifyError("\n  ".join(lines)) from None
 
 
 def _find(path: str | Path) -> Path:
@@ -292,24 +374,6 @@ def _find(path: str | Path) -> Path:
         return packaged
     known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
     raise RamifyError(f"no recipe at {path}", fix=f"give a YAML file or one of: {', '.join(known)}")
-
-
-def _override(content: dict[str, Any], text: str) -> None:
-    """Sets one dotted key in place."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise RamifyError(f"'{text}' is not an override", fix="write key.sub=value, e.g. train.max_steps=20")
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = content.get(parent, {})
-        if not isinstance(inner, dict):
-            raise RamifyError(f"'{text}': '{parent}' holds {inner!r}, not a group of keys")
-        content[parent] = dict(inner)  # a copy: a YAML alias may stand for the same group elsewhere
-        content = content[parent]
-    try:
-        content[last] = _read_yaml(value)
-    except yaml.YAMLError as error:
-        raise RamifyError(f"'{text}': the value is not YAML: {error}") from None
 
 
 def _dataset(name: str, entry: Any) -> DatasetOptions:
@@ -326,7 +390,7 @@ def _dataset(name: str, entry: Any) -> DatasetOptions:
     try:
         return chosen.options.model_validate(entry)
     except ValidationError as error:
-        raise ValueError("\n  ".join(_lines(error, chosen.options, f"datasets.{name}."))) from None
+        raise ValueError("\n  ".join(mistakes(error, chosen.options, f"datasets.{name}."))) from None
 
 
 def _known(key: str, names: Any, datasets: Mapping[str, Any]) -> None:
@@ -341,45 +405,3 @@ def _check_name(name: str) -> None:
     """Names become folders, files and parameter names."""
     if not name or not name.replace("-", "").replace("_", "").isalnum() or name[0] == "-":
         raise ValueError(f"'{name}' cannot be a name: use letters, digits, '-' and '_'")
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    return "\n  ".join([f"{where} is not a valid recipe:", *_lines(error, Recipe, "")])
-
-
-def _lines(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
-    """One line per mistake: key, value, what is accepted."""
-    lines: dict[str, str] = {}
-    for mistake in error.errors():
-        key, found = prefix + _place(mistake), f"{mistake['input']!r:.80}"
-        if mistake["type"] == "extra_forbidden":
-            accepted = _keys_at(model, mistake["loc"][:-1])
-            hint = nearest(str(mistake["loc"][-1]), accepted)
-            line = f"{key}: unknown key{hint}; accepted: {', '.join(accepted)}"
-        elif mistake["type"] == "missing":
-            line = f"{key}: missing"
-        elif mistake["type"] == "value_error":
-            line = str(mistake["ctx"]["error"])
-        elif key in lines:  # another type that the key may have
-            line = lines[key].replace(", found", f" or {mistake['msg'].removeprefix('Input should be ')}, found", 1)
-        else:
-            line = f"{key}: {mistake['msg']}, found {found}"
-        lines[key] = line
-    # where a key may be a word or a group, what is wrong inside the group says all
-    return [line for key, line in lines.items() if not any(other.startswith(f"{key}.") for other in lines)]
-
-
-def _place(mistake: ErrorDetails) -> str:
-    """The dotted key of a mistake, without the types that pydantic names where several are allowed."""
-    parts = [str(part) for part in mistake["loc"] if "[" not in str(part)]
-    return ".".join(parts[:-1] if mistake["type"] == "string_type" and parts[-1] == "str" else parts)
-
-
-def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The keys accepted at a place inside nested models."""
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)

@@ -12,7 +12,7 @@ from ramify.elements import NUMBERS, SYMBOLS, element_features, period_and_group
 from ramify.model.activation import silu
 from ramify.model.branch import SILU_GAIN, EnergyHead, fully_connected
 from ramify.model.build import Spread, build_model
-from ramify.model.encoders.egnn import normalised
+from ramify.model.encoders.egnn import ElementFeatures, normalised
 from ramify.model.radial import BesselBasis, envelope
 from ramify.recipe import parse_recipe
 
@@ -47,6 +47,7 @@ def test_envelope_ends_with_two_vanishing_derivatives() -> None:
 
 
 def test_heads_pass_signals_on_at_their_variance() -> None:
+    torch.manual_seed(0)
     x = torch.randn(4000, 64)
     mean_square = float(torch.nn.functional.silu(torch.randn(10**6, dtype=torch.float64)).square().mean())
     assert pytest.approx(mean_square**-0.5, rel=5e-3) == SILU_GAIN
@@ -94,6 +95,40 @@ def test_symbols_and_features() -> None:
     np.testing.assert_array_equal(table[1:, 7:25].sum(axis=1), 1)
     apart = np.linalg.norm(table[NUMBERS["Na"]] - table[NUMBERS["Cl"]])
     assert np.linalg.norm(table[NUMBERS["Na"]] - table[NUMBERS["K"]]) < apart
+
+
+def test_elements_by_features_alone() -> None:
+    """Linear in period, group and radius: what two elements of a group share they share with all others of it."""
+    torch.manual_seed(0)
+    embed = ElementFeatures(16).double()
+    numbers = torch.arange(1, 119)
+    found = embed(numbers)
+    np.testing.assert_allclose(
+        found.numpy(force=True), element_features()[1:] @ embed.weight.numpy(force=True), atol=1e-6
+    )
+    assert torch.linalg.matrix_rank(found) == 16
+    assert torch.cdist(found, found).fill_diagonal_(1.0).min() > 1e-3  # no two elements are the same
+    by_symbol = dict(zip(SYMBOLS[1:], found, strict=True))
+    radius = torch.from_numpy(element_features()[:, 27])
+    known = {s: by_symbol[s] - radius[NUMBERS[s]] * embed.weight[27] for s in ("Na", "K", "Cl", "Br")}
+    torch.testing.assert_close(
+        known["K"] - known["Na"], known["Br"] - known["Cl"], rtol=0, atol=1e-6
+    )  # period 4 less period 3
+    with torch.autocast("cpu", torch.bfloat16):
+        assert embed.float()(numbers).dtype == torch.float32
+    assert set(embed.state_dict()) == {"weight"}
+
+
+@pytest.mark.parametrize("elements", ["periodic-table", "random", "features"])
+def test_what_tells_elements_apart(elements: str) -> None:
+    """Every choice gives the encoder one row per element; only `features` has no free number for each."""
+    content = {
+        "datasets": {"a": {"format": "extxyz", "path": "a.extxyz"}},
+        "model": {"encoder": {"width": 8, "layers": 1, "elements": elements}},
+    }
+    embedding = build_model(parse_recipe(content, where="test"), {"a": Spread(0.2, 0.6, 300)}).encoder.embedding
+    assert embedding(torch.tensor([1, 118])).shape == (2, 8)
+    assert sum(p.numel() for p in embedding.parameters()) == (28 if elements == "features" else 119) * 8
 
 
 def test_a_recipe_becomes_the_same_model_twice() -> None:

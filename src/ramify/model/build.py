@@ -1,7 +1,8 @@
 """From a recipe and the statistics of its datasets to a model."""
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,23 +45,33 @@ class Spread:
         return cls(statistics["energy_std"] or 1.0, statistics["forces_mae"] or None, structures)
 
 
-def build_model(recipe: Recipe, spreads: Mapping[str, Spread]) -> MultiBranch:
+def build_model(recipe: Recipe, spreads: Mapping[str, Spread], hosted: Collection[str] | None = None) -> MultiBranch:
     """The model of a recipe, initialised from `train.seed` (float32 or float64, by `train.precision`).
+
+    Encoder and branches start from random numbers of their own, so that a part has the same weights whatever other
+    parts stand beside it.
 
     Args:
         recipe: model and branches.
         spreads: of every dataset; a branch that reads several works in their mean, weighted by structures.
+        hosted: the branches to build, in the recipe's order; None for all.
     """
-    dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
+    seed = recipe.train.seed
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would touch accelerators too
         encoder = _build_encoder(recipe.model.encoder)
-        branches = {
-            name: _build_branch(recipe.model, [spreads[d] for d in datasets])
-            for name, datasets in recipe.datasets_of_branches().items()
-        }
-        model = MultiBranch(encoder, branches, recipe.model.encoder.cutoff)
-    return model.to(dtype)
+        branches = {}
+        for name, datasets in recipe.datasets_of_branches().items():
+            if hosted is None or name in hosted:
+                torch.default_generator.manual_seed(_seed_of_branch(seed, name))
+                branches[name] = _build_branch(recipe.model, [spreads[d] for d in datasets])
+    model = MultiBranch(encoder, branches, recipe.model.encoder.cutoff)
+    return model.to(torch.float64 if recipe.train.precision == "fp64" else torch.float32)
+
+
+def _seed_of_branch(seed: int, name: str) -> int:
+    """A seed from the run's and the branch's name."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
 
 
 def _build_encoder(options: EncoderOptions) -> EGNN:
@@ -72,7 +83,7 @@ def _build_encoder(options: EncoderOptions) -> EGNN:
         cutoff=options.cutoff,
         neighbors=min(TYPICAL_NEIGHBORS, options.max_neighbors or math.inf),
         message_layers=options.message_layers,
-        related_elements=options.elements == "periodic-table",
+        elements=options.elements,
     )
 
 

@@ -15,6 +15,7 @@ where h enters layer-normalised and u is v, normalised (`normalised`), so that n
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,34 @@ def normalised(vectors: Tensor) -> Tensor:
     return vectors * torch.rsqrt(1.0 + vectors.square().sum(1, keepdim=True).mean(2, keepdim=True))
 
 
+class ElementFeatures(nn.Module):
+    """Scalars that are linear in `element_features`: elements differ by nothing but their place in the periodic table.
+
+    For data of few structures per element. An embedding has free numbers for every element, which a network that has
+    seen an element in one or two materials uses to learn these by heart.
+    """
+
+    table: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        features = torch.from_numpy(element_features())
+        self.weight = nn.Parameter(torch.randn(features.shape[1], width) / math.sqrt(features.shape[1]))
+        self.register_buffer("table", features.to(self.weight), persistent=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """(N,) atomic numbers -> (N, width), in the precision of the weights."""
+        return (self.table @ self.weight).to(self.table.dtype).index_select(0, numbers)
+
+
+@torch.no_grad()
+def relate_elements(weight: Tensor) -> None:
+    """Starts an embedding (119, width) from a random projection of `element_features`, with a third of itself."""
+    features = torch.from_numpy(element_features()).to(weight)
+    projection = torch.randn(features.shape[1], weight.shape[1]) / math.sqrt(features.shape[1])
+    weight.mul_(0.3).add_(features @ projection)
+
+
 class EGNN(nn.Module):
     """Stack of `EGNNLayer`s on an embedding of the atomic numbers.
 
@@ -100,8 +129,8 @@ class EGNN(nn.Module):
         width, vector_channels, radial, message_layers: see `EGNNLayer`.
         cutoff: Å.
         neighbors: typical number of neighbours.
-        related_elements: start the embedding from the elements' places in the periodic table, so that elements of few
-            structures begin near their relatives.
+        elements: what the scalars of an atom start from: `periodic-table`, an embedding that begins near the elements'
+            relatives; `random`, one that begins anywhere; `features`, see `ElementFeatures`.
     """
 
     def __init__(
@@ -114,27 +143,20 @@ class EGNN(nn.Module):
         cutoff: float,
         neighbors: float,
         message_layers: int = 2,
-        related_elements: bool = True,
+        elements: Literal["periodic-table", "random", "features"] = "periodic-table",
     ) -> None:
         super().__init__()
         self.width = width
         self.vector_channels = vector_channels
         self.basis = BesselBasis(radial, cutoff)
-        self.embedding = nn.Embedding(MAX_NUMBER + 1, width)
-        if related_elements:
-            self._relate_elements()
+        self.embedding = ElementFeatures(width) if elements == "features" else nn.Embedding(MAX_NUMBER + 1, width)
+        if elements == "periodic-table":
+            relate_elements(self.embedding.weight)
         self.layers = nn.ModuleList(
             EGNNLayer(width, vector_channels, radial, neighbors, message_layers=message_layers, first=index == 0)
             for index in range(layers)
         )
         self.norm = nn.LayerNorm(width)
-
-    @torch.no_grad()
-    def _relate_elements(self) -> None:
-        """Starts the embedding from a random projection of `element_features`, with a third of random numbers."""
-        features = torch.from_numpy(element_features()).to(self.embedding.weight.dtype)
-        projection = torch.randn(features.shape[1], self.width) / math.sqrt(features.shape[1])
-        self.embedding.weight.mul_(0.3).add_(features @ projection)
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Invariant scalars (N, width) and equivariant vectors (N, 3, vector_channels)."""

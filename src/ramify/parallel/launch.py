@@ -1,0 +1,223 @@
+"""Where this process stands among those that were started together, and how they meet.
+
+Ranks come from the environment of whatever started the processes: torchrun, mpiexec or srun. A process that none of
+them started, or that is the only one, trains alone.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from ramify.errors import RamifyError
+
+NO_LIMIT = timedelta(days=30)
+"""How long a collective may take: the watchdog ends a run that hangs (`ramify.parallel.watchdog`); while a rank is only
+slow, no limit may."""
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+"""By kind of device; nccl is RCCL on AMD. Plain data always goes through Gloo."""
+
+PORTS = range(12000, 32000)
+"""Where processes meet that were not told a port: below those that Linux hands out to others by itself (from 32768)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """The variables that a launcher sets; of several names in one place the first that is there counts."""
+
+    name: str
+    rank: str
+    world: str
+    local_rank: tuple[str, ...]
+    local_world: tuple[str, ...]
+
+
+LAUNCHERS = (
+    Launcher("torchrun", "RANK", "WORLD_SIZE", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",)),
+    Launcher(
+        "mpiexec (Open MPI)",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    Launcher(  # MPICH and Intel MPI, Cray PALS, and srun --mpi=pmi2
+        "mpiexec",
+        "PMI_RANK",
+        "PMI_SIZE",
+        ("MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID"),
+        ("MPI_LOCALNRANKS", "PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"),
+    ),
+    # not SLURM_NTASKS: a batch script has that too, and a program that it starts without srun is alone
+    Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",), ()),
+)
+"""In the order they are asked: torchrun may run inside srun, and mpiexec starts its own helpers by srun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One process of a run.
+
+    Attributes:
+        rank, world: this process, from 0, and how many there are.
+        local_rank: this process among those on its node.
+        address, port: where rank 0 waits for the others; empty and 0 for a process alone.
+        launcher: what started it; empty for a process alone.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    address: str = ""
+    port: int = 0
+    launcher: str = ""
+
+
+def find_site(environ: Mapping[str, str] = os.environ) -> Site:
+    """Reads the environment of this process.
+
+    Raises:
+        RamifyError: a launcher has left something out, contradicts itself, or does not say where rank 0 is.
+    """
+    for launcher in LAUNCHERS:
+        if launcher.world in environ or (launcher.rank in environ and launcher.name == "torchrun"):
+            rank, world = _number(environ, launcher, launcher.rank), _number(environ, launcher, launcher.world)
+            if not 0 <= rank < world:
+                raise RamifyError(
+                    f"{launcher.name}: {launcher.rank}={rank} does not fit {launcher.world}={world}", fix=_ANEW
+                )
+            if world == 1:
+                return Site()
+            local = next((name for name in launcher.local_rank if name in environ), launcher.local_rank[0])
+            local_rank = _number(environ, launcher, local)
+            return Site(rank, world, local_rank, *_meeting_point(environ, launcher, world), launcher.name)
+    return Site()
+
+
+def choose_device(wanted: str, site: Site, key: str = "train.device") -> torch.device:
+    """The device of this process: `auto`, `cpu`, `cuda` (NVIDIA, AMD) or `xpu` (Intel); `key` is where that is set.
+
+    Raises:
+        RamifyError: there is no such device, or there are more processes on the node than devices.
+    """
+    kinds = [kind for kind in ("cuda", "xpu") if getattr(torch, kind).is_available()]
+    kind = (kinds or ["cpu"])[0] if wanted == "auto" else wanted
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind not in kinds:
+        raise RamifyError(f"{key}: {kind}, but PyTorch {torch.__version__} finds none here", fix=f"set {key}: auto")
+    found = getattr(torch, kind).device_count()
+    if site.local_rank >= found > 1:
+        raise RamifyError(
+            f"rank {site.rank} is process {site.local_rank} (from 0) of its node, which has {found} devices",
+            fix=f"start at most {found} processes on each node",
+        )
+    device = torch.device(kind, site.local_rank if found > 1 else 0)  # 1: each process is shown only its own
+    getattr(torch, kind).set_device(device)
+    return device
+
+
+@contextmanager
+def joined(site: Site, device: torch.device, timeout: float) -> Iterator[Store | None]:
+    """Brings the processes of a run together, until the end of the `with`; for one alone it does nothing.
+
+    Gives a store that all ranks share, on a connection of its own (None for one alone).
+
+    Args:
+        site: of this process.
+        device: of this process; it chooses the backend.
+        timeout: seconds to wait for the others to come.
+
+    Raises:
+        RamifyError: the others do not come, or the port is taken.
+    """
+    if site.world == 1:
+        yield None
+        return
+    where, patience = f"{site.address}:{site.port}", timedelta(seconds=timeout)
+    try:
+        url = f"tcp://{where}?rank={site.rank}&world_size={site.world}"
+        store, _, _ = next(rendezvous(url, timeout=patience))
+        own = dist.TCPStore(site.address, site.port, is_master=False, timeout=patience)  # type: ignore[attr-defined]
+        store.set_timeout(patience)
+        dist.init_process_group(
+            BACKENDS[device.type], store=store, rank=site.rank, world_size=site.world, timeout=NO_LIMIT
+        )
+    except (RuntimeError, ValueError) as error:  # torch.distributed's own errors are RuntimeErrors
+        raise RamifyError(
+            f"rank {site.rank} of {site.world} ({site.launcher}) did not meet the others at {where}: {error}",
+            fix="see that all processes run and reach that host and port; set MASTER_ADDR and MASTER_PORT to choose "
+            "others, and parallel.timeout to wait longer",
+        ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store when it starts anew
+    try:
+        yield PrefixStore(f"ramify/{attempt}", own)
+    finally:
+        dist.destroy_process_group()
+
+
+_ANEW = "start all processes by one torchrun, srun or mpiexec"
+
+
+def _number(environ: Mapping[str, str], launcher: Launcher, name: str) -> int:
+    if name not in environ:
+        have = next(n for n in (launcher.world, launcher.rank) if n in environ)
+        raise RamifyError(
+            f"{have} is set, as {launcher.name} does, but {name} is not",
+            fix=f"{_ANEW}, or unset {have} to train alone",
+        )
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise RamifyError(f"{name}={environ[name]} is not a whole number", fix=_ANEW) from None
+
+
+def _meeting_point(environ: Mapping[str, str], launcher: Launcher, world: int) -> tuple[str, int]:
+    """Host of rank 0 and a port there: as stated, else as the job's own description suggests to all alike."""
+    if launcher.name == "torchrun":
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in environ:
+                raise RamifyError(f"{launcher.rank} and {launcher.world} are set, but {name} is not", fix=_ANEW)
+    alone_on_node = any(environ.get(name) == str(world) for name in launcher.local_world)
+    address = environ.get("MASTER_ADDR") or ("127.0.0.1" if alone_on_node else _first_node(environ))
+    if not address:
+        raise RamifyError(
+            f"{launcher.name} started {world} processes on several nodes and does not say where rank 0 is",
+            fix="set MASTER_ADDR to the host of rank 0, and MASTER_PORT to a free port there",
+        )
+    if "MASTER_PORT" in environ:
+        return address, _number(environ, launcher, "MASTER_PORT")
+    job = "/".join(environ[name] for name in _JOB if name in environ) or str(os.getppid())  # the launcher's own process
+    digest = hashlib.blake2b(job.encode(), digest_size=8).digest()
+    return address, PORTS[int.from_bytes(digest, "little") % len(PORTS)]
+
+
+_JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PBS_JOBID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
+"""What tells this job and this start within it from others, the same in all its processes."""
+
+
+def _first_node(environ: Mapping[str, str]) -> str:
+    """The first node of the job, on which schedulers put rank 0; empty where nobody says."""
+    for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
+        if name in environ:
+            return first_of_nodelist(environ[name])
+    if "PBS_NODEFILE" in environ:
+        return Path(environ["PBS_NODEFILE"]).read_text(encoding="utf-8").split()[0]
+    return ""
+
+
+def first_of_nodelist(nodes: str) -> str:
+    """The first host of Slurm's short form: `frontier[00123-00130,00200],login1` -> `frontier00123`."""
+    matched = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
+    assert matched is not None  # matches anything
+    return "".join(part or "" for part in matched.groups())
