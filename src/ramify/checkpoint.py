@@ -5,15 +5,17 @@
         training/encoder.safetensors, training/branches/...   the weights being trained and AdamW's moments
         manifest.json                                         written last: step, recipe, references, all checksums
 
-Only safetensors and JSON: loading a checkpoint runs no code. A checkpoint is written into a hidden folder and renamed
-when it is whole; the links `latest` and `best` are moved afterwards.
+Only safetensors and JSON: loading a checkpoint runs no code. Nothing in it depends on how the run was spread over
+processes: each rank writes the parts it is given into one hidden folder, and when all have, the first rank adds the
+manifest and renames the folder; the links `latest` and `best` are moved afterwards. A rank reads only the parts it
+hosts.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,12 @@ from torch import Tensor
 
 import ramify
 from ramify.errors import RamifyError
-from ramify.files import read_json, sha256, whole_folder, write_json
+from ramify.files import disk_full_named, read_json, sha256, sync, write_json
+from ramify.parallel.agree import Alone, Ranks, on_all, on_lead
 
 VERSION = 1
+ENCODER = "encoder"
+"""The part that every model has; the others are branches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +51,26 @@ class Checkpoint:
         """Optimizer steps taken."""
         return int(self.manifest["step"])
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights to use, under the names of a `MultiBranch`."""
-        return self._gather("")
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches it holds."""
+        return tuple(self.manifest["branches"])
 
-    def training(self) -> dict[str, Tensor]:
+    def weights(self, branches: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The weights to use, under the names of a `MultiBranch`: the encoder's and those of `branches` (None: all).
+
+        Raises:
+            RamifyError: it holds no such branch, or a file is missing or damaged; so does `training`.
+        """
+        return self._gather("", branches)
+
+    def training(self, branches: Collection[str] | None = None) -> dict[str, Tensor]:
         """The weights being trained and the optimizer's moments; the moments as `NAME/exp_avg`, `NAME/exp_avg_sq`."""
-        return self._gather("training/")
+        return self._gather("training/", branches)
 
-    def _gather(self, folder: str) -> dict[str, Tensor]:
-        tensors = {f"encoder.{key}": t for key, t in self._load(f"{folder}encoder.safetensors").items()}
-        for branch in self.manifest["branches"]:
+    def _gather(self, folder: str, branches: Collection[str] | None) -> dict[str, Tensor]:
+        tensors = {f"{ENCODER}.{key}": t for key, t in self._load(f"{folder}{ENCODER}.safetensors").items()}
+        for branch in self.branches if branches is None else branches:
             loaded = self._load(f"{folder}branches/{branch}.safetensors")
             tensors |= {f"branches.{branch}.{key}": t for key, t in loaded.items()}
         return tensors
@@ -109,50 +123,128 @@ def save_checkpoint(
     manifest: Mapping[str, Any],
     *,
     best: bool,
+    ranks: Ranks | None = None,
 ) -> Path:
-    """Writes `step-XXXXXXXX` into `folder`, moves the links, and removes checkpoints that no link points to and what a
-    process that was killed left half-written (a run has one writer).
+    """Writes `step-XXXXXXXX` into `folder` (if it is there already, what the manifest says is renewed: the tensors of a
+    step do not change), moves the links, and removes checkpoints that no link points to and what a
+    process that was killed left half-written (a run has one writer, or several that act together).
 
     Args:
-        folder: the run's `checkpoints` folder.
+        folder: the run's `checkpoints` folder, which all ranks see.
         step: optimizer steps taken.
-        weights, training: tensors under the names of a `MultiBranch`.
+        weights, training: the tensors that this rank writes, under the names of a `MultiBranch`; each part (encoder,
+            branch) is given by one rank, whole.
         manifest: what goes into manifest.json besides format, version, step, branches and checksums; plain data with
-            text keys.
+            text keys; the first rank's counts.
         best: this is the best one so far.
+        ranks: the processes that call this together; None for one by itself.
 
     Raises:
-        RamifyError: the disk is full; earlier checkpoints stay as they are.
+        RamifyError: on all ranks if one fails, e.g. because the disk is full; earlier checkpoints stay as they are.
     """
+    ranks = ranks or Alone()
     target = folder / f"step-{step:08d}"
-    if not target.exists():
-        with whole_folder(target) as partial:
-            names = _write_parts(partial, weights, "") | _write_parts(partial, training, "training/")
-            files = {str(f.relative_to(partial)): sha256(f) for f in sorted(partial.rglob("*.safetensors"))}
-            about = {"format": "ramify-checkpoint", "version": VERSION, "step": step, "branches": sorted(names)}
-            about |= dict(manifest) | {"files": files, "ramify": ramify.__version__}
-            write_json(partial / "manifest.json", about | {"checksum": _checksum(about)})
-    # `latest` last: a run cut off in between goes on from the one before, and comes to this `best` again
-    for link in ("best", "latest") if best else ("latest",):
-        _point(folder / link, target.name)
-    _remove_unlinked(folder)
+    if on_lead(ranks, target.exists):
+        on_lead(ranks, lambda: _renew_manifest(target, manifest))
+    else:
+        _write_together(target, {"": weights, "training/": training}, {"step": step} | dict(manifest), ranks)
+    on_lead(ranks, lambda: _settle(folder, target.name, best))
     return target
 
 
-def _write_parts(folder: Path, tensors: Mapping[str, Tensor], prefix: str) -> set[str]:
-    """Sorts tensors into encoder and branches by their names and saves one file each; returns the branches."""
+def _write_together(
+    target: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: dict[str, Any], ranks: Ranks
+) -> None:
+    """Every rank writes its tensors (by folder) into a hidden sibling of `target`, which the first rank then seals."""
+    partial = target.with_name(f".{target.name}.partial-{on_lead(ranks, os.getpid)}")
+    try:
+        on_lead(ranks, lambda: _make_empty(partial))
+        with_each = on_all(ranks, lambda: _write_parts(target, partial, tensors))
+        on_lead(ranks, lambda: _seal(target, partial, with_each, manifest))
+    except BaseException:
+        if ranks.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _make_empty(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in ("branches", "training/branches"):
+        (partial / folder).mkdir(parents=True)
+
+
+def _write_parts(target: Path, partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Sorts tensors into encoder and branches by their names and writes one file each; returns their checksums."""
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, rest = name.split(".", 1)
-        if kind == "branches":
-            branch, rest = rest.split(".", 1)
-            kind = f"branches/{branch}"
-        parts.setdefault(kind, {})[rest] = tensor.detach().cpu().contiguous()
-    for part, content in parts.items():
-        path = folder / f"{prefix}{part}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(save(content))  # `save_file` loses the reason when a disk is full
-    return {part.removeprefix("branches/") for part in parts if part.startswith("branches/")}
+    for folder, named in tensors.items():
+        for name, tensor in named.items():
+            kind, rest = name.split(".", 1)
+            if kind == "branches":
+                branch, rest = rest.split(".", 1)
+                kind = f"branches/{branch}"
+            parts.setdefault(f"{folder}{kind}.safetensors", {})[rest] = tensor.detach().cpu().contiguous()
+    checksums = {}
+    with disk_full_named(target):
+        for name in list(parts):
+            content = save(parts.pop(name))  # `save_file` loses the reason when a disk is full
+            (partial / name).write_bytes(content)
+            sync(partial / name)
+            checksums[name] = hashlib.sha256(content).hexdigest()
+    return checksums
+
+
+def _seal(target: Path, partial: Path, written: list[dict[str, str]], manifest: dict[str, Any]) -> None:
+    """Adds the manifest and makes `partial` the checkpoint.
+
+    Raises:
+        RamifyError: what another rank wrote is not here.
+    """
+    for rank, names in enumerate(written):
+        if unseen := [name for name in names if not (partial / name).is_file()]:
+            raise RamifyError(
+                f"rank {rank} wrote {unseen[0]} into {partial}, but it is not there for the first rank",
+                fix="the run directory must lie on a file system that all ranks share",
+            )
+    files = {name: checksum for names in written for name, checksum in sorted(names.items())}
+    branches = sorted(Path(name).stem for name in files if name.startswith("branches/"))
+    about = {"format": "ramify-checkpoint", "version": VERSION, "branches": branches} | manifest
+    about |= {"files": dict(sorted(files.items())), "ramify": ramify.__version__}
+    with disk_full_named(target):
+        write_json(partial / "manifest.json", about | {"checksum": _checksum(about)})
+        for folder in (*(f for f in partial.rglob("*") if f.is_dir()), partial):
+            sync(folder)
+        os.rename(partial, target)
+        sync(target.parent)
+
+
+def _renew_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
+    """Says in one move what has become known since: that the step was evaluated, by which recipe the run goes on."""
+    before = open_checkpoint(target).manifest
+    about = before | dict(manifest)
+    if about != before:
+        write_json(target / "manifest.json", about | {"checksum": _checksum(about)})
+
+
+def _settle(folder: Path, name: str, best: bool) -> None:
+    """Moves the links to checkpoint `name` and removes what is no longer needed."""
+    # `latest` last: a run cut off in between goes on from the one before, and comes to this `best` again
+    for link in ("best", "latest") if best else ("latest",):
+        _point(folder / link, name)
+    remove_unlinked(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Puts in order what a writer that was killed has left: a first checkpoint without its link becomes `latest`, and
+    what no link points to goes. Whoever calls it must be the only one that writes."""
+    whole = sorted(folder.glob("step-*"))
+    if whole and not (folder / "latest").is_symlink():
+        _point(folder / "latest", whole[-1].name)
+    remove_unlinked(folder)
+
+
+def keep_checkpoint(folder: Path, checkpoint: str, link: str) -> None:
+    """Lets `link` point to `checkpoint`, so that it is kept whatever `latest` and `best` are later."""
+    _point(folder / link, checkpoint)
 
 
 def _point(link: Path, name: str) -> None:
@@ -163,15 +255,17 @@ def _point(link: Path, name: str) -> None:
     os.replace(temporary, link)
 
 
-def _remove_unlinked(folder: Path) -> None:
-    kept = {os.readlink(link) for link in (folder / "latest", folder / "best") if link.is_symlink()}
+def remove_unlinked(folder: Path) -> None:
+    """Removes checkpoints that no link points to, and what a writer that was killed left half-done."""
+    kept = {os.readlink(link) for link in folder.iterdir() if link.is_symlink() and not link.name.startswith(".")}
     for old in folder.glob("step-*"):
-        if old.name not in kept:
+        if old.name not in kept and not old.is_symlink():
             shutil.rmtree(old)
     for half_written in folder.glob(".step-*.partial-*"):
         shutil.rmtree(half_written)
-    for half_moved in (*folder.glob(".latest.*"), *folder.glob(".best.*")):
-        half_moved.unlink()
+    for half_moved in folder.glob(".*"):
+        if half_moved.is_symlink():
+            half_moved.unlink()
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

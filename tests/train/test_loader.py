@@ -17,6 +17,8 @@ from ramify.data.neighbors import Edges, find_edges
 from ramify.data.open import open_split, open_stores
 from ramify.data.stream import Stream, sampling_weights
 from ramify.errors import RamifyError
+from ramify.parallel.division import Division
+from ramify.parallel.placement import Placement
 from tests.small import assert_same, metrics, tensors, train
 
 from .conftest import MakeRecipe
@@ -34,6 +36,12 @@ def readers(small: MakeRecipe) -> dict[str, SplitReader]:
 def stream(readers: dict[str, SplitReader]) -> Stream:
     sizes = {name: len(reader) for name, reader in readers.items()}
     return Stream(sizes, sampling_weights(sizes, "equal", 2.0), 7, 0)
+
+
+def loader_of(stream: Stream, readers: dict[str, SplitReader], start: int, ahead: int = 2) -> Loader:
+    """Of one process that has all branches, its parts in the order of their names."""
+    ordered = dict(sorted(readers.items()))
+    return Loader(ordered, Division(stream, ordered, Placement.alone(NAMES), 0).shares(start), torch.float32, ahead)
 
 
 def same(found: Batch, expected: Batch) -> None:
@@ -71,10 +79,11 @@ def test_batches_are_those_of_the_stream(
         return part(reader, indices)
 
     monkeypatch.setattr(SplitReader, "part", slow)
-    with Loader(stream, readers, 5, torch.float32, ahead=ahead) as loader:
+    with loader_of(stream, readers, 5, ahead) as loader:
         for k, wanted in enumerate(expected):
             time.sleep(0.03 * (k % 3 == 0))
-            same(next(loader), wanted)
+            (batch,) = next(loader).batches
+            same(batch, wanted)
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_with_its_place(
@@ -89,7 +98,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_with_its_place(
         return part(reader, indices)
 
     monkeypatch.setattr(SplitReader, "part", broken)
-    with Loader(stream, readers, 0, torch.float32) as loader:
+    with loader_of(stream, readers, 0) as loader:
         next(loader)
         next(loader)
         with pytest.raises(RamifyError, match="gone") as caught:
@@ -103,7 +112,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_with_its_place(
 def test_the_thread_ends_with_the_loader(stream: Stream, readers: dict[str, SplitReader]) -> None:
     before = threading.active_count()
     for _ in range(3):
-        with Loader(stream, readers, 0, torch.float32) as loader:
+        with loader_of(stream, readers, 0) as loader:
             next(loader)
     assert threading.active_count() == before
 

@@ -12,12 +12,13 @@ from ase import Atoms
 from ramify.data.batch import Batch, Part
 from ramify.data.neighbors import find_edges
 from ramify.data.references import reference_energy
+from ramify.data.store import LabelCounts
 from ramify.model.branch import Branch
 from ramify.model.encoders.egnn import EGNN
 from ramify.model.multibranch import MultiBranch, Predictions
 from ramify.recipe import ObjectiveOptions
 from ramify.structures import Structures
-from ramify.train.objective import Objective
+from ramify.train.objective import Loss, Objective
 
 SCALES = {"a": 0.5, "b": 2.0}
 DELTA = 0.02
@@ -61,6 +62,22 @@ def predictions_of(batch: Batch, seed: int = 9) -> Predictions:
     return Predictions(*(torch.from_numpy(array).requires_grad_() for array in made))
 
 
+def labels_of(batch: Batch) -> dict[str, LabelCounts]:
+    """Those of a batch that is the whole step."""
+    counts = {}
+    for s in batch.datasets:
+        labels = batch.energy[s.structures], batch.forces[s.atoms], batch.stress[s.structures].flatten(1)
+        energy, forces, stress = (~label.reshape(len(label), -1).isnan().any(1) for label in labels)
+        stress &= batch.volume[s.structures] > 0
+        counts[s.name] = LabelCounts(int(energy.sum()), int(forces.sum()), int(stress.sum()))
+    return counts
+
+
+def loss_of(objective: Objective, predictions: Predictions, batch: Batch) -> Loss:
+    """Of a batch that is the whole step."""
+    return objective(predictions, batch, labels_of(batch))
+
+
 def plain(array: torch.Tensor) -> np.ndarray:
     return array.detach().numpy()
 
@@ -73,7 +90,7 @@ def test_loss_by_hand(form: Any, normalise: bool) -> None:
     options = ObjectiveOptions(
         energy=0.7, forces=3.0, stress=0.4, form=form, normalise=normalise, huber_delta=DELTA, weights={"b": 4.0}
     )
-    loss = Objective(options, SCALES)(predictions, batch)
+    loss = loss_of(Objective(options, SCALES), predictions, batch)
     expected, first_structure, first_atom = 0.0, 0, 0
     for name, structures in data.items():
         S, N = len(structures), len(structures.numbers)
@@ -106,7 +123,7 @@ def test_absent_labels_count_nowhere(form: Any) -> None:
     batch = batch_of({"a": replace(data, energy=energy, forces=forces, stress=stress)})
     predictions = predictions_of(batch)
     options = ObjectiveOptions(energy=1.0, forces=2.0, stress=3.0, form=form, normalise=False, huber_delta=DELTA)
-    loss = Objective(options, {"a": 1.0})(predictions, batch)
+    loss = loss_of(Objective(options, {"a": 1.0}), predictions, batch)
     whole = batch_of({"a": data})
     error = FORMS[form]
     has_energy, has_stress = ~np.isnan(energy), ~np.isnan(stress[:, 0, 0])
@@ -127,7 +144,7 @@ def test_absent_labels_count_nowhere(form: Any) -> None:
 def test_a_batch_without_any_label_of_a_kind() -> None:
     data = replace(labelled(0, 3), forces=np.full_like(labelled(0, 3).forces, np.nan))
     batch = batch_of({"a": data})
-    loss = Objective(ObjectiveOptions(), {"a": 1.0})(predictions_of(batch), batch)
+    loss = loss_of(Objective(ObjectiveOptions(), {"a": 1.0}), predictions_of(batch), batch)
     total, energy_mae, forces_mae = plain(loss.datasets["a"])
     assert total == pytest.approx(energy_mae)
     assert np.isnan(forces_mae)
@@ -136,7 +153,7 @@ def test_a_batch_without_any_label_of_a_kind() -> None:
 def test_heads_that_a_branch_lacks_count_nowhere() -> None:
     batch = batch_of({"a": labelled(0, 3)})
     predictions = replace(predictions_of(batch), forces=torch.full_like(batch.forces, torch.nan))
-    loss = Objective(ObjectiveOptions(), {"a": 1.0}, forceless=["a"])(predictions, batch)
+    loss = loss_of(Objective(ObjectiveOptions(), {"a": 1.0}, forceless=["a"]), predictions, batch)
     assert float(loss.total.detach()) == pytest.approx(np.abs(plain(predictions.energy - batch.energy)).mean())
     assert torch.isnan(loss.datasets["a"][2])
 
@@ -149,7 +166,7 @@ def test_broken_predictions_make_the_loss_nan(label: str) -> None:
     broken = getattr(predictions, label).detach().clone()
     broken[:] = torch.nan
     options = ObjectiveOptions(stress=1.0)
-    total = Objective(options, SCALES)(replace(predictions, **{label: broken}), batch).total
+    total = loss_of(Objective(options, SCALES), replace(predictions, **{label: broken}), batch).total
     assert torch.isnan(total)
 
 
@@ -158,7 +175,7 @@ def test_stress_of_molecules_counts_nowhere() -> None:
     batch = batch_of({"a": labelled(0, 3, periodic=False)})
     predictions = predictions_of(batch)
     predictions = replace(predictions, stress=torch.full_like(batch.stress, torch.nan))
-    totals = [Objective(ObjectiveOptions(stress=s), {"a": 1.0})(predictions, batch).total for s in (0.0, 5.0)]
+    totals = [loss_of(Objective(ObjectiveOptions(stress=s), {"a": 1.0}), predictions, batch).total for s in (0.0, 5.0)]
     assert torch.equal(*totals)
     assert torch.isfinite(totals[0])
 
@@ -170,8 +187,8 @@ def test_weights_are_shares_whatever_is_in_the_batch() -> None:
     predictions = predictions_of(both)
     atoms = len(one.numbers)
     cut = Predictions(predictions.energy[:4], predictions.forces[:atoms], None)
-    alone = objective(cut, one)
-    together = objective(predictions, both)
+    alone = loss_of(objective, cut, one)
+    together = loss_of(objective, predictions, both)
     assert float(alone.total.detach()) == pytest.approx(0.75 * float(alone.datasets["a"][0]))
     assert torch.equal(alone.datasets["a"], together.datasets["a"])
     assert list(alone.datasets) == ["a"]
@@ -189,7 +206,7 @@ def test_gradients_of_datasets_add_up() -> None:
 
     def gradients(batch: Batch) -> dict[str, torch.Tensor]:
         model.zero_grad()
-        objective(model(batch, stress=True), batch).total.backward()
+        loss_of(objective, model(batch, stress=True), batch).total.backward()
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     together = gradients(batch_of(data))
@@ -202,10 +219,46 @@ def test_gradients_of_datasets_add_up() -> None:
     assert max(float(g.abs().max()) for g in together.values()) > 1e-3
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_parts_of_a_step_add_up(form: Any) -> None:
+    """Cut anywhere, with labels missing in some parts: losses, logged errors and gradients are those of the whole."""
+    data = labelled(0, 7)
+    energy, forces, stress = data.energy.copy(), data.forces.copy(), data.stress.copy()
+    energy[[0, 1]], stress[[2, 5]] = np.nan, np.nan
+    forces[np.isin(data.structure_of_atom, [0, 1, 4])] = np.nan
+    data = replace(data, energy=energy, forces=forces, stress=stress)
+    whole = batch_of({"a": data, "b": labelled(1, 3)})
+    options = ObjectiveOptions(stress=0.4, form=form, weights={"b": 3.0}, huber_delta=DELTA)
+    objective, predictions = Objective(options, SCALES), predictions_of(whole)
+    expected = loss_of(objective, predictions, whole)
+    gradient = torch.autograd.grad(expected.total, [predictions.energy, predictions.forces, predictions.stress])
+    total, datasets = 0.0, {"a": np.zeros(3), "b": np.zeros(3)}
+    pieces: list[list[torch.Tensor]] = [[], [], []]
+    ends = np.cumsum(data.n_atoms)
+    for start, stop in ((0, 2), (2, 3), (3, 7)):  # the first part has no label at all
+        others = {"b": labelled(1, 3)} if stop == 7 else {}
+        part = batch_of({"a": data.span(start, stop)} | others)
+        atoms = slice(int(ends[start - 1]) if start else 0, None if others else int(ends[stop - 1]))
+        structures = slice(start, None if others else stop)
+        own = [predictions.energy[structures], predictions.forces[atoms], predictions.stress[structures]]
+        own = [tensor.detach().requires_grad_() for tensor in own]
+        loss = objective(Predictions(*own), part, labels_of(whole))
+        total += float(loss.total.detach())
+        for name, values in loss.datasets.items():
+            datasets[name] += plain(values)
+        for gathered, found in zip(pieces, torch.autograd.grad(loss.total, own), strict=True):
+            gathered.append(found)
+    assert total == pytest.approx(float(expected.total.detach()), rel=1e-12)
+    for name, values in datasets.items():
+        np.testing.assert_allclose(values, plain(expected.datasets[name]), rtol=1e-12)
+    for gathered, found in zip(pieces, gradient, strict=True):
+        torch.testing.assert_close(torch.cat(gathered), found, rtol=1e-12, atol=0)
+
+
 def test_loss_of_a_perfect_model_is_zero() -> None:
     atoms = Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.7]])
     structures = replace(Structures.from_ase([atoms]), energy=np.array([2.0]), forces=np.ones((2, 3)))
     batch = batch_of({"a": structures})
     perfect = Predictions(batch.energy.clone(), batch.forces.clone(), None)
     for form in ("mae", "mse", "huber"):
-        assert float(Objective(ObjectiveOptions(form=form), {"a": 0.1})(perfect, batch).total) == 0.0
+        assert float(loss_of(Objective(ObjectiveOptions(form=form), {"a": 0.1}), perfect, batch).total) == 0.0

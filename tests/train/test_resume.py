@@ -100,10 +100,16 @@ def test_lines_past_the_checkpoint_are_taken_back(small: MakeRecipe, tmp_path: P
 
 
 def test_a_finished_run_stays_as_it_is(small: MakeRecipe, tmp_path: Path) -> None:
+    """But for the history of its sessions."""
+
+    def kept() -> dict[str, bytes]:
+        history = ("tensorboard", "sessions.jsonl")
+        return {n: c for n, c in files_of(tmp_path / "run").items() if not n.startswith(history)}
+
     train(small("bare", train__max_steps=6), tmp_path / "run")
-    before = {n: c for n, c in files_of(tmp_path / "run").items() if not n.startswith("tensorboard")}
+    before = kept()
     resume_run(tmp_path / "run", Watch()).fit()
-    assert {n: c for n, c in files_of(tmp_path / "run").items() if not n.startswith("tensorboard")} == before
+    assert kept() == before
 
 
 @pytest.fixture
@@ -141,7 +147,8 @@ def test_a_changed_recipe_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
     resume_run(folder / "run", Watch())
     content["model"]["encoder"]["width"] = 16
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(RamifyError, match=r"recipe.yaml is not what this run was trained by \(model changed\)"):
+    refused = r"recipe.yaml is not what this run was trained by \(model\.encoder\.width: 8, now 16\)"
+    with pytest.raises(RamifyError, match=refused):
         resume_run(folder / "run", Watch())
     path.write_text("datasets: [")
     with pytest.raises(RamifyError, match=r"recipe\.yaml is not valid YAML"):
@@ -154,7 +161,10 @@ def test_what_is_not_a_run_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
         resume_run(folder / "stores", Watch())
     shutil.rmtree(folder / "run" / "checkpoints")
     (folder / "run" / "checkpoints").mkdir()
-    with pytest.raises(RamifyError, match="the run ended before its first one"):
+    with pytest.raises(RamifyError, match=r"run has had checkpoints, but .*/checkpoints/latest is gone\n  fix: bring"):
+        resume_run(folder / "run", Watch(), automatic=True)
+    (folder / "run" / "sessions.jsonl").unlink()
+    with pytest.raises(RamifyError, match=r"the run ended before its first one\n  fix: start it again .* --continue"):
         resume_run(folder / "run", Watch())
 
 

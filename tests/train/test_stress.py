@@ -8,6 +8,7 @@ import torch
 
 from ramify.data.batch import Batch
 from ramify.data.open import open_split, open_stores
+from ramify.data.store import LabelCounts
 from ramify.model.build import Spread, build_model
 from ramify.recipe import ObjectiveOptions
 from ramify.train.loop import Trainer
@@ -19,30 +20,34 @@ from .conftest import MakeRecipe
 STRESS_ALONE = {"objective__energy": 0.0, "objective__forces": 0.0, "objective__stress": 1.0}
 
 
-def batch_and_model(small: MakeRecipe, **changes: object) -> tuple[Batch, torch.nn.Module, Objective]:
-    """Seven crystals of mptrj, a fresh model in float64, and the objective."""
+Labels = dict[str, LabelCounts]
+
+
+def batch_and_model(small: MakeRecipe, **changes: object) -> tuple[Batch, Labels, torch.nn.Module, Objective]:
+    """Seven crystals of mptrj, their labels, a fresh model in float64, and the objective."""
     recipe = small("mptrj", train__precision="fp64", model__force_head__kind="conservative", **changes)
     stores = open_stores(recipe)
     reader = open_split(recipe, stores, "train")["mptrj"]
-    batch = Batch.make([reader.part(np.arange(0, 70, 10))], torch.float64)
+    rows = np.arange(0, 70, 10)
+    batch, labels = Batch.make([reader.part(rows)], torch.float64), {"mptrj": reader.label_counts(rows, stress=True)}
     spread = Spread.of_manifest(stores["mptrj"].manifest.model_dump(mode="json"))
     model = build_model(recipe, {"mptrj": spread}).train()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(2.0)  # fresh weights hardly couple atoms
-    return batch, model, Objective(recipe.objective, {"mptrj": spread.unit})
+    return batch, labels, model, Objective(recipe.objective, {"mptrj": spread.unit})
 
 
 @pytest.mark.parametrize("changes", [STRESS_ALONE, {"objective__stress": 0.5}])
 def test_gradient_by_finite_differences(small: MakeRecipe, changes: dict[str, float]) -> None:
     """Of the squared error, along random directions in the space of all weights: a third derivative of the network."""
-    batch, model, objective = batch_and_model(small, **{**changes, "objective__form": "mse"})
+    batch, labels, model, objective = batch_and_model(small, **{**changes, "objective__form": "mse"})
     parameters = list(model.parameters())
     torch.manual_seed(1)
 
     def loss() -> torch.Tensor:
-        return objective(model(batch, stress=True), batch).total
+        return objective(model(batch, stress=True), batch, labels).total
 
     gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
     for _ in range(3):
@@ -64,12 +69,13 @@ def test_gradient_by_finite_differences(small: MakeRecipe, changes: dict[str, fl
 
 def test_loss_of_stress_by_hand(small: MakeRecipe) -> None:
     """|stress - label| x volume / atoms, in the dataset's unit."""
-    batch, model, objective = batch_and_model(small, **STRESS_ALONE)
+    batch, labels, model, objective = batch_and_model(small, **STRESS_ALONE)
     predictions = model(batch, stress=True)
-    unit = float(objective(predictions, batch).total.detach())
+    unit = float(objective(predictions, batch, labels).total.detach())
     by_hand = (predictions.stress - batch.stress).abs().mean((1, 2)) * batch.volume / batch.n_atoms
     plain = Objective(ObjectiveOptions(energy=0, forces=0, stress=1, normalise=False), {"mptrj": 1.0})
-    assert float(plain(predictions, batch).total.detach()) == pytest.approx(float(by_hand.detach().mean()), rel=1e-12)
+    found = float(plain(predictions, batch, labels).total.detach())
+    assert found == pytest.approx(float(by_hand.detach().mean()), rel=1e-12)
     assert unit == pytest.approx(float(by_hand.detach().mean()) / objective._scales["mptrj"], rel=1e-12)
     assert float(by_hand.detach().min()) > 0
 

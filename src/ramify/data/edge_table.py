@@ -45,6 +45,11 @@ class EdgeTable:
             progress(len(piece))
         self._edges, self._rims = _PairTable(edges), _PairTable(rims)
         self._reach, self._gain = np.concatenate(reaches), np.concatenate(gains)
+        self._edge_counts = self._edges.counts(self._first_atom)
+
+    def edge_counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(T,) edges of each of the structures at store rows `rows`."""
+        return self._edge_counts[rows - self._first_row]
 
     def take(self, rows: NDArray[np.int64]) -> Edges:
         """The edges of the structures at store rows `rows`, numbered within them."""
@@ -80,6 +85,10 @@ class _PairTable:
     def __init__(self, parts: list[_Packed]) -> None:
         self._sender, self._shift, self._count = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         self._first = np.cumsum(self._count) - self._count
+
+    def counts(self, first_atom: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pairs of each structure; `first_atom` is where each begins, and none is empty."""
+        return np.add.reduceat(self._count, first_atom)
 
     def take(
         self, atoms: NDArray[np.int64], first_atom: NDArray[np.int64]

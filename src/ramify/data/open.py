@@ -60,8 +60,13 @@ def open_split(
     stores: Mapping[str, Store],
     split: str,
     progress: Callable[[str, int], None] = lambda dataset, structures: None,
+    *,
+    edge_cache: float | None = None,
 ) -> dict[str, SplitReader]:
-    """One reader per dataset for a split; `progress(dataset, structures)` hears of edges being found."""
+    """One reader per dataset for a split; `progress(dataset, structures)` hears of edges being found.
+
+    `edge_cache` (GB) takes the place of the recipe's `train.edge_cache`: 0 where every structure is read only once.
+    """
     encoder, branch_of = recipe.model.encoder, recipe.branch_of_datasets()
     first_branch = next(iter(recipe.datasets_of_branches()))
     readers = {}
@@ -77,7 +82,7 @@ def open_split(
             branch_of.get(name, first_branch),  # a dataset the model was not trained on belongs to no branch
             cutoff=encoder.cutoff,
             max_neighbors=encoder.max_neighbors,
-            edge_cache=recipe.train.edge_cache,
+            edge_cache=recipe.train.edge_cache if edge_cache is None else edge_cache,
             progress=report,
         )
     return readers

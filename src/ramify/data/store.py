@@ -3,6 +3,7 @@
 import builtins
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,21 @@ from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError
 from ramify.files import sha256
 from ramify.structures import Split, Structures, atom_rows
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """How many labels some structures of a dataset have, by the rule that the objective counts them by.
+
+    Attributes:
+        energy: structures with an energy.
+        forces: atoms with a force.
+        stress: structures with a stress and a cell; 0 where it is not trained on.
+    """
+
+    energy: int
+    forces: int
+    stress: int
 
 
 class Store:
@@ -103,6 +119,26 @@ class Store:
             group_names=self._names["groups"],
             origin_names=self._names["origins"],
         )
+
+    def label_counts(self, rows: NDArray[np.int64], *, stress: bool) -> LabelCounts:
+        """How many labels the structures at `rows` (T,) have; where all or none of the store have one, nothing is read.
+
+        Args:
+            rows: of the store, repeats count again.
+            stress: whether to count those of stress, for which cells are read.
+        """
+        labels, whole = self.manifest.labels, len(self)
+        energy, n_atoms = len(rows), self.n_atoms[rows]
+        if labels.energy < whole:
+            energy = int((~np.isnan(self._columns["energy"][rows])).sum())
+        forces = int(n_atoms.sum()) if labels.forces else 0
+        if 0 < labels.forces < whole:  # whole or absent (`ramify.data.gates`): the first atom stands for all
+            forces = int(n_atoms[~np.isnan(self._columns["forces"][self._offsets[rows], 0])].sum())
+        if not stress or not labels.stress:
+            return LabelCounts(energy, forces, 0)
+        known = ~np.isnan(self._columns["stress"][rows]).any(axis=(1, 2))
+        has_cell = np.linalg.det(self._columns["cell"][rows].astype(np.float64)) != 0
+        return LabelCounts(energy, forces, int((known & has_cell).sum()))
 
     @cached_property
     def _split_ends(self) -> NDArray[np.int64]:

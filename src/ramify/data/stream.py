@@ -43,6 +43,16 @@ class Stream:
         self.seed = seed
         self._shares = _whole_shares(np.array([weights[name] for name in sizes], np.float64))
         self._permutations: dict[str, tuple[int, NDArray[np.int64]]] = {}
+        self._start, self._taken = 0, np.zeros(len(self.sizes), np.int64)
+
+    def start_at(self, step: int, positions: Mapping[str, int]) -> None:
+        """Counts from `step` on, before which each dataset has had `positions` (0 where not named) structures.
+
+        Changes nothing where all steps before had the same datasets; where some have come or gone since, those that
+        stayed go on with their next structure.
+        """
+        self._start = step
+        self._taken = np.array([positions.get(name, 0) for name in self.sizes], np.int64)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -58,9 +68,15 @@ class Stream:
         return dict(zip(self.sizes, self._counts(np.array([step]))[0].tolist(), strict=True))
 
     def position(self, step: int) -> dict[str, int]:
-        """How many structures of each dataset all steps before `step` have taken."""
-        total = np.zeros(len(self.sizes), np.int64)
-        for start in range(0, step, _BLOCK):
+        """How many structures of each dataset all steps before `step` have taken.
+
+        Raises:
+            ValueError: a step before the one that counting began at, see `start_at`.
+        """
+        if step < self._start:
+            raise ValueError(f"positions are known from step {self._start} on, not at {step}")
+        total = self._taken.copy()
+        for start in range(self._start, step, _BLOCK):
             total += self._counts(np.arange(start, min(step, start + _BLOCK))).sum(axis=0)
         return dict(zip(self.sizes, total.tolist(), strict=True))
 

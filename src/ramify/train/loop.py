@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints; one loop for every run."""
+"""The training loop: steps, evaluations, checkpoints; one loop for every run, on one process or on many."""
 
 import math
 import time
@@ -8,45 +8,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ramify.checkpoint import Checkpoint, save_checkpoint
-from ramify.data.loader import Loader, SplitReader
+from ramify.checkpoint import Checkpoint
+from ramify.data.batch import Batch
+from ramify.data.loader import Loader, Share, SplitReader, Work
 from ramify.data.stream import Stream, sampling_weights
 from ramify.errors import RamifyError
-from ramify.evaluate.exact import split_errors, trivial_errors
-from ramify.evaluate.metrics import Errors
 from ramify.model.build import Spread, build_model
+from ramify.parallel.division import Budget, Division
+from ramify.parallel.gradients import Gradients
+from ramify.parallel.layout import GATHERED, Layout
+from ramify.parallel.shard import shard_encoder
+from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe
-from ramify.train.objective import Loss, Objective
+from ramify.train.changes import Changes
+from ramify.train.ledger import Ledger, Outcome
+from ramify.train.objective import Objective
 from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer
 from ramify.train.run import MetricsLog, Run
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state per parameter, under PyTorch's names. Steps differ: one without structures of a branch passes it by."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands besides weights and moments; kept in the checkpoint's manifest.
-
-    Attributes:
-        step: optimizer steps taken.
-        best: lowest validation metric so far; `best_step` where.
-        waited: evaluations since then.
-        seconds: time spent training, over all sessions of the run.
-    """
-
-    step: int = 0
-    best: float = math.inf
-    best_step: int = 0
-    waited: int = 0
-    seconds: float = 0.0
+from ramify.train.state import Progress, State
+from ramify.train.stop import Stop
+from ramify.train.validation import Validator
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What a caller may listen to while a run goes on.
+    """What a caller may listen to while a run goes on; of several ranks only the first speaks.
 
     Attributes:
         step: called after every step with (step, total steps).
@@ -63,14 +50,16 @@ class Watch:
 
 @dataclass
 class Trainer:
-    """Trains the model of a recipe.
+    """Trains the model of a recipe; every rank of the run has one.
 
     Args:
         recipe: everything that defines the run.
         run: where it is kept.
-        data: the stores' manifests as plain data, by dataset.
-        train, val: readers of the two splits, by dataset.
-        device: where the model lives.
+        data: the stores' manifests as plain data, of all datasets.
+        train, val: readers of the two splits, of the datasets whose branches are on this rank at least.
+        layout: which rank this is, and what it hosts.
+        stop: why this rank should end early.
+        watchdog: ends a run that hangs.
         watch: who is told.
     """
 
@@ -79,165 +68,152 @@ class Trainer:
     data: Mapping[str, Any]
     train: Mapping[str, SplitReader]
     val: Mapping[str, SplitReader]
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    layout: Layout
+    stop: Stop = field(default_factory=Stop)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None, math.inf))
     watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
-        options = self.recipe.train
-        sizes = {name: len(reader) for name, reader in self.train.items()}
+        options, layout = self.recipe.train, self.layout
+        self.branch_of = self.recipe.branch_of_datasets()
+        sizes = {name: self.data[name]["splits"]["train"]["structures"] for name in self.branch_of}
         weights = sampling_weights(sizes, options.sampling, options.temperature)
         self.stream = Stream(sizes, weights, options.batch, options.seed)
         self.total_steps = options.max_steps or max(1, round(options.epochs * self.stream.steps_per_epoch))
-        spreads = {name: Spread.of_manifest(manifest) for name, manifest in self.data.items()}
-        self.model = build_model(self.recipe, spreads).to(self.device)
         self.dtype = torch.float64 if options.precision == "fp64" else torch.float32
-        branch_of = self.recipe.branch_of_datasets()
-        forceless = [name for name, branch in branch_of.items() if self.model.branch(branch).forces is None]
+        self.train, self.val = self._hosted(self.train), self._hosted(self.val)
+
+        spreads = {name: Spread.of_manifest(self.data[name]) for name in self.branch_of}
+        self.model = build_model(self.recipe, spreads, layout.hosted).to(layout.device)
+        forceless = [name for name in self.train if self.model.branch(self.branch_of[name]).forces is None]
         self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
+        self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
+        self.gradients = Gradients(self.model, layout, self.shards.part)
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
+        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.watchdog.beat)
         self.progress = Progress()
-        self._trivial: dict[str, Errors] = {}
+        self.state = State(layout, self.model, self.optimizer, self.averages, self.schedule, self.stream, self.progress)
+        self.stopped_by = ""
+        self._heard = self.watch if layout.is_lead else Watch()
 
     def fit(self) -> Progress:
-        """Trains to the end: all steps, or until the metric stops improving.
+        """Trains to the end: all steps, or until the metric stops improving, or until a rank is asked to stop
+        (`stopped_by` says why; the state is kept and can be gone on with).
 
         Raises:
-            RamifyError: the loss is not finite; the state before that step is kept as the latest checkpoint.
+            RamifyError: on all ranks: the loss is not finite; the state before that step is kept as the latest
+                checkpoint.
         """
-        options, per_epoch = self.recipe.train, self.stream.steps_per_epoch
-        evaluate_every = max(1, round(options.evaluate_every * per_epoch))
-        checkpoint_every = max(1, round(options.checkpoint_every * per_epoch))
-        log = MetricsLog(self.run, self.progress.step)
         started = time.monotonic() - self.progress.seconds
-        try:
-            with Loader(self.stream, self.train, self.progress.step, self.dtype) as loader:
-                while self.progress.step < self.total_steps and not self._patience_is_over():
-                    loss, norm, rate = self._step(next(loader))
-                    self.progress.step += 1
-                    step, last = self.progress.step, self.progress.step == self.total_steps
-                    self.watch.step(step, self.total_steps)
-                    self.progress.seconds = time.monotonic() - started
-                    if step % options.log_every == 0 or last:
-                        self._log_training(log, loss, norm, rate)
-                    improved = False
-                    if step % evaluate_every == 0 or last:
-                        improved = self._evaluate(log)
-                    if step % checkpoint_every == 0 or improved or last or self._patience_is_over():
-                        self.save(best=improved)
-        finally:
-            log.close()
+        with self._session(), self._log() as log, self.loader() as loader:
+            if self._evaluation_is_due():  # a session before was stopped from it
+                self._evaluate_and_save(log)
+            while not self._is_over():
+                outcome = self.step(next(loader))
+                self.progress.step += 1
+                self.progress.seconds = time.monotonic() - started
+                self._heard.step(self.progress.step, self.total_steps)
+                if self._is_due(self.recipe.train.log_every):
+                    self._log_training(log, outcome)
+                if outcome.stopping:
+                    self._stop()
+                    break
+                self._evaluate_and_save(log)
         return self.progress
 
-    def save(self, *, best: bool) -> None:
-        """Writes the state after the current step as a checkpoint."""
-        training = {name: p.detach() for name, p in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
-            state = self.optimizer.state.get(parameter, {})
-            training |= {f"{name}/{moment}": state[moment] for moment in MOMENTS if moment in state}
-        with self._averaged():
-            weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        about = {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "datasets": dict(self.data),
-            "branch_of": self.recipe.branch_of_datasets(),
-            "trainer": {
-                "progress": {k: v for k, v in vars(self.progress).items() if v != math.inf},
-                "schedule": {k: v for k, v in self.schedule.state().items() if v != math.inf},
-            },
-        }
-        save_checkpoint(self.run.checkpoints, self.progress.step, weights, training, about, best=best)
+    def loader(self) -> Loader:
+        """The work of this rank from the next step on."""
+        return Loader(self.train, self._shares(), self.dtype)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes up the run where `checkpoint` was written, to the bit."""
-        weights, training = checkpoint.weights(), checkpoint.training()
-        with torch.no_grad():
-            for (name, parameter), average in zip(self.model.named_parameters(), self.averages.averages, strict=True):
-                parameter.copy_(training[name])
-                average.copy_(weights[name])
-                moments = {m: training[f"{name}/{m}"] for m in MOMENTS if f"{name}/{m}" in training}
-                if moments:  # cloned: what comes from the file is mapped into memory
-                    self.optimizer.state[parameter] = {m: t.clone().to(self.device) for m, t in moments.items()}
-        trainer = checkpoint.manifest["trainer"]
-        self.progress = Progress(**trainer["progress"])
-        self.schedule.restore({"best": math.inf} | trainer["schedule"])
-
-    def _step(self, batch: Any) -> tuple[Loss, Tensor, float]:
-        """One optimizer step; returns the loss, the gradient's norm and the learning rate."""
+    def step(self, work: Work) -> Outcome:
+        """One optimizer step, on all ranks at once; returns what it came to. `fit` takes them all."""
+        self.watchdog.arrive(f"step {work.share.step + 1}")
         self.model.train()
-        rate = self.schedule.rate(self.progress.step)
+        ledger = Ledger(self.stream.counts(work.share.step), self.layout)
+        self.gradients.clear({self.branch_of[name] for name in work.share.labels})
+        with self.shards.gathered():
+            for batch in work.batches[:-1]:
+                self._accumulate(batch, work, ledger)
+            last = work.batches[-1:]  # none where this rank has nothing to do in the step
+            with self.gradients.summed([segment.name for batch in last for segment in batch.segments]):
+                for batch in last:
+                    self._accumulate(batch, work, ledger)
+                self.watchdog.arrive(f"the sums of step {work.share.step + 1}")
+        outcome = ledger.close(self.gradients.squared_norm(), stop=bool(self.stop.reason))
+        if not math.isfinite(outcome.norm):
+            self._refuse(outcome)
+        limit = self.recipe.optimizer.clip
+        if limit is not None and outcome.norm > limit:
+            self.gradients.scale(limit / (outcome.norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        wants_stress = self.recipe.objective.stress > 0
-        batch = batch.to(self.device)
-        with self._autocast():
-            predictions = self.model(batch, stress=wants_stress)
-        loss = self.objective(predictions, batch)
-        self.optimizer.zero_grad()
-        loss.total.backward()
-        limit = self.recipe.optimizer.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if not math.isfinite(norm):
-            self._refuse(loss, norm)
+            group["lr"] = self.schedule.rate(self.progress.step)
         self.optimizer.step()
         self.averages.update(self.progress.step)
-        return loss, norm, rate
+        return outcome
 
-    def _refuse(self, loss: Loss, norm: Tensor) -> None:
-        """Ends the run before a step that would ruin the weights."""
+    def save(self, *, best: bool) -> None:
+        """Writes the state after the current step as a checkpoint; all ranks must call it."""
+        self.watchdog.arrive(f"the checkpoint of step {self.progress.step}")
+        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best)
+        if self.layout.is_lead:
+            self.run.sessions.saved(self.progress.step)
+
+    def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
+        """Takes up the run where `checkpoint` was written, to the bit."""
+        self.state.restore(checkpoint, changes)
+
+    def _accumulate(self, batch: Batch, work: Work, ledger: Ledger) -> None:
+        """Forward and backward pass of one turn."""
+        batch = batch.to(self.layout.device)
+        with self._autocast():
+            predictions = self.model(batch, stress=self.recipe.objective.stress > 0)
+        loss = self.objective(predictions, batch, work.share.labels)
+        loss.total.backward()
+        ledger.add(loss)
+        self.watchdog.beat()
+
+    def _refuse(self, outcome: Outcome) -> None:
+        """Ends the run, on all ranks alike, before a step that would ruin the weights."""
         self.save(best=False)
-        parts = {name: [round(v, 4) for v in values.tolist()] for name, values in loss.datasets.items()}
-        raise RamifyError(
-            f"step {self.progress.step + 1}: the loss is {float(loss.total.detach())} and its gradient {float(norm)}; "
+        parts = {name: [round(value, 4) for value in values] for name, values in outcome.datasets.items()}
+        error = RamifyError(
+            f"step {self.progress.step + 1}: the loss is {outcome.loss} and its gradient {outcome.norm}; "
             f"by dataset (loss, eV/atom, eV/Å): {parts}. The state before this step is kept as `latest`.",
             fix="lower optimizer.lr, or look for wild labels with datasets.NAME.gates.max_force",
         )
+        error.everywhere = True
+        raise error
 
-    def _log_training(self, log: MetricsLog, loss: Loss, norm: Tensor, rate: float) -> None:
-        branches = {}
-        for name, values in loss.datasets.items():
-            total, energy, forces = values.tolist()
-            branches[name] = {"loss": total, "energy_mae": energy, "forces_mae": forces}
-        entry = self._entry("train") | {
-            "loss": float(loss.total.detach()),
-            "lr": rate,
-            "grad_norm": float(norm),
-            "branches": branches,
-        }
-        log.add(entry)
-        self.watch.trained(entry)
+    def _stop(self) -> None:
+        """Keeps the state as it is; an evaluation that is due is made up for when the run goes on."""
+        self.stopped_by = ", ".join(sorted(set(self.layout.gather(self.stop.reason)) - {""}))
+        self.save(best=False)
 
-    def _evaluate(self, log: MetricsLog) -> bool:
-        """Errors on the validation splits with the averaged weights; True when the metric is the best so far.
+    def _evaluate_and_save(self, log: MetricsLog | None) -> None:
+        """What is due after the current step."""
+        improved = self._evaluation_is_due() and self._evaluate(log)
+        if improved or self._patience_is_over() or self._is_due(self._steps(self.recipe.train.checkpoint_every)):
+            self.save(best=improved)
 
-        The metric is the mean, over datasets and over energy and forces, of the mean absolute error divided by that of
-        the trivial predictor: 0 is perfect, 1 is no better than knowing nothing.
-        """
-        datasets, ratios = {}, []
-        with self._averaged():
-            for name, reader in self.val.items():
-                branch = reader.branch
-                with self._autocast():
-                    found = split_errors(self.model, reader, branch, self.device, self.dtype)
-                if name not in self._trivial:
-                    self._trivial[name] = trivial_errors(reader, self.dtype)
-                trivial = self._trivial[name]
-                results = {k: v for k, v in found.results().items() if k not in ("structures", "atoms")}
-                known = {"trivial_energy_mae": trivial.energy_mae, "trivial_forces_mae": trivial.forces_mae}
-                datasets[name] = {"branch": branch, **results, **known}
-                ratios += _ratios(found, trivial)
-        metric = sum(ratios) / len(ratios) if ratios else math.nan
-        improved = metric < self.progress.best
+    def _evaluate(self, log: MetricsLog | None) -> bool:
+        """Errors on the validation splits with the averaged weights; True when the metric is the best so far."""
+        self.watchdog.arrive(f"the evaluation of step {self.progress.step}")
+        with self._averaged(), self.shards.gathered(GATHERED), self._autocast():
+            found = self.validator(self.model)
+        improved = found.metric < self.progress.best
+        self.progress.evaluated = self.progress.step
         if improved:
-            self.progress.best, self.progress.best_step, self.progress.waited = metric, self.progress.step, 0
+            self.progress.best, self.progress.best_step, self.progress.waited = found.metric, self.progress.step, 0
         else:
             self.progress.waited += 1
-        self.schedule.observe(metric)
-        entry = self._entry("val") | {"metric": metric, "best": improved, "datasets": datasets}
-        log.add(entry)
-        self.watch.evaluated(entry)
-        self._warn_if_trivial(datasets)
+        self.schedule.observe(found.metric)
+        entry = self._entry("val") | {"metric": found.metric, "best": improved, "datasets": found.datasets}
+        if log is not None:
+            log.add(entry)
+        self._heard.evaluated(entry)
+        self._warn_if_trivial(found.datasets)
         return improved
 
     def _warn_if_trivial(self, datasets: Mapping[str, Any]) -> None:
@@ -248,23 +224,90 @@ class Trainer:
             for label in ("energy", "forces"):
                 found, trivial = errors[f"{label}_mae"], errors[f"trivial_{label}_mae"]
                 if found is not None and trivial and not found < trivial:
-                    self.watch.warned(
+                    self._heard.warned(
                         f"{name}: the {label} head is no better than the trivial predictor "
                         f"({found:.4f} against {trivial:.4f}) after step {self.progress.step}"
                     )
 
-    def _patience_is_over(self) -> bool:
-        patience = self.recipe.train.patience
-        return patience is not None and self.progress.waited >= patience
+    def _log_training(self, log: MetricsLog | None, outcome: Outcome) -> None:
+        names = ("loss", "energy_mae", "forces_mae")
+        entry = self._entry("train") | {
+            "loss": outcome.loss,
+            "lr": self.schedule.rate(self.progress.step - 1),
+            "grad_norm": outcome.norm,
+            "branches": {name: dict(zip(names, values, strict=True)) for name, values in outcome.datasets.items()},
+        }
+        if log is not None:
+            log.add(entry)
+        self._heard.trained(entry)
 
     def _entry(self, kind: str) -> dict[str, Any]:
         step = self.progress.step
         epoch = step / self.stream.steps_per_epoch
         return {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(self.progress.seconds, 3)}
 
+    @contextmanager
+    def _session(self) -> Iterator[None]:
+        """What this program does for the run is written down, and the run is free for another one afterwards."""
+        if not self.layout.is_lead:
+            yield
+            return
+        placement = self.layout.placement
+        about = {"placement": placement.kind, "hosts": placement.hosts, "reason": placement.reason}
+        where = {"ranks": placement.ranks, "device": self.layout.device.type, "changed": self.run.changed}
+        try:
+            with self.run.sessions.kept(lambda: (self.progress.step, self.stopped_by), **where, **about):
+                yield
+        finally:
+            self.run.unlock()
+
+    @contextmanager
+    def _log(self) -> Iterator[MetricsLog | None]:
+        """The log, which only one rank writes."""
+        if not self.layout.is_lead:
+            yield None
+            return
+        log = MetricsLog(self.run, self.progress.step, self.progress.evaluated)
+        try:
+            yield log
+        finally:
+            log.close()
+
+    def _hosted(self, readers: Mapping[str, SplitReader]) -> dict[str, SplitReader]:
+        """Those of the branches on this rank, the datasets of one branch side by side."""
+        chosen = {n: r for n, r in readers.items() if self.branch_of[n] in self.layout.hosted}
+        return dict(sorted(chosen.items(), key=lambda item: item[1].branch))
+
+    def _shares(self) -> Iterator[Share]:
+        options = self.recipe.parallel
+        budget = Budget(options.micro_batch_atoms or math.inf, options.micro_batch_edges or math.inf)
+        stress = self.recipe.objective.stress > 0
+        division = Division(self.stream, self.train, self.layout.placement, self.layout.rank, budget, stress=stress)
+        return division.shares(self.progress.step)
+
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.total_steps or self._patience_is_over()
+
+    def _patience_is_over(self) -> bool:
+        patience = self.recipe.train.patience
+        return patience is not None and self.progress.waited >= patience
+
+    def _evaluation_is_due(self) -> bool:
+        """At this step, and not done yet."""
+        due = self._is_due(self._steps(self.recipe.train.evaluate_every))
+        return due and self.progress.evaluated < self.progress.step
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what is done every so many steps, and at the end, is to be done now."""
+        return self.progress.step % every == 0 or self.progress.step == self.total_steps
+
+    def _steps(self, epochs: float) -> int:
+        return max(1, round(epochs * self.stream.steps_per_epoch))
+
     def _autocast(self) -> torch.autocast:
         """bf16: products in bfloat16; the model itself keeps geometry, sums and energies in float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
+        kind = self.layout.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -274,9 +317,3 @@ class Trainer:
             yield
         finally:
             self.averages.swap()
-
-
-def _ratios(found: Errors, trivial: Errors) -> list[float]:
-    """Errors over trivial errors, for whatever has labels."""
-    pairs = ((found.energy_mae, trivial.energy_mae), (found.forces_mae, trivial.forces_mae))
-    return [f / t for f, t in pairs if f is not None and t]

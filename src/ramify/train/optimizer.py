@@ -1,24 +1,25 @@
 """AdamW, the learning rate over the run, and the averaged weights."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ramify.parallel.pieces import is_cut, own
 from ramify.recipe import OptimizerOptions, ScheduleOptions
 
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
     """AdamW over all parameters of `model`; only what is a linear map decays (no biases, norms, embedding)."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
-    others = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
+        groups.setdefault((decay, is_cut(p)), []).append(p)  # PyTorch takes no step on cut and whole ones together
+    chosen = [{"params": members, "weight_decay": decay} for (decay, _), members in groups.items()]
+    return torch.optim.AdamW(chosen, lr=options.lr, betas=options.betas, fused=True)
 
 
 @dataclass
@@ -72,24 +73,46 @@ class AveragedWeights:
     """Exponential moving average of all parameters.
 
     The decay starts low, min(decay, (1 + t) / (10 + t)) after t updates, so that early averages follow the weights
-    (the rule of tf.train.ExponentialMovingAverage).
+    (the rule of tf.train.ExponentialMovingAverage). With decay 0 the averages are the weights themselves and take no
+    memory.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self._parameters = list(model.parameters())
-        self.averages: list[Tensor] = [p.detach().clone() for p in self._parameters]
+        self._averages = [p.detach().clone() for p in self._parameters] if decay else None
+        self._since: dict[int, list[int]] = {0: list(range(len(self._parameters)))}
+
+    @property
+    def averages(self) -> list[Tensor]:
+        """Of every parameter, in the order of the model."""
+        return [p.detach() for p in self._parameters] if self._averages is None else self._averages
+
+    def began(self, parameters: Iterable[nn.Parameter], update: int) -> None:
+        """Says that some parameters have been there only since update number `update`; theirs count from there."""
+        chosen = {id(p) for p in parameters}
+        moved = [k for k, p in enumerate(self._parameters) if id(p) in chosen]
+        self._since = {since: [k for k in ks if k not in set(moved)] for since, ks in self._since.items()}
+        self._since.setdefault(update, []).extend(moved)
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
         """Moves the averages towards the weights after update number `updates` (from 0)."""
-        decay = min(self.decay, (1 + updates) / (10 + updates)) if self.decay else 0.0
-        torch._foreach_lerp_(self.averages, [p.detach() for p in self._parameters], 1.0 - decay)
+        if self._averages is None:
+            return
+        for since, members in self._since.items():
+            t = updates - since
+            decay = min(self.decay, (1 + t) / (10 + t))
+            weights = [own(self._parameters[k].detach()) for k in members]
+            if weights:
+                torch._foreach_lerp_([own(self._averages[k]) for k in members], weights, 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchanges weights and averages in place; a second call puts them back."""
-        for parameter, average in zip(self._parameters, self.averages, strict=True):
+        if self._averages is None:
+            return
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
             kept = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(kept)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -13,51 +14,72 @@ from ramify.errors import RamifyError
 from ramify.files import disk_full_named, write_json, write_whole
 from ramify.recipe import Recipe, load_recipe
 from ramify.train.board import Board
+from ramify.train.lock import NAME as LOCK
+from ramify.train.lock import RunLock
+from ramify.train.sessions import Sessions
 
 
 class Run:
-    """The folder of one run: recipe.yaml, data.json, metrics.jsonl, tensorboard/, checkpoints/."""
+    """The folder of one run: recipe.yaml, data.json, metrics.jsonl, sessions.jsonl, tensorboard/, checkpoints/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.sessions = Sessions(path)
+        self.changed: dict[str, Any] = {}  # keys of the recipe that differ from the session before, see `Changes`
+        self._lock: RunLock | None = None
 
-    @classmethod
-    def create(cls, path: Path, recipe: Recipe, data: dict[str, Any]) -> Self:
-        """Makes a new run folder.
+    def create(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
+        """Makes the folder of a new run, locked; nothing is there yet, or only what an interrupted `create` has left.
 
         Args:
-            path: must not exist, or be empty.
             recipe: kept as recipe.yaml with all defaults filled in.
             data: manifests of the stores by dataset, kept as data.json.
 
         Raises:
             RamifyError: something is there already.
         """
-        cls.require_free(path)
-        made = not path.exists()
-        run = cls(path)
+        self.require_free(self.path)
+        made = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
         try:
-            run.checkpoints.mkdir(parents=True)
-            write_json(path / "data.json", data)
-            write_whole(path / "recipe.yaml", recipe.to_yaml())
+            self.checkpoints.mkdir(exist_ok=True)
+            self.write(recipe, data)
         except BaseException:
-            for entry in (path,) if made else tuple(path.iterdir()):
-                shutil.rmtree(entry, ignore_errors=True)
+            self.unlock()
+            (self.path / "data.json").unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.path) if made else (self.checkpoints,):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        return run
 
-    @staticmethod
-    def require_free(path: Path) -> None:
+    @classmethod
+    def require_free(cls, path: Path) -> None:
         """Refuses a folder that a new run cannot have.
 
         Raises:
             RamifyError: something is there already.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not cls._is_unborn(path)):
             raise RamifyError(
                 f"{path} exists already; a run is never overwritten",
                 fix=f"choose another --run folder, or go on with it: ramify train --resume {path}",
             )
+
+    @staticmethod
+    def _is_unborn(path: Path) -> bool:
+        """Whether a folder is empty or holds what `create` leaves when it is killed: recipe.yaml comes last."""
+        checkpoints = path / "checkpoints"
+        if checkpoints.exists() and (not checkpoints.is_dir() or any(checkpoints.iterdir())):
+            return False
+        begun = {"checkpoints", LOCK, *(("data.json",) if checkpoints.exists() else ())}
+        half_written = tuple(f".{name}." for name in ("data.json", "recipe.yaml", LOCK))
+        names = {entry.name for entry in path.iterdir()}
+        return all(name in begun or name.startswith(half_written) for name in names)
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether there is a run at `path`."""
+        return (path / "recipe.yaml").is_file()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -66,9 +88,33 @@ class Run:
         Raises:
             RamifyError: `path` is not a run directory.
         """
-        if not (path / "recipe.yaml").is_file():
+        if not cls.exists(path):
             raise RamifyError(f"{path} is not a run directory: it has no recipe.yaml", fix="give the folder of --run")
         return cls(path)
+
+    def write(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
+        """Writes data.json and recipe.yaml, the latter last.
+
+        Raises:
+            RamifyError: the disk is full.
+        """
+        write_json(self.path / "data.json", dict(data))
+        write_whole(self.path / "recipe.yaml", recipe.to_yaml())
+
+    def lock(self, *, wait: bool = False) -> None:
+        """Keeps every other program from training this run until `unlock`; see `RunLock`.
+
+        Raises:
+            RamifyError: another one does.
+        """
+        self._lock = RunLock(self.path, wait=wait)
+        self._lock.acquire()
+
+    def unlock(self) -> None:
+        """Lets others train this run; does nothing where it is not locked."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
 
     @property
     def checkpoints(self) -> Path:
@@ -85,21 +131,37 @@ class Run:
         Raises:
             RamifyError: there is none, or it is damaged.
         """
-        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+        if self.never_had_checkpoint():
             raise RamifyError(
                 f"{self.path} has no checkpoint: the run ended before its first one",
-                fix=f"remove {self.path} and start the run again",
+                fix="start it again with the command that began it and --continue, or remove it",
+            )
+        if which == "latest" and not (self.checkpoints / which).exists():
+            raise RamifyError(
+                f"{self.path} has had checkpoints, but {self.checkpoints / which} is gone",
+                fix="bring the folder back from a copy, or start a new run",
             )
         return open_checkpoint(self.checkpoints / which)
 
+    def never_had_checkpoint(self) -> bool:
+        """Whether the run ended before its first one: there is none, and no session has written one down."""
+        none = not self.checkpoints.is_dir() or not any(self.checkpoints.iterdir())
+        return none and not self.sessions.had_checkpoint
+
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard, line by line; on resume, lines past the checkpoint are taken back first."""
+    """metrics.jsonl and TensorBoard, line by line; on resume, lines past the checkpoint are taken back first.
 
-    def __init__(self, run: Run, step: int) -> None:
+    Args:
+        run: whose metrics these are.
+        step: that the run stands at.
+        evaluated: the last step whose evaluation the run knows of; None if it is this one.
+    """
+
+    def __init__(self, run: Run, step: int, evaluated: int | None = None) -> None:
         self._run = run
         self._path = run.path / "metrics.jsonl"
-        self._keep_until(step)
+        self._keep_until({"train": step, "val": step if evaluated is None else evaluated})
         self._file = self._path.open("a", encoding="utf-8")
         self._board = Board(run.path / "tensorboard", step)
 
@@ -130,13 +192,14 @@ class MetricsLog:
             fix=f"free some space, then go on with it: ramify train --resume {self._run.path}",
         )
 
-    def _keep_until(self, step: int) -> None:
+    def _keep_until(self, last: Mapping[str, int]) -> None:
         if not self._path.exists():
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                entry = json.loads(line)
+                if entry["step"] <= last[entry["kind"]]:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):  # the line that was being written when the run was cut off
                 continue

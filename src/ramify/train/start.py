@@ -1,69 +1,264 @@
-"""Starting a run, and taking one up again."""
+"""Starting a run, taking one up again, and both at once; on one process or on several that do it together."""
 
 import ctypes
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ramify.checkpoint import Checkpoint, keep_checkpoint, tidy
 from ramify.data.open import check_same_data, open_split, open_stores
+from ramify.data.store import Store
 from ramify.errors import RamifyError
-from ramify.recipe import Recipe
+from ramify.parallel.agree import Alone, Met, Ranks, each, on_lead
+from ramify.parallel.launch import Site, choose_device, find_site, joined
+from ramify.parallel.layout import Layout
+from ramify.parallel.plan import choose_placement
+from ramify.parallel.watchdog import Watchdog
+from ramify.recipe import Recipe, parse_recipe
+from ramify.train.changes import Changes, compare
 from ramify.train.loop import Trainer, Watch
 from ramify.train.run import Run
+from ramify.train.stop import Stop
 
 EdgeProgress = Callable[[str, int], None]
 
 
+@dataclass(frozen=True)
+class Process:
+    """This process among those of a run.
+
+    Attributes:
+        ranks: all of them.
+        device: where its model lives.
+        stop: why it should end early.
+        watchdog: ends a run that hangs.
+    """
+
+    ranks: Ranks = field(default_factory=Alone)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stop: Stop = field(default_factory=Stop)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None, 1.0))
+
+
+@contextmanager
+def this_process(recipe: Recipe) -> Iterator[Process]:
+    """This process, from the moment it meets the others that the launcher started until they part.
+
+    Raises:
+        RamifyError: there is no such device, or the others do not come, or one of them is lost.
+    """
+    site, timeout = find_site(), recipe.parallel.timeout
+    device = choose_device(recipe.train.device, site)
+    with (
+        Stop(recipe.train.time_limit) as stop,
+        joined(site, device, timeout) as store,
+        Watchdog(site.rank, site.world, store, timeout) as watchdog,
+    ):
+        ranks = Met(site.rank, site.world) if site.world > 1 else Alone()
+        try:
+            yield Process(ranks, device, stop, watchdog)
+        except RuntimeError as error:
+            if site.world == 1 or not _is_of_a_sum(error):
+                raise
+            reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without lines of C++
+            raise RamifyError(
+                f"rank {site.rank} of {site.world} has lost another rank at {watchdog.place}: {reason}",
+                fix="look for the first error that another rank gave; then go on from the last checkpoint with "
+                "`ramify train --resume`",
+            ) from error
+
+
+def _is_of_a_sum(error: RuntimeError) -> bool:
+    """Whether ranks have lost each other: PyTorch's own error, or Gloo's, which has no type of its own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
 def start_run(
-    recipe: Recipe, path: Path, watch: Watch, edges: EdgeProgress = lambda dataset, structures: None
+    recipe: Recipe,
+    path: Path,
+    watch: Watch,
+    edges: EdgeProgress = lambda dataset, structures: None,
+    process: Process | None = None,
 ) -> Trainer:
     """Makes the run directory and a trainer at step 0; nothing is written when something is wrong with the data.
 
     Raises:
-        RamifyError: see `open_stores` and `Run.create`.
+        RamifyError: see `open_stores`, `choose_placement` and `Run.create`; on all ranks alike.
     """
-    _settle_process(recipe)
-    Run.require_free(path)
-    stores = open_stores(recipe)
-    train, val = open_split(recipe, stores, "train", edges), open_split(recipe, stores, "val", edges)
-    data = {name: store.manifest.model_dump(mode="json") for name, store in stores.items()}
-    run = Run.create(path, recipe, data)
-    return Trainer(recipe, run, data, train, val, watch=watch)
-
-
-def resume_run(path: Path, watch: Watch, edges: EdgeProgress = lambda dataset, structures: None) -> Trainer:
-    """A trainer at the latest checkpoint of a run; continues as if the run had never stopped.
-
-    Raises:
-        RamifyError: no run or no checkpoint there, a damaged one, or a recipe or stores that have changed since.
-    """
-    run = Run.open(path)
-    recipe = run.recipe()
-    _settle_process(recipe)
-    checkpoint = run.checkpoint("latest")
-    _same_recipe(run, checkpoint.manifest["recipe"], recipe.model_dump(mode="json"))
-    stores = open_stores(recipe)
-    check_same_data(checkpoint.manifest["datasets"], stores)
-    data = {name: store.manifest.model_dump(mode="json") for name, store in stores.items()}
-    train, val = open_split(recipe, stores, "train", edges), open_split(recipe, stores, "val", edges)
-    trainer = Trainer(recipe, run, data, train, val, watch=watch)
-    trainer.restore(checkpoint)
+    process = process or _alone(recipe)
+    settle(recipe)
+    on_lead(process.ranks, lambda: Run.require_free(path))
+    stores = each(process.ranks, lambda: open_stores(recipe))
+    maker = _Maker(recipe, process, stores, watch, edges)
+    layout, run = maker.layout(), Run(path)
+    trainer = maker.trainer(run, layout, maker.readers(layout))
+    on_lead(layout, lambda: run.create(recipe, maker.data))
     return trainer
 
 
-def _same_recipe(run: Run, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to go on by another recipe than the run began with; only the stores may have moved."""
-    if changed := [key for key in now if key not in ("name", "stores") and now[key] != before.get(key)]:
-        raise RamifyError(
-            f"{run.path / 'recipe.yaml'} is not what this run was trained by ({', '.join(changed)} changed)",
-            fix="restore it, or start a new run with the new recipe",
+def resume_run(
+    path: Path,
+    watch: Watch,
+    edges: EdgeProgress = lambda dataset, structures: None,
+    process: Process | None = None,
+    *,
+    recipe: Recipe | None = None,
+    automatic: bool = False,
+) -> Trainer:
+    """A trainer at the latest checkpoint of a run; continues as if the run had never stopped.
+
+    Args:
+        path: of the run.
+        watch, edges: who is told.
+        process: this one, among any number of others.
+        recipe: to go on with; None for the run's own. It becomes the run's own.
+        automatic: nobody looks on: waits for a holder of the run's lock that may be gone, and a run that was ended
+            before its first checkpoint begins again at step 0.
+
+    Raises:
+        RamifyError: no run or no checkpoint there, a damaged one, one that another process trains, or a recipe or
+            stores that have changed since in a way that a run cannot; on all ranks alike.
+    """
+    ranks = process.ranks if process is not None else Alone()
+    run = each(ranks, lambda: Run.open(path))
+    now, where = (recipe, "the recipe") if recipe else (each(ranks, run.recipe), str(run.path / "recipe.yaml"))
+    on_lead(ranks, lambda: _take(run, automatic))
+    try:
+        checkpoint, changes, stores = each(ranks, lambda: _look(run, now, where, automatic))
+        return _resume(run, now, checkpoint, changes, stores, process or _alone(now), watch, edges)
+    except BaseException:
+        run.unlock()
+        raise
+
+
+def continue_run(
+    recipe: Recipe,
+    path: Path,
+    watch: Watch,
+    edges: EdgeProgress = lambda dataset, structures: None,
+    process: Process | None = None,
+) -> Trainer:
+    """Goes on with the run at `path` by `recipe` if there is one, else starts it. Raises as those two."""
+    process = process or _alone(recipe)
+    if on_lead(process.ranks, lambda: Run.exists(path)):
+        return resume_run(path, watch, edges, process, recipe=recipe, automatic=True)
+    return start_run(recipe, path, watch, edges, process)
+
+
+def _take(run: Run, automatic: bool) -> None:
+    run.lock(wait=automatic)
+    if run.checkpoints.is_dir():
+        tidy(run.checkpoints)
+
+
+def _look(run: Run, now: Recipe, where: str, automatic: bool) -> tuple[Checkpoint | None, Changes, dict[str, Store]]:
+    """The checkpoint to go on from (None: from the beginning), what has changed since, and the stores."""
+    if automatic and run.never_had_checkpoint():
+        return None, compare(run.recipe(), now, where), open_stores(now)
+    checkpoint = run.checkpoint("latest")
+    changes = compare(parse_recipe(checkpoint.manifest["recipe"], str(checkpoint.path)), now, where)
+    stores, known = open_stores(now), checkpoint.manifest["datasets"]
+    check_same_data(known, {name: store for name, store in stores.items() if name in known})
+    return checkpoint, changes, stores
+
+
+def _resume(
+    run: Run,
+    recipe: Recipe,
+    checkpoint: Checkpoint | None,
+    changes: Changes,
+    stores: Mapping[str, Store],
+    process: Process,
+    watch: Watch,
+    edges: EdgeProgress,
+) -> Trainer:
+    settle(recipe)
+    maker = _Maker(recipe, process, stores, watch, edges)
+    layout = maker.layout()
+    trainer = maker.trainer(run, layout, maker.readers(layout))
+    if checkpoint is not None:
+        each(layout, lambda: trainer.restore(checkpoint, changes))
+    on_lead(layout, lambda: _adopt(run, recipe, maker.data, checkpoint, changes))
+    return trainer
+
+
+def _adopt(run: Run, recipe: Recipe, data: Mapping[str, Any], checkpoint: Checkpoint | None, changes: Changes) -> None:
+    """Keeps what the run leaves behind, and makes the recipe the run's own."""
+    if checkpoint is not None:
+        for dataset in changes.dropped:
+            keep_checkpoint(run.checkpoints, f"step-{checkpoint.step:08d}", f"with-{dataset}")
+    if changes.keys or recipe != run.recipe():
+        run.write(recipe, data)
+    run.changed = changes.keys
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes what a rank needs to train."""
+
+    recipe: Recipe
+    process: Process
+    stores: Mapping[str, Store]
+    watch: Watch
+    edges: EdgeProgress
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The manifests of all stores."""
+        return {name: store.manifest.model_dump(mode="json") for name, store in self.stores.items()}
+
+    def layout(self) -> Layout:
+        """What this rank hosts."""
+        ranks, device = self.process.ranks, self.process.device
+        placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.world))
+        if ranks.world == 1:
+            return Layout.alone(list(self.recipe.datasets_of_branches()), device)
+        return replace(Layout.spread(placement, device), on_waiting=self.process.watchdog.wait)
+
+    def readers(self, layout: Layout) -> dict[str, Any]:
+        """Of both splits, for the datasets of hosted branches."""
+        branch_of = self.recipe.branch_of_datasets()
+        stores = {name: store for name, store in self.stores.items() if branch_of[name] in layout.hosted}
+
+        def open_both() -> dict[str, Any]:
+            return {split: open_split(self.recipe, stores, split, self.edges) for split in ("train", "val")}
+
+        return each(layout, open_both)
+
+    def trainer(self, run: Run, layout: Layout, readers: Mapping[str, Any]) -> Trainer:
+        """At step 0."""
+        stop, watchdog = self.process.stop, self.process.watchdog
+        return each(
+            layout,
+            lambda: Trainer(
+                self.recipe, run, self.data, readers["train"], readers["val"], layout, stop, watchdog, self.watch
+            ),
         )
 
 
-def _settle_process(recipe: Recipe) -> None:
+def under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def torchrun_restarts() -> int:
+    """How often torchrun (--max-restarts) has started the processes again after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _alone(recipe: Recipe) -> Process:
+    """One process by itself."""
+    return Process(device=choose_device(recipe.train.device, Site()))
+
+
+def settle(recipe: Recipe) -> None:
     """Threads and memory of this process, before anything large is made."""
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)

@@ -1,0 +1,84 @@
+"""sessions.jsonl: which programs have worked on a run, on how many ranks, with what changed, and how they ended."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ramify import __version__
+from ramify.errors import RamifyError
+from ramify.files import disk_full_named
+
+NAME = "sessions.jsonl"
+
+
+class Sessions:
+    """Appends to the file of one run; lines that an interrupted program left half-written are passed over.
+
+    Each line has `kind` and `time` (UTC). `start` tells where the program began and with what, `checkpoint` stands for
+    its first one, `end` says how it ended; one that was killed has no `end`.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / NAME
+        self._saved = False
+
+    def start(self, **facts: Any) -> None:
+        """The program begins to train."""
+        job = next((f"{key}={os.environ[key]}" for key in ("SLURM_JOB_ID", "PBS_JOBID") if key in os.environ), None)
+        self._add("start", host=socket.gethostname(), pid=os.getpid(), job=job, ramify=__version__, **facts)
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of `step` is complete; only the first of a session is written down."""
+        if not self._saved:
+            self._add("checkpoint", step=step)
+        self._saved = True
+
+    def end(self, step: int, how: str) -> None:
+        """The program ends: `finished`, `stopped: why` or `error: which`."""
+        self._add("end", step=step, ended=how)
+
+    @contextmanager
+    def kept(self, progress: Callable[[], tuple[int, str]], **facts: Any) -> Iterator[None]:
+        """Around the work of a session; `progress` tells the step, and why the run was stopped (empty: it was not)."""
+        self.start(step=progress()[0], **facts)
+        ended = "finished"
+        try:
+            yield
+            if stopped := progress()[1]:
+                ended = f"stopped: {stopped}"
+        except BaseException as error:
+            ended = f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise
+        finally:
+            with suppress(RamifyError):  # a full disk must not hide why the run ended
+                self.end(progress()[0], ended)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All there are, oldest first."""
+        if not self._path.exists():
+            return []
+        found = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    @property
+    def had_checkpoint(self) -> bool:
+        """Whether the run ever had one."""
+        return any(line["kind"] == "checkpoint" for line in self.lines())
+
+    def _add(self, kind: str, **facts: Any) -> None:
+        line = {"kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | facts
+        with disk_full_named(self._path), self._path.open("a+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                file.write(b"\n")  # what was being written when the program before was killed
+            file.write(json.dumps(line).encode() + b"\n")

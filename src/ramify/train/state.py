@@ -1,0 +1,185 @@
+"""All that a run must keep to go on as if it had never stopped, put into checkpoints and taken out of them.
+
+Checkpoints know nothing of ranks: every part is written by the rank that owns it, whole, and read by all that host it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramify.checkpoint import Checkpoint, save_checkpoint
+from ramify.data.stream import Stream
+from ramify.errors import RamifyError
+from ramify.model.multibranch import MultiBranch
+from ramify.parallel.layout import Layout
+from ramify.parallel.pieces import cut_like, whole
+from ramify.recipe import Recipe
+from ramify.train.changes import Changes
+from ramify.train.optimizer import AveragedWeights, Schedule
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state per parameter, under PyTorch's names. Steps differ: one without structures of a branch passes it by."""
+
+
+ENCODER = ""
+"""What belongs to no branch; no branch can have this name."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands besides weights and moments; kept in the checkpoint's manifest, the same on all ranks.
+
+    Attributes:
+        step: optimizer steps taken.
+        evaluated: the last one after which the validation splits were evaluated.
+        best: lowest validation metric so far; `best_step` where.
+        waited: evaluations since then.
+        seconds: time spent training, over all sessions of the run.
+        born: the step that branches began at which joined the run later.
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    waited: int = 0
+    seconds: float = 0.0
+    born: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """What one rank holds of a run."""
+
+    layout: Layout
+    model: MultiBranch
+    optimizer: torch.optim.Optimizer
+    averages: AveragedWeights
+    schedule: Schedule
+    stream: Stream
+    progress: Progress
+
+    def save(self, folder: Path, recipe: Recipe, data: Mapping[str, Any], *, best: bool) -> None:
+        """Writes the state after the current step as a checkpoint; all ranks must call it.
+
+        Args:
+            folder: the run's `checkpoints`.
+            recipe: of the run.
+            data: manifests of all its stores, by dataset.
+            best: the weights to use are the best so far.
+
+        Raises:
+            RamifyError: on all ranks, as `save_checkpoint`.
+        """
+        weights: dict[str, Tensor] = {}
+        training: dict[str, Tensor] = {}
+        weights |= {name: buffer for name, buffer in self._buffers().items() if self._owns(name)}
+        for (name, parameter), average in zip(self.model.named_parameters(), self.averages.averages, strict=True):
+            whole_average, whole_parameter = whole(average), whole(parameter)
+            state = self.optimizer.state.get(parameter, {})
+            moments = {f"{name}/{moment}": whole(state[moment]) for moment in MOMENTS if moment in state}
+            if self._owns(name):
+                weights[name] = whole_average
+                training |= {name: whole_parameter} | moments
+        about = {
+            "recipe": recipe.model_dump(mode="json"),
+            "datasets": dict(data),
+            "branch_of": recipe.branch_of_datasets(),
+            "trainer": {
+                "progress": {k: v for k, v in vars(self.progress).items() if v != math.inf},
+                "schedule": {k: v for k, v in self.schedule.state().items() if v != math.inf},
+                "positions": self.stream.position(self.progress.step),
+            },
+        }
+        save_checkpoint(folder, self.progress.step, weights, training, about, best=best, ranks=self.layout)
+
+    def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
+        """Takes up the run where `checkpoint` was written, to the bit.
+
+        Branches that are not in it stay as they are, at their beginning. With other datasets, the search for the best
+        metric begins anew: it is a mean over datasets.
+
+        Args:
+            checkpoint: of any placement.
+            changes: since it was written; None for none.
+
+        Raises:
+            RamifyError: a file is damaged, or a part does not fit the model. On this rank alone.
+        """
+        found = [name for name in self.layout.hosted if name in checkpoint.branches]
+        self._put(checkpoint, checkpoint.weights(found), checkpoint.training(found))
+        trainer = checkpoint.manifest["trainer"]
+        # a checkpoint of 0.1 does not say when it was evaluated: if that was due, then it was done
+        for key, value in ({"evaluated": checkpoint.step} | trainer["progress"]).items():
+            setattr(self.progress, key, value)
+        self.schedule.restore({"best": math.inf} | trainer["schedule"])
+        if "positions" in trainer:  # checkpoints of 0.1 have none: their datasets have not changed
+            self.stream.start_at(self.progress.step, trainer["positions"])
+        if changes is not None and changes.of_data:
+            self.progress.best, self.progress.best_step, self.progress.waited = math.inf, 0, 0
+            self.schedule.restore(self.schedule.state() | {"best": math.inf, "waited": 0})
+        self._count_from_birth(checkpoint)
+
+    def _put(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
+        there = (ENCODER, *checkpoint.branches)
+        named = zip(self.model.named_parameters(), self.averages.averages, strict=True)
+        parameters = [(name, p, average) for (name, p), average in named if self._part(name) in there]
+        buffers = {name: buffer for name, buffer in self._buffers().items() if self._part(name) in there}
+        expected = {name: p.shape for name, p, _ in parameters} | {name: b.shape for name, b in buffers.items()}
+        _must_fit(checkpoint, expected, weights)
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                buffer.copy_(weights[name])
+            for name, parameter, average in parameters:
+                parameter.copy_(cut_like(parameter, training[name]))
+                average.copy_(cut_like(average, weights[name]))
+                moments = {m: training[f"{name}/{m}"] for m in MOMENTS if f"{name}/{m}" in training}
+                if moments:
+                    self.optimizer.state[parameter] = {m: cut_like(parameter, t) for m, t in moments.items()}
+
+    def _count_from_birth(self, checkpoint: Checkpoint) -> None:
+        """Branches that have just joined begin here: the average of their weights must forget their random start."""
+        for branch in self.layout.placement.hosts:
+            if branch not in checkpoint.branches:
+                self.progress.born[branch] = self.progress.step
+        for branch, step in self.progress.born.items():
+            if branch in self.layout.hosted:
+                self.averages.began(self.model.branch(branch).parameters(), step)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What belongs to the model besides its parameters: the units that heads work in."""
+        parameters = {name for name, _ in self.model.named_parameters()}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in parameters}
+
+    def _owns(self, name: str) -> bool:
+        """Whether this rank writes the tensor called `name`: the first one the encoder, the owner of a branch its."""
+        part = self._part(name)
+        return self.layout.is_lead if part == ENCODER else self.layout.owns(part)
+
+    @staticmethod
+    def _part(name: str) -> str:
+        """The branch that a tensor belongs to, or `ENCODER`."""
+        kind, rest = name.split(".", 1)
+        return rest.split(".", 1)[0] if kind == "branches" else ENCODER
+
+
+def _must_fit(checkpoint: Checkpoint, expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
+    """Compares names and shapes."""
+    wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    wrong += [f"{name} is not in the model" for name in sorted(found.keys() - expected.keys())]
+    wrong += [
+        f"{name} is {tuple(found[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if wrong:
+        raise RamifyError(
+            f"checkpoint {checkpoint.path} does not fit the model of the recipe: {wrong[0]}"
+            + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""),
+            fix="a dataset with other labels than those of a branch needs a branch of its own; else start a new run",
+        )

@@ -1,0 +1,162 @@
+"""SIGKILL at the worst moments: a run can always be read and gone on with; at most one checkpoint interval is lost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ramify.checkpoint import open_checkpoint
+from ramify.parallel.watchdog import HUNG
+from tests.programs import KILL, Program, run
+from tests.small import metrics, tensors
+
+from .conftest import MakeFive
+from .test_elastic import EPOCH, assert_close
+
+EVERY = 3
+"""Steps between checkpoints."""
+LENGTH: dict[str, Any] = {
+    "train__batch": 7,
+    "train__max_steps": 16,
+    "train__log_every": 1,
+    "train__evaluate_every": 6 / EPOCH,
+    "train__checkpoint_every": EVERY / EPOCH,
+}
+DIES = """
+import os
+from ramify import checkpoint, files
+from ramify.train import run, loop
+module, name, count = {module}, {name!r}, {count}
+original, calls = getattr(module, name), []
+def dying(*arguments, **options):
+    calls.append(name)
+    if len(calls) == count and os.environ.get("RANK") == "{rank}":
+        os.kill(os.getpid(), 9)
+    return original(*arguments, **options)
+setattr(module, name, dying)
+"""
+MOMENTS: dict[str, dict[str, Any]] = {
+    "before recipe.yaml is there": {"module": "run", "name": "write_whole", "count": 1, "rank": 0},
+    "before the first checkpoint": {"module": "loop.Trainer", "name": "_accumulate", "count": 2, "rank": 1},
+    "while it writes a part": {"module": "checkpoint", "name": "sync", "count": 5, "rank": 1},
+    "before the manifest": {"module": "checkpoint", "name": "write_json", "count": 1, "rank": 0},
+    "after the folder, before its links": {"module": "checkpoint", "name": "_settle", "count": 1, "rank": 0},
+    "between the links": {"module": "checkpoint", "name": "_point", "count": 3, "rank": 0},
+    "before old ones are removed": {"module": "checkpoint", "name": "remove_unlinked", "count": 2, "rank": 0},
+    "in a step": {"module": "loop.Trainer", "name": "_accumulate", "count": 4, "rank": 1},
+}
+"""In this order, each in a session that goes on from the one before."""
+
+
+def reached(path: Path) -> int:
+    """The last step that is known to have been taken."""
+    return max((line["step"] for line in metrics(path)), default=0) if (path / "metrics.jsonl").exists() else 0
+
+
+def readable(path: Path) -> int:
+    """The step of the latest checkpoint, all of which is read; 0 before the first."""
+    checkpoints = path / "checkpoints"
+    if not (checkpoints / "latest").is_symlink():
+        return 0
+    for link in ("latest", "best"):
+        if (checkpoints / link).is_symlink():
+            checkpoint = open_checkpoint(checkpoints / link)
+            checkpoint.weights()
+            checkpoint.training()
+    return open_checkpoint(checkpoints / "latest").step
+
+
+def test_killed_at_the_worst_moments(five: MakeFive, tmp_path: Path) -> None:
+    """Two ranks, one of which is killed in every session; the other says that it has lost it."""
+    path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    recipe.write_text(five(parallel__placement="per-branch", **LENGTH).to_yaml())
+    words = ("train", recipe, "--run", path, "--continue")
+    for moment, where in MOMENTS.items():
+        done = run(tmp_path, 2, *words, first=DIES.format(**where))
+        killed = int(where["rank"])
+        assert done.statuses[killed] == -KILL, (moment, done.said)
+        assert done.statuses[1 - killed] == 1, moment
+        assert f"rank {1 - killed} of 2 has lost another rank at " in done.said[1 - killed], moment
+        assert readable(path) >= reached(path) - EVERY, moment
+    done = run(tmp_path, 2, *words)
+    assert done.statuses == [0, 0], done.said
+    assert [p.name for p in path.glob("**/.*")] == []
+    assert not (path / "lock.json").exists()
+    whole = tmp_path / "whole"
+    assert run(tmp_path, 1, "train", recipe, "--run", whole, "parallel.placement=auto").statuses == [0]
+    assert_close(tensors(path), tensors(whole))
+    assert [(line["kind"], line["step"]) for line in metrics(path)] == [
+        (line["kind"], line["step"]) for line in metrics(whole)
+    ]
+
+
+FULL = """
+import os, resource
+if os.environ["RANK"] == "1":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
+"""
+
+
+def test_a_full_disk_on_one_rank_is_one_message(five: MakeFive, tmp_path: Path) -> None:
+    """Every rank ends with status 1, the first one says why; the run goes on once there is room."""
+    path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    recipe.write_text(five(parallel__placement="per-branch", **LENGTH).to_yaml())
+    words = ("train", recipe, "--run", path, "--continue")
+    done = run(tmp_path, 2, *words, first=FULL)
+    assert done.statuses == [1, 1]
+    message = (
+        "error: rank 1 of 2: cannot write .*run/checkpoints/step-00000003: File too large; nothing was left behind"
+    )
+    assert done.said[1] == ""
+    assert message.split(".*")[0] in done.said[0]
+    assert message.split(".*")[1] in done.said[0]
+    assert "Traceback" not in done.said[0]
+    assert list((path / "checkpoints").iterdir()) == []
+    ended = json.loads((path / "sessions.jsonl").read_text().splitlines()[-1])["ended"]
+    assert ended.startswith("error: RamifyError: rank 1 of 2: cannot write")
+    assert run(tmp_path, 2, *words, "train.max_steps=16").statuses == [0, 0]
+
+
+def test_a_second_program_is_refused(five: MakeFive, tmp_path: Path) -> None:
+    """While the first one trains; on any number of ranks, with one message."""
+    path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    recipe.write_text(five(**LENGTH).to_yaml())
+    slow = "import time\nfrom ramify.train.loop import Trainer\nTrainer._accumulate = lambda *_: time.sleep(60)\n"
+    first = Program(tmp_path, 1, "train", recipe, "--run", path, first=slow)
+    try:
+        while not (path / "recipe.yaml").exists():
+            assert first.ranks[0].is_alive()
+        done = run(tmp_path, 2, "train", recipe, "--run", path, "--continue", "parallel.placement=replicated")
+    finally:
+        first.kill(KILL)
+    assert done.statuses == [1, 1]
+    assert f"run is being trained already: process {first.ranks[0].pid} on " in done.said[0]
+    assert done.said[0].count("error:") == 1
+    assert done.said[1] == ""
+    first.wait()
+    assert run(tmp_path, 1, "train", recipe, "--run", path, "--continue").statuses == [0]
+
+
+HANGS = """
+import os, time
+from ramify.train.loop import Trainer
+accumulate = Trainer._accumulate
+def hanging(trainer, *arguments):
+    if trainer.progress.step == 4 and os.environ["RANK"] == "1":
+        time.sleep(1000)
+    accumulate(trainer, *arguments)
+Trainer._accumulate = hanging
+"""
+
+
+def test_a_hung_rank_ends_the_run(five: MakeFive, tmp_path: Path) -> None:
+    """With a message that names it, the step, and the line that it is at; the checkpoints before stay."""
+    path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    recipe.write_text(five(parallel__placement="replicated", **LENGTH).to_yaml())
+    done = run(tmp_path, 2, "train", recipe, "--run", path, "parallel.timeout=4", first=HANGS)
+    assert done.statuses == [HUNG, HUNG]
+    said = "".join(done.said)
+    assert "error: the run hangs: no rank has moved for 4 s (parallel.timeout); did not arrive: rank 1 " in said
+    assert "(last seen at step 5); the others wait at the sums of step 5" in said
+    assert "rank 1 of 2 has not come further than step 5; it is at\n" in done.said[1]
+    assert "in hanging\n" in done.said[1]
+    assert readable(path) == 3

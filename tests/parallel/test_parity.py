@@ -1,0 +1,213 @@
+"""One process and several take the same steps, whatever branch is where: weights, averages and logged losses."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ramify.parallel.agree import Alone, Met
+from ramify.parallel.plan import make_plan
+from ramify.parallel.workload import DatasetSize, dataset_sizes
+from ramify.recipe import Recipe
+from ramify.train.loop import Trainer, Watch
+from ramify.train.start import Process, start_run
+from ramify.train.validation import Validation
+from tests.small import metrics
+from tests.worlds import run_world
+
+from .conftest import MakeFive
+
+STEPS = 20
+KINDS: dict[str, dict[str, Any]] = {
+    "conservative": {"model__force_head__kind": "conservative", "objective__stress": 0.3},
+    "direct": {},
+}
+UNEVEN = {"alloys": [0, 1], "waters": [1], "bare": [0], "partly": [0, 1], "clusters": [1]}
+APART = {"alloys": [0, 3], "waters": [1, 2], "bare": [0], "partly": [1, 3], "clusters": [2]}
+SIX = {"alloys": [0, 1, 2], "waters": [4], "bare": [3], "partly": [1, 3, 5], "clusters": [2, 4]}
+TURNS = {"parallel__micro_batch_atoms": 12, "parallel__micro_batch_edges": 90}
+WORLDS: dict[int, list[tuple[str, dict[str, Any]]]] = {
+    1: [("conservative", TURNS), ("direct", TURNS)],
+    2: [
+        ("conservative", {"parallel__placement": "replicated"}),
+        ("conservative", {"parallel__placement": "per-branch"}),  # several branches on a rank
+        ("direct", {"parallel__placement": UNEVEN}),
+        ("conservative", {"parallel__placement": "balanced", **TURNS}),
+    ],
+    3: [
+        ("conservative", {"parallel__placement": "per-branch-even"}),
+        ("direct", {"parallel__placement": "replicated"}),
+    ],
+    4: [
+        ("conservative", {"parallel__placement": APART}),
+        ("direct", {"parallel__placement": "per-branch"}),
+    ],
+    6: [
+        ("conservative", {"parallel__placement": "per-branch"}),  # groups by work
+        ("conservative", {"parallel__placement": "replicated"}),  # some ranks have nothing to do
+        ("direct", {"parallel__placement": SIX, **TURNS}),
+        ("direct", {"parallel__placement": "per-branch-even"}),
+    ],
+}
+
+
+def steps_of(five: MakeFive, kind: str, changes: dict[str, Any]) -> Recipe:
+    """20 steps of 7 structures, evaluated twice: datasets are absent from many of them."""
+    length = {
+        "train__max_steps": STEPS,
+        "train__batch": 7,
+        "train__log_every": 1,
+        "train__evaluate_every": 10 * 7 / 172,
+    }
+    return five(**length, train__checkpoint_every=99.0, **KINDS[kind], **changes)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one rank has after a run.
+
+    Attributes:
+        state: weights and averages of what is on this rank.
+        traffic: bytes handed to collectives.
+        present: by branch, in how many steps it had structures.
+        fresh: what the validation splits said before the first step.
+    """
+
+    state: dict[str, NDArray[np.float64]]
+    traffic: dict[str, int]
+    present: dict[str, int]
+    fresh: Validation
+
+
+def state_of(trainer: Trainer) -> dict[str, NDArray[np.float64]]:
+    """By name, the averages as `averaged NAME`."""
+    named = list(trainer.model.named_parameters())
+    weights = {name: p.detach().numpy().copy() for name, p in named}
+    averages = zip(named, trainer.averages.averages, strict=True)
+    return weights | {f"averaged {name}": average.numpy().copy() for (name, _), average in averages}
+
+
+def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> list[Trained]:
+    """Trains one run after the other on this rank."""
+    found = []
+    for number, recipe in enumerate(recipes):
+        process = Process(Met(rank, world) if world > 1 else Alone())
+        trainer = start_run(recipe, folder / f"{world}-{number}", Watch(), process=process)
+        fresh = trainer.validator(trainer.model)
+        trainer.fit()
+        assert trainer.progress.step == STEPS
+        counts = [trainer.stream.counts(step) for step in range(STEPS)]
+        present = {branch: sum(c[branch] > 0 for c in counts) for branch in recipe.datasets}
+        found.append(Trained(state_of(trainer), dict(trainer.layout.traffic), present, fresh))
+        trainer.run.unlock()
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One placement: what was trained, on which ranks, with which log."""
+
+    kind: str
+    recipe: Recipe
+    ranks: list[Trained]
+    log: list[dict[str, Any]]
+
+
+Worlds = dict[int, list[Outcome]]
+
+
+@pytest.fixture(scope="module")
+def expected(five: MakeFive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """By kind of forces, the run of one process that does all at once."""
+    folder = tmp_path_factory.mktemp("alone")
+    recipes = [steps_of(five, kind, {}) for kind in KINDS]
+    trained = train_each(0, 1, recipes, folder)
+    return {kind: Outcome(kind, recipes[k], [trained[k]], metrics(folder / f"1-{k}")) for k, kind in enumerate(KINDS)}
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def outcomes(request: pytest.FixtureRequest, five: MakeFive, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """All runs of one number of ranks, trained one after the other by the same processes."""
+    world, folder = request.param, tmp_path_factory.mktemp("world")
+    recipes = [steps_of(five, kind, changes) for kind, changes in WORLDS[world]]
+    if world == 1:
+        trained = [train_each(0, 1, recipes, folder)]
+    else:
+        trained = run_world(world, train_each, world, recipes, folder, limit=220)
+    return [
+        Outcome(kind, recipes[k], [rank[k] for rank in trained], metrics(folder / f"{world}-{k}"))
+        for k, (kind, _) in enumerate(WORLDS[world])
+    ]
+
+
+def test_weights_and_averages(outcomes: list[Outcome], expected: dict[str, Outcome]) -> None:
+    """To 1e-12 of the largest number of each tensor, on every rank that has it."""
+    for outcome in outcomes:
+        alone = expected[outcome.kind].ranks[0].state
+        assert set().union(*(rank.state for rank in outcome.ranks)) == alone.keys()
+        for rank in outcome.ranks:
+            for name, array in rank.state.items():
+                limit = 1e-12 * np.abs(alone[name]).max()
+                np.testing.assert_allclose(array, alone[name], rtol=0, atol=limit, err_msg=name)
+
+
+def test_ranks_agree_to_the_bit(outcomes: list[Outcome]) -> None:
+    """What two ranks both have can never drift apart."""
+    for outcome in outcomes:
+        first: dict[str, NDArray[Any]] = {}
+        for rank in outcome.ranks:
+            for name, array in rank.state.items():
+                np.testing.assert_array_equal(array, first.setdefault(name, array), err_msg=name)
+
+
+def test_logs(outcomes: list[Outcome], expected: dict[str, Outcome]) -> None:
+    """Losses, errors by dataset, norms of the gradient and validation metrics; clipping is active."""
+    for outcome in outcomes:
+        alone = expected[outcome.kind].log
+        assert len(outcome.log) == len(alone) == STEPS + 2
+        for line, same in zip(outcome.log, alone, strict=True):
+            assert_same(line, same)
+        assert max(line.get("grad_norm", 0.0) for line in alone) > outcome.recipe.optimizer.clip
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Numbers to 1e-11 (sums of many parts), all else exactly."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same(found[key], value)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-11, abs=1e-13)
+    else:
+        assert found == expected
+
+
+def test_errors_of_equal_weights_are_equal_to_the_bit(outcomes: list[Outcome], expected: dict[str, Outcome]) -> None:
+    for outcome in outcomes:
+        for rank in outcome.ranks:
+            assert rank.fresh == expected[outcome.kind].ranks[0].fresh
+
+
+@pytest.fixture(scope="module")
+def sizes(five: MakeFive) -> dict[str, DatasetSize]:
+    """What a plan knows of the datasets."""
+    return dataset_sizes(five(), {})
+
+
+def test_traffic_is_what_the_plan_says(outcomes: list[Outcome], sizes: dict[str, DatasetSize]) -> None:
+    """Per step the encoder, and each branch that a rank shares in the steps in which it has structures; and 18 float64
+    of control: loss, norm, flag, and three numbers for each of the five datasets."""
+    for outcome in outcomes:
+        recipe, world = outcome.recipe, len(outcome.ranks)
+        plan = make_plan(recipe, sizes, world)
+        for rank, cost in zip(outcome.ranks, plan.chosen.ranks, strict=True):
+            found = {what: bytes_ for what, bytes_ in rank.traffic.items() if what != "gathered"}
+            planned = {
+                what: per_step * (STEPS if what == "encoder" else rank.present[what.removeprefix("branches.")])
+                for what, per_step in cost.traffic.items()
+            }
+            assert found == planned | ({"control": STEPS * 18 * 8} if world > 1 else {})
+        assert min(outcome.ranks[0].present.values()) < STEPS  # a branch may be absent from a step

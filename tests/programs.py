@@ -1,0 +1,130 @@
+"""`ramify ...` on several ranks, as a launcher starts it: processes of their own that may be stopped and killed."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.worlds import PRELOADED, free_port
+
+
+@dataclass(frozen=True)
+class Done:
+    """How the ranks of a program ended: exit statuses (minus the number of the signal that ended one) and what each
+    printed, both streams together."""
+
+    statuses: list[int]
+    said: list[str]
+
+
+class Program:
+    """A program that runs.
+
+    Args:
+        folder: where what the ranks say is kept.
+        world: number of ranks.
+        words: after `ramify`.
+        at: `{"rank": 1, "step": 7, "signal": 15}`: that rank sends itself a signal in the midst of that step.
+        first: Python that every rank does before all else.
+        env: further variables.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: int,
+        *words: object,
+        at: dict[str, int] | None = None,
+        first: str = "",
+        **env: str,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        port = str(free_port())
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the server, and so of all ranks
+        self._outputs, self.ranks = [], []
+        for rank in range(world):
+            self._outputs.append(folder / f"said-{port}-{rank}")
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
+            environ = env | ({n: str(v) for n, v in place.items()} | {"MASTER_PORT": port} if world > 1 else {})
+            hit = at if at is not None and at["rank"] == rank else None
+            arguments = (self._outputs[-1], [str(word) for word in words], environ, hit, first)
+            self.ranks.append(context.Process(target=_rank, args=arguments, daemon=True))
+            self.ranks[-1].start()
+
+    def kill(self, number: int, rank: int | None = None) -> None:
+        """Sends a signal to one rank or to all."""
+        for process in self.ranks if rank is None else [self.ranks[rank]]:
+            if process.is_alive():
+                os.kill(int(process.pid or 0), number)
+
+    def wait(self, limit: float = 120.0) -> Done:
+        """Waits for all ranks; those that are not done in time are killed."""
+        deadline = time.monotonic() + limit
+        for process in self.ranks:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        return Done([int(p.exitcode or 0) for p in self.ranks], [path.read_text() for path in self._outputs])
+
+
+def run(folder: Path, world: int, *words: object, **options: Any) -> Done:
+    """A program from its start to its end; see `Program`."""
+    return Program(folder, world, *words, **options).wait()
+
+
+def _rank(output: Path, words: list[str], environ: dict[str, str], at: dict[str, int] | None, first: str) -> None:
+    """What a rank does; ends the process with the status that the command line would."""
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.environ.update(environ)
+    status = 1
+    try:
+        exec(first, {})
+        if at is not None:
+            _signal_at(at["step"], at["signal"])
+        status = _ramify(words)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _ramify(words: list[str]) -> int:
+    import torch
+
+    from ramify import cli
+
+    torch.set_num_threads(1)
+    sys.argv = ["ramify", *words]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _signal_at(step: int, number: int) -> None:
+    """Makes this process send itself a signal in the midst of step `step` (from 1)."""
+    from ramify.train.loop import Trainer
+
+    take = Trainer.step
+
+    def signalled(trainer: Trainer, *arguments: Any) -> Any:
+        if trainer.progress.step == step - 1:
+            os.kill(os.getpid(), number)
+        return take(trainer, *arguments)
+
+    Trainer.step = signalled  # type: ignore[method-assign]
+
+
+TERM, USR1, KILL = int(signal.SIGTERM), int(signal.SIGUSR1), int(signal.SIGKILL)
