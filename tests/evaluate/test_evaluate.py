@@ -19,11 +19,13 @@ from ramify.data.store import Store
 from ramify.errors import RamifyError
 from ramify.evaluate import exact, tables
 from ramify.evaluate.evaluate import UNITS, Evaluator, load_model
+from ramify.evaluate.trivial import trivial_errors
 from ramify.model.multibranch import MultiBranch
 from ramify.recipe import Recipe
 
 DATASETS = ("qm7x", "mptrj", "bare")
 ERRORS = {"energy_mae", "forces_mae", "energy_rmse", "forces_rmse"}
+STRESS = {"stress_mae", "stress_rmse"}
 CPU = torch.device("cpu")
 
 
@@ -86,14 +88,17 @@ def test_errors_equal_plain_numpy_whatever_the_batches(
     readers = open_split(recipe, stores, "test")
     for dataset in ("qm7x", "mptrj"):
         plain = one_by_one(model, dataset, stores[dataset], "test")
-        found = exact.split_errors(model, readers[dataset], dataset, CPU, torch.float64)
+        found = exact.add_in_order(
+            (number, exact.predict_batch(model, indices, batch, dataset, CPU).errors().totals)
+            for number, indices, batch in exact.split_batches(readers[dataset], torch.float64)
+        )
         energy, forces = plain["energy"] - plain["energy_label"], plain["forces"] - plain["forces_label"]
         assert found.energy_mae == pytest.approx(np.abs(energy).mean(), rel=1e-10)
         assert found.energy_rmse == pytest.approx(np.sqrt((energy**2).mean()), rel=1e-10)
         assert found.forces_mae == pytest.approx(np.abs(forces).mean(), rel=1e-10)
         assert found.forces_rmse == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-10)
         assert (found.structures, found.atoms) == (len(energy), len(forces))
-        trivial = exact.trivial_errors(readers[dataset], torch.float64)
+        trivial = trivial_errors(readers[dataset])
         assert trivial.energy_mae == pytest.approx(np.abs(plain["energy_label"]).mean(), rel=1e-10)
         assert trivial.forces_rmse == pytest.approx(np.sqrt((plain["forces_label"] ** 2).mean()), rel=1e-10)
 
@@ -123,10 +128,15 @@ def test_evaluation_json(run: Path, stores: dict[str, Store]) -> None:
     _, model = load_model(open_checkpoint(run / "checkpoints/best"))
     assert result["model"]["parameters"] == sum(p.numel() for p in model.parameters())
     for row in result["rows"]:
-        assert set(row) == ERRORS | {"branch", "dataset", "structures", "atoms"}
+        assert set(row) == ERRORS | STRESS | {"branch", "dataset", "structures", "atoms"}
         split = stores[row["dataset"]].manifest.splits["test"]
         assert (row["structures"], row["atoms"]) == (split.structures, split.atoms)
-    assert [set(row) for row in result["trivial"]] == [ERRORS | {"dataset"}] * 3
+    assert [set(row) for row in result["trivial"]] == [
+        ERRORS | STRESS | {"dataset", "energy_predictor", "energy_mae_by"}
+    ] * 3
+    for row in result["trivial"]:  # no reference is regularised here
+        assert row["energy_predictor"] == "reference energies"
+        assert row["energy_mae_by"] == {"reference energies": row["energy_mae"]}
     bare = result["trivial"][2]
     assert (bare["forces_mae"], bare["forces_rmse"]) == (None, None)
     assert bare["energy_mae"] > 0

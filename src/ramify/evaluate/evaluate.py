@@ -1,26 +1,41 @@
-"""`ramify evaluate`: every branch on every dataset, exact over a whole split."""
+"""`ramify evaluate`: every branch on every dataset, exact over a whole split, on one process or on many."""
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.data.loader import SplitReader
 from ramify.data.open import check_same_data, open_split, open_stores
 from ramify.errors import RamifyError
-from ramify.evaluate.exact import predict_split, split_errors, trivial_errors
+from ramify.evaluate import keep
+from ramify.evaluate.exact import add_in_order, predict_batch, split_batches
+from ramify.evaluate.trivial import Trivial, trivial_predictors
 from ramify.files import whole_folder, write_json
 from ramify.model.build import Spread, build_model
 from ramify.model.multibranch import MultiBranch
-from ramify.recipe import Recipe, parse_recipe
+from ramify.parallel.agree import Alone, Ranks, on_all, on_lead
+from ramify.parallel.launch import choose_device, find_site, joined
+from ramify.parallel.layout import Layout
+from ramify.parallel.placement import replicated
+from ramify.recipe import ParallelOptions, Recipe, parse_recipe
 
-UNITS = {"energy": "eV/atom after the dataset's reference energies", "forces": "eV/Å per component"}
+UNITS = {
+    "energy": "eV/atom after the dataset's reference energies",
+    "forces": "eV/Å per component",
+    "stress": "eV/Å³ per component",
+}
+
+Totals = dict[tuple[str, str], list[tuple[int, NDArray[np.float64]]]]
+"""By (dataset, branch): number of each batch in its split, and its `Errors.totals`."""
 
 
 def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
@@ -35,103 +50,152 @@ def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
     return recipe, model.eval()
 
 
+@contextmanager
+def met(device: str = "auto") -> Iterator[Layout]:
+    """The processes that a launcher (torchrun, srun, mpiexec) started together, or this one alone, each on its device.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `xpu`.
+
+    Raises:
+        RamifyError: there is no such device, or the others do not come.
+    """
+    site = find_site()
+    chosen = choose_device(device, site, key="--device")
+    with joined(site, chosen, ParallelOptions().timeout):
+        every_rank = replicated(("all branches",), site.world)
+        yield Layout.alone(("all branches",), chosen) if site.world == 1 else Layout.spread(every_rank, chosen)
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluator:
     """One checkpoint on one split.
 
+    Several processes share the batches of every split. Each batch is computed by one of them, whole, and the first
+    process adds up all in the order of the split: the result does not depend on how many there are.
+
     Args:
-        run: the run directory.
+        run: the run directory, which all processes see.
         split: `train`, `val` or `test`.
         which: `best`, `latest` or the name of a checkpoint folder.
         others: a recipe whose datasets are evaluated too, besides those of the run.
-        progress: called with (dataset, branch, structures done since the last call).
+        device: where this process computes.
+        ranks: the processes that evaluate together.
+        progress: called with (dataset, branch, structures done by this process since the last call).
     """
 
     run: Path
     split: str = "test"
     which: str = "best"
     others: Recipe | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    ranks: Ranks = field(default_factory=Alone)
     progress: Callable[[str, str, int], None] = lambda dataset, branch, structures: None
 
     def evaluate(self) -> dict[str, Any]:
-        """Writes evaluation.json and predictions/ into the run and returns the former.
+        """Writes evaluation.json and predictions/ into the run (the first process does) and returns the former.
 
         Raises:
-            RamifyError: no checkpoint, a missing or changed store, or an empty split.
+            RamifyError: no checkpoint, a missing or changed store, an empty split, or a model whose errors are not
+                finite; on all processes if on one.
         """
+        opened: list[_Opened] = []
+        on_all(self.ranks, lambda: opened.append(self._open()))
+        parts = self.run / "predictions.parts"
+        on_lead(self.ranks, lambda: shutil.rmtree(parts, ignore_errors=True))  # of an evaluation that was killed
+        try:
+            shares = on_all(self.ranks, lambda: self._share(opened[0], parts))
+            return on_lead(self.ranks, lambda: self._finish(opened[0], shares, parts))
+        finally:
+            if self.ranks.rank == 0:
+                shutil.rmtree(parts, ignore_errors=True)
+
+    def _open(self) -> "_Opened":
         checkpoint = open_checkpoint(self.run / "checkpoints" / self.which)
         recipe, model = load_model(checkpoint)
-        readers = self._open(recipe, checkpoint)
-        dtype = next(model.parameters()).dtype
-        rows, trivial = [], []
-        for dataset, reader in readers.items():
-            for branch in recipe.datasets_of_branches():
-
-                def report(structures: int, dataset: str = dataset, branch: str = branch) -> None:
-                    self.progress(dataset, branch, structures)
-
-                errors = split_errors(model, reader, branch, torch.device("cpu"), dtype, report)
-                rows.append({"branch": branch, "dataset": dataset} | _finite(errors.results(), branch, dataset))
-            found = trivial_errors(reader, dtype).results()
-            trivial.append({"dataset": dataset} | {k: v for k, v in found.items() if k not in ("structures", "atoms")})
-        result = {
-            "split": self.split,
-            "units": UNITS,
-            "rows": rows,
-            "trivial": trivial,
-            "branch_of": recipe.branch_of_datasets(),
-            "step": checkpoint.step,
-            "model": {"parameters": sum(p.numel() for p in model.parameters())},
-        }
-        own = {name: reader for name, reader in readers.items() if name in recipe.datasets}
-        self._keep_predictions(model, own, recipe.branch_of_datasets(), dtype)
-        write_json(self.run / "evaluation.json", result)
-        return result
-
-    def _open(self, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, SplitReader]:
         stores = open_stores(recipe)
         check_same_data(checkpoint.manifest["datasets"], stores)
         if self.others is not None:
             stores |= {name: store for name, store in open_stores(self.others).items() if name not in stores}
-        readers = open_split(recipe, stores, self.split)
+        readers = open_split(recipe, stores, self.split, edge_cache=0.0)
         if empty := [name for name, reader in readers.items() if not len(reader)]:
             raise RamifyError(
                 f"the {self.split} split of {', '.join(empty)} is empty",
                 fix="evaluate another --split, or prepare the dataset with a larger one",
             )
-        return readers
+        return _Opened(checkpoint, recipe, model.to(self.device), readers)
 
-    def _keep_predictions(
-        self, model: MultiBranch, readers: Mapping[str, SplitReader], branch_of: Mapping[str, str], dtype: torch.dtype
-    ) -> None:
-        """predictions/DATASET.npz: what the dataset's own branch says, beside the labels."""
-        folder = self.run / "predictions"
+    def _share(self, opened: "_Opened", parts: Path) -> Totals:
+        """Works on this process's batches: returns errors, leaves what the datasets' own branches say in `parts`."""
+        totals: Totals = {}
+        own, dtype = opened.recipe.branch_of_datasets(), next(opened.model.parameters()).dtype
+        for dataset, reader in opened.readers.items():
+            kept = []
+            stress = reader.store.manifest.labels.stress > 0
+            predicts_stress = dataset in own and opened.model.branch(own[dataset]).forces == "conservative"
+            for number, indices, batch in split_batches(reader, dtype, rank=self.ranks.rank, world=self.ranks.world):
+                for branch in opened.recipe.datasets_of_branches():
+                    seen = predict_batch(opened.model, indices, batch, branch, self.device, stress=stress)
+                    totals.setdefault((dataset, branch), []).append((number, seen.errors().totals))
+                    if own.get(dataset) == branch:
+                        kept.append((number, seen))
+                    self.progress(dataset, branch, len(indices))
+            keep.write_part(parts, dataset, self.ranks.rank, kept, stress=stress and predicts_stress)
+        return totals
+
+    def _finish(self, opened: "_Opened", shares: Sequence[Totals], parts: Path) -> dict[str, Any]:
+        """Adds up, and writes what the run keeps."""
+        trivial = {dataset: trivial_predictors(reader) for dataset, reader in opened.readers.items()}
+        result = {
+            "split": self.split,
+            "units": UNITS,
+            "rows": [
+                _row(branch, dataset, shares)
+                for dataset in opened.readers
+                for branch in opened.recipe.datasets_of_branches()
+            ],
+            "trivial": [_trivial_row(dataset, found) for dataset, found in trivial.items()],
+            "branch_of": opened.recipe.branch_of_datasets(),
+            "step": opened.checkpoint.step,
+            "model": {"parameters": sum(p.numel() for p in opened.model.parameters())},
+        }
         shutil.rmtree(self.run / "predictions.new", ignore_errors=True)  # of an evaluation that was killed
         with whole_folder(self.run / "predictions.new") as partial:
-            for dataset, reader in readers.items():
-                seen = list(predict_split(model, reader, branch_of[dataset], torch.device("cpu"), dtype))
-                structures = reader.store.take(np.arange(reader.rows.start, reader.rows.stop))
-                np.savez_compressed(
-                    partial / f"{dataset}.npz",
-                    energy_true=np.concatenate([s.energy_label for s in seen]),
-                    energy_predicted=np.concatenate([s.energy for s in seen]),
-                    forces_true=np.concatenate([s.forces_label for s in seen]).astype(np.float32),
-                    forces_predicted=np.concatenate([s.forces for s in seen]).astype(np.float32),
-                    n_atoms=structures.n_atoms,
-                    numbers=structures.numbers,
-                    names=np.array([structures.name(i) for i in range(len(structures))]),
-                )
-        _replace_folder(self.run / "predictions.new", folder)
+            for dataset in opened.recipe.datasets:
+                keep.merge_parts(parts, partial, opened.readers[dataset], trivial[dataset], self.ranks.world)
+        _replace_folder(self.run / "predictions.new", self.run / "predictions")
+        write_json(self.run / "evaluation.json", result)
+        return result
 
 
-def _finite(results: dict[str, Any], branch: str, dataset: str) -> dict[str, Any]:
-    """Refuses errors that are not numbers, which a model that diverged has."""
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What an evaluation works on."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    model: MultiBranch
+    readers: Mapping[str, SplitReader]
+
+
+def _row(branch: str, dataset: str, shares: Sequence[Totals]) -> dict[str, Any]:
+    """Errors of one branch on one dataset, refused where they are not numbers, which a model that diverged has."""
+    errors = add_in_order(part for totals in shares for part in totals.get((dataset, branch), ()))
+    results = {"stress_mae": None, "stress_rmse": None} | errors.results()
     if broken := [key for key, value in results.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise RamifyError(
             f"branch '{branch}' predicts values that are not finite on dataset '{dataset}' ({', '.join(broken)})",
             fix="evaluate an earlier checkpoint with --checkpoint, or train again with a lower optimizer.lr",
         )
-    return results
+    return {"branch": branch, "dataset": dataset} | results
+
+
+def _trivial_row(dataset: str, found: Trivial) -> dict[str, Any]:
+    return (
+        {"dataset": dataset, "stress_mae": None, "stress_rmse": None}
+        | found.errors.means()
+        | {"energy_predictor": found.predictor, "energy_mae_by": found.energy_mae}
+    )
 
 
 def _replace_folder(new: Path, old: Path) -> None:

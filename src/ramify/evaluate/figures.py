@@ -13,7 +13,7 @@ from ramify.evaluate import plots
 from ramify.evaluate.drawing import Drawing, colors
 from ramify.evaluate.metrics import Errors, element_errors
 from ramify.evaluate.results import Predictions, Results
-from ramify.evaluate.tables import QUANTITIES, Quantity, format_error
+from ramify.evaluate.table_form import QUANTITIES, Quantity, format_error
 
 WORST = 5
 """Structures listed by name for each dataset and quantity."""
@@ -65,7 +65,9 @@ def draw(results: Results) -> Figures:
         if dataset in found:
             made.notes.extend(_stale(results, dataset, found[dataset]))
     errors = {d: (np.abs(p.energy_error), np.linalg.norm(p.forces_error, axis=1)) for d, p in found.items()}
-    labels = {d: (np.abs(p.energy_true), np.linalg.norm(p.forces_true, axis=1)) for d, p in found.items()}
+    labels = {
+        d: (np.abs(p.energy_true - p.energy_trivial), np.linalg.norm(p.forces_true, axis=1)) for d, p in found.items()
+    }
     by_element = {d: element_errors(p.numbers, p.n_atoms, p.energy_error, p.forces_error) for d, p in found.items()}
     for i, quantity in enumerate(QUANTITIES):
         chosen, trivial = ({d: pair[i] for d, pair in side.items()} for side in (errors, labels))

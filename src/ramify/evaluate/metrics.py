@@ -10,39 +10,45 @@ from numpy.typing import ArrayLike, NDArray
 
 from ramify.elements import MAX_NUMBER, SYMBOLS
 
+REFERENCES, LEAST_SQUARES = "reference energies", "least squares"
+"""The trivial predictors of energies, as `evaluation.json` calls them: the store's own, and plain ones."""
+
 
 class Errors:
     """Sums of errors over any number of structures; two of them merge into what one would have gathered alone.
 
     Attributes:
-        totals: (8,) float64: structures, atoms, labelled energies, sum |e|, sum e², labelled force components,
-            sum |f|, sum f². Everything is additive (counts are exact up to 2^53), so a SUM over ranks of this vector is
-            the error over all of them: `Errors(reduced)`.
+        totals: (11,) float64: structures, atoms; labelled energies, sum |e|, sum e²; the same three of force components
+            and of stress components. Everything is additive (counts are exact up to 2^53), so a SUM over ranks of this
+            vector is the error over all of them: `Errors(reduced)`.
     """
 
     __slots__ = ("totals",)
 
     def __init__(self, totals: ArrayLike | None = None) -> None:
-        self.totals = np.zeros(8) if totals is None else np.array(totals, np.float64)
-        if self.totals.shape != (8,):
-            raise ValueError(f"totals have shape {self.totals.shape}, expected (8,)")
+        self.totals = np.zeros(11) if totals is None else np.array(totals, np.float64)
+        if self.totals.shape != (11,):
+            raise ValueError(f"totals have shape {self.totals.shape}, expected (11,)")
 
     def add(
         self,
         energy_error_per_atom: ArrayLike,
         forces_error: ArrayLike,
+        stress_error: ArrayLike | None = None,
         *,
         energy_labelled: ArrayLike | None = None,
         forces_labelled: ArrayLike | None = None,
+        stress_labelled: ArrayLike | None = None,
     ) -> None:
         """Adds structures to the sums.
 
         Args:
             energy_error_per_atom: (S,) prediction minus label, eV/atom; NaN where there is no label (or no head).
             forces_error: (N, 3) prediction minus label, eV/Å; NaN where there is no label, counted per component.
+            stress_error: (S, 3, 3) prediction minus label, eV/Å³; all nine components count; None where nobody asked.
             energy_labelled: (S,) bool, which energies have a label. Without it, NaN means "no label"; with it, a NaN
                 that a broken model predicts for a labelled structure makes the result NaN instead of vanishing.
-            forces_labelled: (N, 3) bool, the same for force components.
+            forces_labelled, stress_labelled: (N, 3) and (S, 3, 3) bool, the same for components of forces and stress.
 
         Raises:
             ValueError: a shape is wrong.
@@ -54,6 +60,11 @@ class Errors:
         self.totals[:2] += len(energy), len(forces)
         self.totals[2:5] += _sums(energy, energy_labelled)
         self.totals[5:8] += _sums(forces, forces_labelled)
+        if stress_error is not None:
+            stress = np.asarray(stress_error, np.float64)
+            if stress.shape != (len(energy), 3, 3):
+                raise ValueError(f"stress errors have shape {stress.shape}, expected ({len(energy)}, 3, 3)")
+            self.totals[8:11] += _sums(stress, stress_labelled)
 
     def merge(self, other: Errors) -> None:
         """Adds everything that `other` has gathered."""
@@ -89,16 +100,29 @@ class Errors:
         """Root mean square error of a force component, eV/Å; None where no force is labelled."""
         return _root(_mean(self.totals[7], self.totals[5]))
 
-    def results(self) -> dict[str, float | int | None]:
-        """All results under the names that `evaluation.json` uses."""
-        return {
+    @property
+    def stress_mae(self) -> float | None:
+        """Mean absolute error of a stress component, eV/Å³; None where no stress is labelled and predicted."""
+        return _mean(self.totals[9], self.totals[8])
+
+    @property
+    def stress_rmse(self) -> float | None:
+        """Root mean square error of a stress component, eV/Å³; None where no stress is labelled and predicted."""
+        return _root(_mean(self.totals[10], self.totals[8]))
+
+    def means(self) -> dict[str, float | None]:
+        """All errors under the names that `evaluation.json` uses; those of stress only where there are any."""
+        found = {
             "energy_mae": self.energy_mae,
             "forces_mae": self.forces_mae,
             "energy_rmse": self.energy_rmse,
             "forces_rmse": self.forces_rmse,
-            "structures": self.structures,
-            "atoms": self.atoms,
         }
+        return found if not self.totals[8] else found | {"stress_mae": self.stress_mae, "stress_rmse": self.stress_rmse}
+
+    def results(self) -> dict[str, float | int | None]:
+        """The errors, and how much they were measured on."""
+        return self.means() | {"structures": self.structures, "atoms": self.atoms}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from ramify.elements import NUMBERS
 from ramify.evaluate.drawing import INK, MUTED, PAPER, Canvas, Drawing, colors, line_styles, log_axis, plain
 from ramify.evaluate.metrics import ElementErrors
 from ramify.evaluate.periodic_table import periodic_table
-from ramify.evaluate.tables import UNITS, Quantity, format_error
+from ramify.evaluate.table_form import UNITS, Quantity, format_error
 
 __all__ = [
     "colors",

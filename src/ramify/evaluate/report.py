@@ -19,8 +19,11 @@ from ramify.elements import NUMBERS
 from ramify.evaluate import figures, tables
 from ramify.evaluate.drawing import Drawing, colors, short_count
 from ramify.evaluate.results import Results
-from ramify.evaluate.tables import QUANTITIES, UNITS, Quantity, format_error
+from ramify.evaluate.table_form import QUANTITIES, UNITS, Quantity, format_error
 from ramify.files import write_whole
+
+FEW_GROUPS = 10
+"""Test groups below which a report says so: with n of them a mean error is uncertain by about its 1/sqrt(n)."""
 
 
 def write_report(run: Path) -> Path:
@@ -53,13 +56,17 @@ def render(results: Results) -> str:
         """The figure with ids of its own; its SVG is our making and its texts are escaped in it."""
         return Markup(drawing.inline(f"p{next(keys)}"))
 
-    environment.globals.update(show=show, share=share, share_style=share_style)
+    def number_of_groups(dataset: str) -> str:
+        groups = groups_of(results, dataset)
+        return "—" if groups is None else f"{groups:,}"
+
+    environment.globals.update(show=show, share=share, share_style=share_style, number_of_groups=number_of_groups)
     environment.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
     return environment.get_template("report.html.j2").render(
         results=results,
         evaluation=results.evaluation,
         tables=made,
-        warnings=[*made.notes, *drawn.notes, *shared_groups(results)],
+        warnings=[*made.notes, *drawn.notes, *shared_groups(results), *few_groups(results)],
         palette=colors(results.datasets),
         verdict=verdict(results),
         facts=facts(results),
@@ -68,6 +75,7 @@ def render(results: Results) -> str:
         drawn=drawn,
         units=UNITS,
         references=references(results),
+        ridges={dataset: manifest.options.get("reference_ridge") for dataset, manifest in results.data.items()},
         versions=versions(results),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -76,7 +84,7 @@ def render(results: Results) -> str:
 def verdict(results: Results) -> str:
     """Whether the model beats the trivial predictors on the datasets it was trained on, in a sentence or two."""
     parts, shares = [], []
-    for quantity in QUANTITIES:
+    for quantity in (*QUANTITIES, "stress") if results.trained_on_stress else QUANTITIES:
         judged: dict[str, float] = {}
         for dataset in results.trained_on:
             row, trivial = results.own_row(dataset), getattr(results.evaluation.trivial_of(dataset), f"{quantity}_mae")
@@ -93,8 +101,8 @@ def verdict(results: Results) -> str:
     if len(shares) < len(parts):
         return f"Against the trivial predictors: {'; '.join(parts)}."
     how = " (geometric mean)" if len(results.trained_on) > 1 else ""
-    beaten, errors = " and in ".join(parts), " and ".join(shares)
-    return f"Beats the trivial predictors in {beaten}. Of their errors, its own are {errors}{how}."
+    beaten, errors = (f"{', '.join(p[:-1])} and {p[-1]}" for p in ([f"in {part}" for part in parts], shares))
+    return f"Beats the trivial predictors {beaten}. Of their errors, its own are {errors}{how}."
 
 
 def _how_many(judged: int, failed: list[str]) -> str:
@@ -173,6 +181,25 @@ def shared_groups(results: Results) -> list[str]:
         "its errors are partly on structures like those it was trained on."
         for dataset, manifest in results.data.items()
         if manifest.shared_groups
+    ]
+
+
+def groups_of(results: Results, dataset: str) -> int | None:
+    """Groups (molecules, materials, ...) in the evaluated split of a dataset; None without its manifest."""
+    splits = results.data[dataset].splits if dataset in results.data else {}
+    return next((counts.groups for name, counts in splits.items() if name == results.evaluation.split), None)
+
+
+def few_groups(results: Results) -> list[str]:
+    """A line that names the datasets whose errors rest on few groups."""
+    split = results.evaluation.split
+    counts = {dataset: groups_of(results, dataset) for dataset in results.datasets}
+    few = [f"{dataset} {count}" for dataset, count in counts.items() if count is not None and count < FEW_GROUPS]
+    if not few:
+        return []
+    return [
+        f"Few groups (molecules, reactions, materials, ...) stand in the {split} splits of {', '.join(few)}: "
+        "these errors say little about other groups."
     ]
 
 

@@ -16,20 +16,32 @@ from pydantic import BaseModel, ValidationError
 
 from ramify.data.manifest import Manifest
 from ramify.errors import RamifyError
+from ramify.evaluate.metrics import REFERENCES
 from ramify.files import read_json
 
 
-class Trivial(BaseModel):
-    """Errors of the trivial predictor on one dataset: the reference energies alone, and zero forces."""
+class Means(BaseModel):
+    """Errors on one dataset: energies in eV/atom, force components in eV/Å, stress components in eV/Å³."""
 
     dataset: str
     energy_mae: float | None = None
     forces_mae: float | None = None
+    stress_mae: float | None = None
     energy_rmse: float | None = None
     forces_rmse: float | None = None
+    stress_rmse: float | None = None
 
 
-class Row(Trivial):
+class Trivial(Means):
+    """Errors of the trivial predictors on one dataset: no forces, no stress, and one energy per element."""
+
+    energy_predictor: str = REFERENCES
+    """Which predictor of energies was the better one, whose errors these are."""
+    energy_mae_by: dict[str, float | None] = {}
+    """Mean absolute error, eV/atom, by predictor of energies."""
+
+
+class Row(Means):
     """Errors of one branch on one dataset; None where the dataset has no such label or the branch no such head."""
 
     branch: str
@@ -67,6 +79,7 @@ class Predictions:
     """Labels and predictions of a dataset's own branch on the evaluated split (`predictions/<dataset>.npz`).
 
     Energies (S,) in eV/atom after the reference energies, forces (N, 3) in eV/Å; NaN without label or head.
+    `energy_trivial` is what the better trivial predictor says: 0 where that is the reference energies themselves.
     """
 
     energy_true: NDArray[np.floating]
@@ -76,6 +89,7 @@ class Predictions:
     forces_true: NDArray[np.floating]
     forces_predicted: NDArray[np.floating]
     names: NDArray[np.str_]
+    energy_trivial: NDArray[np.floating]
 
     @cached_property
     def energy_error(self) -> NDArray[np.float64]:
@@ -153,6 +167,11 @@ class Results:
         return list(self.recipe.get("datasets") or self.evaluation.branch_of)
 
     @property
+    def trained_on_stress(self) -> bool:
+        """Whether stress was part of what the model was trained on."""
+        return bool((self.recipe.get("objective") or {}).get("stress"))
+
+    @property
     def datasets(self) -> list[str]:
         """Datasets trained on or evaluated, in the order of the recipe, evaluated ones that it does not name last."""
         named = [*(self.recipe.get("datasets") or ()), *(t.dataset for t in self.evaluation.trivial)]
@@ -190,7 +209,9 @@ class Results:
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
-                return Predictions(**{name: file[name] for name in Predictions.__dataclass_fields__})
+                found = {name: file[name] for name in Predictions.__dataclass_fields__ if name != "energy_trivial"}
+                trivial = file["energy_trivial"] if "energy_trivial" in file else np.zeros(len(found["energy_true"]))
+                return Predictions(**found, energy_trivial=trivial)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RamifyError(f"{path} is damaged: {error}", fix=f"ramify evaluate {self.path}") from None
 

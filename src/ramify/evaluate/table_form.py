@@ -1,0 +1,212 @@
+"""The form of the paper's tables: cells, rows and tables, as Markdown, JSON and text for a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+Quantity = Literal["energy", "forces", "stress"]
+QUANTITIES: tuple[Quantity, ...] = ("energy", "forces")
+"""Those that every model is judged by; stress only where it was trained on."""
+UNITS: dict[Quantity, str] = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
+
+MARK = "✗"
+"""Stands before an error that is no better than the trivial predictor's."""
+LEGEND = f"{MARK} no better than the trivial predictor: one energy per element, no forces, no stress."
+
+Missing = Literal["", "not evaluated", "no label", "no head", "not predicted", "not finite"]
+"""Why a cell has no error; "not finite" is what a model that diverged predicts, "not predicted" the stress of a branch
+with direct forces."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one dataset: errors in the table's unit, or the reason why there are none."""
+
+    mae: float | None
+    rmse: float | None
+    branch: str | None
+    structures: int | None
+    missing: Missing
+    best: bool = False
+    no_better_than_trivial: bool = False
+
+    def value(self) -> str:
+        """The error, or the reason why there is none, as it is printed."""
+        if self.mae is None:
+            return "—" if self.missing == "not evaluated" else self.missing
+        return format_error(self.mae)
+
+    def text(self) -> str:
+        """The value behind its mark."""
+        return (f"{MARK} " if self.no_better_than_trivial else "") + self.value()
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model (one run)."""
+
+    model: str
+    run: str
+    trained_on: list[str]
+    cells: dict[str, Cell]
+
+    def in_order(self, datasets: Sequence[str]) -> list[Cell]:
+        """The cells of `datasets`."""
+        return [self.cells[dataset] for dataset in datasets]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the tables, over the datasets it has columns for."""
+
+    quantity: Quantity
+    title: str
+    unit: str
+    datasets: list[str]
+    rows: list[ModelRow]
+    trivial: dict[str, float | None]
+
+    def trivial_texts(self, datasets: Sequence[str]) -> list[str]:
+        """The last row as it is printed."""
+        values = [self.trivial[dataset] for dataset in datasets]
+        return ["no label" if value is None else format_error(value) for value in values]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Table 1 (energy per atom), Table 2 (forces) and, where there are labels, Table 3 (stress).
+
+    Attributes:
+        split: the evaluated split.
+        datasets: all of them.
+        tables: in this order.
+        footnotes: what marks and the last row mean.
+        notes: what a reader must know besides: warnings.
+    """
+
+    split: str
+    datasets: list[str]
+    tables: list[Table]
+    footnotes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """The tables as GitHub-flavoured Markdown."""
+        parts = [_markdown_table(table) for table in self.tables]
+        parts.append("  \n".join(self._legend()))
+        if self.notes:
+            parts.append("\n".join(f"- {note}" for note in self.notes))
+        return "\n\n".join(parts) + "\n"
+
+    def _legend(self) -> list[str]:
+        return [LEGEND + _bold_rule(len(self.tables[0].rows)), *self.footnotes]
+
+    def to_json(self) -> str:
+        """The tables with full precision."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tables as plain values."""
+        return asdict(self)
+
+    def render(self, console: Console) -> None:
+        """Prints the tables and the notes; a table too wide for the terminal goes on below itself."""
+        for table in self.tables:
+            console.print(Text(table.title, "bold"))
+            for datasets in _fitting(table, console.width):
+                console.print(_terminal_table(table, datasets))
+                console.print()
+        for line in self._legend():
+            console.print(_hanging(line, "dim"))
+        for note in self.notes:
+            console.print(_hanging(note, "bold red" if note.startswith(MARK) else "yellow"))
+
+
+def format_error(value: float) -> str:
+    """Four decimals as in the paper; two significant digits where that would leave fewer than two."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:.4f}"
+    if abs(value) < 1e-5:
+        return f"{value:.1e}"
+    return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
+
+
+def _bold_rule(models: int) -> str:
+    return {1: "", 2: " Bold: the better of the two."}.get(models, " Bold: the two best of each column.")
+
+
+def _markdown_table(table: Table) -> str:
+    def line(*cells: str) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    def name(text: str) -> str:
+        return text.replace("|", "\\|")
+
+    rows = [
+        line(name(row.model), *(f"**{c.text()}**" if c.best else c.text() for c in row.in_order(table.datasets)))
+        for row in table.rows
+    ]
+    return "\n".join(
+        [
+            f"**{table.title}**",
+            "",
+            line("", *map(name, table.datasets)),
+            "|---|" + "---:|" * len(table.datasets),
+            *rows,
+            line("*Trivial*", *table.trivial_texts(table.datasets)),
+        ]
+    )
+
+
+def _terminal_table(table: Table, datasets: Sequence[str]) -> RichTable:
+    """Some columns of a table. Its title stands above it by itself: rich would wrap it to the width of the columns."""
+    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    shown.add_column("model", no_wrap=True)
+    for dataset in datasets:
+        shown.add_column(Text(dataset), justify="right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(Text(row.model), *map(_rich_cell, row.in_order(datasets)))
+    shown.add_section()
+    shown.add_row(*(Text(text, "dim") for text in ("Trivial", *table.trivial_texts(datasets))))
+    return shown
+
+
+def _hanging(text: str, style: str) -> RichTable:
+    """A remark whose further lines stand below its first word, not below its mark."""
+    mark, rest = (MARK, text.removeprefix(MARK).lstrip()) if text.startswith(MARK) else ("·", text)
+    shown = RichTable.grid(padding=(0, 1, 0, 0))
+    shown.add_row(Text(mark, style), Text(rest, style))
+    return shown
+
+
+def _fitting(table: Table, width: int) -> list[list[str]]:
+    """The columns in groups that fit a terminal beside the models' names (3 characters go between two columns)."""
+    left = max(len(row.model) for row in table.rows)
+    groups: list[list[str]] = [[]]
+    used = left
+    for dataset in table.datasets:
+        cells = [row.cells[dataset].text() for row in table.rows]
+        needed = 3 + max(len(text) for text in (dataset, *cells, *table.trivial_texts([dataset])))
+        if groups[-1] and used + needed > width:
+            groups.append([])
+            used = left
+        groups[-1].append(dataset)
+        used += needed
+    return groups
+
+
+def _rich_cell(cell: Cell) -> Text:
+    if cell.no_better_than_trivial:
+        return Text.assemble((MARK, "bold white on red"), " ", (cell.value(), "bold green" if cell.best else ""))
+    return Text(cell.value(), "dim" if cell.mae is None else "bold green" if cell.best else "")
