@@ -1,0 +1,94 @@
+"""One case of a benchmark: what is measured, as data that processes hand to each other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from ramify.data.store import Store
+from ramify.errors import RamifyError
+from ramify.recipe import Recipe, parse_recipe
+
+SHARDED = "+shard"
+"""After the name of a placement: with the encoder cut up among all ranks (`parallel.shard: encoder`)."""
+
+PLACEMENTS = ("auto", "replicated", "per-branch", "per-branch-even", "balanced")
+
+Mode = Literal["weak", "strong"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layout, measured once.
+
+    Attributes:
+        recipe: trained by; `train.batch` and `parallel` are the case's own.
+        stores: by dataset.
+        mode: `weak` (structures per rank held constant) or `strong` (structures per step held constant).
+        placement: as asked for, e.g. `per-branch` or `per-branch+shard`.
+        ranks: how many.
+        warmup: steps that are not counted, in which memory is taken and caches fill.
+        steps: that are counted.
+    """
+
+    recipe: Recipe
+    stores: dict[str, Path]
+    mode: str
+    placement: str
+    ranks: int
+    warmup: int
+    steps: int
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        stores: Mapping[str, Path],
+        *,
+        mode: str,
+        placement: str,
+        ranks: int,
+        batch: int,
+        warmup: int,
+        steps: int,
+    ) -> Self:
+        """A case of `recipe` with `batch` structures per step.
+
+        Raises:
+            RamifyError: no such placement.
+        """
+        kind = placement.removesuffix(SHARDED)
+        if kind not in PLACEMENTS:
+            raise RamifyError(
+                f"placement {placement}: accepted are {', '.join(PLACEMENTS)}, each with {SHARDED} after it or without"
+            )
+        content = recipe.model_dump(mode="json")
+        content["train"]["batch"] = batch
+        content["parallel"]["placement"] = kind
+        content["parallel"]["shard"] = "encoder" if placement.endswith(SHARDED) else "none"
+        changed = parse_recipe(content, "benchmark")
+        return cls(changed, dict(stores), mode, placement, ranks, warmup, steps)
+
+    def open_stores(self) -> dict[str, Store]:
+        """The store of every dataset; one that several datasets share is opened once."""
+        opened = {path: Store.open(path) for path in set(self.stores.values())}
+        return {name: opened[self.stores[name]] for name in self.recipe.datasets}
+
+    def to_data(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "stores": {name: str(path) for name, path in self.stores.items()},
+            "mode": self.mode,
+            "placement": self.placement,
+            "ranks": self.ranks,
+            "warmup": self.warmup,
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def from_data(cls, content: Mapping[str, Any]) -> Self:
+        """What `to_data` gave."""
+        recipe = parse_recipe(content["recipe"], "benchmark")
+        stores = {name: Path(path) for name, path in content["stores"].items()}
+        return cls(recipe, stores, *(content[key] for key in ("mode", "placement", "ranks", "warmup", "steps")))

@@ -1,0 +1,58 @@
+"""How far the cost model is off, where there are measurements.
+
+It is fitted to the cases on one rank and to the sums over ranks that were timed beside those on several; all other
+cases are what it is checked against.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ramify.bench.speed import CALIBRATION, fit_network, fit_speed, load_of_row, slowdown, step_seconds
+from ramify.recipe import MachineOptions
+
+ITEMSIZE = {"fp32": 4, "bf16": 4, "fp64": 8}
+"""Bytes of a weight by `train.precision`."""
+
+
+def check(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The cost model fitted to a measured sweep, and how far it is off where it was not fitted to.
+
+    Returns:
+        `speed` of one rank; `checked`: for every case on several ranks the time measured and predicted, the network
+        and the slow-down that were taken; `largest_error`: of these, relative to the measured time (None: there are
+        none).
+    """
+    cases = content["cases"]
+    speed = fit_speed(cases)
+    checked = []
+    for case in cases:
+        if case["ranks"] == 1 and case["mode"] != CALIBRATION:
+            found, network, slow = speed, MachineOptions(), (1.0, 1.0)
+        elif case["ranks"] > 1:
+            network, slow = fit_network(case), slowdown(case, cases)
+            found = speed.slowed(*slow)
+        else:
+            continue
+        itemsize = ITEMSIZE[case["precision"]]
+        loads = [load_of_row(row, case["rows"], itemsize) for row in case["rows"]]
+        predicted = step_seconds(loads, found, network)
+        checked.append(
+            {
+                **{key: case[key] for key in ("mode", "placement", "ranks", "branches", "batch")},
+                "measured": case["seconds"],
+                "predicted": predicted,
+                "error": predicted / case["seconds"] - 1.0,
+                "slower": {"products": slow[0], "copies": slow[1]},
+                "network": {"latency_us": network.latency, "bandwidth_gb": network.bandwidth},
+            }
+        )
+    return {
+        "speed": {
+            "step": speed.step,
+            "branch": speed.branch,
+            "operation": speed.operation,
+            "parameter": speed.parameter,
+        },
+        "checked": checked,
+        "largest_error": max((abs(row["error"]) for row in checked), default=None),
+    }

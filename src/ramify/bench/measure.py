@@ -1,0 +1,171 @@
+"""Takes real training steps in this process, among the ranks that were started with it, and says what they took."""
+
+import gc
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramify.bench.case import Case
+from ramify.bench.limits import measure_limits, wait_for
+from ramify.bench.resident import peak_bytes, resident_bytes
+from ramify.data.batch import Batch
+from ramify.data.loader import Work
+from ramify.data.open import open_split
+from ramify.data.store import Store
+from ramify.parallel.dry_run import ModelCost
+from ramify.parallel.layout import CONTROL, Layout
+from ramify.parallel.plan import make_plan
+from ramify.parallel.workload import measure
+from ramify.recipe import Recipe
+from ramify.train.loop import Trainer
+from ramify.train.run import Run
+from ramify.train.start import Process, settle
+
+NOWHERE = "benchmark"
+"""Name of the run of a benchmark's trainer, of which nothing is ever written."""
+
+UPDATES = 5
+"""Times that the optimizer's update is timed by itself."""
+
+
+def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout, process: Process) -> Trainer:
+    """A trainer at step 0 as `ramify train` makes it, but for the run directory."""
+    branch_of = recipe.branch_of_datasets()
+    readers = open_split(recipe, {n: s for n, s in stores.items() if branch_of[n] in layout.hosted}, "train")
+    data = {name: store.manifest.model_dump(mode="json") for name, store in stores.items()}
+    return Trainer(recipe, Run(Path(NOWHERE)), data, readers, {}, layout, process.stop, process.watchdog)
+
+
+def take_steps(trainer: Trainer, steps: int) -> Iterator[Work]:
+    """Takes so many steps, giving after each what this rank did in it."""
+    with trainer.loader() as loader:
+        for _ in range(steps):
+            work = next(loader)
+            trainer.step(work)
+            trainer.progress.step += 1
+            yield work
+
+
+def measure_case(case: Case, process: Process) -> dict[str, Any]:
+    """What a case takes, by every rank, on every rank; all ranks must call it.
+
+    Raises:
+        RamifyError: the placement is not possible on these ranks.
+    """
+    recipe, ranks = case.recipe, process.ranks
+    settle(recipe)
+    stores = case.open_stores()
+    limits = measure_limits(process.device, recipe.train.precision, ranks.world)
+    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks.world)
+    placement = plan.chosen.placement
+    layout = Layout.alone(list(placement.hosts), process.device)
+    if ranks.world > 1:
+        layout = Layout.spread(placement, process.device)
+    trainer = make_trainer(recipe, stores, layout, process)
+    took = _time_steps(trainer, case, plan.model)
+    own = {
+        **took,
+        "branches": list(layout.hosted),
+        "resident": resident_bytes(trainer),
+        "peak": peak_bytes(layout.device),
+        "update": _time_update(trainer),
+        "limits": limits,
+    }
+    everyone = ranks.gather(own)
+    planned = [
+        {"states": c.states, "memory": c.memory, "traffic": c.traffic, "operations": c.operations}
+        for c in plan.chosen.ranks
+    ]
+    del trainer
+    gc.collect()
+    return _result(case, placement.kind, process.device, everyone, planned)
+
+
+def _time_steps(trainer: Trainer, case: Case, model: ModelCost) -> dict[str, Any]:
+    """Seconds of the counted steps, and what this rank did and sent in them on average."""
+    layout, warmup = trainer.layout, case.warmup
+    times: list[float] = []
+    done: Counter[str] = Counter()
+    began = time.perf_counter()
+    for number, work in enumerate(take_steps(trainer, warmup + case.steps)):
+        wait_for(layout.device)
+        now = time.perf_counter()
+        if number == warmup - 1:
+            layout.traffic.clear()
+        elif number >= warmup:
+            times.append(now - began)
+            for batch in work.batches:
+                done.update(_amounts(batch, model))
+        began = now
+    sent = {what: bytes_ / case.steps for what, bytes_ in layout.traffic.items()}
+    amounts = {what: done[what] / case.steps for what in ("structures", "atoms", "edges", "operations", "segments")}
+    return {
+        "seconds": times,
+        **amounts,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "traffic": {what: bytes_ for what, bytes_ in sent.items() if what != CONTROL},
+        "control": sent.get(CONTROL, 0.0),
+    }
+
+
+def _amounts(batch: Batch, model: ModelCost) -> dict[str, int]:
+    """What a batch holds, and the operations that a step on it takes; segments are branches that have structures."""
+    found = {"structures": len(batch.n_atoms), "atoms": len(batch.numbers), "edges": len(batch.receiver)}
+    operations = 0.0
+    for segment in batch.segments:
+        a, b = segment.atoms.start, segment.atoms.stop
+        edges = int(((batch.receiver >= a) & (batch.receiver < b)).sum())
+        operations += model.steps[segment.name].operations(b - a, edges)
+    return found | {"operations": round(operations), "segments": len(batch.segments)}
+
+
+def _time_update(trainer: Trainer) -> float:
+    """Median seconds of the optimizer's update and the averages', by themselves: a step takes it at any size."""
+    times = []
+    for _ in range(UPDATES):
+        wait_for(trainer.layout.device)
+        began = time.perf_counter()
+        trainer.optimizer.step()
+        trainer.averages.update(trainer.progress.step)
+        wait_for(trainer.layout.device)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def _result(
+    case: Case, kind: str, device: torch.device, everyone: list[dict[str, Any]], planned: list[dict[str, Any]]
+) -> dict[str, Any]:
+    times = Tensor([row["seconds"] for row in everyone]).double().amax(0)  # all wait for each other in every step
+    median = float(times.median())
+    structures = sum(row["structures"] for row in everyone)
+    return {
+        "mode": case.mode,
+        "placement": case.placement,
+        "kind": kind,
+        "ranks": case.ranks,
+        "batch": case.recipe.train.batch,
+        "branches": len(case.recipe.datasets_of_branches()),
+        "steps": case.steps,
+        "seconds": median,
+        "quartiles": [float(times.quantile(q)) for q in (0.25, 0.75)],
+        "range": [float(times.min()), float(times.max())],
+        "structures_per_second": structures / median,
+        "edges_per_second": sum(row["edges"] for row in everyone) / median,
+        "rows": [{**own, "planned": plan} for own, plan in zip(everyone, planned, strict=True)],
+        "precision": case.recipe.train.precision,
+        "device": _describe(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu {platform.machine()}"
+    return str(getattr(torch, device.type).get_device_name(device))

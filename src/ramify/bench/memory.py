@@ -1,0 +1,193 @@
+"""`ramify bench memory`: what a rank holds, measured, against the number of branches.
+
+The figure is the difference that the model makes to the process as the system counts it (its resident set): before the
+model is built, and after two training steps, free memory handed back both times. Beside it stands the sum of the
+tensors that stay from step to step. A step on a narrow model goes before, so that libraries are loaded already.
+
+Most layouts need more ranks than a machine has. So one rank of the layout is measured, by itself: it has the placement,
+the branches and the buckets of gradients that it would have among the others, and goes through the same sums, in a
+group that only it is in. What it computes is worth nothing; what it holds is what it would hold, but for what the
+network's library keeps for every other rank. `check` measures a layout with all its ranks there, in the same way.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from ramify.bench.case import Case
+from ramify.bench.figure import draw_memory
+from ramify.bench.measure import make_trainer, take_steps
+from ramify.bench.resident import forget_peak, peak_bytes, process_bytes, resident_bytes
+from ramify.bench.spawn import spawn
+from ramify.bench.synthetic import alike
+from ramify.errors import RamifyError
+from ramify.files import read_json, write_json
+from ramify.parallel.layout import Layout
+from ramify.parallel.placement import Placement
+from ramify.parallel.plan import Plan, make_plan
+from ramify.parallel.workload import measure
+from ramify.recipe import Recipe, parse_recipe
+from ramify.train.start import Process, settle, this_process
+
+RESULT = "memory.json"
+STEPS = 2
+"""After the first, optimizer state and averages are there; the second finds them so."""
+NARROW = 16
+"""Width of the model that is trained before the measurement."""
+
+
+@dataclass(frozen=True)
+class Census:
+    """What `ramify bench memory` measures.
+
+    Attributes:
+        recipe: of the model.
+        branches: numbers of branches, each measured on as many ranks.
+        placements: see `Case.placement`, but without a cut-up encoder.
+        check: number of branches and ranks of which all ranks are there; 0 for none.
+    """
+
+    recipe: Recipe
+    branches: Sequence[int]
+    placements: Sequence[str] = ("replicated", "per-branch")
+    check: int = 0
+
+
+def run_memory(census: Census, out: Path, say: Callable[[dict[str, Any]], None], limit: float) -> dict[str, Any]:
+    """Measures all layouts, each in fresh processes; writes `memory.json`, `memory.svg` and `memory.png` into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    layouts = [(branches, True) for branches in census.branches] + ([(census.check, False)] if census.check else [])
+    for branches, alone in layouts:
+        for placement in census.placements if branches > 1 else census.placements[:1]:
+            case = _case(census, branches, placement, out / "stores")
+            found = spawn("rank", {**case.to_data(), "alone": alone}, 1 if alone else branches, limit=limit)
+            say(found)
+            rows.append(found)
+    content = {"rows": rows, **_summary([row for row in rows if row["alone"]])}
+    write_json(out / RESULT, content)
+    draw_memory(content, out)
+    return content
+
+
+def run_rank(source: Path, target: Path) -> None:
+    """Measures the layout in the file `source`: this rank of it, by itself or among the others."""
+    content = read_json(source)
+    alone, case = content.pop("alone"), Case.from_data(content)
+    with this_process(case.recipe) as process:
+        with _met(process, alone):
+            found = measure_memory(case, process, alone=alone)
+        if process.ranks.rank == 0:
+            write_json(target, found)
+
+
+def measure_memory(case: Case, process: Process, *, alone: bool) -> dict[str, Any]:
+    """What every rank that is there holds; all of them must call it.
+
+    Args:
+        case: its number of ranks is that of the layout.
+        process: this one.
+        alone: whether it is the only one that is there.
+    """
+    settle(case.recipe)
+    stores = case.open_stores()
+    sizes = {name: measure(store, case.recipe) for name, store in stores.items()}
+    plan = make_plan(case.recipe, sizes, case.ranks)
+    layout = _layout(plan.chosen.placement, process, alone)
+    _train(replace(case, recipe=_narrow(case.recipe)), layout, process)
+    before = process_bytes()
+    forget_peak()
+    tensors, after, peak = _train(case, layout, process)
+    own = {"process": after - before, "peak": peak - before, "tensors": tensors, "hosted": len(layout.hosted)}
+    return _row(case, plan, process.ranks.gather(own), alone)
+
+
+def _train(case: Case, layout: Layout, process: Process) -> tuple[dict[str, int], int, int]:
+    """Bytes of tensors by kind, of the process after some steps, and at most."""
+    trainer = make_trainer(case.recipe, case.open_stores(), layout, process)
+    for work in take_steps(trainer, STEPS):
+        del work  # else its batches would be counted
+    return resident_bytes(trainer), process_bytes(), peak_bytes(layout.device)
+
+
+def _row(case: Case, plan: Plan, everyone: list[dict[str, Any]], alone: bool) -> dict[str, Any]:
+    planned = max(plan.chosen.ranks, key=lambda cost: cost.states)
+    fullest = max(everyone, key=lambda row: row["process"])
+    return {
+        "placement": case.placement,
+        "branches": len(case.recipe.datasets_of_branches()),
+        "ranks": case.ranks,
+        "alone": alone,
+        "hosted": fullest["hosted"],
+        "process": fullest["process"],
+        "tensors": sum(fullest["tensors"].values()),
+        "kinds": fullest["tensors"],
+        "planned": planned.states,
+        "peak": fullest["peak"],
+        "every_rank": [row["process"] for row in everyone],
+        "branch_parameters": max(plan.model.branches.values()),
+        "bytes_per_parameter": round(planned.states / planned.parameters),
+    }
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How flat `per-branch` is, how steep `replicated`, and how far the plan is off."""
+    content: dict[str, Any] = {
+        "largest_error_of_plan": max(abs(row["process"] / row["planned"] - 1.0) for row in rows),
+    }
+    first = [row for row in rows if row["branches"] == 1]
+    for placement in {row["placement"] for row in rows}:
+        mine = [
+            *(row for row in first if row["placement"] != placement),
+            *(r for r in rows if r["placement"] == placement),
+        ]
+        held = [row["process"] for row in mine]
+        few, many = (choose(mine, key=lambda row: row["branches"]) for choose in (min, max))
+        content[placement] = {"spread": max(held) / min(held) - 1.0}
+        if many["branches"] > few["branches"]:
+            content[placement] |= {
+                "bytes_per_branch": (many["process"] - few["process"]) / (many["branches"] - few["branches"]),
+                "whole_branch": many["branch_parameters"] * many["bytes_per_parameter"],
+            }
+    return content
+
+
+def _case(census: Census, branches: int, placement: str, folder: Path) -> Case:
+    if "+" in placement:
+        raise RamifyError(f"placement {placement}: a rank by itself cannot share an encoder", fix="leave out the +")
+    recipe, stores = alike(census.recipe, branches, folder)
+    return Case.of(
+        recipe, stores, mode="memory", placement=placement, ranks=branches, batch=branches, warmup=0, steps=STEPS
+    )
+
+
+def _layout(placement: Placement, process: Process, alone: bool) -> Layout:
+    """Rank 0 of the placement in a group of its own, or this rank among all of them."""
+    if not alone:
+        return Layout.spread(placement, process.device)
+    groups = {branch: dist.group.WORLD if len(placement.hosts[branch]) > 1 else None for branch in placement.hosted(0)}
+    return Layout(0, placement, process.device, groups)
+
+
+@contextmanager
+def _met(process: Process, alone: bool) -> Iterator[None]:
+    """Inside, there is a process group; for a rank by itself one that only it is in."""
+    if not alone:
+        yield
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _narrow(recipe: Recipe) -> Recipe:
+    content = recipe.model_dump(mode="json")
+    for part in ("encoder", "energy_head", "force_head"):
+        content["model"][part]["width"] = NARROW
+    return parse_recipe(content, "benchmark")

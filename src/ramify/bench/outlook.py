@@ -1,0 +1,212 @@
+"""`ramify bench predict`: the time of a step on machines and in sizes that nobody has measured, by the cost model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ramify.bench.case import SHARDED
+from ramify.bench.check import check
+from ramify.bench.figure import draw_prediction
+from ramify.bench.machines import Machine, find_machine, measured_machine
+from ramify.bench.speed import Load, step_seconds
+from ramify.errors import RamifyError
+from ramify.files import read_json, write_json
+from ramify.parallel.costs import ENCODER, branch_work, cuts_of_encoder, rank_costs
+from ramify.parallel.dry_run import ModelCost, model_cost
+from ramify.parallel.placement import Placement, place
+from ramify.parallel.workload import DatasetSize, step_shares
+from ramify.recipe import MachineOptions, Recipe
+
+PLACEMENTS = ("replicated", "per-branch-even", "per-branch", "balanced", "replicated+shard", "per-branch+shard")
+"""Predicted for every size; the first is the paper's MTL-base, the second its MTL-par."""
+
+RANKS = (5, 10, 20, 40, 80, 160, 320, 640, 1280, 1920)
+"""Those of the paper's figure, from one rank per dataset to the largest run on Aurora."""
+
+BRANCHES = (1, 2, 5, 8, 16, 32, 64)
+
+GROWTH_RANKS = 320
+"""On which branches are added: a multiple of 64, and where the paper's strong scaling begins to bend."""
+
+WINS = 0.01
+"""A placement wins from a predicted time on that is shorter by this part; less is nothing."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is predicted.
+
+    Attributes:
+        recipe, sizes: of the model and of what a step takes.
+        machine: its speed and its network.
+        batch: structures per rank in weak scaling.
+        total: structures per step in strong scaling.
+        ranks: numbers of ranks.
+        branches: numbers of branches alike.
+    """
+
+    recipe: Recipe
+    sizes: Mapping[str, DatasetSize]
+    machine: Machine
+    batch: int
+    total: int
+    ranks: Sequence[int] = RANKS
+    branches: Sequence[int] = BRANCHES
+
+    def predict(self) -> dict[str, Any]:
+        """Weak and strong scaling, growth with the number of branches, and where per-branch starts to win."""
+        model = model_cost(self.recipe, {name: size.spread for name, size in self.sizes.items()})
+        scaling = [
+            {
+                "mode": mode,
+                "ranks": ranks,
+                "batch": batch,
+                "seconds": self._seconds(self.recipe, self.sizes, model, ranks, batch),
+            }
+            for ranks in self.ranks
+            for mode, batch in (("weak", self.batch * ranks), ("strong", self.total))
+        ]
+        growth = self._branches()
+        return {
+            "machine": self.machine.to_data(),
+            "batch": self.batch,
+            "total": self.total,
+            "scaling": scaling,
+            "branches": growth,
+            "wins": {
+                "weak": first_win([row for row in scaling if row["mode"] == "weak"], "ranks"),
+                "strong": first_win([row for row in scaling if row["mode"] == "strong"], "ranks"),
+                "branches": first_win(growth, "branches"),
+            },
+        }
+
+    def _branches(self) -> list[dict[str, Any]]:
+        """Strong scaling over branches that are alike, of the datasets' mean size."""
+        ranks, found = GROWTH_RANKS, []
+        for count in self.branches:
+            recipe, sizes = _alike(self.recipe, self.sizes, count)
+            model = model_cost(recipe, {name: size.spread for name, size in sizes.items()})
+            seconds = self._seconds(recipe, sizes, model, ranks, self.total)
+            parameters = {"encoder_parameters": model.encoder, "branch_parameters": sum(model.branches.values())}
+            found.append({"branches": count, "ranks": ranks, "batch": self.total, "seconds": seconds, **parameters})
+        return found
+
+    def _seconds(
+        self, recipe: Recipe, sizes: Mapping[str, DatasetSize], model: ModelCost, ranks: int, batch: int
+    ) -> dict[str, float]:
+        """By placement."""
+        changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch": batch})})
+        shares = step_shares(changed, sizes)
+        found = {}
+        for wanted in PLACEMENTS:
+            kind: Any = wanted.removesuffix(SHARDED)
+            placement = place(kind, branch_work(model, shares), ranks)
+            shard = "encoder" if wanted.endswith(SHARDED) else "none"
+            options = changed.parallel.model_copy(update={"shard": shard, "shard_ranks": None})
+            one = changed.model_copy(update={"parallel": options})
+            loads = {_load(cost, placement, one, model) for cost in rank_costs(one, model, shares, placement)}
+            found[wanted] = step_seconds(loads, self.machine.speed, self.machine.network)
+        return found
+
+
+def first_win(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """The least `key` from which on `per-branch` (in equal groups, and in groups by work) stays faster than
+    `replicated` by more than `WINS`; None where it does not."""
+    wins: dict[str, Any] = {}
+    for placement in ("per-branch-even", "per-branch"):
+        wins[placement] = None
+        for row in sorted(rows, key=lambda row: -row[key]):
+            seconds = row["seconds"]
+            if seconds[placement] > (1 - WINS) * seconds["replicated"]:
+                break
+            wins[placement] = row[key]
+    return wins
+
+
+def _load(cost: Any, placement: Placement, recipe: Recipe, model: ModelCost) -> Load:
+    """A planned rank. One that takes less than a structure per step has a whole one in the steps in which it has any,
+    and the others wait for it; a rank meets at most as many branches as it has structures."""
+    busy = max(1.0, 1.0 / cost.structures)
+    cuts = cuts_of_encoder(recipe.parallel, placement.ranks)
+    messages = []
+    for what, size in cost.traffic.items():
+        if what == ENCODER:
+            messages.append((size / 2 if cuts > 1 else size, placement.ranks))
+        else:
+            messages.append((size, len(placement.hosts[what.removeprefix("branches.")])))
+    met = min(len(cost.branches), max(1.0, cost.structures))
+    return Load(busy * cost.operations, met, cost.weights / model.itemsize, tuple(messages))
+
+
+def _alike(recipe: Recipe, sizes: Mapping[str, DatasetSize], count: int) -> tuple[Recipe, dict[str, DatasetSize]]:
+    """The recipe with `count` datasets, all of the mean size of its own."""
+    known = list(sizes.values())
+    if not known:
+        raise RamifyError("nothing to predict: no dataset has a size")
+    mean = DatasetSize(
+        structures=round(sum(size.structures for size in known) / len(known)),
+        atoms=sum(size.atoms for size in known) / len(known),
+        edges=sum(size.edges for size in known) / len(known),
+        spread=known[0].spread,
+        source="mean",
+    )
+    first = next(iter(recipe.datasets.values()))
+    names = [f"branch{number:02d}" for number in range(count)]
+    train = recipe.train.model_copy(update={"sampling": "equal"})
+    objective = recipe.objective.model_copy(update={"weights": {}})
+    update = {
+        "datasets": dict.fromkeys(names, first),
+        "branches": "per-dataset",
+        "train": train,
+        "objective": objective,
+    }
+    return recipe.model_copy(update=update), dict.fromkeys(names, mean)
+
+
+def run_prediction(
+    recipe: Recipe,
+    sizes: Mapping[str, DatasetSize],
+    out: Path,
+    measured: Path | None,
+    machine: str,
+    network: str | None,
+    batch: int,
+    total: int,
+) -> dict[str, Any]:
+    """Writes `predict.json`, `predict.svg` and `predict.png` into `out`; returns what the first holds.
+
+    Args:
+        recipe, sizes: of the model and of its datasets.
+        out: folder.
+        measured: `scale.json` of a calibrated sweep, which the cost model is fitted to and checked against.
+        machine: `here` for the one that was measured, or a stated one.
+        network: GB/s and microseconds in place of the machine's own.
+        batch, total: structures per rank (weak) and per step (strong).
+
+    Raises:
+        RamifyError: there is nothing to go by, or an unknown machine.
+    """
+    content = read_json(measured) if measured else None
+    stated = _network(network) if network else None
+    if machine == "here":
+        if content is None:
+            raise RamifyError("--machine here is predicted from measurements", fix="give --measured scale.json")
+        chosen = measured_machine(content, stated)
+    else:
+        chosen = find_machine(machine)
+        if stated is not None:
+            chosen = replace(chosen, network=stated)
+    found = {"check": check(content) if content else None, **Outlook(recipe, sizes, chosen, batch, total).predict()}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "predict.json", found)
+    draw_prediction(found, out)
+    return found
+
+
+def _network(text: str) -> MachineOptions:
+    try:
+        bandwidth, latency = (float(part) for part in text.split(","))
+        return MachineOptions(bandwidth=bandwidth, latency=latency)
+    except ValueError:
+        raise RamifyError(f"--network {text}: accepted are GB/s and microseconds, e.g. 12.5,10") from None

@@ -1,0 +1,79 @@
+"""Starts the ranks of a case on this machine, as torchrun would, and brings back what they found."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ramify.errors import RamifyError
+from ramify.files import read_json
+
+POLL = 0.05
+"""Seconds between looks at the ranks."""
+
+
+def spawn(verb: str, content: dict[str, Any], ranks: int, *, threads: int = 1, limit: float = 600.0) -> dict[str, Any]:
+    """What `ramify bench VERB` writes as rank 0 of `ranks` processes that it is started as; each is a fresh one.
+
+    Args:
+        verb: hidden verb that reads a file and writes one.
+        content: of the file.
+        ranks: processes.
+        threads: of each.
+        limit: seconds until they are ended.
+
+    Raises:
+        RamifyError: a process failed, with the end of what it said, or they took too long.
+    """
+    with tempfile.TemporaryDirectory(prefix="ramify-bench-") as name:
+        folder = Path(name)
+        (folder / "case.json").write_text(json.dumps(content), encoding="utf-8")
+        processes = [
+            _start(verb, folder, rank, ranks, threads, port) for port in [_free_port()] for rank in range(ranks)
+        ]
+        try:
+            _wait(processes, folder, time.monotonic() + limit, limit)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return dict(read_json(folder / "found.json"))
+
+
+def _start(verb: str, folder: Path, rank: int, ranks: int, threads: int, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ramify", "bench", verb, str(folder / "case.json"), str(folder / "found.json")]
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    env = os.environ | {key: str(value) for key, value in (place | meeting).items()}
+    with (folder / f"said-{rank}").open("wb") as said:
+        return subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, deadline: float, limit: float) -> None:
+    """Until all have ended well."""
+    while True:
+        ended = [process.poll() for process in processes]
+        failed = [rank for rank, status in enumerate(ended) if status]
+        if failed:
+            said = (folder / f"said-{failed[0]}").read_text(encoding="utf-8", errors="replace")
+            raise RamifyError(
+                f"rank {failed[0]} of {len(processes)} ended with status {ended[failed[0]]}:\n{said[-2000:]}"
+            )
+        if all(status == 0 for status in ended):
+            return
+        if time.monotonic() > deadline:
+            raise RamifyError(
+                f"{len(processes)} ranks took longer than {limit:g} s", fix="take fewer --steps or a smaller --batch"
+            )
+        time.sleep(POLL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

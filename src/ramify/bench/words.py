@@ -1,0 +1,75 @@
+"""What benchmarks found, in a line each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def scale_line(case: Mapping[str, Any]) -> str:
+    """One case of scaling."""
+    low, high = case["quartiles"]
+    sent = max(sum(row["traffic"].values()) for row in case["rows"])
+    held = max(sum(row["resident"].values()) for row in case["rows"])
+    return (
+        f"{case['mode']:6} {case['placement']:16} {case['ranks']:5} ranks  {case['seconds']:.4g} s/step "
+        f"({low:.4g}-{high:.4g})  {case['structures_per_second']:.4g} structures/s  {sent / 1e6:.1f} MB sent, "
+        f"{held / 1e6:.0f} MB held by the fullest rank"
+    )
+
+
+def memory_line(row: Mapping[str, Any]) -> str:
+    """One layout whose memory was measured."""
+    there = "one rank by itself" if row["alone"] else f"all {row['ranks']} ranks"
+    return (
+        f"{row['placement']:12} {row['branches']:3} branches, {row['hosted']:3} on the rank: "
+        f"{row['process'] / 1e6:8.1f} MB, tensors {row['tensors'] / 1e6:8.1f} MB, "
+        f"planned {row['planned'] / 1e6:8.1f} MB "
+        f"({100 * (row['process'] / row['planned'] - 1):+.1f} %); {there}"
+    )
+
+
+def memory_summary(content: Mapping[str, Any]) -> str:
+    """How memory grows."""
+    lines = [f"largest difference from the plan: {100 * content['largest_error_of_plan']:.1f} %"]
+    for placement, found in content.items():
+        if isinstance(found, Mapping) and "bytes_per_branch" in found:
+            lines.append(
+                f"{placement}: {found['bytes_per_branch'] / 1e6:.2f} MB more per branch "
+                f"(a whole branch has {found['whole_branch'] / 1e6:.2f} MB); "
+                f"the most is {100 * found['spread']:.1f} % above the least"
+            )
+    return "\n".join(lines)
+
+
+def check_lines(checked: Mapping[str, Any]) -> list[str]:
+    """How far the cost model is off."""
+    speed = checked["speed"]
+    lines = [
+        f"one rank: {1e3 * speed['step']:.3g} ms per step, {1e3 * speed['branch']:.3g} ms per branch, "
+        f"{1e-9 / speed['operation'] if speed['operation'] else 0:.3g} GFLOP/s, "
+        f"{1e9 * speed['parameter']:.3g} ns per parameter updated"
+    ]
+    for row in checked["checked"]:
+        lines.append(
+            f"{row['mode']:6} {row['placement']:16} {row['ranks']:4} ranks: measured {row['measured']:.4g} s, "
+            f"predicted {row['predicted']:.4g} s ({100 * row['error']:+.1f} %)"
+        )
+    return lines
+
+
+def prediction_lines(content: Mapping[str, Any]) -> list[str]:
+    """Predicted times, and where per-branch wins."""
+    placements = list(content["scaling"][0]["seconds"])
+    lines = [f"{content['machine']['name']}: ms per step", " " * 14 + "".join(f"{name:>18}" for name in placements)]
+    for row in content["scaling"]:
+        values = "".join(f"{1e3 * row['seconds'][name]:18.4g}" for name in placements)
+        lines.append(f"{row['mode']:6} {row['ranks']:5}  {values}")
+    for row in content["branches"]:
+        values = "".join(f"{1e3 * row['seconds'][name]:18.4g}" for name in placements)
+        lines.append(f"{row['branches']:3} branches  {values}")
+    for what, wins in content["wins"].items():
+        for placement, first in wins.items():
+            unit = "branches" if what == "branches" else "ranks"
+            where = "nowhere" if first is None else f"from {first} {unit} on"
+            title = f"{content['branches'][0]['ranks']} ranks" if what == "branches" else f"{what} scaling"
+            lines.append(f"{title}: {placement} is faster than replicated {where}")
+    return lines
