@@ -18,12 +18,14 @@ PAGE = ROOT / "ARCHITECTURE.md"
 LAYERS = (
     {"ramify", "errors", "quarantine", "files", "structures", "elements", "minicorpora"},
     {"sources"},
-    {"recipe"},
+    {"recipe", "recipe_errors", "recipe_text"},
     {"data"},
     {"model"},
+    {"parallel"},
     {"checkpoint"},
     {"evaluate"},
     {"train"},
+    {"bench"},
     {"demo", "console", "inspect", "cli", "__main__"},
 )
 """Rooms (top-level modules and packages) from the ground up; a room may import from its own layer and those below."""
@@ -37,7 +39,7 @@ ONLY_IN = {
     "lmdb": {"sources"},
     "vesin": {"data"},
     "safetensors": {"checkpoint"},
-    "torch": {"data", "model", "checkpoint", "evaluate", "train"},
+    "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "train", "bench"},
     "matplotlib": {"evaluate"},
     "jinja2": {"evaluate"},
     "rich": {"evaluate", "demo", "console", "cli"},

@@ -131,8 +131,9 @@ def test_tutorial_prints_what_it_says(walk: Walk) -> None:
 )
 def test_tables_of_prepared_data(walk: Walk, path: str, stores: str, datasets: list[str]) -> None:
     """The table that a page shows holds the counts and slopes of the stores."""
-    (table,) = [block.text for block in blocks(ROOT / path) if "slope dE/dx" in block.text]
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+    (table,) = [block.text for block in blocks(ROOT / path) if "labels E/F/S" in block.text]
+    cells = (re.split(r" {2,}", line.strip()) for line in table.splitlines())
+    rows = [row for row in cells if len(row) == 6 and row[0] != "dataset"]
     assert [row[0] for row in rows] == datasets
     for name, splits, elements, labels, slope, dropped in rows:
         manifest = json.loads((walk.folder / stores / name / "manifest.json").read_text(encoding="utf-8"))

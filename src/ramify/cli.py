@@ -1,9 +1,13 @@
 """The command line: one verb per job, each a thin call into the package."""
 
 import json
+import re
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +19,9 @@ from ramify import __version__
 from ramify.console import Steps, counts_table, say_training
 from ramify.errors import RamifyError
 
+if TYPE_CHECKING:
+    from ramify.train.loop import Watch
+
 app = typer.Typer(
     help="Pre-train one graph neural network on many first-principles datasets at once. "
     "An error is one message; add --debug to any verb for the traceback.",
@@ -23,6 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+bench = typer.Typer(
+    help="Speed and memory, measured, as JSON, with the machine's own limits beside.", no_args_is_help=True
+)
+app.add_typer(bench, name="bench")
 console = Console()
 errors = Console(stderr=True)
 
@@ -33,6 +44,13 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to over
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 SplitOption = Annotated[str, typer.Option(help="train, val or test.")]
+BranchesOption = Annotated[
+    int | None, typer.Option(help="So many made-up datasets alike instead of the recipe's, a branch for each.", min=1)
+]
+SizesOption = Annotated[
+    str | None,
+    typer.Option(help="Make up datasets of these sizes: a YAML file, or one that comes along (paper); else stores."),
+]
 
 
 @app.command()
@@ -73,31 +91,96 @@ def prepare(
 
 
 @app.command()
-def train(
-    arguments: Annotated[list[str] | None, typer.Argument(help="RECIPE, then keys to override.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Directory of the new run.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(help="Processes to plan for, e.g. GPUs.", min=1)] = 1,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each rank, e.g. 64GB or 80GiB; parallel.memory if not given.")
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="Sizes of datasets without a store: a YAML file, or one that comes along (paper)."),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Train a model into a run directory, or go on with one (--resume DIR)."""
+    """Which ranks host which branches, memory, traffic and work of each, and why; before anything runs."""
+    from ramify.console import print_plan
+    from ramify.parallel.plan import make_plan
+    from ramify.parallel.plan_data import as_data
+    from ramify.parallel.workload import dataset_sizes, read_sizes
     from ramify.recipe import load_recipe
-    from ramify.train.start import resume_run, start_run
 
-    if (resume is None) == (run is None) or (resume is None) == (not arguments):
-        raise RamifyError("train needs a recipe and --run DIR, or --resume DIR alone")
-    with say_training(console) as (watch, edges):
+    changed = [*(overrides or []), *([f"parallel.memory={_gigabytes(memory)}"] if memory else [])]
+    resolved = load_recipe(recipe, changed)
+    stated = read_sizes(sizes, resolved) if sizes else {}
+    planned = as_data(make_plan(resolved, dataset_sizes(resolved, stated), ranks))
+    if as_json:
+        _print_json(planned)
+    else:
+        print_plan(console, planned)
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="RECIPE, then keys to override; with --resume also keys alone.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        # torchrun of Python 3.11 takes `--run` for a short form of its own `--run-path`, wherever it stands
+        typer.Option("--run", "--run-dir", help="Directory of the new run; under torchrun write --run-dir."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this directory, by its own recipe if none is given.")
+    ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="With --run: go on with the run if it is there already.")
+    ] = False,
+) -> None:
+    """Train a model into a run directory, or go on with one. Also by torchrun, srun, mpiexec.
+
+    Ends with status 75 where a signal or train.time_limit stopped it: the same command with --continue goes on.
+    """
+    from ramify.recipe import load_recipe
+    from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
+
+    words = arguments or []
+    source = words.pop(0) if words and "=" not in words[0] else None
+    if (resume is None) == (run is None) or (run is not None and source is None) or (resume is not None and go_on):
+        raise RamifyError("train needs a recipe and --run DIR, or --resume DIR with or without a recipe")
+    if run is not None:
+        recipe = load_recipe(str(source), words)
+    else:
+        recipe = load_recipe(source or _recipe_of(Path(str(resume))), words)
+    with this_process(recipe) as process, _say_training(process.ranks.rank == 0) as (watch, edges):
         if resume is not None:
-            trainer = resume_run(resume, watch, edges)
-            console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
+            own = source is None and not words
+            trainer = resume_run(
+                resume, watch, edges, process, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
+            )
+        elif go_on or torchrun_restarts():
+            trainer = continue_run(recipe, Path(str(run)), watch, edges, process)
         else:
-            assert run is not None
-            assert arguments
-            trainer = start_run(load_recipe(arguments[0], arguments[1:]), run, watch, edges)
+            trainer = start_run(recipe, Path(str(run)), watch, edges, process)
+        lead = trainer.layout.is_lead
+        if lead and trainer.progress.step:
+            console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
+        if lead and trainer.run.changed:
+            names = sorted({".".join(key.split(".")[:2]) for key in trainer.run.changed})
+            console.print(f"changed since the last session: {', '.join(names)}", soft_wrap=True)
+        if lead and process.ranks.world > 1:
+            placement = trainer.layout.placement
+            console.print(f"{placement.ranks} ranks, {placement.kind}: {placement.reason}", soft_wrap=True)
         progress = trainer.fit()
-    console.print(
-        f"{progress.step} steps in {progress.seconds / 60:.1f} min; best metric {progress.best:.4f} at step "
-        f"{progress.best_step}; run: [bold]{escape(str(trainer.run.path))}[/bold]",
-        soft_wrap=True,
-    )
+    if lead:
+        console.print(
+            f"{progress.step} steps in {progress.seconds / 60:.1f} min; best metric {progress.best:.4f} at step "
+            f"{progress.best_step}; run: [bold]{escape(str(trainer.run.path))}[/bold]",
+            soft_wrap=True,
+        )
+    if trainer.stopped_by:
+        _stopped(trainer.stopped_by, trainer.total_steps, trainer.run.path, say=lead)
 
 
 @app.command()
@@ -106,23 +189,32 @@ def evaluate(
     split: SplitOption = "test",
     checkpoint: Annotated[str, typer.Option(help="best, latest, or a step's folder name.")] = "best",
     others: Annotated[str | None, typer.Option(help="Also evaluate the datasets of this recipe.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Exact errors of every branch on every dataset -> evaluation.json, tables."""
+    """Exact errors of every branch on every dataset -> evaluation.json, tables. Also by torchrun, srun, mpiexec."""
     from ramify.evaluate import tables as paper_tables
-    from ramify.evaluate.evaluate import Evaluator
+    from ramify.evaluate.evaluate import Evaluator, met
     from ramify.recipe import load_recipe
 
     if split not in ("train", "val", "test"):
         raise RamifyError(f"--split {split}: accepted are train, val and test")
-    with Steps(console, f"evaluate {escape(str(run))}", quiet=as_json) as steps:
-        result = Evaluator(
-            run,
-            split,
-            checkpoint,
-            others=load_recipe(others) if others else None,
-            progress=lambda dataset, branch, done: steps.counted(done),
-        ).evaluate()
+    if device not in ("auto", "cpu", "cuda", "xpu"):
+        raise RamifyError(f"--device {device}: accepted are auto, cpu, cuda and xpu")
+    with met(device) as ranks:
+        quiet = as_json or not ranks.is_lead
+        with Steps(console, f"evaluate {escape(str(run))}", quiet=quiet) as steps:
+            result = Evaluator(
+                run,
+                split,
+                checkpoint,
+                others=load_recipe(others) if others else None,
+                device=ranks.device,
+                ranks=ranks,
+                progress=lambda dataset, branch, done: steps.counted(done),
+            ).evaluate()
+        if not ranks.is_lead:
+            return
     paper_tables.write(run)
     if as_json:
         _print_json(result)
@@ -175,6 +267,146 @@ def inspect(
     console.print(table)
 
 
+@bench.command("scale")
+def bench_scale(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for scale.json, scale.svg and scale.png; cases add up in it.")
+    ] = Path("bench-scale"),
+    ranks: Annotated[
+        str, typer.Option(help="Numbers of ranks; started on this machine. Under srun: those there.")
+    ] = "1,2",
+    placements: Annotated[
+        str, typer.Option(help="As parallel.placement; +shard after one cuts up the encoder.")
+    ] = "replicated,per-branch",
+    modes: Annotated[str, typer.Option(help="weak: --batch per rank; strong: --total per step.")] = "weak,strong",
+    batch: Annotated[int, typer.Option(help="Structures per rank in weak scaling.", min=1)] = 8,
+    total: Annotated[int, typer.Option(help="Structures per step in strong scaling.", min=1)] = 16,
+    branches: BranchesOption = None,
+    sizes: SizesOption = None,
+    warmup: Annotated[int, typer.Option(help="Steps of each case that do not count.", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Steps of each case that count.", min=1)] = 10,
+    calibrate: Annotated[
+        bool, typer.Option(help="Also measure, on one rank, what `ramify bench predict` is fitted to.")
+    ] = False,
+    limit: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Weak and strong scaling by real training steps, over numbers of ranks and placements. Also by srun, mpiexec."""
+    from ramify.bench.scale import Sweep, run_scale
+    from ramify.bench.words import scale_line
+    from ramify.parallel.workload import read_sizes
+    from ramify.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    sweep = Sweep(
+        resolved,
+        _numbers("--ranks", ranks),
+        placements.split(","),
+        modes.split(","),
+        batch,
+        total,
+        branches,
+        read_sizes(sizes, resolved) if sizes else {},
+        warmup,
+        steps,
+        calibrate,
+    )
+
+    def say(found: dict[str, Any]) -> None:
+        if not as_json:
+            console.print(scale_line(found), markup=False, highlight=False, soft_wrap=True)
+
+    content = run_scale(sweep, out, say, limit)
+    if content is not None and as_json:
+        _print_json(content)
+
+
+@bench.command("memory")
+def bench_memory(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for memory.json, memory.svg and memory.png.")] = Path(
+        "bench-memory"
+    ),
+    branches: Annotated[str, typer.Option(help="Numbers of made-up branches, each on as many ranks.")] = "1,4,8,16,32",
+    placements: Annotated[str, typer.Option(help="As parallel.placement.")] = "replicated,per-branch",
+    check: Annotated[int, typer.Option(help="So many branches again, with all ranks there; 0 for none.", min=0)] = 0,
+    limit: Annotated[float, typer.Option(help="Seconds that one layout may take.")] = 600.0,
+    as_json: Json = False,
+) -> None:
+    """What the fullest rank holds, measured, against the number of branches; beside what is planned."""
+    from ramify.bench.memory import Census, run_memory
+    from ramify.bench.words import memory_line, memory_summary
+    from ramify.recipe import load_recipe
+
+    census = Census(
+        load_recipe(recipe, overrides or []), _numbers("--branches", branches), placements.split(","), check
+    )
+
+    def say(found: dict[str, Any]) -> None:
+        if not as_json:
+            console.print(memory_line(found), markup=False, highlight=False, soft_wrap=True)
+
+    content = run_memory(census, out, say, limit)
+    if as_json:
+        _print_json(content)
+    else:
+        console.print(memory_summary(content), markup=False, highlight=False, soft_wrap=True)
+
+
+@bench.command("predict")
+def bench_predict(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="A scale.json with --calibrate: the cost model is fitted to it and checked.")
+    ] = None,
+    machine: Annotated[str, typer.Option(help="here (as measured), frontier, perlmutter or aurora.")] = "here",
+    network: Annotated[
+        str | None, typer.Option(help="Another network, GB/s and microseconds: 12.5,10.", metavar="GB,US")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for predict.json, predict.svg and predict.png.")] = Path(
+        "bench-predict"
+    ),
+    batch: Annotated[int, typer.Option(help="Structures per rank in weak scaling.", min=1)] = 160,
+    total: Annotated[int, typer.Option(help="Structures per step in strong scaling.", min=1)] = 6400,
+    sizes: Annotated[str | None, typer.Option(help="As of `ramify plan`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Step times on up to 1,920 ranks and with up to 64 branches, by a cost model; how far it is off where measured."""
+    from ramify.bench.outlook import run_prediction
+    from ramify.bench.words import check_lines, prediction_lines
+    from ramify.parallel.workload import dataset_sizes, read_sizes
+    from ramify.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    known = dataset_sizes(resolved, read_sizes(sizes, resolved) if sizes else {})
+    content = run_prediction(resolved, known, out, measured, machine, network, batch, total)
+    if as_json:
+        _print_json(content)
+        return
+    lines = [*(check_lines(content["check"]) if content["check"] else []), *prediction_lines(content)]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+@bench.command("rank", hidden=True)
+def bench_rank(source: Path, target: Path) -> None:
+    """One rank of a layout of `bench memory`, as that starts it."""
+    from ramify.bench.memory import run_rank
+
+    run_rank(source, target)
+
+
+@bench.command("case", hidden=True)
+def bench_case(source: Path, target: Path) -> None:
+    """One rank of a case of `bench scale`, as that starts it."""
+    from ramify.bench.scale import run_case
+
+    run_case(source, target)
+
+
 @app.command()
 def version() -> None:
     """The version of ramify."""
@@ -190,6 +422,8 @@ def main() -> None:
     except (RamifyError, OSError) as error:  # OSError: what the system refuses, e.g. permissions; it names the file
         if debug:
             raise
+        if getattr(error, "everywhere", False) and not _speaks():
+            sys.exit(1)
         errors.print("[bold red]error:[/bold red]", end=" ")
         text = "\n  ".join([str(error), *getattr(error, "__notes__", ())])
         errors.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -199,6 +433,65 @@ def main() -> None:
             message = "interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`"
             errors.print(message, soft_wrap=True)
         raise
+
+
+def _speaks() -> bool:
+    """Whether this process prints what all of them could. The others give the one that does a moment to do it: a
+    launcher ends all as soon as one has failed."""
+    from ramify.parallel.launch import find_site
+
+    if find_site().rank == 0:
+        return True
+    time.sleep(1.0)
+    return False
+
+
+def _recipe_of(run: Path) -> Path:
+    """The recipe that a run keeps."""
+    from ramify.train.run import Run
+
+    return Run.open(run).path / "recipe.yaml"
+
+
+@contextmanager
+def _say_training(aloud: bool) -> Iterator[tuple["Watch", Callable[[str, int], None]]]:
+    """`say_training`, on the one process that speaks."""
+    if aloud:
+        with say_training(console) as listeners:
+            yield listeners
+    else:
+        from ramify.train.loop import Watch
+
+        yield Watch(), lambda dataset, structures: None
+
+
+def _stopped(reason: str, total: int, run: Path, *, say: bool) -> None:
+    """Ends the program as one that stopped before its end."""
+    from ramify.train.start import under_torchrun
+    from ramify.train.stop import STOPPED
+
+    if say:
+        text = f"stopped ({reason}) before step {total}; go on with `ramify train --resume {run}`"
+        errors.print(text, markup=False, soft_wrap=True)
+    # torchrun takes any other status for a failure: it would start the processes again, and tells nobody which it was
+    raise typer.Exit(0 if under_torchrun() else STOPPED)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """The numbers in `1,2,4`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise RamifyError(f"{option} {text}: accepted are whole numbers above 0, e.g. 1,2,4")
+    return [int(part) for part in parts]
+
+
+def _gigabytes(text: str) -> float:
+    """The number in `64GB`, `64 GB`, `80GiB`, `512MB` or `64` (GB)."""
+    units = {"": 1.0, "GB": 1.0, "MB": 1e-3, "TB": 1e3, "GIB": 2**30 / 1e9, "MIB": 2**20 / 1e9, "TIB": 2**40 / 1e9}
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in units or not float(match[1]):
+        raise RamifyError(f"--memory {text}: accepted are a number and GB, MB, TB, GiB, MiB or TiB, e.g. 64GB")
+    return float(match[1]) * units[match[2].upper()]
 
 
 def _print_json(content: Any) -> None:

@@ -1,9 +1,11 @@
 """How long jobs look on the terminal: progress bars that stay honest, lines that stay short."""
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,7 +28,12 @@ class Steps:
     """A running count of structures, for jobs whose length is not known beforehand."""
 
     def __init__(self, console: Console, title: str, *, quiet: bool = False) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} structures"))
+        done = "[green]✓[/green]"
+        columns = (
+            SpinnerColumn(finished_text=done),
+            TextColumn("{task.description}"),
+            TextColumn("{task.completed:,.0f} structures"),
+        )
         self._progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet)
         self._task = self._progress.add_task(title, total=None)
 
@@ -38,7 +45,9 @@ class Steps:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed is None:
+            self._progress.update(self._task, total=self._progress.tasks[0].completed)
         self._progress.stop()
 
 
@@ -77,42 +86,145 @@ def say_training(console: Console) -> Iterator[tuple["Watch", Callable[[str, int
             Watch(
                 step=on_step,
                 trained=on_trained,
-                evaluated=lambda entry: console.print(evaluation_line(entry), highlight=False),
+                evaluated=lambda entry: console.print(evaluation_text(entry, console.width), highlight=False),
                 warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
             ),
             on_edges,
         )
 
 
-def evaluation_line(entry: Mapping[str, Any]) -> str:
-    """One evaluation, short: the metric, then each dataset's energy and force errors in percent of the trivial ones."""
+def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
+    """One evaluation, short: the metric, then each dataset's energy and force errors in percent of the trivial ones.
+
+    One line where it fits into `width`; otherwise the datasets follow on lines of their own.
+    """
     parts = [
         f"{name} {_percent(e['energy_mae'], e['trivial_energy_mae'])}"
         f"/{_percent(e['forces_mae'], e['trivial_forces_mae'])}"
         for name, e in entry["datasets"].items()
     ]
     mark = "*" if entry["best"] else " "
-    return f"epoch {entry['epoch']:5.1f} metric {entry['metric']:.3f}{mark} E/F in % of trivial: " + "  ".join(parts)
+    start = f"epoch {entry['epoch']:5.1f} metric {entry['metric']:.3f}{mark} E/F in % of trivial:"
+    line = f"{start} {'  '.join(parts)}"
+    if len(line) <= width:
+        return line
+    below = textwrap.wrap("  ".join(part.replace(" ", "\0") for part in parts), width - 4)
+    return "\n".join([start, *(f"    {text}".replace("\0", " ") for text in below)])
 
 
 def counts_table(manifests: Mapping[str, Any]) -> Table:
-    """What prepare kept and dropped, by dataset."""
-    table = Table(title="Prepared", title_justify="left")
-    for heading in ("dataset", "train / val / test", "elements", "labels E / F / S", "slope dE/dx", "dropped"):
-        table.add_column(heading, overflow="fold")
+    """What prepare kept and dropped, by dataset; in 80 columns only the reasons of what was dropped wrap."""
+    table = Table(
+        title="Prepared",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for heading in ("dataset", "train/val/test", "elements", "labels E/F/S", "slope"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("dropped", overflow="fold", min_width=8)
     for name, manifest in manifests.items():
-        splits, labels, consistency = manifest["splits"], manifest["labels"], manifest["consistency"]
-        slope = _slope(consistency["slope"])
-        dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "nothing"
+        table.add_row(*_counts(name, manifest))
+    return table
+
+
+def _counts(name: str, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The row of one dataset."""
+    splits, labels = manifest["splits"], manifest["labels"]
+    return (
+        name,
+        " / ".join(str(splits[s]["structures"]) for s in ("train", "val", "test")),
+        str(len(manifest["elements"])),
+        " / ".join(str(labels[kind]) for kind in ("energy", "forces", "stress")),
+        _slope(manifest["consistency"]["slope"]),
+        ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "nothing",
+    )
+
+
+def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    """A plan (as `ramify.parallel.plan_data` gives it): its datasets, its ranks, what else was considered, and why."""
+    for table in (_datasets_table(plan), _ranks_table(plan), _considered_table(plan)):
+        console.print(table)
+    model, machine = plan["model"], plan["machine"]
+    ema = ", averaged weights" if plan["rows"][0]["bytes"]["averages"] else ""
+    lines = [
+        f"placement: [bold]{plan['placement']['kind']}[/bold], {plan['placement']['reason']}",
+        f"imbalance: the busiest rank has {100 * plan['imbalance']:.1f} % more to do than the mean",
+        f"regime: {plan['regime']['text']}",
+        f"{model['bytes_per_parameter']} bytes per parameter: weight, gradient, AdamW's two averages{ema}; "
+        f"{model['gradient_bytes_per_parameter']} all-reduced",
+        f"times assume parallel.machine: {machine['tflops']:g} TFLOP/s, {machine['bandwidth']:g} GB/s, "
+        f"{machine['latency']:g} µs",
+        *(f"[bold yellow]warning:[/bold yellow] {text}" for text in plan["warnings"]),
+        *(f"would fit: {text}" for text in plan["remedies"]),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _datasets_table(plan: Mapping[str, Any]) -> Table:
+    table = Table(title=f"Training data, {plan['batch']} structures per step", title_justify="left")
+    for heading in ("dataset", "structures", "atoms each", "edges each", "known from"):
+        table.add_column(heading, justify="left" if heading in ("dataset", "known from") else "right")
+    for name, size in plan["datasets"].items():
+        table.add_row(name, f"{size['structures']:,}", f"{size['atoms']:.1f}", f"{size['edges']:.1f}", size["source"])
+    return table
+
+
+def _ranks_table(plan: Mapping[str, Any]) -> Table:
+    limit = f", {plan['memory_gb']:g} GB each" if plan["memory_gb"] else ""
+    shard = ", encoder cut up" if plan["shard"] == "encoder" else ""
+    table = Table(title=f"{plan['ranks']} ranks{limit}{shard}; per rank and step", title_justify="left")
+    table.add_column("ranks")
+    table.add_column("branches", overflow="fold")
+    for heading in ("parameters", "states MB", "step MB", "all-reduced MB", "structures", "edges", "TFLOP"):
+        table.add_column(heading, justify="right")
+    for row in plan["rows"]:
+        sizes = row["bytes"]
+        during = sizes["activations"] + sizes["working"]
         table.add_row(
-            name,
-            " / ".join(str(splits[s]["structures"]) for s in ("train", "val", "test")),
-            str(len(manifest["elements"])),
-            " / ".join(str(labels[kind]) for kind in ("energy", "forces", "stress")),
-            slope,
-            dropped,
+            _ranges(row["ranks"]),
+            " ".join(row["branches"]),
+            f"{row['parameters']:,}",
+            f"{(sum(sizes.values()) - during) / 1e6:,.1f}",
+            f"{during / 1e6:,.1f}",
+            " + ".join(f"{amount / 1e6:.1f}" for amount in row["traffic"].values()) or "0",
+            f"{row['structures']:.4g}",
+            f"{row['edges']:,.0f}",
+            f"{row['operations'] / 1e12:.3g}",
         )
     return table
+
+
+def _considered_table(plan: Mapping[str, Any]) -> Table:
+    table = Table(title="Placements considered", title_justify="left")
+    table.add_column("placement")
+    for heading in ("predicted ms", "fullest rank GB", "all-reduced MB", "imbalance %", "fits"):
+        table.add_column(heading, justify="right")
+    for option in plan["considered"]:
+        table.add_row(
+            option["kind"],
+            f"{1e3 * option['seconds']:.4g}",
+            f"{option['memory'] / 1e9:.3f}",
+            f"{option['traffic'] / 1e6:.1f}",
+            f"{100 * option['imbalance']:.1f}",
+            "yes" if option["fits"] else "no",
+        )
+    return table
+
+
+def _ranges(ranks: list[int]) -> str:
+    """`0-3 7` for 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return " ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _slope(slope: float | None) -> str:

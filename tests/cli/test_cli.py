@@ -26,7 +26,7 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
     said = ramify("prepare", path)
     assert (said.status, said.err) == (0, "")
     assert re.search(r"qm7x +│ 288 / 36 / 36 +│", said.out)
-    step = Trainer._step
+    step = Trainer.step
 
     def interrupted(trainer: Trainer, batch: Any) -> Any:
         if trainer.progress.step == 12:
@@ -34,7 +34,7 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
         return step(trainer, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_step", interrupted)
+        patched.setattr(Trainer, "step", interrupted)
         said = ramify("train", path, "--run", "run", "train.seed=1")
     assert said.status == 130
     assert "interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`" in said.err
@@ -59,7 +59,7 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
     assert '"step": 20' in said.out
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "recipe.yaml", "data.json", "metrics.jsonl", "evaluation.json", "tables.md", "tables.json", "report.html",
-        "tensorboard", "checkpoints", "predictions",
+        "tensorboard", "checkpoints", "predictions", "sessions.jsonl",
     }  # fmt: skip
 
 
@@ -136,12 +136,12 @@ KILLED = """
 import os, signal
 from ramify import cli
 from ramify.train.loop import Trainer
-step = Trainer._step
+step = Trainer.step
 def killed(trainer, batch):
     if trainer.progress.step == 17:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(trainer, batch)
-Trainer._step = killed
+Trainer.step = killed
 cli.main()
 """
 

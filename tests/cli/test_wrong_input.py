@@ -96,9 +96,20 @@ def test_contradictory_arguments_of_train(ramify: Ramify, tmp_path: Path) -> Non
         (path,),
         (path, "--run", "a", "--resume", "b"),
         ("--run", "a"),
-        ("--resume", "a", "train.batch=3"),
+        ("--run", "a", "train.batch=3"),
+        ("--resume", "a", "--continue"),
     ):
-        refused(ramify("train", *arguments), "train needs a recipe and --run DIR, or --resume DIR alone")
+        refused(ramify("train", *arguments), "train needs a recipe and --run DIR, or --resume DIR with or without a")
+    refused(ramify("train", "--resume", "a", "train.batch=3"), "a is not a run directory")
+
+
+def test_what_a_run_cannot_change(ramify: Ramify, own: Path) -> None:
+    before = files_of(own)
+    said = ramify("train", "--resume", own / "run", "train.batch=3", "optimizer.lr=1", "train.log_every=2")
+    refused(said, "is not what this run was trained by (optimizer.lr: 0.001, now 1.0; train.batch: 8, now 3)")
+    said = ramify("train", "--resume", own / "run", "train.bacth=3")
+    refused(said, "train.bacth: unknown key, did you mean 'batch'?")
+    assert files_of(own) == before
 
 
 def test_a_damaged_store(ramify: Ramify, own: Path) -> None:
