@@ -59,7 +59,7 @@ def test_it_goes_on_after_the_status_of_a_stop(path: Path) -> None:
 
 @script
 def test_it_ends_with_the_status_of_the_ranks(path: Path, tmp_path: Path) -> None:
-    """Run with stand-ins for the cluster's commands: 75 puts the job into the queue again, any other status does not."""
+    """With stand-ins for the cluster's commands: 75 puts the job into the queue again, any other status does not."""
     calls = tmp_path / "calls"
     for name in ("srun", "mpiexec", "scontrol", "qsub", "module", "source", "hostname", "sort"):
         (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $*" >> {calls}\n')
