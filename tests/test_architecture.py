@@ -26,7 +26,7 @@ LAYERS = (
     {"evaluate"},
     {"train"},
     {"bench"},
-    {"demo", "console", "inspect", "cli", "__main__"},
+    {"demo", "console", "inspect", "cli", "cli_bench", "cli_words", "__main__"},
 )
 """Rooms (top-level modules and packages) from the ground up; a room may import from its own layer and those below."""
 
@@ -42,8 +42,8 @@ ONLY_IN = {
     "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "train", "bench"},
     "matplotlib": {"evaluate"},
     "jinja2": {"evaluate"},
-    "rich": {"evaluate", "demo", "console", "cli"},
-    "typer": {"cli"},
+    "rich": {"evaluate", "demo", "console", "cli", "cli_words"},
+    "typer": {"cli", "cli_bench", "cli_words"},
 }
 """Where each of the heavier libraries may be used."""
 

@@ -7,15 +7,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ramify import __version__
+from ramify.cli_bench import bench
+from ramify.cli_words import (
+    Json,
+    Overrides,
+    RecipeArgument,
+    RunArgument,
+    SplitOption,
+    console,
+    errors,
+    print_json,
+)
 from ramify.console import Steps, counts_table, say_training
 from ramify.errors import RamifyError
 
@@ -30,27 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(
-    help="Speed and memory, measured, as JSON, with the machine's own limits beside.", no_args_is_help=True
-)
 app.add_typer(bench, name="bench")
-console = Console()
-errors = Console(stderr=True)
-
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe: YAML file, or one that comes along (demo, five, paper).")
-]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to override: train.max_steps=20 ...")]
-RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
-SplitOption = Annotated[str, typer.Option(help="train, val or test.")]
-BranchesOption = Annotated[
-    int | None, typer.Option(help="So many made-up datasets alike instead of the recipe's, a branch for each.", min=1)
-]
-SizesOption = Annotated[
-    str | None,
-    typer.Option(help="Make up datasets of these sizes: a YAML file, or one that comes along (paper); else stores."),
-]
 
 
 @app.command()
@@ -85,7 +75,7 @@ def prepare(
             )
     plain = {name: manifest.model_dump(mode="json") for name, manifest in manifests.items()}
     if as_json:
-        _print_json(plain)
+        print_json(plain)
     else:
         console.print(counts_table(plain))
 
@@ -116,7 +106,7 @@ def plan(
     stated = read_sizes(sizes, resolved) if sizes else {}
     planned = as_data(make_plan(resolved, dataset_sizes(resolved, stated), ranks))
     if as_json:
-        _print_json(planned)
+        print_json(planned)
     else:
         print_plan(console, planned)
 
@@ -217,7 +207,7 @@ def evaluate(
             return
     paper_tables.write(run)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         paper_tables.build([run]).render(console)
 
@@ -233,7 +223,7 @@ def tables(
 
     built = paper_tables.build(runs)
     if as_json:
-        _print_json(built.to_dict())
+        print_json(built.to_dict())
     elif markdown:
         console.print(built.markdown(), markup=False, soft_wrap=True)
     else:
@@ -259,152 +249,12 @@ def inspect(
 
     title, facts = describe(path, verify=verify)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     table = Table(title=Text(title), show_header=False, title_justify="left")
     for key, value in facts.items():
         table.add_row(key, Text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     console.print(table)
-
-
-@bench.command("scale")
-def bench_scale(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for scale.json, scale.svg and scale.png; cases add up in it.")
-    ] = Path("bench-scale"),
-    ranks: Annotated[
-        str, typer.Option(help="Numbers of ranks; started on this machine. Under srun: those there.")
-    ] = "1,2",
-    placements: Annotated[
-        str, typer.Option(help="As parallel.placement; +shard after one cuts up the encoder.")
-    ] = "replicated,per-branch",
-    modes: Annotated[str, typer.Option(help="weak: --batch per rank; strong: --total per step.")] = "weak,strong",
-    batch: Annotated[int, typer.Option(help="Structures per rank in weak scaling.", min=1)] = 8,
-    total: Annotated[int, typer.Option(help="Structures per step in strong scaling.", min=1)] = 16,
-    branches: BranchesOption = None,
-    sizes: SizesOption = None,
-    warmup: Annotated[int, typer.Option(help="Steps of each case that do not count.", min=1)] = 2,
-    steps: Annotated[int, typer.Option(help="Steps of each case that count.", min=1)] = 10,
-    calibrate: Annotated[
-        bool, typer.Option(help="Also measure, on one rank, what `ramify bench predict` is fitted to.")
-    ] = False,
-    limit: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 600.0,
-    as_json: Json = False,
-) -> None:
-    """Weak and strong scaling by real training steps, over numbers of ranks and placements. Also by srun, mpiexec."""
-    from ramify.bench.scale import Sweep, run_scale
-    from ramify.bench.words import scale_line
-    from ramify.parallel.workload import read_sizes
-    from ramify.recipe import load_recipe
-
-    resolved = load_recipe(recipe, overrides or [])
-    sweep = Sweep(
-        resolved,
-        _numbers("--ranks", ranks),
-        placements.split(","),
-        modes.split(","),
-        batch,
-        total,
-        branches,
-        read_sizes(sizes, resolved) if sizes else {},
-        warmup,
-        steps,
-        calibrate,
-    )
-
-    def say(found: dict[str, Any]) -> None:
-        if not as_json:
-            console.print(scale_line(found), markup=False, highlight=False, soft_wrap=True)
-
-    content = run_scale(sweep, out, say, limit)
-    if content is not None and as_json:
-        _print_json(content)
-
-
-@bench.command("memory")
-def bench_memory(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder for memory.json, memory.svg and memory.png.")] = Path(
-        "bench-memory"
-    ),
-    branches: Annotated[str, typer.Option(help="Numbers of made-up branches, each on as many ranks.")] = "1,4,8,16,32",
-    placements: Annotated[str, typer.Option(help="As parallel.placement.")] = "replicated,per-branch",
-    check: Annotated[int, typer.Option(help="So many branches again, with all ranks there; 0 for none.", min=0)] = 0,
-    limit: Annotated[float, typer.Option(help="Seconds that one layout may take.")] = 600.0,
-    as_json: Json = False,
-) -> None:
-    """What the fullest rank holds, measured, against the number of branches; beside what is planned."""
-    from ramify.bench.memory import Census, run_memory
-    from ramify.bench.words import memory_line, memory_summary
-    from ramify.recipe import load_recipe
-
-    census = Census(
-        load_recipe(recipe, overrides or []), _numbers("--branches", branches), placements.split(","), check
-    )
-
-    def say(found: dict[str, Any]) -> None:
-        if not as_json:
-            console.print(memory_line(found), markup=False, highlight=False, soft_wrap=True)
-
-    content = run_memory(census, out, say, limit)
-    if as_json:
-        _print_json(content)
-    else:
-        console.print(memory_summary(content), markup=False, highlight=False, soft_wrap=True)
-
-
-@bench.command("predict")
-def bench_predict(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    measured: Annotated[
-        Path | None, typer.Option(help="A scale.json with --calibrate: the cost model is fitted to it and checked.")
-    ] = None,
-    machine: Annotated[str, typer.Option(help="here (as measured), frontier, perlmutter or aurora.")] = "here",
-    network: Annotated[
-        str | None, typer.Option(help="Another network, GB/s and microseconds: 12.5,10.", metavar="GB,US")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for predict.json, predict.svg and predict.png.")] = Path(
-        "bench-predict"
-    ),
-    batch: Annotated[int, typer.Option(help="Structures per rank in weak scaling.", min=1)] = 160,
-    total: Annotated[int, typer.Option(help="Structures per step in strong scaling.", min=1)] = 6400,
-    sizes: Annotated[str | None, typer.Option(help="As of `ramify plan`.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Step times on up to 1,920 ranks and with up to 64 branches, by a cost model; how far it is off where measured."""
-    from ramify.bench.outlook import run_prediction
-    from ramify.bench.words import check_lines, prediction_lines
-    from ramify.parallel.workload import dataset_sizes, read_sizes
-    from ramify.recipe import load_recipe
-
-    resolved = load_recipe(recipe, overrides or [])
-    known = dataset_sizes(resolved, read_sizes(sizes, resolved) if sizes else {})
-    content = run_prediction(resolved, known, out, measured, machine, network, batch, total)
-    if as_json:
-        _print_json(content)
-        return
-    lines = [*(check_lines(content["check"]) if content["check"] else []), *prediction_lines(content)]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-@bench.command("rank", hidden=True)
-def bench_rank(source: Path, target: Path) -> None:
-    """One rank of a layout of `bench memory`, as that starts it."""
-    from ramify.bench.memory import run_rank
-
-    run_rank(source, target)
-
-
-@bench.command("case", hidden=True)
-def bench_case(source: Path, target: Path) -> None:
-    """One rank of a case of `bench scale`, as that starts it."""
-    from ramify.bench.scale import run_case
-
-    run_case(source, target)
 
 
 @app.command()
@@ -477,14 +327,6 @@ def _stopped(reason: str, total: int, run: Path, *, say: bool) -> None:
     raise typer.Exit(0 if under_torchrun() else STOPPED)
 
 
-def _numbers(option: str, text: str) -> list[int]:
-    """The numbers in `1,2,4`."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise RamifyError(f"{option} {text}: accepted are whole numbers above 0, e.g. 1,2,4")
-    return [int(part) for part in parts]
-
-
 def _gigabytes(text: str) -> float:
     """The number in `64GB`, `64 GB`, `80GiB`, `512MB` or `64` (GB)."""
     units = {"": 1.0, "GB": 1.0, "MB": 1e-3, "TB": 1e3, "GIB": 2**30 / 1e9, "MIB": 2**20 / 1e9, "TIB": 2**40 / 1e9}
@@ -492,7 +334,3 @@ def _gigabytes(text: str) -> float:
     if not match or match[2].upper() not in units or not float(match[1]):
         raise RamifyError(f"--memory {text}: accepted are a number and GB, MB, TB, GiB, MiB or TiB, e.g. 64GB")
     return float(match[1]) * units[match[2].upper()]
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """One process and several take the same steps, whatever branch is where: weights, averages and logged losses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from ramify.parallel.agree import Alone, Met
-from ramify.parallel.plan import make_plan
-from ramify.parallel.workload import DatasetSize, dataset_sizes
+from ramify.parallel.costs import rank_costs
+from ramify.parallel.dry_run import model_cost
+from ramify.parallel.placement import Placement
+from ramify.parallel.workload import dataset_sizes, step_shares
 from ramify.recipe import Recipe
 from ramify.train.loop import Trainer, Watch
 from ramify.train.start import Process, start_run
@@ -71,12 +74,14 @@ class Trained:
 
     Attributes:
         state: weights and averages of what is on this rank.
+        placement: of the branches.
         traffic: bytes handed to collectives.
         present: by branch, in how many steps it had structures.
         fresh: what the validation splits said before the first step.
     """
 
     state: dict[str, NDArray[np.float64]]
+    placement: Placement
     traffic: dict[str, int]
     present: dict[str, int]
     fresh: Validation
@@ -101,7 +106,7 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
         assert trainer.progress.step == STEPS
         counts = [trainer.stream.counts(step) for step in range(STEPS)]
         present = {branch: sum(c[branch] > 0 for c in counts) for branch in recipe.datasets}
-        found.append(Trained(state_of(trainer), dict(trainer.layout.traffic), present, fresh))
+        found.append(Trained(state_of(trainer), trainer.layout.placement, dict(trainer.layout.traffic), present, fresh))
         trainer.run.unlock()
     return found
 
@@ -116,7 +121,7 @@ class Outcome:
     log: list[dict[str, Any]]
 
 
-Worlds = dict[int, list[Outcome]]
+Planned = Callable[[str, Placement], list[dict[str, int]]]
 
 
 @pytest.fixture(scope="module")
@@ -192,22 +197,28 @@ def test_errors_of_equal_weights_are_equal_to_the_bit(outcomes: list[Outcome], e
 
 
 @pytest.fixture(scope="module")
-def sizes(five: MakeFive) -> dict[str, DatasetSize]:
-    """What a plan knows of the datasets."""
-    return dataset_sizes(five(), {})
+def planned(five: MakeFive) -> Planned:
+    """By kind of forces, what a plan says of each rank's traffic per step under a placement."""
+    sizes = dataset_sizes(five(), {})
+    spreads = {name: size.spread for name, size in sizes.items()}
+    recipes = {kind: steps_of(five, kind, {}) for kind in KINDS}
+    models = {kind: model_cost(recipe, spreads) for kind, recipe in recipes.items()}
+
+    def traffic(kind: str, placement: Placement) -> list[dict[str, int]]:
+        costs = rank_costs(recipes[kind], models[kind], step_shares(recipes[kind], sizes), placement)
+        return [cost.traffic for cost in costs]
+
+    return traffic
 
 
-def test_traffic_is_what_the_plan_says(outcomes: list[Outcome], sizes: dict[str, DatasetSize]) -> None:
+def test_traffic_is_what_the_plan_says(outcomes: list[Outcome], planned: Planned) -> None:
     """Per step the encoder, and each branch that a rank shares in the steps in which it has structures; and 18 float64
     of control: loss, norm, flag, and three numbers for each of the five datasets."""
     for outcome in outcomes:
-        recipe, world = outcome.recipe, len(outcome.ranks)
-        plan = make_plan(recipe, sizes, world)
-        for rank, cost in zip(outcome.ranks, plan.chosen.ranks, strict=True):
+        world = len(outcome.ranks)
+        for rank, per_step in zip(outcome.ranks, planned(outcome.kind, outcome.ranks[0].placement), strict=True):
+            steps = {"encoder": STEPS} | {f"branches.{branch}": count for branch, count in rank.present.items()}
+            expected = {what: bytes_ * steps[what] for what, bytes_ in per_step.items()}
             found = {what: bytes_ for what, bytes_ in rank.traffic.items() if what != "gathered"}
-            planned = {
-                what: per_step * (STEPS if what == "encoder" else rank.present[what.removeprefix("branches.")])
-                for what, per_step in cost.traffic.items()
-            }
-            assert found == planned | ({"control": STEPS * 18 * 8} if world > 1 else {})
+            assert found == expected | ({"control": STEPS * 18 * 8} if world > 1 else {})
         assert min(outcome.ranks[0].present.values()) < STEPS  # a branch may be absent from a step
