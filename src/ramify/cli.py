@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ramify import __version__
+from ramify.cli_inference import add_verbs
 from ramify.console import Steps, counts_table, say_training
 from ramify.errors import RamifyError
 
@@ -250,11 +251,11 @@ def report(run: RunArgument) -> None:
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A store, a run directory or a checkpoint.")],
+    path: Annotated[Path, typer.Argument(help="A store, a run directory, a checkpoint or an export.")],
     verify: Annotated[bool, typer.Option(help="Also compare all checksums.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What a store, a run or a checkpoint holds."""
+    """What a store, a run, a checkpoint or an export holds."""
     from ramify.inspect import describe
 
     title, facts = describe(path, verify=verify)
@@ -407,6 +408,9 @@ def bench_case(source: Path, target: Path) -> None:
     run_case(source, target)
 
 
+add_verbs(app, lambda: console)
+
+
 @app.command()
 def version() -> None:
     """The version of ramify."""
@@ -431,7 +435,7 @@ def main() -> None:
     except SystemExit as end:
         if end.code == 130:  # typer's for Ctrl-C
             message = "interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`"
-            errors.print(message, soft_wrap=True)
+            errors.print(f"{message}, predict and relax go on when they are called again", soft_wrap=True)
         raise
 
 
