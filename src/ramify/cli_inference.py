@@ -43,15 +43,31 @@ def add_verbs(app: typer.Typer, console: Callable[[], Console]) -> None:
     @app.command()
     def export(
         run: RunArgument,
-        out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+        out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of metatomic a file, NAME.pt.")],
         branch: Annotated[list[str] | None, typer.Option("--branch", "-b", help="Only this; may be repeated.")] = None,
         checkpoint: CheckpointOption = "best",
+        form: Annotated[
+            Literal["ramify", "metatomic"],
+            typer.Option("--format", help="metatomic: one branch, for LAMMPS and others."),
+        ] = "ramify",
+        dataset: DatasetOption = None,
+        precision: Annotated[
+            str, typer.Option(help="Of metatomic; fp32 rounds total energies of heavy atoms.")
+        ] = "fp64",
     ) -> None:
         """A small self-contained folder with a model card, which needs neither the run nor its data."""
         from ramify.inference.exported import write_export
         from ramify.inference.model import read_saved
 
-        write_export(read_saved(run, checkpoint), out, branch or [])
+        if form == "metatomic":
+            from ramify.inference.metatomic import write_metatomic
+
+            if branch and len(branch) > 1:
+                raise RamifyError("a metatomic model has one branch", fix="name one --branch")
+            loaded = _load(run, checkpoint, "cpu", precision)
+            write_metatomic(loaded.predictor(branch[0] if branch else None, dataset), out)
+        else:
+            write_export(read_saved(run, checkpoint), out, branch or [])
         console().print(f"model: [bold]{escape(str(out))}[/bold]", soft_wrap=True)
 
     @app.command()

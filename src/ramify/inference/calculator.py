@@ -1,7 +1,7 @@
 """`Calculator`: a branch as an ASE calculator."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,8 @@ class Calculator(AseCalculator):
         self._refuse(screen(structure, self.predictor.branch, self.predictor.dataset))
         self._check_memory(count, 0, search_memory(count))
         edges, closest = self.neighbors.find(structure)
-        self._refuse(screen_distances(np.array([closest])))
-        self._warn(structure, closest)
+        self._refuse(screen_distances(closest))
+        self._warn(structure, doubts(closest, self.predictor.dataset))
         self._check_memory(count, len(edges), self.predictor.memory_needed(count, len(edges)))
         energy, forces, stress = self.predictor.ask(structure, edges)
         if not np.isfinite(energy[0]):
@@ -98,10 +98,9 @@ class Calculator(AseCalculator):
             reason, detail = refused[0]
             raise RamifyError(f"{reason}: {detail}", fix="correct the structure, or what moved its atoms there")
 
-    def _warn(self, structure: Structures, closest: float) -> None:
+    def _warn(self, structure: Structures, found: Mapping[int, str]) -> None:
         if not np.array_equal(structure.numbers, self._composition):
             self._composition, self._warned = structure.numbers, False
-        found = doubts(np.array([closest]), self.predictor.dataset)
         if found and not self._warned:
             warnings.warn(f"extrapolation: {found[0]}", RamifyWarning, stacklevel=2)
             self._warned = True

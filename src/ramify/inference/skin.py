@@ -9,6 +9,7 @@ apart than s (R + skin) - 2 max|u|, s the smallest singular value of F: as long 
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ramify.data.neighbors import Edges, Pairs, edges_among, find_pairs, search_radius
 from ramify.inference.screen import closest_pairs
@@ -17,12 +18,12 @@ from ramify.structures import Structures
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    structure: Structures
+    structures: Structures
     pairs: Pairs
 
 
 class SkinNeighbors:
-    """Edges of one structure as it moves; equal to those that `find_edges` finds.
+    """Edges of one or several structures as they move; equal to those that `find_edges` finds.
 
     Args:
         cutoff: Å.
@@ -39,34 +40,39 @@ class SkinNeighbors:
         self._last: _Search | None = None
         self.searches = 0
 
-    def find(self, structure: Structures) -> tuple[Edges, float]:
-        """The edges of one structure, and the distance of its closest two atoms in Å (inf for one atom alone)."""
-        if self._last is None or not self._reusable(self._last.structure, structure):
-            self._last = _Search(structure, find_pairs(structure, self._radius + self._skin))
+    def find(self, structures: Structures) -> tuple[Edges, NDArray[np.float64]]:
+        """The edges of structures of at least one atom, and (S,) Å, the closest two atoms of each (inf for one)."""
+        if self._last is None or not self._reusable(self._last.structures, structures):
+            self._last = _Search(structures, find_pairs(structures, self._radius + self._skin))
             self.searches += 1
-        pairs = _measured(structure, self._last.pairs)
+        pairs = _measured(structures, self._last.pairs)
         inside = pairs.distance < self._radius
         pairs = Pairs(pairs.receiver[inside], pairs.sender[inside], pairs.shift[inside], pairs.distance[inside])
-        edges = edges_among(pairs, len(structure.numbers), self._cutoff, self._max_neighbors)
-        return edges, float(closest_pairs(structure, pairs)[0])
+        edges = edges_among(pairs, len(structures.numbers), self._cutoff, self._max_neighbors)
+        return edges, closest_pairs(structures, pairs)
 
     def _reusable(self, before: Structures, now: Structures) -> bool:
         """Whether no pair can have come within the radius that was beyond radius and skin before."""
-        same = np.array_equal(before.numbers, now.numbers) and np.array_equal(before.pbc, now.pbc)
-        if not same or not len(now.numbers):
+        same = ("n_atoms", "numbers", "pbc")
+        if not all(np.array_equal(getattr(before, name), getattr(now, name)) for name in same):
             return False
-        deformation = np.eye(3)
-        if now.pbc.any() and not np.array_equal(before.cell, now.cell):
-            if not now.pbc.all():  # the plane or line of the periodic axes would have to be told from the rest
-                return False
-            deformation = np.linalg.solve(before.cell[0], now.cell[0])
-        moved = now.positions - before.positions @ deformation
-        farthest = float(np.linalg.norm(moved - moved.mean(axis=0), axis=1).max())
-        smallest = float(np.linalg.svd(deformation, compute_uv=False)[-1])
-        return smallest * (self._radius + self._skin) - 2 * farthest >= self._radius
+        deformation = np.tile(np.eye(3), (len(now), 1, 1))
+        periodic = now.pbc.any(axis=1)
+        deformed = periodic & (before.cell != now.cell).any(axis=(1, 2))
+        if not now.pbc[deformed].all():  # the plane or line of the periodic axes would have to be told from the rest
+            return False
+        deformation[deformed] = np.linalg.solve(before.cell[deformed], now.cell[deformed])
+        of_atom, first = now.structure_of_atom, now.offsets[:-1]
+        moved = now.positions - np.einsum("nk,nkc->nc", before.positions, deformation[of_atom])
+        moved -= (np.add.reduceat(moved, first) / now.n_atoms[:, None])[of_atom]
+        farthest = np.maximum.reduceat(np.linalg.norm(moved, axis=1), first)
+        smallest = np.linalg.svd(deformation, compute_uv=False)[:, -1]
+        return bool((smallest * (self._radius + self._skin) - 2 * farthest >= self._radius).all())
 
 
-def _measured(structure: Structures, pairs: Pairs) -> Pairs:
+def _measured(structures: Structures, pairs: Pairs) -> Pairs:
     """The same pairs at the distances that they have now."""
-    vector = structure.positions[pairs.sender] - structure.positions[pairs.receiver] + pairs.shift @ structure.cell[0]
+    cell = structures.cell[structures.structure_of_atom[pairs.receiver]]
+    vector = structures.positions[pairs.sender] - structures.positions[pairs.receiver]
+    vector += np.einsum("pk,pkc->pc", pairs.shift, cell)
     return replace(pairs, distance=np.linalg.norm(vector, axis=1))
