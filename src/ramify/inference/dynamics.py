@@ -107,7 +107,7 @@ def simulate(
                 on_frame(atoms)
             on_step(step)
     except RamifyError as error:  # atoms were driven where the branch gives no answer
-        stopped = f"step {dynamics.nsteps + 1} was refused: {str(error).splitlines()[0]}"
+        stopped = f"step {energies.count} was refused: {str(error).splitlines()[0]}"
     slope, spread = energies.fit()
     per_atom = 1e3 / len(atoms)
     return DynamicsReport(

@@ -12,6 +12,7 @@ version is among the tests.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,8 @@ class Manifest(BaseModel):
     datasets: dict[str, dict[str, Any]]
     """What is kept of each: level of theory, reference energies, spreads, checksum of its manifest."""
     recipe: dict[str, Any]
-    """The whole recipe of the training, also of parts that were not exported."""
+    """The whole recipe of the training, also of parts that were not exported; absolute paths without their folders,
+    which concern nobody else."""
     step: int
     """Optimizer steps taken."""
     evaluation: dict[str, Any] | None
@@ -81,7 +83,7 @@ def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Pa
                 fix=f"name one of: {', '.join(saved.branches)}",
             )
     kept = {name: group for name, group in saved.branches.items() if not branches or name in branches}
-    evaluation = _rows_of(saved.evaluation, kept)
+    evaluation, recipe = _rows_of(saved.evaluation, kept), _without_folders(saved.recipe)
     with whole_folder(target) as partial:
         files = _write_weights(partial, saved.weights, list(kept))
         about = Manifest(
@@ -91,12 +93,12 @@ def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Pa
             precision=saved.precision,
             branches={name: list(group) for name, group in kept.items()},
             datasets={info.name: info.to_dict() for group in kept.values() for info in group.values()},
-            recipe=dict(saved.recipe),
+            recipe=recipe,
             step=saved.step,
             evaluation=evaluation,
             files=files,
         ).model_dump(mode="json")
-        write_whole(partial / "README.md", model_card(saved, kept, evaluation, VERSION))
+        write_whole(partial / "README.md", model_card(replace(saved, recipe=recipe), kept, evaluation, VERSION))
         write_json(partial / "manifest.json", about | {"checksum": content_sha256(about)})
     return target
 
@@ -181,6 +183,20 @@ def _write_weights(folder: Path, weights: Mapping[str, Tensor], branches: Sequen
         file.write_bytes(save(tensors))  # `save_file` loses the reason when a disk is full
         files[f"{part}.safetensors"] = sha256(file)
     return files
+
+
+def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with absolute paths cut down to the names of their files."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            return Path(value).name if Path(value).is_absolute() else value
+        if isinstance(value, Mapping):
+            return {key: cut(entry) for key, entry in value.items()}
+        return [cut(entry) for entry in value] if isinstance(value, list) else value
+
+    datasets = {name: {**entry, "path": cut(entry["path"])} for name, entry in recipe["datasets"].items()}
+    return {**recipe, "stores": cut(recipe["stores"]), "datasets": datasets}
 
 
 def _rows_of(

@@ -37,17 +37,16 @@ def frames(path: Path, quarantine: Quarantine, start: int = 0, form: str | None 
         raise RamifyError(f"{path} does not exist", fix="correct the path of the structures")
     try:
         form = form or filetype(str(path), read=True)
+        if form == "extxyz" and path.suffix not in (".gz", ".bz2", ".xz"):
+            yield from read_frames(path, quarantine, start)
+        else:
+            yield from enumerate(iread(str(path), index=f"{start}:", format=form), start)
+    except RamifyError:
+        raise
     except UnknownFileTypeError:
         raise RamifyError(
             f"{path}: ASE does not know this format", fix="name it with --format, as `ase info --formats` lists them"
         ) from None
-    if form == "extxyz" and path.suffix not in (".gz", ".bz2", ".xz"):
-        yield from read_frames(path, quarantine, start)
-        return
-    try:
-        yield from enumerate(iread(str(path), index=f"{start}:", format=form), start)
-    except RamifyError:
-        raise
     except Exception as error:  # whatever a reader of ASE raises on a file that it cannot read
         raise RamifyError(f"{path}: ASE cannot read it as '{form}': {type(error).__name__}: {error}") from error
 

@@ -76,22 +76,22 @@ def relax(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> Relaxa
     before, volume = atoms.get_potential_energy(), atoms.cell.volume
     moved = FrechetCellFilter(atoms) if options.cell else atoms
     optimizer = OPTIMIZERS[options.optimizer](moved, logfile=None)
-    last, why = atoms.copy(), ""
+    last, why, taken = atoms.copy(), "", -1
     try:
-        for _ in optimizer.irun(fmax=options.fmax, steps=options.steps):
+        for _ in optimizer.irun(fmax=options.fmax, steps=options.steps):  # yields before the first step, too
+            taken += 1
             last, results = atoms.copy(), dict(calculator.results)
             largest = float(np.linalg.norm(moved.get_forces(), axis=1).max())
         converged = largest < options.fmax
         if not converged:
-            why = f"{NOT_CONVERGED} in {optimizer.nsteps} steps: largest force {largest:.4f} eV/Å"
+            why = f"{NOT_CONVERGED} in {taken} steps: largest force {largest:.4f} eV/Å"
     except RamifyError as error:  # atoms were driven where the branch gives no answer: the step before is kept
-        converged, why = False, f"step {optimizer.nsteps + 1} was refused: {str(error).splitlines()[0]}"
+        converged, why = False, f"step {taken + 1} was refused: {str(error).splitlines()[0]}"
     ratio = last.cell.volume / volume if options.cell else 1.0
     if converged and not 1 / VOLUME_CHANGE < ratio < VOLUME_CHANGE:
         why = f"the volume changed by a factor of {ratio:.2f}"
-    return Relaxation(
-        with_results(last, results), converged, optimizer.nsteps, largest, results["energy"] - before, why
-    )
+    change = results["energy"] - before
+    return Relaxation(with_results(last, results), converged, taken, largest, change, why)
 
 
 def _check(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> None:
