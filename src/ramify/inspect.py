@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ramify.checkpoint import open_checkpoint
 from ramify.data.store import Store
 from ramify.errors import RamifyError
@@ -87,7 +85,7 @@ def _export(path: Path) -> dict[str, Any]:
     }
 
 
-def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+def _sizes(weights: Mapping[str, Any]) -> dict[str, int]:
     """Numbers in the encoder and in each branch."""
     sizes: dict[str, int] = {}
     for name, tensor in weights.items():

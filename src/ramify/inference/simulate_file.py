@@ -47,18 +47,22 @@ def simulate_file(
     atoms = _pick(source, index, form)
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        disk_full_named(target, left=f"what was simulated is in {part}", fix="free some space and run the same again"),
-        part.open("w", encoding="utf-8") as file,
-    ):
+    try:
+        with (
+            disk_full_named(target, left=f"what was simulated is in {part}", fix="free some space and run it again"),
+            part.open("w", encoding="utf-8") as file,
+        ):
 
-        def on_frame(now: Atoms) -> None:
-            append_frames(file, [with_results(now, calculator.results)])
-            file.flush()
+            def on_frame(now: Atoms) -> None:
+                append_frames(file, [with_results(now, calculator.results)])
+                file.flush()
 
-        report = simulate(atoms, calculator, options, on_frame, on_step)
-        sync(part)
-        os.replace(part, target)
+            report = simulate(atoms, calculator, options, on_frame, on_step)
+            sync(part)
+            os.replace(part, target)
+    finally:
+        if part.exists() and not part.stat().st_size:  # nothing could be simulated
+            part.unlink()
     return report
 
 
