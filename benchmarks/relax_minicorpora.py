@@ -73,7 +73,7 @@ def main() -> None:
     arguments.add_argument("--precision", choices=["fp32", "fp64"])
     arguments.add_argument("--fmax", type=float, default=0.05, help="eV/Å")
     arguments.add_argument("--steps", type=int, default=500)
-    arguments.add_argument("--optimizer", default="lbfgs")
+    arguments.add_argument("--optimizer", default="fire")
     arguments.add_argument("--cell", action="store_true")
     arguments.add_argument("--one-each", action="store_true")
     chosen = arguments.parse_args()

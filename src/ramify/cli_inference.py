@@ -115,9 +115,7 @@ def add_verbs(app: typer.Typer, console: Callable[[], Console]) -> None:
         fmax: Annotated[float, typer.Option(help="Largest force of a relaxed structure, eV/Å.")] = 0.05,
         steps: Annotated[int, typer.Option(help="At most.")] = 500,
         cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too.")] = False,
-        optimizer: Annotated[
-            Literal["lbfgs", "bfgs", "fire"], typer.Option(help="fire is slower and steadier.")
-        ] = "lbfgs",
+        optimizer: Annotated[Literal["fire", "bfgs", "lbfgs"], typer.Option(help="fire is the steadiest.")] = "fire",
         restart: RestartOption = False,
         as_json: Json = False,
     ) -> None:

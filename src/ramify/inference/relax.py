@@ -16,8 +16,8 @@ from ramify.inference.calculator import Calculator
 from ramify.inference.frames import frames, with_results
 from ramify.inference.resumable import Progress, ResumableOutput
 
-Optimizer = Literal["lbfgs", "bfgs", "fire"]
-OPTIMIZERS = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}
+Optimizer = Literal["fire", "bfgs", "lbfgs"]
+OPTIMIZERS = {"fire": FIRE, "bfgs": BFGS, "lbfgs": LBFGS}
 
 NOT_CONVERGED = "not converged"
 VOLUME_CHANGE = 1.5
@@ -33,13 +33,14 @@ class RelaxOptions:
             at which the structure counts as relaxed.
         steps: at most.
         cell: relax the cell too; needs three periodic axes and a conservative branch.
-        optimizer: of ASE: `lbfgs`, `bfgs`, or `fire`, slower but steadier far from a minimum.
+        optimizer: of ASE. `fire` is steady far from a minimum; `bfgs` takes fewer steps near one, with time that grows
+            with the cube of the atoms; `lbfgs` is for many atoms, and may run in circles where the cell moves too.
     """
 
     fmax: float = 0.05
     steps: int = 500
     cell: bool = False
-    optimizer: Optimizer = "lbfgs"
+    optimizer: Optimizer = "fire"
 
 
 @dataclass(frozen=True, slots=True)
