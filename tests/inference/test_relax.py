@@ -43,7 +43,7 @@ def test_forces_vanish_where_it_ends(silicon: tuple[Atoms, Calculator], optimize
 
 def test_the_cell_gives_way_where_it_may(silicon: tuple[Atoms, Calculator]) -> None:
     atoms, calculator = silicon
-    found = relax(atoms, calculator, RelaxOptions(fmax=1e-3, steps=3000, cell=True))
+    found = relax(atoms, calculator, RelaxOptions(fmax=1e-2, steps=3000, cell=True))
     assert found.converged
     ratio = found.atoms.get_volume() / atoms.get_volume()
     assert not 0.67 < ratio < 1.5  # nobody taught this model what silicon is

@@ -31,16 +31,23 @@ def frames(path: Path, quarantine: Quarantine, start: int = 0, form: str | None 
         form: ASE's name of the format; None to tell it from the file.
 
     Raises:
-        RamifyError: no such file, a format that ASE does not know, or one that it cannot read.
+        RamifyError: no such file, a format that ASE does not know, one that it cannot read, or no structure in it.
     """
     if not path.is_file():
         raise RamifyError(f"{path} does not exist", fix="correct the path of the structures")
+    found = start
+    nothing = RamifyError(f"{path} holds no structure", fix="correct the path or the --format")
+    if not path.stat().st_size:
+        raise nothing
     try:
         form = form or filetype(str(path), read=True)
         if form == "extxyz" and path.suffix not in (".gz", ".bz2", ".xz"):
-            yield from read_frames(path, quarantine, start)
+            read = read_frames(path, quarantine, start)
         else:
-            yield from enumerate(iread(str(path), index=f"{start}:", format=form), start)
+            read = enumerate(iread(str(path), index=f"{start}:", format=form), start)
+        for index, atoms in read:
+            found += 1
+            yield index, atoms
     except RamifyError:
         raise
     except UnknownFileTypeError:
@@ -49,6 +56,8 @@ def frames(path: Path, quarantine: Quarantine, start: int = 0, form: str | None 
         ) from None
     except Exception as error:  # whatever a reader of ASE raises on a file that it cannot read
         raise RamifyError(f"{path}: ASE cannot read it as '{form}': {type(error).__name__}: {error}") from error
+    if not found and not quarantine.total:
+        raise nothing
 
 
 def keep_labels(atoms: Atoms) -> Atoms:
