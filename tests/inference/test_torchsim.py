@@ -73,13 +73,13 @@ def test_relaxation_and_dynamics_of_many_at_once(stiff: Model) -> None:
         system=images,
         model=model,
         optimizer=ts.gradient_descent,
-        lr=0.05,
-        convergence_fn=ts.generate_force_convergence_fn(force_tol=0.02, include_cell_forces=False),
-        max_steps=500,
+        lr=0.005,
+        convergence_fn=ts.generate_force_convergence_fn(force_tol=0.05, include_cell_forces=False),
+        max_steps=1000,
     )
     for atoms in end.to_atoms():
         atoms.calc = Calculator(stiff, "mptrj")
-        assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.02
+        assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.05
     assert model.neighbors.searches < 50
     energies = []
     state = state_of(images, model)

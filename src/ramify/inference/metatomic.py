@@ -43,8 +43,8 @@ except ImportError as error:
 class _Network(torch.nn.Module):
     """Encoder and one branch on tensors alone, to be traced.
 
-    Maps atomic numbers (N,), and receiver, sender, direction, distance, weight of E edges, to atomic energies (N,) in
-    eV without references and forces (N, 3) in eV/Å (zeros without a force head).
+    Maps atomic numbers (N,), and of E edges receiver, sender, vector (E, 3) Å and the receiver's reach (E,) Å, to
+    atomic energies (N,) in eV without references and forces (N, 3) in eV/Å (zeros without a force head).
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -53,9 +53,12 @@ class _Network(torch.nn.Module):
         self.branch = predictor.network.branch(predictor.branch.name)
 
     def forward(
-        self, numbers: Tensor, receiver: Tensor, sender: Tensor, direction: Tensor, distance: Tensor, weight: Tensor
+        self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, reach: Tensor
     ) -> tuple[Tensor, Tensor]:
-        scalars, vectors = self.encoder(Graph(numbers, receiver, sender, direction, distance, weight))
+        distance = torch.linalg.vector_norm(vector, dim=1)
+        weight = envelope(distance / reach)
+        graph = Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight)
+        scalars, vectors = self.encoder(graph)
         energy = self.branch.energy(scalars) * self.branch.energy_scale
         if self.branch.force is None:
             return energy, torch.zeros_like(vectors[:, :, 0])
@@ -146,14 +149,9 @@ class _MetatomicModel(torch.nn.Module):
                 distance, receiver, numbers.shape[0], self.cutoff, self.max_neighbors, self.softness, self.rounding
             )
         inside = torch.nonzero(distance < reach[receiver]).squeeze(1)
-        receiver, sender, vector, distance = receiver[inside], sender[inside], vector[inside], distance[inside]
-        weight = self.envelope(distance / reach[receiver])
-        energy, forces = self.network(numbers, receiver, sender, vector / distance[:, None], distance, weight)
+        receiver, sender, vector = receiver[inside], sender[inside], vector[inside]
+        energy, forces = self.network(numbers, receiver, sender, vector, reach[receiver])
         return energy + self.references[numbers].to(energy.dtype), forces
-
-    def envelope(self, ratio: Tensor) -> Tensor:
-        """As `ramify.model.radial.envelope`."""
-        return envelope(ratio)
 
     def one_block(self, values: Tensor, samples: Labels, components: list[Labels], name: str) -> TensorMap:
         """Values as metatensor's map with one block."""
@@ -210,6 +208,5 @@ def _example(dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Three atoms, four edges: what the network is traced with."""
     numbers, receiver = torch.tensor([1, 1, 8]), torch.tensor([0, 1, 2, 2])
     sender = torch.tensor([2, 2, 0, 1])
-    direction = torch.nn.functional.normalize(torch.arange(12, dtype=dtype).reshape(4, 3) + 1, dim=1)
-    distance = torch.tensor([1.0, 1.1, 1.0, 1.1], dtype=dtype)
-    return numbers, receiver, sender, direction, distance, torch.full([4], 0.9, dtype=dtype)
+    vector = torch.arange(12, dtype=dtype).reshape(4, 3) / 6.0 + 0.5
+    return numbers, receiver, sender, vector, torch.full([4], 4.0, dtype=dtype)

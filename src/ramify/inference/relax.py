@@ -23,6 +23,9 @@ NOT_CONVERGED = "not converged"
 VOLUME_CHANGE = 1.5
 """Where the volume changes by more than this factor, the crystal found is hardly the one that was asked about."""
 
+RISE = 1e-4
+"""eV/atom by which a relaxation may end above its start: rounding in float32, and steps that end where they began."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelaxOptions:
@@ -89,9 +92,11 @@ def relax(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> Relaxa
     except RamifyError as error:  # atoms were driven where the branch gives no answer: the step before is kept
         converged, why = False, f"step {taken + 1} was refused: {str(error).splitlines()[0]}"
     ratio = last.cell.volume / volume if options.cell else 1.0
+    change = results["energy"] - before
     if converged and not 1 / VOLUME_CHANGE < ratio < VOLUME_CHANGE:
         why = f"the volume changed by a factor of {ratio:.2f}"
-    change = results["energy"] - before
+    elif converged and change > RISE * len(atoms):
+        why = f"the energy rose by {change:.4f} eV: forces vanish at maxima, too"
     return Relaxation(with_results(last, results), converged, taken, largest, change, why)
 
 
