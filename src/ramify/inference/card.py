@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 import ramify
-from ramify.evaluate.tables import format_error
+from ramify.evaluate.table_form import format_error
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.saved import Saved
 
@@ -96,17 +96,18 @@ def _accuracy(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
         return
     yield (
         f"Mean absolute errors over the whole {evaluation['split']} split: energy in eV/atom after reference energies, "
-        "forces in eV/Å per component. *Trivial* knows the reference energies alone, and predicts no force."
+        "forces in eV/Å and stress in eV/Å³ per component. Behind each stands that of the trivial predictor, which "
+        "knows one energy per element, no force and no stress."
     )
     yield ""
-    yield "| branch | dataset | structures | energy | trivial | forces | trivial |"
-    yield "|---|---|---:|---:|---:|---:|---:|"
+    yield "| branch | dataset | structures | energy | trivial | forces | trivial | stress | trivial |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
     trivial = {row["dataset"]: row for row in evaluation["trivial"]}
     for row in evaluation["rows"]:
         if evaluation["branch_of"].get(row["dataset"]) == row["branch"]:
-            base = trivial[row["dataset"]]
-            errors = (row["energy_mae"], base["energy_mae"], row["forces_mae"], base["forces_mae"])
-            cells = ["no label" if e is None else format_error(e) for e in errors]
+            labels = [f"{label}_mae" for label in ("energy", "forces", "stress")]
+            errors = [entry.get(label) for label in labels for entry in (row, trivial[row["dataset"]])]
+            cells = ["—" if error is None else format_error(error) for error in errors]
             yield f"| {row['branch']} | {row['dataset']} | {row['structures']} | {' | '.join(cells)} |"
 
 
