@@ -75,6 +75,21 @@ class Rim:
         return len(self.receiver)
 
 
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """P pairs of atoms within some radius, in no order.
+
+    Attributes:
+        receiver, sender, shift: as in `Edges`.
+        distance: (P,) float64, Å.
+    """
+
+    receiver: NDArray[np.int64]
+    sender: NDArray[np.int64]
+    shift: NDArray[np.int32]
+    distance: NDArray[np.float64]
+
+
 def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None = None) -> Edges:
     """All edges of all structures.
 
@@ -86,16 +101,31 @@ def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None 
     Returns:
         edges numbered within `structures` as a whole.
     """
-    radius = cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
+    pairs = find_pairs(structures, search_radius(cutoff, max_neighbors))
+    return edges_among(pairs, len(structures.numbers), cutoff, max_neighbors)
+
+
+def search_radius(cutoff: float, max_neighbors: int | None) -> float:
+    """Å: pairs up to here decide what the edges are; beyond the cutoff they still move reaches."""
+    return cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
+
+
+def find_pairs(structures: Structures, radius: float) -> Pairs:
+    """All pairs of atoms of one structure strictly closer than `radius` (Å), images included."""
     simple = ~structures.pbc.any(axis=1) & (structures.n_atoms <= ALL_PAIRS_ATOMS)
     parts = [_all_pairs(structures, chosen, radius) for chosen in _spans(structures.n_atoms, np.flatnonzero(simple))]
     parts += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~simple)]
     if not parts:
         parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32), np.zeros(0))]
     receiver, sender, shift, distance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    order = np.lexsort((distance, receiver))
-    receiver, sender, shift, distance = receiver[order], sender[order], shift[order], distance[order]
-    n_atoms = len(structures.numbers)
+    return Pairs(receiver, sender, shift, distance)
+
+
+def edges_among(pairs: Pairs, n_atoms: int, cutoff: float, max_neighbors: int | None) -> Edges:
+    """The edges among all pairs of `n_atoms` atoms within `search_radius` of each other."""
+    order = np.lexsort((pairs.distance, pairs.receiver))
+    receiver, sender, shift = pairs.receiver[order], pairs.sender[order], pairs.shift[order]
+    distance = pairs.distance[order]
     reach, gain = np.full(n_atoms, cutoff), np.zeros(len(receiver))
     if max_neighbors is not None:
         reach, gain = _reach(n_atoms, receiver, distance, cutoff, max_neighbors)
