@@ -156,7 +156,7 @@ def test_auto_is_the_fastest_that_fits() -> None:
     for plan in (slow, fast):
         assert plan.chosen.fits
         assert [option.placement.kind for option in plan.considered] == ["replicated", "per-branch", "balanced"]
-        assert "ms per step" in plan.chosen.placement.reason
+        assert "predicted time of a step" in plan.chosen.placement.reason
     fullest = {option.placement.kind: option.memory / 0.9e9 for option in fast.considered}
     between = (fullest["per-branch"] + fullest["balanced"]) / 2
     tight = paper("parallel.machine.bandwidth=1000", f"parallel.memory={between}", ranks=8)

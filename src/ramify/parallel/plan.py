@@ -136,11 +136,11 @@ def _fastest(options: list[Option]) -> Option:
         equal = [option for option in fitting if option.seconds <= (1 + SAME) * soonest]
         best = min(equal, key=lambda option: max(rank.parameters for rank in option.ranks))
         others = [
-            f"{o.placement.kind} {1e3 * o.seconds:.3g} ms" + ("" if o.fits else ", does not fit")
+            f"{o.placement.kind} {o.seconds / best.seconds:.3g} times" + ("" if o.fits else ", does not fit")
             for o in options
             if o is not best
         ]
-        why = f"predicted {1e3 * best.seconds:.3g} ms per step ({'; '.join(others)})"
+        why = f"predicted time of a step against this: {'; '.join(others)}"  # no seconds: the machine is an assumption
         if len(equal) > 1:
             why += "; fewest parameters per rank among the fastest"
     placement = best.placement
