@@ -95,7 +95,7 @@ HELD = {
     "ani1x_mini": (606, 35, 3783, 2, 11, 26.017),
     "qm7x_mini": (360, 30, 2028, 2, 10, 15.925),
     "transition1x_mini": (442, 9, 1968, 3, 6, 15.051),
-    "mptrj_mini": (344, 43, 840, 2, 5, 2.894),
+    "mptrj_mini": (776, 97, 1944, 2, 6, 2.894),
     "alexandria_mini": (188, 47, 440, 2, 5, 0.725),
 }
 ELEMENTS = {
@@ -103,7 +103,7 @@ ELEMENTS = {
     "qm7x_mini": "H C N O S Cl",
     "transition1x_mini": "H C N O",
     "mptrj_mini": "H Li B C N O F Na Mg Al Si P S Cl K Ca Sc Ti V Ni Cu Zn Ga Ge As Br Sr Zr Ag Cd In Sn Te Cs Ba "
-    "W Tl Pb",
+    "W Au Tl Pb",
     "alexandria_mini": "H Li Be B N O F Na Mg Al Si S Cl K Ca Ti Cu Zn Ga Ge As Se Br Rb Sr Y Zr Nb Mo Ru Pd Ag Cd In "
     "Sn Sb Te I Cs Ba Hf Ta Au Hg Pb",
 }
@@ -243,10 +243,11 @@ def test_compressed_crystals_have_positive_stress_in_the_file() -> None:
     for rows in json.loads(FILES["mptrj_mini"].read_text()).values():
         volume = np.array([np.linalg.det(r["structure"]["lattice"]["matrix"]) for r in rows.values()])
         kbar = np.array([np.trace(r["stress"]) / 3 for r in rows.values()])
-        if np.ptp(volume) / volume.mean() > 0.02:  # with less, displacements matter as much as the volume
+        if np.ptp(volume) / np.abs(volume).mean() > 0.05:  # with less, displacements matter as much as the volume
             correlations.append(np.corrcoef(np.abs(volume), kbar)[0, 1])
     assert len(correlations) > 30
-    assert max(correlations) < -0.9
+    assert max(correlations) < -0.85
+    assert np.median(correlations) < -0.99
 
 
 def test_stress_agrees_with_energy_over_strain(corpora: dict[str, list[Frame]]) -> None:

@@ -483,7 +483,7 @@ def test_the_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     [
         ("ani1x_mini", "ani1x", {}, 606, 35),
         ("qm7x_mini", "qm7x", {"labels": "pbe0"}, 360, 30),
-        ("mptrj_mini", "mptrj", {}, 344, 43),
+        ("mptrj_mini", "mptrj", {}, 776, 97),
         ("alexandria_mini", "alexandria", {}, 188, 47),
     ],
 )

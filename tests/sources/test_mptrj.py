@@ -143,7 +143,7 @@ def test_other_format_is_named(corpora: Path, read: Any) -> None:
 def test_embedded_corpus(corpora: Path, read: Any, slope: Any) -> None:
     path = corpora / "mptrj_mini/MPtrj_mini.json"
     found, quarantine = read("mptrj", path)
-    assert len(found) == 344
+    assert len(found) == 776
     assert quarantine.total == 0
     assert len(found.group_names) == 43
     assert len(set(found.numbers.tolist())) == 38

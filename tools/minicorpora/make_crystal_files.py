@@ -19,6 +19,9 @@ from tasks import Arrays, load_result
 GPA = 0.0062415091  # eV/Å³
 CODE = "GPAW PW(500 eV), PBE PAW data sets 0.9.20000"
 MAX_PRESSURE = 12 * GPA  # of the volume-relaxed crystal: above it the search for the volume has not converged
+MAX_PRESSURE_AS_LISTED = (
+    20 * GPA
+)  # at the lattice constants of the list: above it they are wrong, or the sites are swapped
 SHIFT = Path(__file__).with_name("pbesol_atom_shift.json")
 
 
@@ -95,13 +98,18 @@ def alexandria_entry(
     return ComputedStructureEntry(made, total, correction=0.0, entry_id=name, parameters=parameters, data=data)
 
 
-def write_mptrj(work: Path, path: Path) -> None:
-    """Writes the JSON file of all finished materials of the list."""
-    materials = {}
+def write_mptrj(work: Path, path: Path, earlier: Path | None) -> None:
+    """Writes the JSON file of all finished materials of the list, and of those in an earlier file that are not."""
+    materials = json.loads(earlier.read_text()) if earlier else {}
     for i, crystal in enumerate(MPTRJ, 1):
         result = load_result(work, crystal.name)
-        if result is not None:
-            materials[f"rm-{i}"] = mptrj_material(result, crystal, f"rm-{i}")
+        if result is None:
+            continue
+        if abs(np.trace(result["stress"][-1])) / 3 > MAX_PRESSURE_AS_LISTED:
+            print(f"{crystal.name} is left out: its lattice constants are not those of a crystal at rest")
+            continue
+        materials[f"rm-{i}"] = mptrj_material(result, crystal, f"rm-{i}")
+    materials = dict(sorted(materials.items(), key=lambda item: int(item[0].removeprefix("rm-"))))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(materials, separators=(",", ":")))
     print(f"{path}: {len(materials)} materials, {sum(map(len, materials.values()))} structures")
@@ -130,9 +138,10 @@ def main() -> None:
     """Writes both files."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, required=True, help="folder that label_crystals.py was given")
+    options.add_argument("--earlier", type=Path, help="an MPtrj_mini.json: its materials stay where there is no result")
     options.add_argument("--shift", type=Path, default=SHIFT, help="file of atom_shift.py")
     args = options.parse_args()
-    write_mptrj(args.out / "work" / "mptrj", args.out / "mptrj_mini" / "MPtrj_mini.json")
+    write_mptrj(args.out / "work" / "mptrj", args.out / "mptrj_mini" / "MPtrj_mini.json", args.earlier)
     shift = json.loads(args.shift.read_text())["shift_eV"]
     path = args.out / "alexandria_mini" / "alexandria_mini_000.json.bz2"
     write_alexandria(args.out / "work" / "alexandria", path, shift)
