@@ -26,8 +26,9 @@ LAYERS = (
     {"evaluate"},
     {"inference"},
     {"train"},
+    {"finetune"},
     {"bench"},
-    {"demo", "console", "inspect", "cli", "cli_bench", "cli_inference", "cli_words", "__main__"},
+    {"demo", "console", "inspect", "cli", "cli_bench", "cli_finetune", "cli_inference", "cli_words", "__main__"},
 )
 """Rooms (top-level modules and packages) from the ground up; a room may import from its own layer and those below."""
 
@@ -50,8 +51,8 @@ ONLY_IN = {
     "metatomic": {"inference"},
     "matplotlib": {"evaluate"},
     "jinja2": {"evaluate"},
-    "rich": {"evaluate", "demo", "console", "cli", "cli_inference", "cli_words"},
-    "typer": {"cli", "cli_bench", "cli_inference", "cli_words"},
+    "rich": {"evaluate", "demo", "console", "cli", "cli_finetune", "cli_inference", "cli_words"},
+    "typer": {"cli", "cli_bench", "cli_finetune", "cli_inference", "cli_words"},
 }
 """Where each of the heavier libraries may be used."""
 

@@ -196,7 +196,10 @@ def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
         return [cut(entry) for entry in value] if isinstance(value, list) else value
 
     datasets = {name: {**entry, "path": cut(entry["path"])} for name, entry in recipe["datasets"].items()}
-    return {**recipe, "stores": cut(recipe["stores"]), "datasets": datasets}
+    found = {**recipe, "stores": cut(recipe["stores"]), "datasets": datasets}
+    if "finetune" in recipe:  # recipes of 0.1 have none
+        found["finetune"] = {**recipe["finetune"], "model": cut(recipe["finetune"]["model"])}
+    return found
 
 
 def _rows_of(

@@ -103,6 +103,9 @@ def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None
     branches: dict[str, dict[str, DatasetInfo]] = {}
     for dataset, branch in manifest["branch_of"].items():
         branches.setdefault(branch, {})[dataset] = infos[dataset]
+    for branch, group in manifest.get("carried", {}).items():  # by a fine-tuning, from the model it started from
+        others = {name: DatasetInfo.from_dict(content) for name, content in group.items()}
+        branches[branch] = others | branches.get(branch, {})
     recipe = manifest["recipe"]
     return Saved(
         path=checkpoint.path,

@@ -25,6 +25,7 @@ from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe, parse_recipe
 from ramify.train.changes import Changes, compare
 from ramify.train.loop import Trainer, Watch
+from ramify.train.origin import read_origin, take_over
 from ramify.train.run import Run
 from ramify.train.stop import Stop
 
@@ -100,8 +101,15 @@ def start_run(
     maker = _Maker(recipe, process, stores, watch, edges)
     layout, run = maker.layout(), Run(path)
     trainer = maker.trainer(run, layout, maker.readers(layout))
+    each(layout, lambda: _begin(trainer))
     on_lead(layout, lambda: run.create(recipe, maker.data))
     return trainer
+
+
+def _begin(trainer: Trainer) -> None:
+    """Takes over the weights that a run starts from, where it does not start from random numbers."""
+    if trainer.recipe.finetune.mode is not None:
+        take_over(trainer.state, trainer.recipe, read_origin(trainer.recipe.finetune))
 
 
 def resume_run(
@@ -186,6 +194,8 @@ def _resume(
     trainer = maker.trainer(run, layout, maker.readers(layout))
     if checkpoint is not None:
         each(layout, lambda: trainer.restore(checkpoint, changes))
+    else:
+        each(layout, lambda: _begin(trainer))
     on_lead(layout, lambda: _adopt(run, recipe, maker.data, checkpoint, changes))
     return trainer
 
