@@ -48,14 +48,14 @@ def prepare_entries(folder: Path) -> dict[str, dict[str, Any]]:
     return ENTRIES | {"bare": {"format": "extxyz", "path": str(folder / "bare.xyz"), "group_key": "molecule"}}
 
 
-def recipe_for(folder: Path, *datasets: str, **changes: Any) -> Any:
-    """A recipe of a fine-tuning on `datasets`: without a model."""
+def recipe_for(folder: Path, *datasets: str, stated: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """A recipe of a fine-tuning on `datasets`; of `model` it says only what is `stated`."""
     entries = prepare_entries(folder)
     made = make_recipe(folder, {name: entries[name] for name in datasets}, **changes)
     from ramify.recipe import parse_recipe
 
     content = made.model_dump(mode="json", exclude_unset=True)
-    content.pop("model")
+    content["model"] = stated or {}
     content["datasets"] = {name: entries[name] for name in datasets}
     return parse_recipe(content, "recipe of a fine-tuning")
 
@@ -83,6 +83,10 @@ ASKED: dict[str, list[Atoms]] = {
     "ani1x": [molecule("CH3CH2OH"), molecule("H2O")],
     "mptrj": [bulk("Al", cubic=True), bulk("MgO", "rocksalt", a=4.2)],
 }
+
+
+for _atoms in (*ASKED["ani1x"], *ASKED["mptrj"]):
+    _atoms.rattle(0.05, seed=0)
 
 
 def predictions(model: Path, branches: tuple[str, ...] = ("ani1x", "mptrj")) -> Predicted:
