@@ -16,6 +16,7 @@ from ramify import __version__
 from ramify.cli_bench import bench
 from ramify.cli_finetune import verbs as finetune_verbs
 from ramify.cli_inference import verbs
+from ramify.cli_route import verbs as route_verbs
 from ramify.cli_words import (
     Json,
     Overrides,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(finetune_verbs)
 app.add_typer(verbs)
+app.add_typer(route_verbs)
 
 
 @app.command()
