@@ -9,15 +9,17 @@ import torch
 
 from ramify.checkpoint import open_checkpoint
 from ramify.data.open import open_stores
+from ramify.data.prepare import prepare_dataset
 from ramify.errors import RamifyError
 from ramify.finetune.resolve import Wish, resolve
-from ramify.finetune.run import Finetuning
+from ramify.finetune.run import Finetuning, finetune, go_on
 from ramify.inference.model import load, read_saved
+from ramify.recipe import parse_recipe
 from ramify.train.loop import Watch
-from ramify.train.start import resume_run
+from ramify.train.start import Process, resume_run
 from tests.small import metrics, tensors
 
-from .conftest import ASKED, predictions, recipe_for
+from .conftest import ASKED, assert_same, predictions, prepare_entries, recipe_for
 
 Tune = Callable[..., Finetuning]
 
@@ -79,8 +81,6 @@ def test_updates_merge_exactly(tune: Tune, folder: Path, tmp_path: Path) -> None
     trained, evaluated by its own loop, and loaded again."""
     from tests.small import make_recipe, train
 
-    from .conftest import prepare_entries
-
     entries = {name: prepare_entries(folder)[name] for name in ("ani1x",)}
     train(make_recipe(folder, entries, train__precision="fp64", train__max_steps=4), tmp_path / "base")
     tuning = tune("qm7x", mode="lora", start="ani1x", steps=5, model=tmp_path / "base", finetune={"rank": 2})
@@ -113,13 +113,16 @@ def test_replay_trains_the_old_branches(tune: Tune, folder: Path, tmp_path: Path
     assert not np.array_equal(predictions(tmp_path / "run")["mptrj"][0], predictions(folder / "base")["mptrj"][0])
 
 
-@pytest.mark.parametrize("mode", ["lora", "frozen-encoder", "new-branch"])
-def test_an_interrupted_run_goes_on_to_the_same_end(tune: Tune, tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "dataset"),
+    [("lora", "qm7x"), ("frozen-encoder", "qm7x"), ("new-branch", "qm7x"), ("keep-branch", "bare")],
+)
+def test_an_interrupted_run_goes_on_to_the_same_end(tune: Tune, tmp_path: Path, mode: str, dataset: str) -> None:
     """To the bit, carried branches included."""
     often = {"train__checkpoint_every": 0.01, "train__evaluate_every": 0.01}
-    whole = tune("qm7x", mode=mode, start="ani1x", steps=8, path="whole", **often)
+    whole = tune(dataset, mode=mode, start="ani1x", steps=8, path="whole", **often)
     whole.fit()
-    half = tune("qm7x", mode=mode, start="ani1x", steps=8, path="half", **often).trainer
+    half = tune(dataset, mode=mode, start="ani1x", steps=8, path="half", **often).trainer
     reason = property(lambda stop: "SIGTERM" if half.progress.step == 3 else "")
     half.stop = type("Asked", (type(half.stop),), {"reason": reason})()
     half.fit()
@@ -133,6 +136,41 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tune: Tune, tmp_path: Path, 
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
     assert metrics(tmp_path / "half", "val") == metrics(tmp_path / "whole", "val")
+
+
+def test_one_that_was_killed_before_its_first_checkpoint_begins_again(tune: Tune, folder: Path, tmp_path: Path) -> None:
+    """From the model, not from random numbers."""
+    tune("qm7x", mode="new-branch", start="ani1x", steps=0).trainer.run.unlock()
+    assert not any((tmp_path / "run/checkpoints").iterdir())
+    go_on(tmp_path / "run", Watch(), lambda dataset, structures: None, Process(), measured=lambda report: None).fit()
+    assert_same(predictions(tmp_path / "run"), predictions(folder / "base"))
+
+
+def test_a_store_prepared_anew_does_not_bring_its_own_references(folder: Path, tmp_path: Path) -> None:
+    """Another split of the same data fits other references. Old branches that are replayed on it keep theirs."""
+    entries = {
+        name: dict(entry) for name, entry in prepare_entries(folder).items() if name in ("ani1x", "mptrj", "qm7x")
+    }
+    for name in ("ani1x", "mptrj"):
+        entries[name]["split"] = {"val": 0.3, "test": 0.3}
+    content = recipe_for(folder, "qm7x").model_dump(mode="json", exclude_unset=True)
+    recipe = parse_recipe(content | {"stores": str(tmp_path / "stores"), "datasets": entries}, "replay")
+    fitted = {
+        name: prepare_dataset(name, options, Path(recipe.stores), base=folder).references.energies
+        for name, options in recipe.datasets.items()
+    }
+    tuning = finetune(Wish("replay", str(folder / "base"), "fresh", 0), recipe, tmp_path / "run", Watch())
+    tuning.fit()
+    old, new = load(folder / "base"), load(tmp_path / "run")
+    for name in ("ani1x", "mptrj"):
+        kept = old.branches[name].datasets[name]
+        assert new.branches[name].datasets[name].references == kept.references
+        assert dict(kept.references) != fitted[name]
+        assert tuning.trainer.data[name]["references"]["energies"] == dict(kept.references)
+    assert new.branches["qm7x"].datasets["qm7x"].references == fitted["qm7x"]
+    assert_same(predictions(tmp_path / "run"), predictions(folder / "base"))
+    rows = {row.branch: row for row in tuning.report.before} if tuning.report else {}
+    assert rows["ani1x"].energy_mae < 5.0  # eV/atom: on its own scale, not 500 off
 
 
 REFUSED = [
