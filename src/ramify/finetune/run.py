@@ -18,7 +18,7 @@ from ramify.recipe import Recipe
 from ramify.train.loop import Trainer, Watch
 from ramify.train.origin import read_origin
 from ramify.train.run import Run
-from ramify.train.start import EdgeProgress, Process, continue_run, start_run
+from ramify.train.start import EdgeProgress, Process, alone, continue_run, settle, start_run
 
 SPLIT = "val"
 REPORT = "finetune.json"
@@ -124,7 +124,8 @@ def finetune(
     Raises:
         RamifyError: see `load`, `resolve` and `start_run`; on all ranks alike.
     """
-    process = process or Process()
+    process = process or alone(recipe)
+    settle(recipe)
     ranks = process.ranks
     on_lead(ranks, lambda: Run.require_free(path))
     model = each(ranks, lambda: load(wish.model, checkpoint=wish.checkpoint, device=process.device))
@@ -146,6 +147,7 @@ def go_on(
     recipe = each(ranks, lambda: Run.open(path).recipe())
     if recipe.finetune.mode is None:
         raise RamifyError(f"{path} is not the run of a fine-tuning", fix=f"ramify train --resume {path}")
+    settle(recipe)
     each(ranks, lambda: read_origin(recipe.finetune))
     options = recipe.finetune
     model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=process.device))

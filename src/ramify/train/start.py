@@ -94,7 +94,7 @@ def start_run(
     Raises:
         RamifyError: see `open_stores`, `choose_placement` and `Run.create`; on all ranks alike.
     """
-    process = process or _alone(recipe)
+    process = process or alone(recipe)
     settle(recipe)
     on_lead(process.ranks, lambda: Run.require_free(path))
     stores = each(process.ranks, lambda: open_stores(recipe))
@@ -141,7 +141,7 @@ def resume_run(
     on_lead(ranks, lambda: _take(run, automatic))
     try:
         checkpoint, changes, stores = each(ranks, lambda: _look(run, now, where, automatic))
-        return _resume(run, now, checkpoint, changes, stores, process or _alone(now), watch, edges)
+        return _resume(run, now, checkpoint, changes, stores, process or alone(now), watch, edges)
     except BaseException:
         run.unlock()
         raise
@@ -155,7 +155,7 @@ def continue_run(
     process: Process | None = None,
 ) -> Trainer:
     """Goes on with the run at `path` by `recipe` if there is one, else starts it. Raises as those two."""
-    process = process or _alone(recipe)
+    process = process or alone(recipe)
     if on_lead(process.ranks, lambda: Run.exists(path)):
         return resume_run(path, watch, edges, process, recipe=recipe, automatic=True)
     return start_run(recipe, path, watch, edges, process)
@@ -264,7 +264,7 @@ def torchrun_restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def _alone(recipe: Recipe) -> Process:
+def alone(recipe: Recipe) -> Process:
     """One process by itself."""
     return Process(device=choose_device(recipe.train.device, Site()))
 
