@@ -25,9 +25,22 @@ LAYERS = (
     {"checkpoint"},
     {"evaluate"},
     {"inference"},
+    {"route"},
     {"train"},
+    {"finetune"},
     {"bench"},
-    {"demo", "console", "inspect", "cli", "cli_bench", "cli_inference", "cli_words", "__main__"},
+    {
+        "demo",
+        "console",
+        "inspect",
+        "cli",
+        "cli_bench",
+        "cli_finetune",
+        "cli_inference",
+        "cli_route",
+        "cli_words",
+        "__main__",
+    },
 )
 """Rooms (top-level modules and packages) from the ground up; a room may import from its own layer and those below."""
 
@@ -44,14 +57,14 @@ ONLY_IN = {
     "orjson": {"sources"},
     "lmdb": {"sources"},
     "vesin": {"data"},
-    "safetensors": {"checkpoint", "inference"},
-    "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "inference", "train", "bench"},
+    "safetensors": {"checkpoint", "inference", "route"},
+    "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "inference", "route", "train", "bench"},
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
     "matplotlib": {"evaluate"},
     "jinja2": {"evaluate"},
-    "rich": {"evaluate", "demo", "console", "cli", "cli_inference", "cli_words"},
-    "typer": {"cli", "cli_bench", "cli_inference", "cli_words"},
+    "rich": {"evaluate", "demo", "console", "cli", "cli_finetune", "cli_inference", "cli_route", "cli_words"},
+    "typer": {"cli", "cli_bench", "cli_finetune", "cli_inference", "cli_route", "cli_words"},
 }
 """Where each of the heavier libraries may be used."""
 

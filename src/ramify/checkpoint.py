@@ -65,7 +65,10 @@ class Checkpoint:
         return self._gather("", branches)
 
     def training(self, branches: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The weights being trained and the optimizer's moments; the moments as `NAME/exp_avg`, `NAME/exp_avg_sq`."""
+        """The weights being trained and the optimizer's moments; the moments as `NAME/exp_avg`, `NAME/exp_avg_sq`. Of
+        `branches` (None: all that are trained; a fine-tuning carries others along)."""
+        if branches is None:
+            branches = [b for b in self.branches if f"training/branches/{b}.safetensors" in self.manifest["files"]]
         return self._gather("training/", branches)
 
     def _gather(self, folder: str, branches: Collection[str] | None) -> dict[str, Tensor]:

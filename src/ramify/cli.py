@@ -4,10 +4,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -16,7 +14,9 @@ from rich.text import Text
 
 from ramify import __version__
 from ramify.cli_bench import bench
+from ramify.cli_finetune import verbs as finetune_verbs
 from ramify.cli_inference import verbs
+from ramify.cli_route import verbs as route_verbs
 from ramify.cli_words import (
     Json,
     Overrides,
@@ -26,12 +26,11 @@ from ramify.cli_words import (
     console,
     errors,
     print_json,
+    training_said,
+    training_stopped,
 )
-from ramify.console import Steps, counts_table, say_training
+from ramify.console import Steps, counts_table
 from ramify.errors import RamifyError
-
-if TYPE_CHECKING:
-    from ramify.train.loop import Watch
 
 app = typer.Typer(
     help="Pre-train one graph neural network on many first-principles datasets at once. "
@@ -42,7 +41,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.add_typer(finetune_verbs)
 app.add_typer(verbs)
+app.add_typer(route_verbs)
 
 
 @app.command()
@@ -145,7 +146,7 @@ def train(
         recipe = load_recipe(str(source), words)
     else:
         recipe = load_recipe(source or _recipe_of(Path(str(resume))), words)
-    with this_process(recipe) as process, _say_training(process.ranks.rank == 0) as (watch, edges):
+    with this_process(recipe) as process, training_said(process.ranks.rank == 0) as (watch, edges):
         if resume is not None:
             own = source is None and not words
             trainer = resume_run(
@@ -172,7 +173,7 @@ def train(
             soft_wrap=True,
         )
     if trainer.stopped_by:
-        _stopped(trainer.stopped_by, trainer.total_steps, trainer.run.path, say=lead)
+        training_stopped(trainer.stopped_by, trainer.total_steps, trainer.run.path, say=lead)
 
 
 @app.command()
@@ -303,30 +304,6 @@ def _recipe_of(run: Path) -> Path:
     from ramify.train.run import Run
 
     return Run.open(run).path / "recipe.yaml"
-
-
-@contextmanager
-def _say_training(aloud: bool) -> Iterator[tuple["Watch", Callable[[str, int], None]]]:
-    """`say_training`, on the one process that speaks."""
-    if aloud:
-        with say_training(console) as listeners:
-            yield listeners
-    else:
-        from ramify.train.loop import Watch
-
-        yield Watch(), lambda dataset, structures: None
-
-
-def _stopped(reason: str, total: int, run: Path, *, say: bool) -> None:
-    """Ends the program as one that stopped before its end."""
-    from ramify.train.start import under_torchrun
-    from ramify.train.stop import STOPPED
-
-    if say:
-        text = f"stopped ({reason}) before step {total}; go on with `ramify train --resume {run}`"
-        errors.print(text, markup=False, soft_wrap=True)
-    # torchrun takes any other status for a failure: it would start the processes again, and tells nobody which it was
-    raise typer.Exit(0 if under_torchrun() else STOPPED)
 
 
 def _gigabytes(text: str) -> float:

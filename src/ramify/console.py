@@ -165,6 +165,31 @@ def _counts(name: str, manifest: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def errors_table(report: Mapping[str, Any]) -> Table:
+    """Errors before a fine-tuning, and after it if it has ended (`finetune.json`), beside the trivial predictor's."""
+    ended = report["after"] is not None
+    title = "before and after fine-tuning" if ended else "before the first step"
+    table = Table(title=f"Errors on the {report['split']} splits {title}", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("branch", "dataset", "trained"):
+        table.add_column(heading)
+    for label in ("E eV/atom", "F eV/Å"):
+        for when in ("before", "after") if ended else ("before",):
+            table.add_column(f"{label} {when}", justify="right")
+        table.add_column("trivial", justify="right")
+    after = {(row["branch"], row["dataset"]): row for row in report["after"] or ()}
+    for row in report["before"]:
+        cells = []
+        for label in ("energy_mae", "forces_mae"):
+            later = (after[row["branch"], row["dataset"]],) if ended else ()
+            cells += [_error(entry[label]) for entry in (row, *later)] + [_error(row[f"trivial_{label}"])]
+        table.add_row(row["branch"], row["dataset"], "yes" if row["trained"] else "no", *cells)
+    return table
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     """A plan (as `ramify.parallel.plan_data` gives it): its datasets, its ranks, what else was considered, and why."""
     for table in (_datasets_table(plan), _ranks_table(plan), _considered_table(plan)):

@@ -65,6 +65,7 @@ def _checkpoint(path: Path, verify: bool) -> dict[str, Any]:
         "parameters": _sizes(weights),
         "branch_of": checkpoint.manifest["branch_of"],
         "trainer": checkpoint.manifest["trainer"],
+        "carried": {b: list(group) for b, group in checkpoint.manifest.get("carried", {}).items()},
         "references": {n: m["references"]["energies"] for n, m in checkpoint.manifest["datasets"].items()},
         "ramify": checkpoint.manifest["ramify"],
     }

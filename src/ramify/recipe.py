@@ -161,8 +161,9 @@ class TrainOptions(_Keys):
     """Of `sampling: temperature`: 1 is proportional, large is equal."""
     epochs: float = Field(100.0, gt=0)
     """Passes over the data: an epoch is as many steps as one pass over all structures takes."""
-    max_steps: int | None = Field(None, ge=1)
-    """Stops after this many steps; the schedule ends there too."""
+    max_steps: int | None = Field(None, ge=0)
+    """Stops after this many steps; the schedule ends there too. With 0 nothing is trained: a fine-tuning then only
+    measures and keeps what it would start from."""
     patience: int | None = Field(None, ge=1)
     """Early stopping: evaluations without a better metric; null never stops early."""
     evaluate_every: float = Field(1.0, gt=0)
@@ -237,6 +238,39 @@ class ParallelOptions(_Keys):
         return self
 
 
+class Scale(_Keys):
+    """The energy scale and units of a trained dataset, which another dataset of its branch is measured on."""
+
+    references: dict[str, float]
+    """eV by element."""
+    energy: float = Field(gt=0)
+    """eV/atom, spread of the energies after references."""
+    forces: float | None = Field(None, gt=0)
+    """eV/Å, mean absolute force component; null where the branch predicts no forces."""
+
+
+class FinetuneOptions(_Keys):
+    """A run that starts from a trained model. `ramify finetune` fills these keys in; only `rank` and `start` are for
+    people to write."""
+
+    mode: Literal["new-branch", "keep-branch", "frozen-encoder", "lora", "replay"] | None = None
+    """What is trained; null: the run starts from random numbers."""
+    rank: int = Field(8, ge=1)
+    """lora: rank of the update of every linear layer of the encoder; where a layer is smaller, as much as it has."""
+    start: dict[str, str] = {}
+    """By branch, the branch of the model that it starts from, or `fresh`. A branch of the model that goes on starts
+    from itself."""
+    model: str = ""
+    """Where the model was read from."""
+    checkpoint: str = "best"
+    """Of the model, where that is a run."""
+    weights: str = ""
+    """Checksum of the model's weights."""
+    scales: dict[str, Scale] = {}
+    """By dataset that an old branch goes on with: the references and units of that branch, in place of those that were
+    fitted when the dataset was prepared."""
+
+
 class Recipe(_Keys):
     """One run."""
 
@@ -254,6 +288,7 @@ class Recipe(_Keys):
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
     parallel: ParallelOptions = ParallelOptions()
+    finetune: FinetuneOptions = FinetuneOptions()
 
     @field_validator("datasets", mode="before")
     @classmethod
@@ -294,6 +329,20 @@ class Recipe(_Keys):
             raise ValueError(f"train.resume.drop: {', '.join(still)} stands in datasets; take it out there, or here")
         if self.objective.stress > 0 and self.model.force_head.kind != "conservative":
             raise ValueError("objective.stress: needs model.force_head.kind: conservative, stress is dE/dε / V")
+        return self
+
+    @model_validator(mode="after")
+    def _finetuning_fits(self) -> "Recipe":
+        branches = self.datasets_of_branches()
+        for branch in self.finetune.start:
+            if branch not in branches:
+                raise ValueError(
+                    f"finetune.start: no branch is called '{branch}'{nearest(branch, branches)}; "
+                    f"branches: {', '.join(branches)}"
+                )
+        _known("finetune.scales", self.finetune.scales, self.datasets)
+        if self.finetune.mode in ("frozen-encoder", "lora") and self.parallel.shard == "encoder":
+            raise ValueError(f"parallel.shard: mode {self.finetune.mode} leaves no encoder to cut up; take it out")
         return self
 
     @model_validator(mode="after")

@@ -32,7 +32,8 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
                     f"dataset '{name}' has no structures in its {split} split ({path})",
                     fix=f"raise datasets.{name}.split, or give the dataset more groups",
                 )
-        stores[name] = store
+        scale = recipe.finetune.scales.get(name)
+        stores[name] = store if scale is None else store.on_scale(scale)
     return stores
 
 

@@ -16,6 +16,7 @@ from ramify.data.manifest import REBUILD, SPLITS, Column, Manifest, read_manifes
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError
 from ramify.files import sha256
+from ramify.recipe import Scale
 from ramify.structures import Split, Structures, atom_rows
 
 
@@ -44,10 +45,13 @@ class Store:
         manifest: its `manifest.json`.
         n_atoms: (S,) int64, atoms of each structure, in memory.
         references: (119,) eV by atomic number, NaN where the training split does not hold the element.
+        fitted: the references were fitted to this dataset; False where they are those of a branch, see `on_scale`.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]]) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]], *, fitted: bool = True
+    ) -> None:
+        self.path, self.fitted = path, fitted
         self.manifest = manifest
         self.n_atoms: NDArray[np.int64] = columns["n_atoms"].astype(np.int64)
         self.references = np.full(MAX_NUMBER + 1, np.nan)
@@ -119,6 +123,26 @@ class Store:
             group_names=self._names["groups"],
             origin_names=self._names["origins"],
         )
+
+    def on_scale(self, scale: Scale) -> Self:
+        """The same structures, measured by the references and units of a branch that was trained before.
+
+        What else the manifest says of references and statistics stays that of the references fitted to these data.
+
+        Raises:
+            RamifyError: the store holds an element that the scale has no reference energy of.
+        """
+        if strange := sorted(set(self.manifest.elements) - set(scale.references)):
+            raise RamifyError(
+                f"dataset '{self.manifest.dataset}' holds {', '.join(strange)}; the branch that it is to go on with "
+                f"has reference energies of {' '.join(scale.references)} only",
+                fix="give the dataset a branch of its own (--mode new-branch), or take those structures out",
+            )
+        stated = self.manifest.references.model_copy(update={"energies": dict(scale.references)})
+        units = {"energy_std": scale.energy, "forces_mae": scale.forces}
+        statistics = self.manifest.statistics.model_copy(update=units)
+        update = {"references": stated, "statistics": statistics}
+        return type(self)(self.path, self.manifest.model_copy(update=update), self._columns, fitted=False)
 
     def label_counts(self, rows: NDArray[np.int64], *, stress: bool) -> LabelCounts:
         """How many labels the structures at `rows` (T,) have; where all or none of the store have one, nothing is read.

@@ -40,12 +40,13 @@ Totals = dict[tuple[str, str], list[tuple[int, NDArray[np.float64]]]]
 
 
 def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
-    """The model of a checkpoint, with the weights to use; needs no store."""
+    """The model of a checkpoint, with the weights to use; needs no store. Without branches that a fine-tuning carries
+    along: they read no dataset of its recipe."""
     manifest = checkpoint.manifest
     recipe = parse_recipe(manifest["recipe"], where=f"{checkpoint.path}/manifest.json")
     model = build_model(recipe, {name: Spread.of_manifest(m) for name, m in manifest["datasets"].items()})
     try:
-        model.load_state_dict(checkpoint.weights(), strict=True)
+        model.load_state_dict(checkpoint.weights(recipe.datasets_of_branches()), strict=True)
     except RuntimeError as error:
         raise RamifyError(f"checkpoint {checkpoint.path} does not fit its own recipe: {error}") from None
     return recipe, model.eval()

@@ -2,8 +2,9 @@
 
 Forces and stress: zero. Energies: one energy per element, of two kinds where they differ: the reference energies of the
 store, and plain least squares on the same training split. They differ where a recipe regularises the references
-(`reference_ridge`), which leaves the model more to learn and makes the references alone a weaker opponent. The better
-of the two on the evaluated split is the one to beat.
+(`reference_ridge`), which leaves the model more to learn and makes the references alone a weaker opponent, and where
+the references are those of a branch that was trained before. The better of the two on the evaluated split is the one
+to beat.
 """
 
 from collections.abc import Iterable, Iterator
@@ -45,7 +46,7 @@ def trivial_predictors(reader: SplitReader) -> Trivial:
         RamifyError: the split holds an element that the training split does not.
     """
     references = {REFERENCES: reader.store.references}
-    if reader.store.manifest.options.get("reference_ridge"):
+    if reader.store.manifest.options.get("reference_ridge") or not reader.store.fitted:
         references[LEAST_SQUARES] = least_squares_references(reader.store)
     found = {name: Errors() for name in references}
     for structures in _pieces(reader.store, reader.rows):

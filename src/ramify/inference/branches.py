@@ -1,5 +1,6 @@
 """What a trained branch knows: the datasets it read, their elements, reference energies and levels of theory."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -107,11 +108,15 @@ def choose_branch(branches: Mapping[str, BranchInfo], name: str | None) -> Branc
 
 
 def choose_dataset(branch: BranchInfo, name: str | None) -> DatasetInfo:
-    """The dataset on whose scale total energies are given; None is enough where the branch read only one.
+    """The dataset on whose scale total energies are given; None is enough where the branch has only one scale: it read
+    one dataset, or went on with others on the scale of the first. Of these, the one with the closest atoms counts.
 
     Raises:
-        RamifyError: several datasets and no name, or a name that none has.
+        RamifyError: several scales and no name, or a name that none has.
     """
+    group = list(branch.datasets.values())
+    if name is None and all(info.references == group[0].references for info in group):
+        return min(group, key=lambda info: math.inf if info.min_distance is None else info.min_distance)
     return branch.datasets[_choose("dataset", branch.datasets, name, f"branch '{branch.name}'")]
 
 

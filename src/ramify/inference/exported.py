@@ -4,6 +4,7 @@
         encoder.safetensors
         branches/NAME.safetensors
         README.md                   model card
+        router.safetensors          only if one was fitted: which branch suits a structure
         manifest.json               written last: options, references, recipe, checksums
 
 Only safetensors, JSON and Markdown: loading one runs no code. Version 1 is kept readable for good; a sample of each
@@ -11,6 +12,7 @@ version is among the tests.
 """
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from ramify.errors import RamifyError, nearest
 from ramify.files import content_sha256, read_json, sha256, whole_folder, write_json, write_whole
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.card import model_card
-from ramify.inference.saved import Saved
+from ramify.inference.saved import ROUTER, Saved
 
 FORMAT: Literal["ramify-model"] = "ramify-model"
 VERSION = 1
@@ -86,6 +88,9 @@ def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Pa
     evaluation, recipe = _rows_of(saved.evaluation, kept), _without_folders(saved.recipe)
     with whole_folder(target) as partial:
         files = _write_weights(partial, saved.weights, list(kept))
+        if saved.router is not None:
+            shutil.copyfile(saved.router, partial / ROUTER)
+            files[ROUTER] = sha256(partial / ROUTER)
         about = Manifest(
             ramify=saved.ramify,
             exported_by=ramify.__version__,
@@ -130,7 +135,18 @@ def read_export(path: Path) -> Saved:
         step=manifest.step,
         evaluation=manifest.evaluation,
         ramify=manifest.ramify,
+        router=_router(path, manifest),
     )
+
+
+def _router(path: Path, manifest: Manifest) -> Path | None:
+    """Its file, if one was exported."""
+    expected = manifest.files.get(ROUTER)
+    if expected is None:
+        return None
+    if not (path / ROUTER).is_file() or sha256(path / ROUTER) != expected:
+        raise RamifyError(f"{path / ROUTER} is missing or damaged: its checksum differs from the manifest", fix=_AGAIN)
+    return path / ROUTER
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -196,7 +212,10 @@ def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
         return [cut(entry) for entry in value] if isinstance(value, list) else value
 
     datasets = {name: {**entry, "path": cut(entry["path"])} for name, entry in recipe["datasets"].items()}
-    return {**recipe, "stores": cut(recipe["stores"]), "datasets": datasets}
+    found = {**recipe, "stores": cut(recipe["stores"]), "datasets": datasets}
+    if "finetune" in recipe:  # recipes of 0.1 have none
+        found["finetune"] = {**recipe["finetune"], "model": cut(recipe["finetune"]["model"])}
+    return found
 
 
 def _rows_of(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from ramify.inference.branches import DatasetInfo
 from ramify.model.build import build_model
 from ramify.model.multibranch import MultiBranch
 from ramify.recipe import ModelOptions, parse_recipe
+
+ROUTER = "router.safetensors"
+"""The file of a run or an export that tells which branch suits a structure (`ramify.route`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Saved:
         step: optimizer steps taken.
         evaluation: `evaluation.json` of this very checkpoint, None where it was not evaluated.
         ramify: version that trained it.
+        router: file that tells which branch suits a structure; None where none was fitted.
     """
 
     path: Path
@@ -42,15 +46,17 @@ class Saved:
     step: int
     evaluation: Mapping[str, Any] | None
     ramify: str
+    router: Path | None = None
 
     @property
     def weights_sha256(self) -> str:
         """Checksum of all weights and their names."""
-        total = hashlib.sha256()
-        for name, tensor in sorted(self.weights.items()):
-            total.update(name.encode())
-            total.update(tensor.cpu().contiguous().numpy().tobytes())
-        return total.hexdigest()
+        return _checksum(self.weights)
+
+    @property
+    def encoder_sha256(self) -> str:
+        """The same of the encoder alone."""
+        return _checksum({name: tensor for name, tensor in self.weights.items() if name.startswith("encoder.")})
 
     def build(self) -> tuple[ModelOptions, MultiBranch]:
         """The options, every default filled in, and the network with its weights.
@@ -75,6 +81,14 @@ class Saved:
         return recipe.model, model.eval().requires_grad_(False)
 
 
+def _checksum(weights: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(name.encode())
+        total.update(tensor.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
 def read_run(path: Path, which: str) -> Saved:
     """A checkpoint of a run directory: `best`, `latest` or a step's folder name.
 
@@ -91,9 +105,9 @@ def read_run(path: Path, which: str) -> Saved:
     checkpoint = open_checkpoint(checkpoints / which)
     evaluation = path / "evaluation.json"
     found = read_json(evaluation) if evaluation.is_file() else None
-    if isinstance(found, dict) and found.get("step") == checkpoint.step:
-        return read_checkpoint(checkpoint, found)
-    return read_checkpoint(checkpoint)
+    of_this = isinstance(found, dict) and found.get("step") == checkpoint.step
+    router = path / ROUTER if (path / ROUTER).is_file() else None
+    return replace(read_checkpoint(checkpoint, found if of_this else None), router=router)
 
 
 def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None = None) -> Saved:
@@ -103,6 +117,9 @@ def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None
     branches: dict[str, dict[str, DatasetInfo]] = {}
     for dataset, branch in manifest["branch_of"].items():
         branches.setdefault(branch, {})[dataset] = infos[dataset]
+    for branch, group in manifest.get("carried", {}).items():  # by a fine-tuning, from the model it started from
+        others = {name: DatasetInfo.from_dict(content) for name, content in group.items()}
+        branches[branch] = others | branches.get(branch, {})
     recipe = manifest["recipe"]
     return Saved(
         path=checkpoint.path,

@@ -171,7 +171,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 def _part(name: str, module: nn.Module, layout: Layout, *, is_counted_here: bool) -> Part:
     """A part that is whole on this rank."""
-    parameters = tuple(module.parameters())
+    parameters = tuple(p for p in module.parameters() if p.requires_grad)
     return Part(name, parameters, is_counted_here, [*_buckets(name, parameters)] if layout.is_shared(name) else [])
 
 

@@ -25,6 +25,7 @@ from ramify.train.changes import Changes
 from ramify.train.ledger import Ledger, Outcome
 from ramify.train.objective import Objective
 from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer
+from ramify.train.origin import choose_trained
 from ramify.train.run import MetricsLog, Run
 from ramify.train.state import Progress, State
 from ramify.train.stop import Stop
@@ -79,12 +80,15 @@ class Trainer:
         sizes = {name: self.data[name]["splits"]["train"]["structures"] for name in self.branch_of}
         weights = sampling_weights(sizes, options.sampling, options.temperature)
         self.stream = Stream(sizes, weights, options.batch, options.seed)
-        self.total_steps = options.max_steps or max(1, round(options.epochs * self.stream.steps_per_epoch))
+        epochs = max(1, round(options.epochs * self.stream.steps_per_epoch))
+        self.total_steps = epochs if options.max_steps is None else options.max_steps
         self.dtype = torch.float64 if options.precision == "fp64" else torch.float32
         self.train, self.val = self._hosted(self.train), self._hosted(self.val)
 
         spreads = {name: Spread.of_manifest(self.data[name]) for name in self.branch_of}
-        self.model = build_model(self.recipe, spreads, layout.hosted).to(layout.device)
+        self.model = build_model(self.recipe, spreads, layout.hosted)
+        choose_trained(self.model, self.recipe)
+        self.model.to(layout.device)
         forceless = [name for name in self.train if self.model.branch(self.branch_of[name]).forces is None]
         self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
@@ -108,7 +112,7 @@ class Trainer:
         """
         started = time.monotonic() - self.progress.seconds
         with self._session(), self._log() as log, self.loader() as loader:
-            if self._evaluation_is_due():  # a session before was stopped from it
+            if self._evaluation_is_due():  # a session before was stopped from it, or the start is to be known
                 self._evaluate_and_save(log)
             while not self._is_over():
                 outcome = self.step(next(loader))

@@ -12,10 +12,11 @@ from ramify.recipe import OptimizerOptions, ScheduleOptions
 
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
-    """AdamW over all parameters of `model`; only what is a linear map decays (no biases, norms, embedding)."""
+    """AdamW over all parameters of `model` that are trained; only what is a linear map decays (no biases, norms,
+    embedding)."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for p in model.parameters():
+    for p in (p for p in model.parameters() if p.requires_grad):
         decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
         groups.setdefault((decay, is_cut(p)), []).append(p)  # PyTorch takes no step on cut and whole ones together
     chosen = [{"params": members, "weight_decay": decay} for (decay, _), members in groups.items()]

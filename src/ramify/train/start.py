@@ -25,6 +25,7 @@ from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe, parse_recipe
 from ramify.train.changes import Changes, compare
 from ramify.train.loop import Trainer, Watch
+from ramify.train.origin import read_origin, take_over
 from ramify.train.run import Run
 from ramify.train.stop import Stop
 
@@ -93,15 +94,22 @@ def start_run(
     Raises:
         RamifyError: see `open_stores`, `choose_placement` and `Run.create`; on all ranks alike.
     """
-    process = process or _alone(recipe)
+    process = process or alone(recipe)
     settle(recipe)
     on_lead(process.ranks, lambda: Run.require_free(path))
     stores = each(process.ranks, lambda: open_stores(recipe))
     maker = _Maker(recipe, process, stores, watch, edges)
     layout, run = maker.layout(), Run(path)
     trainer = maker.trainer(run, layout, maker.readers(layout))
+    each(layout, lambda: _begin(trainer))
     on_lead(layout, lambda: run.create(recipe, maker.data))
     return trainer
+
+
+def _begin(trainer: Trainer) -> None:
+    """Takes over the weights that a run starts from, where it does not start from random numbers."""
+    if trainer.recipe.finetune.mode is not None:
+        take_over(trainer.state, trainer.recipe, read_origin(trainer.recipe.finetune))
 
 
 def resume_run(
@@ -133,7 +141,7 @@ def resume_run(
     on_lead(ranks, lambda: _take(run, automatic))
     try:
         checkpoint, changes, stores = each(ranks, lambda: _look(run, now, where, automatic))
-        return _resume(run, now, checkpoint, changes, stores, process or _alone(now), watch, edges)
+        return _resume(run, now, checkpoint, changes, stores, process or alone(now), watch, edges)
     except BaseException:
         run.unlock()
         raise
@@ -147,7 +155,7 @@ def continue_run(
     process: Process | None = None,
 ) -> Trainer:
     """Goes on with the run at `path` by `recipe` if there is one, else starts it. Raises as those two."""
-    process = process or _alone(recipe)
+    process = process or alone(recipe)
     if on_lead(process.ranks, lambda: Run.exists(path)):
         return resume_run(path, watch, edges, process, recipe=recipe, automatic=True)
     return start_run(recipe, path, watch, edges, process)
@@ -186,6 +194,8 @@ def _resume(
     trainer = maker.trainer(run, layout, maker.readers(layout))
     if checkpoint is not None:
         each(layout, lambda: trainer.restore(checkpoint, changes))
+    else:
+        each(layout, lambda: _begin(trainer))
     on_lead(layout, lambda: _adopt(run, recipe, maker.data, checkpoint, changes))
     return trainer
 
@@ -254,7 +264,7 @@ def torchrun_restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def _alone(recipe: Recipe) -> Process:
+def alone(recipe: Recipe) -> Process:
     """One process by itself."""
     return Process(device=choose_device(recipe.train.device, Site()))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ramify.checkpoint import Checkpoint, save_checkpoint
 from ramify.data.stream import Stream
 from ramify.errors import RamifyError
+from ramify.model.low_rank import is_update, merged
 from ramify.model.multibranch import MultiBranch
 from ramify.parallel.layout import Layout
 from ramify.parallel.pieces import cut_like, whole
@@ -24,6 +25,10 @@ from ramify.train.optimizer import AveragedWeights, Schedule
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state per parameter, under PyTorch's names. Steps differ: one without structures of a branch passes it by."""
+
+
+AVERAGE = "average"
+"""What the average of a low-rank update is kept as, beside the update itself: the weights to use have it merged in."""
 
 
 ENCODER = ""
@@ -36,7 +41,8 @@ class Progress:
 
     Attributes:
         step: optimizer steps taken.
-        evaluated: the last one after which the validation splits were evaluated.
+        evaluated: the last one after which the validation splits were evaluated; -1 where the start is to be evaluated
+            before any step.
         best: lowest validation metric so far; `best_step` where.
         waited: evaluations since then.
         seconds: time spent training, over all sessions of the run.
@@ -52,6 +58,20 @@ class Progress:
     born: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass
+class Carried:
+    """What a run keeps of the model that it started from, untouched: the branches that it does not train, and what is
+    known of datasets that its branches were trained on before. Only the first rank has the weights.
+
+    Attributes:
+        weights: under the names of a `MultiBranch`.
+        datasets: by branch and dataset, `DatasetInfo.to_dict`.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    datasets: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class State:
     """What one rank holds of a run."""
@@ -63,6 +83,7 @@ class State:
     schedule: Schedule
     stream: Stream
     progress: Progress
+    carried: Carried = field(default_factory=Carried)
 
     def save(self, folder: Path, recipe: Recipe, data: Mapping[str, Any], *, best: bool) -> None:
         """Writes the state after the current step as a checkpoint; all ranks must call it.
@@ -78,7 +99,7 @@ class State:
         """
         weights: dict[str, Tensor] = {}
         training: dict[str, Tensor] = {}
-        weights |= {name: buffer for name, buffer in self._buffers().items() if self._owns(name)}
+        weights |= {name: buffer for name, buffer in self.buffers().items() if self._owns(name)}
         for (name, parameter), average in zip(self.model.named_parameters(), self.averages.averages, strict=True):
             whole_average, whole_parameter = whole(average), whole(parameter)
             state = self.optimizer.state.get(parameter, {})
@@ -86,16 +107,22 @@ class State:
             if self._owns(name):
                 weights[name] = whole_average
                 training |= {name: whole_parameter} | moments
+                if is_update(name):
+                    training[f"{name}/{AVERAGE}"] = whole_average
         about = {
             "recipe": recipe.model_dump(mode="json"),
             "datasets": dict(data),
             "branch_of": recipe.branch_of_datasets(),
+            "carried": self.carried.datasets,
             "trainer": {
                 "progress": {k: v for k, v in vars(self.progress).items() if v != math.inf},
                 "schedule": {k: v for k, v in self.schedule.state().items() if v != math.inf},
                 "positions": self.stream.position(self.progress.step),
             },
         }
+        weights = merged(weights)
+        if self.layout.is_lead:
+            weights |= self.carried.weights
         save_checkpoint(folder, self.progress.step, weights, training, about, best=best, ranks=self.layout)
 
     def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
@@ -124,20 +151,26 @@ class State:
             self.progress.best, self.progress.best_step, self.progress.waited = math.inf, 0, 0
             self.schedule.restore(self.schedule.state() | {"best": math.inf, "waited": 0})
         self._count_from_birth(checkpoint)
+        self.carried.datasets = checkpoint.manifest.get("carried", {})
+        others = [branch for branch in self.carried.datasets if branch not in self.layout.placement.hosts]
+        if self.layout.is_lead and others:
+            found_weights = checkpoint.weights(others)
+            self.carried.weights = {n: t for n, t in found_weights.items() if self.part_of(n) in others}
 
     def _put(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
         there = (ENCODER, *checkpoint.branches)
         named = zip(self.model.named_parameters(), self.averages.averages, strict=True)
-        parameters = [(name, p, average) for (name, p), average in named if self._part(name) in there]
-        buffers = {name: buffer for name, buffer in self._buffers().items() if self._part(name) in there}
-        expected = {name: p.shape for name, p, _ in parameters} | {name: b.shape for name, b in buffers.items()}
+        parameters = [(name, p, average) for (name, p), average in named if self.part_of(name) in there]
+        buffers = {name: buffer for name, buffer in self.buffers().items() if self.part_of(name) in there}
+        expected = {name: p.shape for name, p, _ in parameters if not is_update(name)}
+        expected |= {name: b.shape for name, b in buffers.items()}
         _must_fit(checkpoint, expected, weights)
         with torch.no_grad():
             for name, buffer in buffers.items():
                 buffer.copy_(weights[name])
             for name, parameter, average in parameters:
                 parameter.copy_(cut_like(parameter, training[name]))
-                average.copy_(cut_like(average, weights[name]))
+                average.copy_(cut_like(average, _average_of(name, parameter, weights, training)))
                 moments = {m: training[f"{name}/{m}"] for m in MOMENTS if f"{name}/{m}" in training}
                 if moments:
                     self.optimizer.state[parameter] = {m: cut_like(parameter, t) for m, t in moments.items()}
@@ -151,21 +184,28 @@ class State:
             if branch in self.layout.hosted:
                 self.averages.began(self.model.branch(branch).parameters(), step)
 
-    def _buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> dict[str, Tensor]:
         """What belongs to the model besides its parameters: the units that heads work in."""
         parameters = {name for name, _ in self.model.named_parameters()}
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in parameters}
 
     def _owns(self, name: str) -> bool:
         """Whether this rank writes the tensor called `name`: the first one the encoder, the owner of a branch its."""
-        part = self._part(name)
+        part = self.part_of(name)
         return self.layout.is_lead if part == ENCODER else self.layout.owns(part)
 
     @staticmethod
-    def _part(name: str) -> str:
+    def part_of(name: str) -> str:
         """The branch that a tensor belongs to, or `ENCODER`."""
         kind, rest = name.split(".", 1)
         return rest.split(".", 1)[0] if kind == "branches" else ENCODER
+
+
+def _average_of(name: str, parameter: Tensor, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> Tensor:
+    """The averaged weight of a parameter. The weights to use are not that where low-rank updates are merged in."""
+    if is_update(name):
+        return training[f"{name}/{AVERAGE}"]
+    return weights[name] if parameter.requires_grad else training[name]
 
 
 def _must_fit(checkpoint: Checkpoint, expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,90 @@
+"""The verb that trains a trained model on: `ramify finetune`. A thin call, like those of `ramify.cli`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from ramify.cli_words import Json, RecipeArgument, console, print_json, training_said, training_stopped
+from ramify.console import errors_table
+from ramify.errors import RamifyError
+
+if TYPE_CHECKING:
+    from ramify.finetune.run import Report
+
+verbs = typer.Typer()
+
+
+@verbs.command()
+def finetune(
+    model: Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")],
+    recipe: RecipeArgument,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Recipe keys to override: train.epochs=20 ...")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", "--run-dir", help="Directory of the new run; under torchrun write --run-dir."),
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="new-branch, keep-branch, frozen-encoder, lora or replay.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="The branch that a new one starts from, or fresh; keep-branch: the one to train."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; 0 only measures.", min=0)] = None,
+    checkpoint: Annotated[str, typer.Option(help="Of a run: best, latest, or a step's folder name.")] = "best",
+    go_on: Annotated[bool, typer.Option("--continue", help="Go on with the run if it is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a trained model on new data. Says its errors before the first step. Also by torchrun, srun, mpiexec.
+
+    Ends with status 75 where a signal or train.time_limit stopped it: the same command with --continue goes on.
+    """
+    from ramify.finetune import run as finetuning
+    from ramify.finetune.resolve import Wish
+    from ramify.recipe import load_recipe
+    from ramify.train.run import Run
+    from ramify.train.start import this_process, torchrun_restarts
+
+    if run is None:
+        raise RamifyError("finetune needs a directory for the new run", fix="--run DIR")
+    resolved = load_recipe(recipe, overrides or [])
+    chosen = mode or resolved.finetune.mode
+    if chosen is None or resolved.finetune.mode not in (None, chosen):
+        raise RamifyError(
+            f"--mode {mode}, but finetune.mode of the recipe: {resolved.finetune.mode}",
+            fix="give one --mode: new-branch, keep-branch, frozen-encoder, lora or replay",
+        )
+    with this_process(resolved) as process, training_said(process.ranks.rank == 0 and not as_json) as (watch, edges):
+
+        def measured(report: "Report") -> None:
+            if not as_json:
+                _say(report)
+
+        wish = Wish(chosen, str(model), start, steps, checkpoint)
+        if (go_on or torchrun_restarts()) and Run.exists(run):
+            found = finetuning.go_on(run, watch, edges, process, measured=measured)
+        else:
+            found = finetuning.finetune(wish, resolved, run, watch, edges, process, measured=measured)
+        found.fit()
+    trainer = found.trainer
+    if trainer.layout.is_lead and found.report is not None and not trainer.stopped_by:
+        if as_json:
+            print_json(found.report.to_dict())
+        else:
+            console.print(errors_table(found.report.to_dict()))
+            _say_end(found.report, run)
+    if trainer.stopped_by:
+        training_stopped(trainer.stopped_by, trainer.total_steps, run, say=trainer.layout.is_lead)
+
+
+def _say(report: "Report") -> None:
+    """The errors before the first step."""
+    console.print(errors_table(report.to_dict()))
+    for text in report.warnings():
+        console.print(f"[bold yellow]warning:[/bold yellow] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _say_end(report: "Report", run: Path) -> None:
+    if not report.best_step:
+        console.print("the best weights are those of the start: no evaluation afterwards was better", soft_wrap=True)
+    console.print(f"best weights of step {report.best_step}; run: [bold]{escape(str(run))}[/bold]", soft_wrap=True)

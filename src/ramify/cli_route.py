@@ -1,0 +1,63 @@
+"""The verb that says which branch suits a structure: `ramify route`. A thin call, like those of `ramify.cli`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ramify.cli_words import Json, console, print_json
+from ramify.console import Steps
+from ramify.errors import RamifyError
+
+verbs = typer.Typer()
+
+
+@verbs.command()
+def route(
+    file: Annotated[Path | None, typer.Argument(help="Structures, in any format that ASE reads.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="A run directory or an export with a router.")
+    ] = None,
+    fit: Annotated[Path | None, typer.Option("--fit", help="Fit a router for this run, on its training data.")] = None,
+    confidence: Annotated[float, typer.Option(help="Abstain below this.", min=0.0, max=1.0)] = 0.8,
+    form: Annotated[str | None, typer.Option("--format", help="ASE's name of the file's format.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which branch suits a structure, with a confidence; abstains where it does not know. Nothing is chosen by it."""
+    if (fit is None) == (file is None) or (file is not None and model is None):
+        raise RamifyError("route needs a file of structures and --model, or --fit RUN")
+    if fit is not None:
+        _fit(fit, as_json)
+        return
+    from ramify.inference.model import load
+    from ramify.route.route_file import route_file
+
+    lines = []
+    for line in route_file(load(str(model)), Path(str(file)), confidence, form):
+        if as_json:
+            lines.append(asdict(line))
+        else:
+            console.print(line.text(), highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        print_json(lines)
+
+
+def _fit(run: Path, as_json: bool) -> None:
+    from ramify.inference.saved import ROUTER
+    from ramify.route.fit import fit_router
+
+    with Steps(console, f"route --fit {escape(str(run))}", quiet=as_json) as steps:
+        measured: dict[str, Any] = dict(fit_router(run, steps.counted).measured)
+    if as_json:
+        print_json(measured)
+        return
+    by_branch = ", ".join(f"{name} {100 * share:.0f} %" for name, share in measured["accuracy_by_branch"].items())
+    console.print(
+        f"on {measured['structures']} validation structures: {100 * measured['accuracy']:.1f} % right ({by_branch}), "
+        f"mean confidence {100 * measured['mean_confidence']:.1f} %, expected calibration error "
+        f"{100 * measured['calibration_error']:.1f} %; router: [bold]{escape(str(run / ROUTER))}[/bold]",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,125 @@
+"""Errors of a model before and after a fine-tuning, on the new data and on the old, as far as those are at hand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ramify.data.loader import SplitReader
+from ramify.data.store import Store
+from ramify.errors import RamifyError
+from ramify.evaluate.exact import add_in_order, predict_batch, split_batches
+from ramify.evaluate.trivial import trivial_errors
+from ramify.files import content_sha256
+from ramify.inference.branches import DatasetInfo
+from ramify.inference.model import Model
+from ramify.inference.saved import Saved
+from ramify.parallel.agree import Ranks
+from ramify.recipe import Recipe, Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Errors of a branch on a dataset.
+
+    Attributes:
+        branch, dataset: their names.
+        trained: whether the fine-tuning trains the branch on the dataset.
+        energy_mae: eV/atom after references; forces_mae: eV/Å per component; None without labels.
+        trivial_energy_mae, trivial_forces_mae: those of the trivial predictor.
+    """
+
+    branch: str
+    dataset: str
+    trained: bool
+    energy_mae: float | None
+    forces_mae: float | None
+    trivial_energy_mae: float | None
+    trivial_forces_mae: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def trained_rows(entry: Mapping[str, Any]) -> list[Row]:
+    """What an evaluation of the run says (a `val` line of metrics.jsonl)."""
+    labels = ("energy_mae", "forces_mae", "trivial_energy_mae", "trivial_forces_mae")
+    return [
+        Row(found["branch"], name, True, **{label: found[label] for label in labels})
+        for name, found in entry["datasets"].items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class OldData:
+    """Data that the model was trained on before and that the run does not train on.
+
+    Attributes:
+        readers: of those at hand, by branch and dataset.
+        missing: datasets that are not at hand.
+    """
+
+    readers: Mapping[tuple[str, str], SplitReader]
+    missing: Sequence[str]
+
+    def rows(self, model: Model, ranks: Ranks) -> list[Row]:
+        """Errors of `model` on them; the ranks share the work, and all must ask."""
+        totals = {}
+        for (branch, dataset), reader in self.readers.items():
+            mine = [
+                (number, predict_batch(model.network, indices, batch, branch, model.device).errors().totals)
+                for number, indices, batch in split_batches(reader, model.dtype, rank=ranks.rank, world=ranks.world)
+            ]
+            totals[branch, dataset] = [part for share in ranks.gather(mine) for part in share]
+        return [self._row(pair, parts) for pair, parts in totals.items()]
+
+    def _row(self, pair: tuple[str, str], parts: Sequence[Any]) -> Row:
+        found, trivial = add_in_order(parts), trivial_errors(self.readers[pair])
+        return Row(*pair, False, found.energy_mae, found.forces_mae, trivial.energy_mae, trivial.forces_mae)
+
+
+def old_data(saved: Saved, recipe: Recipe, split: str) -> OldData:
+    """The old datasets that are at hand: in the folder of stores of `recipe` or of the model's own recipe, with the
+    very manifest that the model was trained by.
+
+    Args:
+        saved: the model.
+        recipe: of the fine-tuning; what it trains on is left out.
+        split: of the stores.
+    """
+    readers, missing = {}, []
+    encoder = recipe.model.encoder
+    for branch, group in saved.branches.items():
+        for name, info in group.items():
+            if name in recipe.datasets:
+                continue
+            store = _find(saved, recipe, info)
+            if store is None or not len(store.range(split)):
+                missing.append(name)
+                continue
+            readers[branch, name] = SplitReader(
+                name,
+                store,
+                split,
+                branch,
+                cutoff=encoder.cutoff,
+                max_neighbors=encoder.max_neighbors,
+                edge_cache=0.0,  # each structure is read twice at most, long apart
+            )
+    return OldData(readers, missing)
+
+
+def _find(saved: Saved, recipe: Recipe, info: DatasetInfo) -> Store | None:
+    stated = saved.recipe.get("finetune", {}).get("scales", {}).get(info.name)
+    for folder in (recipe.stores, saved.recipe["stores"]):
+        path = Path(folder) / info.name
+        try:
+            store = Store.open(path)
+            if stated is not None:
+                store = store.on_scale(Scale.model_validate(stated))
+        except RamifyError:
+            continue  # not at hand, and said so
+        if content_sha256(store.manifest.model_dump(mode="json")) == info.manifest_sha256:
+            return store
+    return None

@@ -1,0 +1,228 @@
+"""The whole recipe of a fine-tuning, from a trained model and a recipe that states the new data and how to train.
+
+What the model fixes (its shape, its precision, references and units of branches that go on) comes from the model. A
+recipe that contradicts it is refused, never overruled in silence.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ramify.data.store import Store
+from ramify.errors import RamifyError, nearest
+from ramify.inference.branches import DatasetInfo
+from ramify.inference.saved import Saved
+from ramify.recipe import ModelOptions, Recipe, parse_recipe
+from ramify.train.origin import FRESH
+
+MODES = ("new-branch", "keep-branch", "frozen-encoder", "lora", "replay")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a user asks of a fine-tuning, besides model and recipe.
+
+    Attributes:
+        mode: one of `MODES`.
+        start: what `--from` names: a branch of the model, `fresh`, or nothing.
+        steps: optimizer steps; None for what the recipe says.
+        model: where the model is, as the user gave it.
+        checkpoint: of the model, where that is a run.
+    """
+
+    mode: str
+    model: str
+    start: str | None = None
+    steps: int | None = None
+    checkpoint: str = "best"
+
+
+def resolve(saved: Saved, recipe: Recipe, stores: Mapping[str, Store], wish: Wish) -> Recipe:
+    """The recipe of the run.
+
+    Args:
+        saved: the model.
+        recipe: new data and training keys.
+        stores: of the recipe's datasets.
+        wish: what else was said.
+
+    Raises:
+        RamifyError: an unknown mode or branch, a recipe that contradicts the model or the mode, a new branch of which
+            nobody said what it starts from, or data that do not fit a branch.
+    """
+    if wish.mode not in MODES:
+        hint = nearest(wish.mode, MODES)
+        raise RamifyError(f"mode '{wish.mode}' is unknown{hint}", fix=f"name one of: {', '.join(MODES)}")
+    model = ModelOptions.model_validate(saved.options)
+    _agree(recipe, model, saved)
+    branches = _branches(saved, recipe, wish)
+    _check_names(saved, branches)
+    _check_mode(saved, branches, wish)
+    start = _start(saved, recipe, branches, wish)
+    scales = dict(_scales(saved, branches, stores))
+    content = recipe.model_dump(mode="json")
+    content |= {"model": model.model_dump(mode="json"), "branches": branches}
+    content["train"] |= {"precision": _precision(saved, recipe)}
+    if wish.steps is not None:
+        content["train"] |= {"max_steps": wish.steps}
+    content["finetune"] |= {
+        "mode": wish.mode,
+        "start": start,
+        "scales": scales,
+        "model": wish.model,
+        "checkpoint": wish.checkpoint,
+        "weights": saved.weights_sha256,
+    }
+    return parse_recipe(content, "the recipe of the fine-tuning")
+
+
+def _agree(recipe: Recipe, model: ModelOptions, saved: Saved) -> None:
+    """Refuses keys below `model` that the recipe states otherwise than the model is."""
+    stated = _flat(recipe.model.model_dump(mode="json", exclude_unset=True), "model.")
+    found = _flat(model.model_dump(mode="json"), "model.")
+    wrong = [f"{key}: {value}, the model has {found[key]}" for key, value in stated.items() if value != found[key]]
+    if wrong:
+        raise RamifyError(
+            f"the recipe contradicts the model in {saved.path} ({'; '.join(wrong)})",
+            fix="leave `model` out of the recipe of a fine-tuning: it comes from the model",
+        )
+
+
+def _precision(saved: Saved, recipe: Recipe) -> str:
+    """That of the model where the recipe says nothing; bf16 and fp32 have the same weights."""
+    stated = recipe.train.precision if "precision" in recipe.train.model_fields_set else saved.precision
+    if (stated == "fp64") != (saved.precision == "fp64"):
+        raise RamifyError(
+            f"train.precision: {stated}, but the model was trained in {saved.precision}; its predictions would change",
+            fix=f"leave train.precision out, or set it to {saved.precision}",
+        )
+    return stated
+
+
+def _branches(saved: Saved, recipe: Recipe, wish: Wish) -> dict[str, list[str]]:
+    """The datasets of each branch. `--from` names the branch that goes on where that is the mode; datasets that a
+    branch of the model was trained on stay with it, unless the recipe states branches."""
+    if wish.mode == "keep-branch" and wish.start is not None:
+        _must_have(saved, wish.start)
+        if recipe.branches != "per-dataset" and list(recipe.datasets_of_branches()) != [wish.start]:
+            raise RamifyError(f"--from {wish.start} and the recipe's `branches` disagree", fix="give one of them")
+        return {wish.start: list(recipe.datasets)}
+    if recipe.branches != "per-dataset":
+        return recipe.datasets_of_branches()
+    known = {dataset: branch for branch, group in saved.branches.items() for dataset in group}
+    branches: dict[str, list[str]] = {}
+    for name in recipe.datasets:
+        branches.setdefault(known.get(name, name), []).append(name)
+    return branches
+
+
+def _check_names(saved: Saved, branches: Mapping[str, list[str]]) -> None:
+    """A dataset stands in one branch only, also counting those that the model keeps."""
+    for branch, datasets in branches.items():
+        for owner, group in saved.branches.items():
+            if owner != branch and (both := sorted(set(group) & set(datasets))):
+                raise RamifyError(
+                    f"dataset '{both[0]}' was read by branch '{owner}' of the model, and is to be read by '{branch}'",
+                    fix=f"rename it in the recipe, or let branch '{owner}' go on with it",
+                )
+
+
+def _check_mode(saved: Saved, branches: Mapping[str, list[str]], wish: Wish) -> None:
+    """Whether the branches of the recipe are those that the mode is for."""
+    listed = ", ".join(saved.branches)
+    old = [branch for branch in branches if branch in saved.branches]
+    new = [branch for branch in branches if branch not in saved.branches]
+    if wish.mode == "new-branch" and old:
+        raise RamifyError(
+            f"the model has a branch '{old[0]}' already, which --mode new-branch would train",
+            fix="give the new dataset (or its branch) another name, or take --mode keep-branch, or --mode replay",
+        )
+    if wish.mode == "keep-branch" and new:
+        raise RamifyError(
+            f"--mode keep-branch: the model has no branch '{new[0]}'{nearest(new[0], saved.branches)}",
+            fix=f"say which branch goes on: --from BRANCH, one of {listed}; or take --mode new-branch",
+        )
+    missing = [branch for branch in saved.branches if branch not in branches]
+    if wish.mode == "replay" and missing:
+        raise RamifyError(
+            f"--mode replay mixes in the old datasets, but the recipe has none for {', '.join(missing)}",
+            fix="add them to `datasets` (by the names the model has: "
+            f"{', '.join(name for branch in missing for name in saved.branches[branch])}), or leave their branches out "
+            "of the model: ramify export MODEL --branch NAME",
+        )
+    if wish.mode == "replay" and not new and all(set(saved.branches[b]) >= set(branches[b]) for b in old):
+        raise RamifyError("--mode replay: the recipe has no new dataset", fix="add one, or take --mode keep-branch")
+
+
+def _start(saved: Saved, recipe: Recipe, branches: Mapping[str, list[str]], wish: Wish) -> dict[str, str]:
+    """Where each branch comes from. Old ones go on; of a new one somebody must have said it."""
+    start = {}
+    for branch in branches:
+        stated = recipe.finetune.start.get(branch)
+        if branch in saved.branches:
+            if stated not in (None, branch):
+                raise RamifyError(
+                    f"finetune.start.{branch}: {stated}; but branch '{branch}' of the model goes on from itself",
+                    fix="leave it out, or give the new branch another name",
+                )
+            start[branch] = branch
+            continue
+        origin = stated or wish.start
+        if origin is None:
+            raise RamifyError(
+                f"what does the new branch '{branch}' start from?",
+                fix=f"--from BRANCH, one of {', '.join(saved.branches)}: the one whose data are most like the new; "
+                f"or --from {FRESH}: from random numbers",
+            )
+        if origin != FRESH:
+            _must_have(saved, origin)
+        start[branch] = origin
+    return start
+
+
+def _scales(
+    saved: Saved, branches: Mapping[str, list[str]], stores: Mapping[str, Store]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """References and units of the datasets that an old branch goes on with; none where the store has the same."""
+    for branch, datasets in branches.items():
+        for name in datasets:
+            if branch not in saved.branches:
+                continue
+            group = saved.branches[branch]
+            info = group.get(name) or _only_scale(branch, group, name)
+            forces = [old.spread.forces for old in (info, *group.values()) if old.spread.forces is not None]
+            scale = {
+                "references": dict(info.references),
+                "energy": info.spread.energy,
+                "forces": forces[0] if forces else None,
+            }
+            own = DatasetInfo.of_manifest(name, stores[name].manifest.model_dump(mode="json"))
+            units = {"energy": own.spread.energy, "forces": own.spread.forces}
+            if scale != {"references": own.references} | units:
+                yield name, scale
+
+
+def _only_scale(branch: str, group: Mapping[str, DatasetInfo], name: str) -> DatasetInfo:
+    """The energy scale that a dataset new to a branch is measured on."""
+    first = next(iter(group.values()))
+    if any(info.references != first.references for info in group.values()):
+        raise RamifyError(
+            f"branch '{branch}' has several energy scales ({', '.join(group)}); which is that of dataset '{name}'?",
+            fix="give the dataset in the recipe the name of the one whose scale it shares",
+        )
+    return first
+
+
+def _must_have(saved: Saved, branch: str) -> None:
+    if branch not in saved.branches:
+        raise RamifyError(
+            f"the model has no branch '{branch}'{nearest(branch, saved.branches)}",
+            fix=f"name one of: {', '.join(saved.branches)}",
+        )
+
+
+def _flat(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

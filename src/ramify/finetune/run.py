@@ -1,0 +1,208 @@
+"""A fine-tuning from its beginning to its end: a run like any other, with errors measured before and after."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ramify.data.open import open_stores
+from ramify.errors import RamifyError
+from ramify.files import read_json, write_json
+from ramify.finetune.errors import OldData, Row, old_data, trained_rows
+from ramify.finetune.resolve import Wish, resolve
+from ramify.inference.model import Model, load
+from ramify.parallel.agree import Ranks, each, on_lead
+from ramify.recipe import Recipe
+from ramify.train.loop import Trainer, Watch
+from ramify.train.origin import read_origin
+from ramify.train.run import Run
+from ramify.train.start import EdgeProgress, Process, alone, continue_run, settle, start_run
+
+SPLIT = "val"
+REPORT = "finetune.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a fine-tuning did; kept in its run as `finetune.json`.
+
+    Attributes:
+        mode: of the fine-tuning.
+        start: the branch of the model (or `fresh`) that each trained branch started from.
+        before, after: errors on the validation splits before the first step, and of the best weights; None while the
+            run has not ended.
+        missing: old datasets that were not at hand, so that nobody knows the errors on them.
+        best_step: that the errors after belong to.
+    """
+
+    mode: str
+    start: Mapping[str, str]
+    before: Sequence[Row]
+    after: Sequence[Row] | None
+    missing: Sequence[str]
+    best_step: int = 0
+
+    def warnings(self) -> list[str]:
+        """What a user should look at before going on."""
+        found = [
+            f"{row.dataset}: before any step the energies of branch '{row.branch}' are off by {row.energy_mae:.3f} "
+            f"eV/atom, more than least squares on the composition is ({row.trivial_energy_mae:.3f}). If the data are "
+            "of another level of theory, give them a branch of their own: --mode new-branch"
+            for row in self.before
+            if self.start.get(row.branch) == row.branch and row.trained and _worse(row)
+        ]
+        if self.missing:
+            found.append(
+                f"not at hand, so errors on them stay unknown: {', '.join(self.missing)} (looked for in `stores`)"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, numbers that are not finite as null."""
+        return {
+            "mode": self.mode,
+            "start": dict(self.start),
+            "split": SPLIT,
+            "before": [_finite(row) for row in self.before],
+            "after": None if self.after is None else [_finite(row) for row in self.after],
+            "missing": list(self.missing),
+            "best_step": self.best_step,
+        }
+
+
+@dataclass
+class Finetuning:
+    """A fine-tuning that can go on.
+
+    Attributes:
+        trainer: of the run.
+        old: data of branches that the run does not train.
+        report: what is known so far; None before the errors at the start are.
+    """
+
+    trainer: Trainer
+    old: OldData
+    report: Report | None
+
+    def fit(self) -> None:
+        """Trains to the end, and measures the best weights; all ranks must call it."""
+        progress = self.trainer.fit()
+        if self.trainer.stopped_by:
+            return
+        layout, run = self.trainer.layout, self.trainer.run
+        best = each(layout, lambda: load(run.path, device=layout.device))
+        rows = self.old.rows(best, layout)
+        if layout.is_lead and self.report is not None:
+            lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+            entry = [line for line in lines if line["kind"] == "val" and line["step"] == progress.best_step][-1]
+            self.report = replace(self.report, after=[*trained_rows(entry), *rows], best_step=progress.best_step)
+            write_json(run.path / REPORT, self.report.to_dict())
+
+
+def finetune(
+    wish: Wish,
+    recipe: Recipe,
+    path: Path,
+    watch: Watch,
+    edges: EdgeProgress = lambda dataset, structures: None,
+    process: Process | None = None,
+    *,
+    measured: Callable[[Report], None] = lambda report: None,
+) -> Finetuning:
+    """Makes the run directory of a fine-tuning and its trainer at step 0.
+
+    Args:
+        wish: the model, and how to train on.
+        recipe: new data and training keys.
+        path: of the run; must be free.
+        watch, edges: who is told.
+        process: this one, among the others of the run.
+        measured: hears the errors before the first step, on the first rank.
+
+    Raises:
+        RamifyError: see `load`, `resolve` and `start_run`; on all ranks alike.
+    """
+    process = process or alone(recipe)
+    settle(recipe)
+    ranks = process.ranks
+    on_lead(ranks, lambda: Run.require_free(path))
+    model = each(ranks, lambda: load(wish.model, checkpoint=wish.checkpoint, device=process.device))
+    own = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"scales": {}})})
+    whole = each(ranks, lambda: resolve(model.saved, own, open_stores(own), wish))
+    old, rows = _old(model, whole, ranks)
+    hearer = _Hearer(watch, whole, rows, old.missing, path, measured)
+    trainer = start_run(whole, path, replace(watch, evaluated=hearer.evaluated), edges, process)
+    found = Finetuning(trainer, old, None)
+    hearer.tell = lambda report: setattr(found, "report", report)
+    return found
+
+
+def go_on(
+    path: Path, watch: Watch, edges: EdgeProgress, process: Process, *, measured: Callable[[Report], None]
+) -> Finetuning:
+    """Takes up the fine-tuning in `path` where it was interrupted. Arguments and errors as for `finetune`."""
+    ranks = process.ranks
+    recipe = each(ranks, lambda: Run.open(path).recipe())
+    if recipe.finetune.mode is None:
+        raise RamifyError(f"{path} is not the run of a fine-tuning", fix=f"ramify train --resume {path}")
+    settle(recipe)
+    each(ranks, lambda: read_origin(recipe.finetune))
+    options = recipe.finetune
+    model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=process.device))
+    old, rows = _old(model, recipe, ranks)
+    hearer = _Hearer(watch, recipe, rows, old.missing, path, measured)
+    trainer = continue_run(recipe, path, replace(watch, evaluated=hearer.evaluated), edges, process)
+    found = Finetuning(trainer, old, _read(path))
+    hearer.tell = lambda report: setattr(found, "report", report)
+    return found
+
+
+def _old(model: Model, recipe: Recipe, ranks: Ranks) -> tuple[OldData, list[Row]]:
+    """Old data at hand, and the errors on them before the first step."""
+    old = each(ranks, lambda: old_data(model.saved, recipe, SPLIT))
+    return old, old.rows(model, ranks)
+
+
+@dataclass
+class _Hearer:
+    """Puts the evaluation of the start beside the errors on old data."""
+
+    watch: Watch
+    recipe: Recipe
+    rows: Sequence[Row]
+    missing: Sequence[str]
+    path: Path
+    measured: Callable[[Report], None]
+    tell: Callable[[Report], None] = lambda report: None
+
+    def evaluated(self, entry: dict[str, Any]) -> None:
+        if entry["step"]:
+            self.watch.evaluated(entry)
+            return
+        options = self.recipe.finetune
+        before = [*trained_rows(entry), *self.rows]
+        report = Report(str(options.mode), options.start, before, None, self.missing)
+        write_json(self.path / REPORT, report.to_dict())
+        self.tell(report)
+        self.measured(report)
+
+
+def _read(path: Path) -> Report | None:
+    """What an earlier session has kept."""
+    if not (path / REPORT).is_file():
+        return None
+    kept = read_json(path / REPORT)
+    after = None if kept["after"] is None else [Row(**row) for row in kept["after"]]
+    before = [Row(**row) for row in kept["before"]]
+    return Report(kept["mode"], kept["start"], before, after, kept["missing"], kept["best_step"])
+
+
+def _worse(row: Row) -> bool:
+    return bool(row.energy_mae is not None and row.trivial_energy_mae and not row.energy_mae <= row.trivial_energy_mae)
+
+
+def _finite(row: Row) -> dict[str, Any]:
+    found = row.to_dict()
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}

@@ -1,0 +1,49 @@
+"""What a structure is told by when a branch is sought for it: its composition, and what the encoder makes of it."""
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ramify.data.batch import Batch, Part
+from ramify.data.neighbors import find_edges
+from ramify.elements import MAX_NUMBER
+from ramify.inference.model import Model
+from ramify.model.graph import build_graph
+from ramify.structures import Structures
+
+ATOMS_AT_ONCE = 1500
+
+Floats = NDArray[np.float64]
+
+
+def features(model: Model, structures: Structures) -> tuple[Floats, Floats]:
+    """Composition (S, 120): fraction of each element, then that of periodic axes; and the mean over atoms of the
+    encoder's scalars (S, F). Structures must hold atoms, none of them on one spot."""
+    bins = (np.cumsum(structures.n_atoms) - structures.n_atoms) // ATOMS_AT_ONCE
+    cuts = [0, *(np.flatnonzero(np.diff(bins)) + 1).tolist(), len(structures)]
+    parts = [structures.span(a, b) for a, b in pairwise(cuts) if b > a]
+    encoded = [_encoded(model, part) for part in parts]
+    width = model.options.encoder.width
+    return _composition(structures), np.concatenate(encoded) if encoded else np.zeros((0, width))
+
+
+def _composition(structures: Structures) -> Floats:
+    found = np.zeros((len(structures), MAX_NUMBER + 2))
+    np.add.at(found, (structures.structure_of_atom, structures.numbers.astype(np.int64)), 1.0)
+    found /= np.maximum(structures.n_atoms, 1)[:, None]
+    found[:, -1] = structures.pbc.mean(axis=1)
+    return found
+
+
+def _encoded(model: Model, structures: Structures) -> Floats:
+    options = model.options.encoder
+    edges = find_edges(structures, options.cutoff, options.max_neighbors)
+    part = Part("-", "-", structures, edges, np.zeros(MAX_NUMBER + 1))
+    with torch.no_grad():
+        batch = Batch.make([part], model.dtype).to(model.device)
+        scalars, _ = model.network.encoder(build_graph(batch, options.cutoff, batch.positions))
+        total = scalars.new_zeros(len(structures), scalars.shape[1]).index_add(0, batch.structure, scalars)
+        found: Floats = (total / batch.n_atoms[:, None]).to("cpu", torch.float64).numpy()
+    return found

@@ -1,0 +1,112 @@
+"""Fits a router to the data that the branches of a run were trained on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.data.open import open_stores
+from ramify.data.store import Store
+from ramify.errors import RamifyError
+from ramify.inference.model import Model, load
+from ramify.inference.saved import ROUTER
+from ramify.recipe import load_recipe
+from ramify.route.classifier import Floats, Labels, calibration_error, fit, fit_temperature
+from ramify.route.features import features
+from ramify.route.router import Router, nearest_distance
+
+TRAINING, VALIDATION = 1000, 600
+"""Structures of each branch, at most, evenly spread over its splits."""
+ANCHORS = 400
+"""Training structures of each branch, at most, that are kept to tell what is unlike them."""
+REACHED = 0.99
+"""Part of a branch's validation structures that count as like its training data."""
+
+
+def fit_router(run: Path, progress: Callable[[int], None] = lambda structures: None) -> Router:
+    """Fits a router for the best weights of a run and writes it into the run; `ramify export` takes it along.
+
+    The temperature is fitted on every second validation structure, accuracy and calibration error are measured on the
+    others.
+
+    Args:
+        run: its directory; the stores of its recipe must be there.
+        progress: called with the number of structures done since the last call.
+
+    Raises:
+        RamifyError: not a run, no stores, or only one branch that they are for.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise RamifyError(f"{run} is not a run directory; a router is fitted on training data", fix="give a run")
+    model, recipe = load(run), load_recipe(run / "recipe.yaml")
+    stores, branches = open_stores(recipe), recipe.datasets_of_branches()
+    if len(branches) < 2:
+        raise RamifyError(f"{run} trains only one branch; there is nothing to choose", fix="name that branch")
+    found = {
+        split: [
+            _features(model, [stores[name] for name in group], split, most, progress) for group in branches.values()
+        ]
+        for split, most in (("train", TRAINING), ("val", VALIDATION))
+    }
+    classifier = fit(*_joined(found["train"]), len(branches))
+    width = model.options.encoder.width
+    names = tuple(branches)
+    router = Router(names, classifier, {}, {}, {}, model.saved.encoder_sha256)
+    anchors = {
+        name: router.standardised(_spread_out(rows[:, -width:], ANCHORS))
+        for name, rows in zip(names, found["train"], strict=True)
+    }
+    reach = {
+        name: _reach(router.standardised(rows[:, -width:]), anchors[name])
+        for name, rows in zip(names, found["val"], strict=True)
+    }
+    x, y = _joined(found["val"])
+    logits = classifier.logits(x)
+    temperature = fit_temperature(logits[::2], y[::2])
+    warm = type(classifier)(classifier.mean, classifier.scale, classifier.weight, classifier.bias, temperature)
+    measured = _measured(warm.probabilities(x[1::2]), y[1::2], names)
+    measured["calibration_error_without_temperature"] = _error(classifier.probabilities(x[1::2]), y[1::2])
+    router = Router(names, warm, anchors, reach, measured, router.encoder_sha256)
+    router.write(run / ROUTER)
+    return router
+
+
+def _features(model: Model, stores: list[Store], split: str, most: int, progress: Callable[[int], None]) -> Floats:
+    """Of structures of one branch, evenly spread over the split of its datasets."""
+    found = []
+    for store in stores:
+        rows = store.range(split)
+        chosen = np.unique(np.linspace(rows.start, rows.stop - 1, min(most // len(stores), len(rows))).astype(np.int64))
+        found.append(np.hstack(features(model, store.take(chosen))))
+        progress(len(chosen))
+    return np.concatenate(found)
+
+
+def _joined(groups: list[Floats]) -> tuple[Floats, Labels]:
+    labels = np.repeat(np.arange(len(groups)), [len(rows) for rows in groups])
+    return np.concatenate(groups), labels
+
+
+def _spread_out(rows: Floats, most: int) -> Floats:
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
+
+
+def _reach(rows: Floats, anchors: Floats) -> float:
+    distances = [nearest_distance(row, anchors) for row in rows]
+    return max(float(np.quantile(distances, REACHED)), 1e-6)
+
+
+def _measured(probabilities: Floats, labels: Labels, names: tuple[str, ...]) -> dict[str, object]:
+    right: NDArray[np.bool_] = probabilities.argmax(axis=1) == labels
+    return {
+        "structures": len(labels),
+        "accuracy": float(right.mean()),
+        "accuracy_by_branch": {n: float(right[labels == k].mean()) for k, n in enumerate(names) if (labels == k).any()},
+        "mean_confidence": float(probabilities.max(axis=1).mean()),
+        "calibration_error": _error(probabilities, labels),
+    }
+
+
+def _error(probabilities: Floats, labels: Labels) -> float:
+    return calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)

@@ -1,0 +1,83 @@
+"""`ramify route FILE`: which branch suits each structure of a file, and how far the branches are from each other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from ramify.errors import RamifyError
+from ramify.inference.frames import frames
+from ramify.inference.model import Model
+from ramify.quarantine import Quarantine
+from ramify.route.router import CONFIDENT, Choice, router_of
+from ramify.route.spread import Spread, spreads
+from ramify.structures import Structures
+
+CHUNK = 256
+"""Structures that are looked at together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What is said of one structure.
+
+    Attributes:
+        index: its place in the file.
+        formula: of it.
+        choice: of the router.
+        spread: of the branches.
+    """
+
+    index: int
+    formula: str
+    choice: Choice
+    spread: Spread
+
+    def text(self) -> str:
+        """For people."""
+        chosen, spread = self.choice, self.spread
+        head = f"{self.index:5d} {self.formula}: "
+        said = f"{chosen.branch} ({chosen.confidence:.2f})" if chosen.branch else f"abstains, {chosen.why}"
+        if spread.energy is None:
+            return head + said
+        apart = f"; {len(spread.branches)} branches apart by {spread.energy:.3f} eV/atom"
+        return head + said + apart + ("" if spread.forces is None else f", {spread.forces:.3f} eV/Å")
+
+
+def route_file(model: Model, path: Path, confident: float = CONFIDENT, form: str | None = None) -> Iterator[Line]:
+    """Goes through a file in bounded memory.
+
+    Args:
+        model: with a router.
+        path: any file that ASE reads.
+        confident: abstain below this confidence.
+        form: ASE's name of the format; None to tell it from the file.
+
+    Raises:
+        RamifyError: no router, or a file, or a frame of it, that cannot be read.
+    """
+    router, quarantine = router_of(model), Quarantine()
+    chunk: list[tuple[int, Atoms]] = []
+
+    def lines() -> Iterator[Line]:
+        structures = Structures.from_ase([atoms for _, atoms in chunk])
+        spread, unknown = spreads(model, structures)
+        known = np.array([k for k in range(len(chunk)) if k not in unknown], np.int64)
+        chosen = dict(zip(known.tolist(), router.route(model, structures.take(known), confident), strict=True))
+        for k, (index, atoms) in enumerate(chunk):
+            nothing = Choice(None, 0.0, {}, None, f"no branch predicts it: {unknown.get(k, '')}")
+            yield Line(index, str(atoms.symbols), chosen.get(k, nothing), spread[k])
+        chunk.clear()
+
+    for entry in frames(path, quarantine, form=form):
+        chunk.append(entry)
+        if len(chunk) == CHUNK:
+            yield from lines()
+    if chunk:
+        yield from lines()
+    if quarantine.total:
+        raise RamifyError(
+            f"{path}: {quarantine.total} frames could not be read", fix="correct them; all others stand above"
+        )

@@ -1,0 +1,187 @@
+"""`Router`: which branch of a model suits a structure, with a confidence; it abstains where it does not know.
+
+A file beside the model, `router.safetensors`, bound to the encoder by its checksum. Nothing else reads it: predictions
+are always those of the branch that the user names.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ramify.elements import SYMBOLS
+from ramify.errors import RamifyError
+from ramify.files import write_whole
+from ramify.inference.model import Model
+from ramify.inference.saved import ROUTER
+from ramify.route.classifier import Classifier, Floats
+from ramify.route.features import features
+from ramify.structures import Structures
+
+FORMAT, VERSION = "ramify-router", 1
+CONFIDENT = 0.8
+"""Below this confidence the router abstains, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the router says of one structure.
+
+    Attributes:
+        branch: that suits it; None where the router abstains.
+        confidence: of the likeliest branch, calibrated.
+        probabilities: of all branches that the router knows.
+        novelty: distance from the nearest training structure of the likeliest branch, over the distance that 99 % of
+            its validation structures keep to; above 1 the structure is unlike what the branch was trained on; None
+            where no branch predicts it.
+        why: the reason to abstain; empty otherwise.
+    """
+
+    branch: str | None
+    confidence: float
+    probabilities: Mapping[str, float]
+    novelty: float | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """See the module.
+
+    Attributes:
+        branches: that it chooses from, K of them.
+        classifier: of composition and encoder features.
+        anchors: by branch, (A, F) standardised encoder features of training structures.
+        reach: by branch, the distance from the nearest anchor that 99 % of its validation structures keep to.
+        measured: how well it does on validation data: `accuracy`, `calibration_error`, `structures`, ...
+        encoder_sha256: checksum of the encoder that made the features.
+    """
+
+    branches: tuple[str, ...]
+    classifier: Classifier
+    anchors: Mapping[str, Floats]
+    reach: Mapping[str, float]
+    measured: Mapping[str, Any]
+    encoder_sha256: str
+
+    def route(self, model: Model, structures: Structures, confident: float = CONFIDENT) -> list[Choice]:
+        """One choice for each structure; structures must hold atoms, none of them on one spot.
+
+        Args:
+            model: with the encoder that the router was fitted with.
+            structures: any number.
+            confident: abstain below this confidence.
+        """
+        composition, encoded = features(model, structures)
+        probabilities = self.classifier.probabilities(np.hstack([composition, encoded]))
+        best = probabilities.argmax(axis=1)
+        standard = self.standardised(encoded)
+        novelty = np.array([self.novelty(self.branches[b], row) for b, row in zip(best, standard, strict=True)])
+        return [
+            self._choose(model, _symbols(structures, k), probabilities[k], float(novelty[k]), confident)
+            for k in range(len(structures))
+        ]
+
+    def standardised(self, encoded: Floats) -> Floats:
+        """Encoder features (S, F) in units of their spread over the training data."""
+        width = encoded.shape[1]
+        return np.asarray((encoded - self.classifier.mean[-width:]) / self.classifier.scale[-width:])
+
+    def novelty(self, branch: str, row: Floats) -> float:
+        """See `Choice`."""
+        return nearest_distance(row, self.anchors[branch]) / self.reach[branch]
+
+    def _choose(self, model: Model, symbols: set[str], row: Floats, novelty: float, confident: float) -> Choice:
+        order = np.argsort(row)[::-1]
+        best, share = self.branches[order[0]], float(row[order[0]])
+        why = ""
+        if best not in model.branches:
+            why = f"most like the data of branch '{best}', which this model leaves out"
+        elif strange := sorted(symbols - _known(model, best)):
+            why = f"most like the data of branch '{best}', which never saw {', '.join(strange)}"
+        elif novelty > 1:
+            why = f"unlike the data of branch '{best}': {novelty:.1f} times as far as they are from each other"
+        elif share < confident:
+            why = "not sure: " + ", ".join(f"{self.branches[k]} {row[k]:.2f}" for k in order[:2])
+        shares = {name: float(p) for name, p in zip(self.branches, row, strict=True)}
+        return Choice(None if why else best, share, shares, novelty, why)
+
+    def write(self, path: Path) -> None:
+        """Writes the router in one piece."""
+        c = self.classifier
+        tensors = {"mean": c.mean, "scale": c.scale, "weight": c.weight, "bias": c.bias}
+        tensors |= {f"anchors.{name}": points for name, points in self.anchors.items()}
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "branches": list(self.branches),
+            "temperature": c.temperature,
+            "reach": dict(self.reach),
+            "measured": dict(self.measured),
+            "encoder_sha256": self.encoder_sha256,
+        }
+        write_whole(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, {"router": json.dumps(about)}))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The router in a file.
+
+        Raises:
+            RamifyError: damaged, or of a newer version.
+        """
+        try:
+            with safe_open(path, "numpy") as file:
+                about = json.loads(file.metadata()["router"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise RamifyError(f"{path} is no router, or a damaged one: {error}", fix=_AGAIN) from None
+        if about["version"] > VERSION:
+            raise RamifyError(
+                f"{path} has format version {about['version']}, this program reads up to {VERSION}", fix=_AGAIN
+            )
+        weights = {key: tensors[key] for key in ("mean", "scale", "weight", "bias")}
+        return cls(
+            tuple(about["branches"]),
+            Classifier(**weights, temperature=about["temperature"]),
+            {name: tensors[f"anchors.{name}"] for name in about["branches"]},
+            about["reach"],
+            about["measured"],
+            about["encoder_sha256"],
+        )
+
+
+def router_of(model: Model) -> Router:
+    """The router that was fitted for a model.
+
+    Raises:
+        RamifyError: there is none, or it belongs to other weights.
+    """
+    path = model.saved.router
+    if path is None:
+        raise RamifyError(f"{model.saved.path} has no {ROUTER}", fix=_AGAIN)
+    router = Router.read(path)
+    if router.encoder_sha256 != model.saved.encoder_sha256:
+        raise RamifyError(f"{path} was fitted for other weights than those of {model.saved.path}", fix=_AGAIN)
+    return router
+
+
+_AGAIN = "fit one where the training data are: ramify route --fit RUN"
+
+
+def nearest_distance(row: Floats, points: Floats) -> float:
+    """Root mean square difference of the features (F,) from the nearest of (A, F)."""
+    return float(np.sqrt(((points - row) ** 2).mean(axis=1).min()))
+
+
+def _known(model: Model, branch: str) -> set[str]:
+    return {symbol for info in model.branches[branch].datasets.values() for symbol in info.elements}
+
+
+def _symbols(structures: Structures, index: int) -> set[str]:
+    first, last = structures.offsets[index : index + 2]
+    return {SYMBOLS[z] for z in np.unique(structures.numbers[first:last]).tolist()}

@@ -1,0 +1,69 @@
+"""How far the branches of a model are from each other on a structure: a first estimate of uncertainty.
+
+Total energies of two branches lie on two scales. What is compared are energies per atom after each branch's own
+reference energies, and forces, which need none.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ramify.data.references import reference_energy
+from ramify.inference.memory import budget_for
+from ramify.inference.model import Model
+from ramify.inference.predictions import Floats
+from ramify.structures import Structures
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Of the branches that know all elements of a structure.
+
+    Attributes:
+        branches: their names.
+        energy: eV/atom, standard deviation over branches of the energy per atom after references; None for fewer than
+            two branches.
+        forces: eV/Å, root mean square over atoms and components of the standard deviation over branches; None for
+            fewer than two branches with forces.
+    """
+
+    branches: tuple[str, ...]
+    energy: float | None
+    forces: float | None
+
+
+def spreads(model: Model, structures: Structures) -> tuple[list[Spread], dict[int, str]]:
+    """The spread for each structure; and by its place why a structure has no prediction by any branch.
+
+    Args:
+        model: with all branches to compare.
+        structures: any number.
+    """
+    energies: list[list[tuple[str, float]]] = [[] for _ in range(len(structures))]
+    forces: list[list[Floats]] = [[] for _ in range(len(structures))]
+    why: dict[int, str] = {}
+    for name, branch in model.branches.items():
+        dataset = next(iter(branch.datasets.values()))
+        budget = budget_for(model.options, branch.forces, model.device, None)
+        found = model.predictor(name, dataset.name).predict(structures, budget)
+        # elements that the branch does not know have no reference; such structures are refused
+        scale = reference_energy(structures, np.nan_to_num(dataset.reference_table()))
+        for k in range(len(structures)):
+            one = found[k]
+            if one is None:
+                why.setdefault(k, ": ".join(found.refused[k]))
+                continue
+            energies[k].append((name, (one.energy - float(scale[k])) / int(structures.n_atoms[k])))
+            if one.forces is not None:
+                forces[k].append(one.forces)
+    unknown = {k: reason for k, reason in why.items() if not energies[k]}
+    return [_spread(e, f) for e, f in zip(energies, forces, strict=True)], unknown
+
+
+def _spread(energies: list[tuple[str, float]], forces: list[Floats]) -> Spread:
+    values = [energy for _, energy in energies]
+    return Spread(
+        tuple(name for name, _ in energies),
+        float(np.std(values)) if len(values) > 1 else None,
+        float(np.sqrt(np.var(np.stack(forces), axis=0).mean())) if len(forces) > 1 else None,
+    )
