@@ -1,7 +1,6 @@
 """Where the time of a step goes: the trainer's own step, with a clock at the borders of its phases."""
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,7 @@ class Phases:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._seconds: Counter[str] = Counter()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
         self._last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
@@ -41,12 +40,12 @@ class Phases:
     def begin(self) -> None:
         """A step begins; nothing is counted yet."""
         wait_for(self._device)
-        self._seconds.clear()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
         self._last = time.perf_counter()
 
     def taken(self) -> dict[str, float]:
         """Seconds of every phase since `begin`."""
-        return {phase: self._seconds[phase] for phase in PHASES}
+        return dict(self._seconds)
 
     def listen(self, trainer: Trainer) -> Callable[[], None]:
         """Puts marks at the borders of the phases of `trainer`; returns what takes them away."""

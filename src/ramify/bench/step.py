@@ -127,7 +127,9 @@ def run_case(source: Path, target: Path) -> None:
         spreads = {name: Spread.of_manifest(s.manifest.model_dump(mode="json")) for name, s in stores.items()}
         cost = model_cost(_plain(recipe), spreads)
         before = process_bytes()
-        trainer = make_trainer(recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), process.device), process)
+        trainer = make_trainer(
+            recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), process.device), process
+        )
         found = measure_steps(trainer, cost, case["warmup"], case["steps"], before)
         if case["trace"]:
             found["dearest"] = profile_step(trainer, Path(case["trace"]))

@@ -43,7 +43,13 @@ class MessageWeights:
 
 
 def plain(
-    of_receiver: Tensor, of_sender: Tensor, x: Tensor, basis: Tensor, w: MessageWeights, receiver: Tensor, sender: Tensor
+    of_receiver: Tensor,
+    of_sender: Tensor,
+    x: Tensor,
+    basis: Tensor,
+    w: MessageWeights,
+    receiver: Tensor,
+    sender: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Sums over neighbours M (N, F) and gates g (E, K); derivatives of any order that `silu` has.
 
@@ -74,7 +80,7 @@ def blockwise(
     sender: Tensor,
     products: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """As `plain`; `basis` must need no derivative. Products are taken in the type `products`, sums in that of `basis`."""
+    """As `plain`; `basis` must need no derivative. Products are taken in type `products`, sums in that of `basis`."""
     found: tuple[Tensor, Tensor] = _Blockwise.apply(
         of_receiver, of_sender, x, basis, w.inputs, w.hidden, w.bias, w.passing, w.gates, receiver, sender, products
     )
@@ -91,7 +97,7 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         *tensors, products = given
-        of_receiver, of_sender, x, basis, inputs, hidden, bias, passing, gates, receiver, sender = tensors
+        of_receiver, of_sender, x, basis, inputs, hidden, _, passing, gates, receiver, sender = tensors
         a, b, x_, r, inputs_, hidden_, bias_, passing_, gates_ = (_cast(t, products) for t in tensors[:9])
         edges, width = len(receiver), a.shape[1]
         z = a.new_empty(edges, width)

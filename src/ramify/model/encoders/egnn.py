@@ -19,10 +19,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ramify.elements import MAX_NUMBER, element_features
 from ramify.model.activation import SiLU
 from ramify.model.aligned import aligned, aligned_linear, filled
+from ramify.model.counting import is_counting
 from ramify.model.graph import Graph
 from ramify.model.messages import MessageWeights, blockwise, plain
 from ramify.model.radial import BesselBasis
@@ -95,7 +97,7 @@ class EGNNLayer(nn.Module):
         )
         ends = aligned_linear(self.from_receiver, h), aligned_linear(self.from_sender, h)
         # forces that are derivatives are differentiated once more in training, and a trace runs without Python
-        if basis.requires_grad or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if basis.requires_grad or is_counting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             collected, gates = plain(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender)
         else:
             kind = basis.device.type
@@ -149,6 +151,7 @@ class EGNN(nn.Module):
         width, vector_channels, radial, message_layers: see `EGNNLayer`.
         cutoff: Å.
         neighbors: typical number of neighbours.
+        checkpointing: keeps for the backward pass only what enters a layer.
         elements: what the scalars of an atom start from: `periodic-table`, an embedding that begins near the elements'
             relatives; `random`, one that begins anywhere; `features`, see `ElementFeatures`.
     """
@@ -163,11 +166,13 @@ class EGNN(nn.Module):
         cutoff: float,
         neighbors: float,
         message_layers: int = 2,
+        checkpointing: bool = False,
         elements: Literal["periodic-table", "random", "features"] = "periodic-table",
     ) -> None:
         super().__init__()
         self.width = width
         self.vector_channels = vector_channels
+        self.checkpointing = checkpointing
         self.basis = BesselBasis(radial, cutoff)
         self.embedding = ElementFeatures(width) if elements == "features" else nn.Embedding(MAX_NUMBER + 1, width)
         if elements == "periodic-table":
@@ -184,5 +189,12 @@ class EGNN(nn.Module):
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.vector_channels)
         basis = self.basis(graph.distance) * graph.weight[:, None]
         for layer in self.layers:
-            scalars, vectors = layer(scalars, vectors, graph, basis)
+            if self.checkpointing and torch.is_grad_enabled():
+                # nothing in a layer is random; without early stops derivatives of derivatives find all they need
+                with set_checkpoint_early_stop(False):
+                    scalars, vectors = checkpoint(
+                        layer, scalars, vectors, graph, basis, use_reentrant=False, preserve_rng_state=False
+                    )
+            else:
+                scalars, vectors = layer(scalars, vectors, graph, basis)
         return self.norm(scalars), vectors
