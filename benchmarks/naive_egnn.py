@@ -1,6 +1,6 @@
 """The layer of `ramify.model.encoders.egnn` as one writes it down: what the product's form is measured against.
 
-The inputs of the first edge layer are put side by side on every edge, [h_i, h_j, basis, projections], and go through one
+The inputs of the first edge layer are put side by side on every edge, [h_i, h_j, basis, projections], and take one
 product; every step is an operation of PyTorch's own; sums over neighbours are scattered. Weights are copies of the
 product's, so that both give the same numbers (`tests/model/test_messages.py` compares them to 1e-10 in float64).
 """
