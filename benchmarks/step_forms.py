@@ -24,7 +24,8 @@ from ramify.bench.measure import make_trainer
 from ramify.bench.resident import forget_peak, peak_bytes, process_bytes
 from ramify.bench.step import chosen
 from ramify.data.store import Store
-from ramify.model.build import build_model
+from ramify.model.build import Spread, build_model
+from ramify.parallel.dry_run import model_cost
 from ramify.parallel.layout import Layout
 from ramify.recipe import Recipe, load_recipe, parse_recipe
 from ramify.train import loop
@@ -49,7 +50,9 @@ def make(form: str, recipe: Recipe) -> Trainer:
 
 def measure_memory(form: str, recipe: Recipe) -> int:
     """Bytes of model and step, in this process."""
-    before = process_bytes()
+    stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
+    model_cost(recipe, {n: Spread.of_manifest(s.manifest.model_dump(mode="json")) for n, s in stores.items()})
+    before = process_bytes()  # with all libraries that a step needs
     forget_peak()
     trainer = make(form, recipe)
     with trainer.loader() as loader:

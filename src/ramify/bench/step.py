@@ -159,7 +159,6 @@ def measure_steps(trainer: Trainer, cost: ModelCost, warmup: int, steps: int, be
         forget_peak()
         for _ in range(warmup):
             _one_step(trainer, next(loader), phases)
-        peak = peak_bytes(device)
         rate = product_rate(device, precision)
         for _ in range(steps):
             work = next(loader)
@@ -167,6 +166,7 @@ def measure_steps(trainer: Trainer, cost: ModelCost, warmup: int, steps: int, be
             after = product_rate(device, precision)
             rows.append({**_contents(work, cost), "seconds": seconds, "product": 0.5 * (rate + after)})
             rate = after
+        peak = peak_bytes(device)  # of later steps too: the optimizer's state comes with the first
         stop = phases.listen(trainer)
         split = [_split_step(trainer, loader, phases) for _ in range(steps)]
         stop()
