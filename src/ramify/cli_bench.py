@@ -76,6 +76,51 @@ def bench_scale(
         print_json(content)
 
 
+@bench.command("step")
+def bench_step(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for step.json and traces.")] = Path("bench-step"),
+    datasets: Annotated[str | None, typer.Option(help="Only these of the recipe: qm7x,ani1x.")] = None,
+    stores: Annotated[Path | None, typer.Option(help="Folder of the prepared stores, instead of the recipe's.")] = None,
+    sizes: SizesOption = None,
+    batch: Annotated[int, typer.Option(help="Structures per step.", min=1)] = 32,
+    precision: Annotated[str, typer.Option(help="As train.precision: fp32,bf16.")] = "",
+    forces: Annotated[str, typer.Option(help="As model.force_head.kind: direct,conservative.")] = "",
+    warmup: Annotated[int, typer.Option(help="Steps of each case that do not count.", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Steps of each case that count.", min=1)] = 7,
+    profile: Annotated[bool, typer.Option("--profile", help="Also a trace, and the ten dearest operations.")] = False,
+    limit: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 600.0,
+    as_json: Json = False,
+) -> None:
+    """What a training step costs on one process, by phase, beside the machine's own matrix product."""
+    from ramify.bench.step import StepBench, run_bench
+    from ramify.bench.words import step_lines
+    from ramify.parallel.workload import read_sizes
+    from ramify.recipe import load_recipe
+
+    placed = [f"stores={stores}"] if stores else []
+    resolved = load_recipe(recipe, [*(overrides or []), *placed, f"train.batch={batch}"])
+    measured = StepBench(
+        resolved,
+        _words(datasets),
+        read_sizes(sizes, resolved) if sizes else {},
+        _words(precision),
+        _words(forces),
+        warmup,
+        steps,
+        profile,
+    )
+
+    def say(found: dict[str, Any]) -> None:
+        if not as_json:
+            console.print("\n".join(step_lines(found)), markup=False, highlight=False, soft_wrap=True)
+
+    content = run_bench(measured, out, say, limit)
+    if as_json:
+        print_json(content)
+
+
 @bench.command("memory")
 def bench_memory(
     recipe: RecipeArgument,
@@ -152,12 +197,25 @@ def bench_rank(source: Path, target: Path) -> None:
     run_rank(source, target)
 
 
+@bench.command("step-case", hidden=True)
+def bench_step_case(source: Path, target: Path) -> None:
+    """A case of `bench step`, as that starts it."""
+    from ramify.bench.step import run_case
+
+    run_case(source, target)
+
+
 @bench.command("case", hidden=True)
 def bench_case(source: Path, target: Path) -> None:
     """One rank of a case of `bench scale`, as that starts it."""
     from ramify.bench.scale import run_case
 
     run_case(source, target)
+
+
+def _words(text: str | None) -> list[str]:
+    """The words in `a,b`."""
+    return [word.strip() for word in text.split(",")] if text else []
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -183,6 +183,9 @@ class TrainOptions(_Keys):
     """CPU threads of the process; null leaves the choice to PyTorch. Small models are fastest with 1."""
     precision: Literal["fp32", "fp64", "bf16"] = "fp32"
     """bf16: products in bfloat16, weights, geometry, sums and losses in float32."""
+    checkpointing: Literal["none", "layers"] = "none"
+    """`layers`: of every layer of the encoder only what enters it is kept for the backward pass, and the rest is
+    calculated again there: much less memory, about a third more time; the same result to the bit."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of the initial weights and of the order of structures."""
     edge_cache: float = Field(1.0, ge=0)

@@ -28,13 +28,15 @@ def batch_of(images: list[Atoms], dtype: torch.dtype, max_neighbors: int | None 
 
 @pytest.fixture
 def make_model() -> Callable[..., MultiBranch]:
-    """A function (forces, dtype, message_layers) -> model with random weights of ordinary size."""
+    """A function (forces, dtype, message_layers, width) -> model with random weights of ordinary size."""
 
-    def make(forces: ForceKind | None, dtype: torch.dtype = torch.float64, message_layers: int = 2) -> MultiBranch:
+    def make(
+        forces: ForceKind | None, dtype: torch.dtype = torch.float64, message_layers: int = 2, width: int = 24
+    ) -> MultiBranch:
         torch.manual_seed(0)
         encoder = EGNN(
             layers=3,
-            width=24,
+            width=width,
             vector_channels=6,
             radial=6,
             cutoff=CUTOFF,
@@ -42,7 +44,7 @@ def make_model() -> Callable[..., MultiBranch]:
             message_layers=message_layers,
         )
         branch = Branch(
-            24, 6, energy_head=(2, 16), force_head=(2, 16), forces=forces, energy_scale=0.7, forces_scale=1.3
+            width, 6, energy_head=(2, 16), force_head=(2, 16), forces=forces, energy_scale=0.7, forces_scale=1.3
         )
         model = MultiBranch(encoder, {"b": branch}, CUTOFF)
         with torch.no_grad():

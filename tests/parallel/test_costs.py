@@ -13,6 +13,7 @@ from ramify.data.batch import Batch, Part
 from ramify.data.neighbors import find_edges
 from ramify.errors import RamifyError
 from ramify.model.build import Spread, build_model
+from ramify.model.counting import counting
 from ramify.model.multibranch import MultiBranch
 from ramify.parallel.costs import RankCost, all_reduce_seconds, branch_work, rank_costs, step_seconds
 from ramify.parallel.dry_run import ModelCost, model_cost
@@ -89,7 +90,7 @@ def test_operations_are_those_of_a_real_step(kind: str) -> None:
     """Counted while a real batch goes through the real model."""
     model, one = build_model(recipe(kind), spreads(WITH_FORCES, WITH_FORCES)), batch("mptrj", 4, 20)
     step = model_cost(recipe(kind), spreads(WITH_FORCES, WITH_FORCES)).steps["mptrj"]
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, counting():
         backward(model, one)
     assert step.operations(len(one.numbers), len(one.receiver)) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
@@ -97,7 +98,7 @@ def test_operations_are_those_of_a_real_step(kind: str) -> None:
 def test_operations_follow_the_stated_equation() -> None:
     """Forward pass, direct forces: the equation in the docstring of `ramify.parallel.dry_run`."""
     model, one = build_model(recipe(), spreads(WITH_FORCES, WITH_FORCES)), batch("qm7x", 4, 20)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), counting():
         model(one)
     F, C, R, L = 48, 6, 7, 2
     atom = L * (2 * F**2 + 9 * C**2 + (2 * F + C) * F + F * (F + C))
@@ -117,7 +118,7 @@ def test_activations_are_what_the_allocator_sees(kind: str, precision: str) -> N
     model, step = build_model(chosen, found), model_cost(chosen, found).steps["qm7x"]
     dtype = torch.float64 if precision == "fp64" else torch.float32
     sizes, peaks = [], []
-    for structures in (4, 12):
+    for structures in (12, 36):  # several blocks of `ramify.model.messages`
         one = batch("qm7x", structures, 20, dtype)
         backward(model, one, bf16=precision == "bf16")  # gradients are there from now on
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

@@ -18,6 +18,8 @@ MESSAGES = (2**10, 2**18, 2**22, 25 * 2**20, 100 * 2**20)
 """Bytes summed up over ranks: pure latency, then up to the paper's gradients, in buckets and in one piece."""
 SECONDS = 0.25
 """That each measurement takes, at least."""
+GLANCES = 7
+"""Products in a measurement that takes turns with steps."""
 
 
 def measure_limits(device: torch.device, precision: str, ranks: int) -> dict[str, object]:
@@ -28,8 +30,7 @@ def measure_limits(device: torch.device, precision: str, ranks: int) -> dict[str
         the precision of the recipe's products; `copied`: bytes per second read and written by a copy; `all_reduce`:
         (bytes, median seconds) of sums over all ranks, empty for one.
     """
-    kinds = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
-    a = torch.randn(PRODUCT, PRODUCT, device=device).to(kinds[precision])
+    a = _factor(device, precision)
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     meet = _meeting(device, ranks)
@@ -40,6 +41,18 @@ def measure_limits(device: torch.device, precision: str, ranks: int) -> dict[str
         "copied": 2 * COPIED / copy,
         "all_reduce": [(size, _all_reduce(size, device, meet)) for size in MESSAGES] if ranks > 1 else [],
     }
+
+
+def product_rate(device: torch.device, precision: str) -> float:
+    """Operations per second of the same product, on one rank, measured briefly: to take turns with something else."""
+    a = _factor(device, precision)
+    times = [_timed(lambda: a @ a, device) for _ in range(GLANCES + 1)][1:]
+    return 2 * PRODUCT**3 / sorted(times)[len(times) // 2]
+
+
+def _factor(device: torch.device, precision: str) -> torch.Tensor:
+    kinds = {"fp64": torch.float64, "bf16": torch.bfloat16}
+    return torch.randn(PRODUCT, PRODUCT, device=device).to(kinds.get(precision, torch.float32))
 
 
 def _meeting(device: torch.device, ranks: int) -> Callable[[], None]:

@@ -101,20 +101,20 @@ def _time_steps(trainer: Trainer, case: Case, model: ModelCost) -> dict[str, Any
         elif number >= warmup:
             times.append(now - began)
             for batch in work.batches:
-                done.update(_amounts(batch, model))
+                done.update(amounts(batch, model))
         began = now
     sent = {what: bytes_ / case.steps for what, bytes_ in layout.traffic.items()}
-    amounts = {what: done[what] / case.steps for what in ("structures", "atoms", "edges", "operations", "segments")}
+    mean = {what: done[what] / case.steps for what in ("structures", "atoms", "edges", "operations", "segments")}
     return {
         "seconds": times,
-        **amounts,
+        **mean,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "traffic": {what: bytes_ for what, bytes_ in sent.items() if what != CONTROL},
         "control": sent.get(CONTROL, 0.0),
     }
 
 
-def _amounts(batch: Batch, model: ModelCost) -> dict[str, int]:
+def amounts(batch: Batch, model: ModelCost) -> dict[str, int]:
     """What a batch holds, and the operations that a step on it takes; segments are branches that have structures."""
     found = {"structures": len(batch.n_atoms), "atoms": len(batch.numbers), "edges": len(batch.receiver)}
     operations = 0.0
@@ -159,13 +159,14 @@ def _result(
         "edges_per_second": sum(row["edges"] for row in everyone) / median,
         "rows": [{**own, "planned": plan} for own, plan in zip(everyone, planned, strict=True)],
         "precision": case.recipe.train.precision,
-        "device": _describe(device),
+        "device": describe(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 
 
-def _describe(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
+    """What kind of device it is."""
     if device.type == "cpu":
         return f"cpu {platform.machine()}"
     return str(getattr(torch, device.type).get_device_name(device))

@@ -16,6 +16,26 @@ def scale_line(case: Mapping[str, Any]) -> str:
     )
 
 
+def step_lines(case: Mapping[str, Any]) -> list[str]:
+    """One case of a step, with its phases and, where it was profiled, its dearest operations."""
+    low, high = case["quartiles"]
+    whole = sum(case["phases"].values())
+    phases = ", ".join(f"{name} {100 * seconds / whole:.1f} %" for name, seconds in case["phases"].items() if seconds)
+    memory = case["memory"]
+    lines = [
+        f"{case['precision']} {case['forces']}, checkpointing {case['checkpointing']}, {case['threads']} threads: "
+        f"{case['seconds']:.4g} s/step ({low:.4g}-{high:.4g}), {case['structures_per_second']:.4g} structures/s, "
+        f"{case['edges_per_second']:.4g} edges/s",
+        f"  {case['flops'] / 1e9:.4g} GFLOP/s of {case['product_flops'] / 1e9:.4g} that a matrix product reaches: "
+        f"{100 * case['ratio']:.1f} %",
+        f"  {phases}",
+        f"  memory: {memory['step'] / 1e6:.0f} MB by model and step, {memory['peak'] / 1e6:.0f} MB by the process",
+    ]
+    for row in case.get("dearest", ()):
+        lines.append(f"  {100 * row['share']:5.1f} %  {row['calls']:4} x {row['operation']} {row['shapes']}")
+    return lines
+
+
 def memory_line(row: Mapping[str, Any]) -> str:
     """One layout whose memory was measured."""
     there = "one rank by itself" if row["alone"] else f"all {row['ranks']} ranks"

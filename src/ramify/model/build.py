@@ -59,7 +59,7 @@ def build_model(recipe: Recipe, spreads: Mapping[str, Spread], hosted: Collectio
     seed = recipe.train.seed
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would touch accelerators too
-        encoder = _build_encoder(recipe.model.encoder)
+        encoder = _build_encoder(recipe.model.encoder, recipe.train.checkpointing == "layers")
         branches = {}
         for name, datasets in recipe.datasets_of_branches().items():
             if hosted is None or name in hosted:
@@ -74,7 +74,7 @@ def _seed_of_branch(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
 
 
-def _build_encoder(options: EncoderOptions) -> EGNN:
+def _build_encoder(options: EncoderOptions, checkpointing: bool) -> EGNN:
     return EGNN(
         layers=options.layers,
         width=options.width,
@@ -83,6 +83,7 @@ def _build_encoder(options: EncoderOptions) -> EGNN:
         cutoff=options.cutoff,
         neighbors=min(TYPICAL_NEIGHBORS, options.max_neighbors or math.inf),
         message_layers=options.message_layers,
+        checkpointing=checkpointing,
         elements=options.elements,
     )
 

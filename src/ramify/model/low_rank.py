@@ -15,7 +15,7 @@ UP, DOWN = "low_rank_up", "low_rank_down"
 """Names of U (width_out, rank) and D (rank, width_in) beside a layer's `weight`."""
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(nn.Linear):
     """A linear layer whose weight and bias stay as they are, plus an update of low rank.
 
     Args:
@@ -25,7 +25,8 @@ class LowRankLinear(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear, rank: int, seed: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not that of a linear layer, which would make a weight of its own
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.requires_grad_(False)
         rank = min(rank, linear.out_features, linear.in_features)
@@ -36,8 +37,14 @@ class LowRankLinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """(..., width_in) -> (..., width_out)."""
-        weight = _sum(self.weight, self.get_parameter(UP), self.get_parameter(DOWN))
-        return nn.functional.linear(values, weight, self.bias)
+        return nn.functional.linear(values, weight_of(self), self.bias)
+
+
+def weight_of(layer: nn.Linear) -> Tensor:
+    """What a linear layer multiplies by, (width_out, width_in): its weight, with its update if it has one."""
+    if isinstance(layer, LowRankLinear):
+        return _sum(layer.weight, layer.get_parameter(UP), layer.get_parameter(DOWN))
+    return layer.weight
 
 
 def add_low_rank(module: nn.Module, rank: int, seed: int) -> None:

@@ -14,8 +14,9 @@ takes three times as many, with conservative forces about six.
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ramify.data.batch import Batch, Segment
 from ramify.model.build import Spread, build_model
+from ramify.model.counting import counting
 from ramify.model.multibranch import MultiBranch
 from ramify.recipe import Recipe
 
@@ -121,22 +123,41 @@ def _step_cost(model: MultiBranch, branch: str, bf16: bool) -> StepCost:
 
 
 def _try(model: MultiBranch, branch: str, atoms: int, edges: int, bf16: bool) -> tuple[float, float]:
-    """Operations and largest memory (bytes) of one training step of `branch`."""
-    dtype = next(model.parameters()).dtype
+    """Operations and largest memory (bytes) of one training step of `branch`.
+
+    Operations are those of the model's cheapest form (`ramify.model.counting`), memory that of the form that runs.
+    """
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter, counting():
+        _step(model, branch, atoms, edges, bf16, lambda there: nullcontext())
     with FakeTensorMode():
-        weights = {
-            name: torch.empty(p.shape, dtype=p.dtype, requires_grad=True) for name, p in model.named_parameters()
-        }
-        buffers = {name: torch.empty(b.shape, dtype=b.dtype) for name, b in model.named_buffers()}
-        for weight in weights.values():
-            weight.grad = torch.empty_like(weight)
-        batch = _empty_batch(branch, atoms, edges, dtype)
-        there = [*weights.values(), *(weight.grad for weight in weights.values()), *buffers.values()]
-        with FlopCounterMode(display=False) as counter, _Memory(there) as memory:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                found = torch.func.functional_call(model.train(), weights | buffers, (batch,))
-            (found.energy.sum() + found.forces.sum()).backward()
+        memory = _step(model, branch, atoms, edges, bf16, _Memory)
     return counter.get_total_flops(), memory.peak
+
+
+_Follower = TypeVar("_Follower", bound=AbstractContextManager[Any])
+
+
+def _step(
+    model: MultiBranch,
+    branch: str,
+    atoms: int,
+    edges: int,
+    bf16: bool,
+    follow: Callable[[Sequence[Tensor | None]], _Follower],
+) -> _Follower:
+    """Takes the step inside of what `follow` makes of the tensors that are there before."""
+    dtype = next(model.parameters()).dtype
+    weights = {name: torch.empty(p.shape, dtype=p.dtype, requires_grad=True) for name, p in model.named_parameters()}
+    buffers = {name: torch.empty(b.shape, dtype=b.dtype) for name, b in model.named_buffers()}
+    for weight in weights.values():
+        weight.grad = torch.empty_like(weight)
+    batch = _empty_batch(branch, atoms, edges, dtype)
+    follower = follow([*weights.values(), *(weight.grad for weight in weights.values()), *buffers.values()])
+    with follower:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found = torch.func.functional_call(model.train(), weights | buffers, (batch,))
+        (found.energy.sum() + found.forces.sum()).backward()
+    return follower
 
 
 def _empty_batch(branch: str, atoms: int, edges: int, dtype: torch.dtype) -> Batch:

@@ -19,10 +19,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ramify.elements import MAX_NUMBER, element_features
-from ramify.model.activation import SiLU, silu
+from ramify.model.activation import SiLU
+from ramify.model.aligned import aligned, aligned_linear, filled
+from ramify.model.counting import is_counting
 from ramify.model.graph import Graph
+from ramify.model.low_rank import weight_of
+from ramify.model.messages import MessageWeights, blockwise, plain
 from ramify.model.radial import BesselBasis
 
 
@@ -57,31 +62,49 @@ class EGNNLayer(nn.Module):
 
     def forward(self, scalars: Tensor, vectors: Tensor, graph: Graph, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, C) -> the same, updated. `basis` is (E, radial), faded at the cutoff."""
-        n_atoms = scalars.shape[0]  # not len(), which a trace would freeze
         receiver, sender = graph.receiver, graph.sender
         direction = graph.direction[:, :, None]
         h, u = self.norm(scalars), normalised(vectors)
-        radial, passing = (basis @ self.from_distance).split(self.width, dim=1)
-        z = self.from_receiver(h).index_select(0, receiver) + self.from_sender(h).index_select(0, sender) + radial
-        if self.from_projection is not None:
+        edge_inputs, sent = basis, u
+        if not self.first:
             sent = u.index_select(0, sender)
             toward = torch.cat([u.index_select(0, receiver), sent], dim=2)
-            z = z + self.from_projection((toward * direction).sum(1))
-        message = silu(z)
-        if self.message is not None:
-            message = silu(self.message(message))
-        message = message * passing
-        gates = self.vector_gates(message)[:, None, :]
+            edge_inputs = torch.cat([basis, (toward * direction).sum(1)], dim=1)
+        collected, gates = self._messages(h, edge_inputs, basis, graph)
+        gates = gates[:, None, :]
         along = direction * gates[..., : self.channels]
         if not self.first:
             along = along + gates[..., self.channels :] * sent
-        collected = scalars.new_zeros(n_atoms, self.width).index_add(0, receiver, message.to(scalars.dtype))
         pushed = vectors.new_zeros(vectors.shape).index_add(0, receiver, along.to(vectors.dtype))
         vectors = vectors + pushed * self.scale
         a, b, c = self.vector_mix(normalised(vectors)).split(self.channels, dim=2)
         seen = torch.cat([h, collected * self.scale, (a * b).sum(1)], dim=1)
         delta, gate = self.update(seen).split([self.width, self.channels], dim=1)
         return scalars + delta, vectors + gate[:, None, :] * c
+
+    def _messages(self, h: Tensor, edge_inputs: Tensor, basis: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Messages summed up at their receivers (N, F), and the gates of vectors on edges."""
+        full = aligned(self.width)
+        of_basis, passing = self.from_distance.split(self.width, dim=1)
+        inputs = of_basis
+        if self.from_projection is not None:
+            inputs = torch.cat([of_basis, weight_of(self.from_projection).t()])
+        weights = MessageWeights(
+            inputs=filled(inputs, len(inputs), full),
+            hidden=None if self.message is None else filled(weight_of(self.message), full, full),
+            bias=None if self.message is None else filled(self.message.bias, full),
+            passing=filled(passing, len(passing), full),
+            gates=filled(weight_of(self.vector_gates), self.vector_gates.out_features, full),
+        )
+        ends = aligned_linear(self.from_receiver, h), aligned_linear(self.from_sender, h)
+        # forces that are derivatives are differentiated once more in training, and a trace runs without Python
+        if basis.requires_grad or is_counting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            collected, gates = plain(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender)
+        else:
+            kind = basis.device.type
+            products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else basis.dtype
+            collected, gates = blockwise(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender, products)
+        return collected[:, : self.width], gates
 
 
 def normalised(vectors: Tensor) -> Tensor:
@@ -129,6 +152,7 @@ class EGNN(nn.Module):
         width, vector_channels, radial, message_layers: see `EGNNLayer`.
         cutoff: Å.
         neighbors: typical number of neighbours.
+        checkpointing: keeps for the backward pass only what enters a layer.
         elements: what the scalars of an atom start from: `periodic-table`, an embedding that begins near the elements'
             relatives; `random`, one that begins anywhere; `features`, see `ElementFeatures`.
     """
@@ -143,11 +167,13 @@ class EGNN(nn.Module):
         cutoff: float,
         neighbors: float,
         message_layers: int = 2,
+        checkpointing: bool = False,
         elements: Literal["periodic-table", "random", "features"] = "periodic-table",
     ) -> None:
         super().__init__()
         self.width = width
         self.vector_channels = vector_channels
+        self.checkpointing = checkpointing
         self.basis = BesselBasis(radial, cutoff)
         self.embedding = ElementFeatures(width) if elements == "features" else nn.Embedding(MAX_NUMBER + 1, width)
         if elements == "periodic-table":
@@ -164,5 +190,12 @@ class EGNN(nn.Module):
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.vector_channels)
         basis = self.basis(graph.distance) * graph.weight[:, None]
         for layer in self.layers:
-            scalars, vectors = layer(scalars, vectors, graph, basis)
+            if self.checkpointing and torch.is_grad_enabled():
+                # nothing in a layer is random; without early stops derivatives of derivatives find all they need
+                with set_checkpoint_early_stop(False):
+                    scalars, vectors = checkpoint(
+                        layer, scalars, vectors, graph, basis, use_reentrant=False, preserve_rng_state=False
+                    )
+            else:
+                scalars, vectors = layer(scalars, vectors, graph, basis)
         return self.norm(scalars), vectors

@@ -1,0 +1,19 @@
+#!/bin/sh
+# All figures of docs/step.md, into a folder. Two free cores, under ten minutes; STORES holds a prepared store `qm7x`.
+#     STORES=stores benchmarks/step.sh results
+set -eu
+out=${1:-step-results}
+stores=${STORES:-stores}
+python=${PYTHON:-python}
+mkdir -p "$out"
+export OMP_NUM_THREADS=1
+measure() {
+    $python -m ramify bench step paper --datasets qm7x --stores "$stores" --batch 32 "$@"
+}
+for threads in 1 2; do
+    measure train.threads=$threads --precision fp32,bf16 --forces direct,conservative --steps 5 --out "$out/threads-$threads"
+done
+measure --precision fp32,bf16 --steps 3 --profile --out "$out/profile"
+measure train.checkpointing=layers --precision fp32 --forces direct,conservative --steps 3 --out "$out/checkpointing"
+OMP_NUM_THREADS=1 $python benchmarks/step_forms.py paper --datasets qm7x --stores "$stores" > "$out/forms.json"
+cat "$out/forms.json"

@@ -1,0 +1,120 @@
+"""The product's training step against the naive form of its layer (`naive_egnn.py`), in one run. Prints JSON.
+
+    OMP_NUM_THREADS=1 python benchmarks/step_forms.py paper --datasets qm7x --stores stores
+
+Steps of both forms and products of the machine take turns on the same batches. Memory is that of fresh processes, one
+for each form: the largest that was held, less what was held before there was a model.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from naive_egnn import make_naive
+
+from ramify.bench.limits import product_rate
+from ramify.bench.measure import make_trainer
+from ramify.bench.resident import forget_peak, peak_bytes, process_bytes
+from ramify.bench.step import chosen
+from ramify.data.store import Store
+from ramify.model.build import Spread, build_model
+from ramify.parallel.dry_run import model_cost
+from ramify.parallel.layout import Layout
+from ramify.recipe import Recipe, load_recipe, parse_recipe
+from ramify.train import loop
+from ramify.train.loop import Trainer
+from ramify.train.start import Process, settle
+
+FORMS = ("product", "product-bf16", "naive")
+
+
+def make(form: str, recipe: Recipe) -> Trainer:
+    """A trainer whose model has the layers of that form."""
+    content = recipe.model_dump(mode="json")
+    content["train"]["precision"] = "bf16" if form.endswith("bf16") else "fp32"
+    changed = parse_recipe(content, "benchmark")
+    stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
+    layout = Layout.alone(list(recipe.datasets_of_branches()), torch.device("cpu"))
+    if not form.startswith("naive"):
+        return make_trainer(changed, stores, layout, Process())
+    with mock.patch.object(loop, "build_model", lambda *given: make_naive(build_model(*given))):
+        return make_trainer(changed, stores, layout, Process())
+
+
+def measure_memory(form: str, recipe: Recipe) -> int:
+    """Bytes of model and step, in this process."""
+    stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
+    model_cost(recipe, {n: Spread.of_manifest(s.manifest.model_dump(mode="json")) for n, s in stores.items()})
+    before = process_bytes()  # with all libraries that a step needs
+    forget_peak()
+    trainer = make(form, recipe)
+    with trainer.loader() as loader:
+        for _ in range(3):
+            trainer.step(next(loader))
+            trainer.progress.step += 1
+    return peak_bytes(torch.device("cpu")) - before
+
+
+def measure_times(recipe: Recipe, steps: int) -> dict[str, dict[str, Any]]:
+    """Seconds of every form, steps in turn, and the machine's products beside them."""
+    trainers = {form: make(form, recipe) for form in FORMS}
+    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+    rates: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    with trainers["product"].loader() as loader:
+        works = [next(loader) for _ in range(steps)]
+    for number, work in enumerate([works[0], *works]):
+        for form, trainer in trainers.items():
+            began = time.perf_counter()
+            trainer.step(work)
+            trainer.progress.step += 1
+            if number:  # the first takes memory and fills caches
+                seconds[form].append(time.perf_counter() - began)
+        for precision, found in rates.items():
+            found.append(product_rate(torch.device("cpu"), precision))
+    ratios = {
+        form: [n / own for n, own in zip(seconds["naive"], times, strict=True)] for form, times in seconds.items()
+    }
+    return {
+        "seconds": {form: statistics.median(times) for form, times in seconds.items()},
+        "times_faster_than_naive": {form: statistics.median(r) for form, r in ratios.items() if form != "naive"},
+        "product_gflops": {precision: statistics.median(found) / 1e9 for precision, found in rates.items()},
+    }
+
+
+def main() -> None:
+    """Parses, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--datasets", required=True)
+    parser.add_argument("--stores", required=True)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    recipe = load_recipe(given.recipe, [*given.overrides, f"stores={given.stores}", f"train.batch={given.batch}"])
+    recipe = chosen(recipe, given.datasets.split(","))
+    settle(recipe)
+    if given.memory_of:
+        print(measure_memory(given.memory_of, recipe))
+        return
+    memory = {}
+    for form in FORMS:
+        said = subprocess.run(
+            [sys.executable, *sys.argv, "--memory-of", form], capture_output=True, text=True, check=True
+        )
+        memory[form] = int(said.stdout)
+    shares = {form: memory[form] / memory["naive"] for form in FORMS}
+    found = {**measure_times(recipe, given.steps), "memory": memory, "memory_of_naive": shares}
+    print(json.dumps(found | {"threads": torch.get_num_threads(), "batch": given.batch}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Where the time of a step goes: the trainer's own step, with a clock at the borders of its phases."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ramify.bench.limits import wait_for
+from ramify.parallel.watchdog import Watchdog
+from ramify.train.loop import Trainer
+
+PHASES = ("data", "edges", "encoder", "heads", "forces", "backward", "exchange", "clipping", "optimizer", "averages")
+"""In their order. `data`: waiting for the loader; `edges`: vectors, distances, weights; `heads`: energies, and direct
+forces; `forces`: conservative ones, the first derivative; `backward`: the loss and its derivative; `exchange`: what is
+left of the sums over ranks after that; `clipping`: norm, and what all ranks must agree on; `averages`: of the weights.
+"""
+
+
+class Phases:
+    """Seconds by phase, added up until they are taken. A device is waited for at every border, which costs a little;
+    so steps are timed with and without.
+
+    Args:
+        device: of the trainer.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._last = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        """What went on since the last mark was `phase`."""
+        wait_for(self._device)
+        now = time.perf_counter()
+        self._seconds[phase] += now - self._last
+        self._last = now
+
+    def begin(self) -> None:
+        """A step begins; nothing is counted yet."""
+        wait_for(self._device)
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._last = time.perf_counter()
+
+    def taken(self) -> dict[str, float]:
+        """Seconds of every phase since `begin`."""
+        return dict(self._seconds)
+
+    def listen(self, trainer: Trainer) -> Callable[[], None]:
+        """Puts marks at the borders of the phases of `trainer`; returns what takes them away."""
+        model, optimizer, gradients = trainer.model, trainer.optimizer, trainer.gradients
+        kinds = {model.branch(name).forces for name in model.branches}
+        last = "forces" if "conservative" in kinds else "heads"
+        heads = [module for name in model.branches for module in model.branch(name).children()]
+        handles: list[Any] = [
+            # a second turn of a step begins where the backward pass of the first has ended
+            model.register_forward_pre_hook(lambda *_: self.mark("backward")),
+            model.encoder.register_forward_pre_hook(lambda *_: self.mark("edges")),
+            model.encoder.register_forward_hook(lambda *_: self.mark("encoder")),
+            model.register_forward_hook(lambda *_: self.mark(last)),
+            *(head.register_forward_hook(lambda *_: self.mark("heads")) for head in heads),
+            optimizer.register_step_pre_hook(lambda *_: self.mark("clipping")),
+            optimizer.register_step_post_hook(lambda *_: self.mark("optimizer")),
+        ]
+        norm, watchdog = gradients.squared_norm, trainer.watchdog
+
+        def counted_norm() -> torch.Tensor:
+            self.mark("exchange")
+            return norm()
+
+        setattr(gradients, "squared_norm", counted_norm)  # noqa: B010 - an instance's own, until taken away
+        trainer.watchdog = _Listener(self)
+
+        def stop() -> None:
+            for handle in handles:
+                handle.remove()
+            delattr(gradients, "squared_norm")
+            trainer.watchdog = watchdog
+
+        return stop
+
+
+class _Listener(Watchdog):
+    """Hears from the trainer that its backward pass is over; watches nothing."""
+
+    def __init__(self, phases: Phases) -> None:
+        super().__init__(0, 1, None, 1.0)
+        self._phases = phases
+
+    def arrive(self, place: str) -> None:
+        """The trainer comes to the sums over ranks once its backward pass is over."""
+        super().arrive(place)
+        if place.startswith("the sums"):
+            self._phases.mark("backward")

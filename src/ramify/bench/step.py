@@ -1,0 +1,238 @@
+"""`ramify bench step`: what one training step costs on one process, beside what the machine can do.
+
+Every case gets a fresh process, so that its largest memory is its own. Steps and the machine's matrix product take
+turns, since the speed of a machine changes from second to second when others work on it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ramify.bench.limits import product_rate, wait_for
+from ramify.bench.measure import amounts, describe, make_trainer
+from ramify.bench.phases import Phases
+from ramify.bench.resident import forget_peak, peak_bytes, process_bytes, resident_bytes
+from ramify.bench.spawn import spawn
+from ramify.bench.synthetic import of_sizes
+from ramify.bench.trace import profile_step
+from ramify.data.loader import Work
+from ramify.data.store import Store
+from ramify.errors import RamifyError
+from ramify.files import read_json, write_json
+from ramify.model.build import Spread
+from ramify.parallel.dry_run import ModelCost, model_cost
+from ramify.parallel.layout import Layout
+from ramify.parallel.workload import StatedSize
+from ramify.recipe import Recipe, parse_recipe
+from ramify.train.loop import Trainer
+from ramify.train.start import settle, this_process
+
+RESULT = "step.json"
+TRACE = "trace-{precision}-{forces}.json"
+
+UPDATE = ("clipping", "optimizer", "averages")
+"""The phases that do not grow with the batch."""
+
+
+@dataclass(frozen=True)
+class StepBench:
+    """What `ramify bench step` measures.
+
+    Attributes:
+        recipe: of the model and the training.
+        datasets: only these of the recipe; none for all.
+        sizes: of datasets that are made up; the others need stores.
+        precisions, forces: a case for every pair of them; none for the recipe's own.
+        warmup, steps: of each case, that do not count and that do.
+        profile: also a trace and the dearest operations.
+    """
+
+    recipe: Recipe
+    datasets: Sequence[str] = ()
+    sizes: Mapping[str, StatedSize] = field(default_factory=dict)
+    precisions: Sequence[str] = ()
+    forces: Sequence[str] = ()
+    warmup: int = 2
+    steps: int = 7
+    profile: bool = False
+
+    def cases(self, out: Path) -> Iterator[dict[str, Any]]:
+        """As plain data, for the processes that measure them.
+
+        Raises:
+            RamifyError: the recipe has no such dataset, precision or kind of forces.
+        """
+        recipe, stores = of_sizes(chosen(self.recipe, self.datasets), self.sizes, out / "stores")
+        for precision in self.precisions or (recipe.train.precision,):
+            for forces in self.forces or (recipe.model.force_head.kind,):
+                content = recipe.model_dump(mode="json")
+                content["train"]["precision"] = precision
+                content["model"]["force_head"]["kind"] = forces
+                trace = out / TRACE.format(precision=precision, forces=forces) if self.profile else None
+                yield {
+                    "recipe": parse_recipe(content, "benchmark").model_dump(mode="json"),
+                    "stores": {name: str(path) for name, path in stores.items()},
+                    "warmup": self.warmup,
+                    "steps": self.steps,
+                    "trace": str(trace) if trace else None,
+                }
+
+
+def chosen(recipe: Recipe, datasets: Sequence[str]) -> Recipe:
+    """The recipe with some of its datasets only, each with a branch of its own; all of it when none are named."""
+    if not datasets:
+        return recipe
+    if unknown := [name for name in datasets if name not in recipe.datasets]:
+        raise RamifyError(f"--datasets {','.join(unknown)}: the recipe has {', '.join(recipe.datasets)}")
+    content = recipe.model_dump(mode="json")
+    content["branches"] = "per-dataset"
+    content["datasets"] = {name: content["datasets"][name] for name in datasets}
+    weights, sampling = content["objective"]["weights"], content["train"]["sampling"]
+    content["objective"]["weights"] = {name: weights[name] for name in datasets if name in weights}
+    if isinstance(sampling, dict):
+        content["train"]["sampling"] = {name: sampling[name] for name in datasets if name in sampling} or "proportional"
+    return parse_recipe(content, "benchmark")
+
+
+def run_bench(bench: StepBench, out: Path, say: Callable[[dict[str, Any]], None], limit: float) -> dict[str, Any]:
+    """Measures all cases, each in a process of its own; writes `step.json` into `out` after every one.
+
+    Args:
+        bench: what to measure.
+        out: a folder; its `step.json` is replaced.
+        say: hears of every case as it is measured.
+        limit: seconds that a case may take.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    threads = bench.recipe.train.threads or 1
+    cases: list[dict[str, Any]] = []
+    for case in bench.cases(out):
+        cases.append(spawn("step-case", case, 1, threads=threads, limit=limit))
+        write_json(out / RESULT, {"cases": cases})
+        say(cases[-1])
+    return {"cases": cases}
+
+
+def run_case(source: Path, target: Path) -> None:
+    """Measures the case in the file `source` in this process and writes what was found."""
+    case = read_json(source)
+    recipe = parse_recipe(case["recipe"], "benchmark")
+    with this_process(recipe) as process:
+        settle(recipe)
+        stores = {name: Store.open(Path(path)) for name, path in case["stores"].items()}
+        spreads = {name: Spread.of_manifest(s.manifest.model_dump(mode="json")) for name, s in stores.items()}
+        cost = model_cost(_plain(recipe), spreads)
+        before = process_bytes()
+        trainer = make_trainer(
+            recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), process.device), process
+        )
+        found = measure_steps(trainer, cost, case["warmup"], case["steps"], before)
+        if case["trace"]:
+            found["dearest"] = profile_step(trainer, Path(case["trace"]))
+            found["trace"] = case["trace"]
+        write_json(target, found)
+
+
+def _plain(recipe: Recipe) -> Recipe:
+    """The recipe whose operations count: nothing is calculated a second time to save memory."""
+    content = recipe.model_dump(mode="json")
+    content["train"]["checkpointing"] = "none"
+    return parse_recipe(content, "benchmark")
+
+
+def measure_steps(trainer: Trainer, cost: ModelCost, warmup: int, steps: int, before: int = 0) -> dict[str, Any]:
+    """Takes steps, each beside a measurement of the machine's matrix product.
+
+    Args:
+        trainer: on one process.
+        cost: whose operations count, those of the cheapest form.
+        warmup, steps: that do not count, and that do.
+        before: bytes of the process before there was a trainer.
+    """
+    device, precision = trainer.layout.device, trainer.recipe.train.precision
+    phases, rows = Phases(device), list[dict[str, Any]]()
+    with trainer.loader() as loader:
+        forget_peak()
+        for _ in range(warmup):
+            _one_step(trainer, next(loader), phases)
+        rate = product_rate(device, precision)
+        for _ in range(steps):
+            work = next(loader)
+            seconds = _one_step(trainer, work, phases)
+            after = product_rate(device, precision)
+            rows.append({**_contents(work, cost), "seconds": seconds, "product": 0.5 * (rate + after)})
+            rate = after
+        peak = peak_bytes(device)  # of later steps too: the optimizer's state comes with the first
+        stop = phases.listen(trainer)
+        split = [_split_step(trainer, loader, phases) for _ in range(steps)]
+        stop()
+    return _summary(trainer, rows, split, {"before": before, "peak": peak, "resident": resident_bytes(trainer)})
+
+
+def _one_step(trainer: Trainer, work: Work, phases: Phases) -> float:
+    phases.begin()
+    began = time.perf_counter()
+    trainer.step(work)
+    wait_for(trainer.layout.device)
+    trainer.progress.step += 1
+    return time.perf_counter() - began
+
+
+def _split_step(trainer: Trainer, loader: Iterator[Work], phases: Phases) -> dict[str, float]:
+    phases.begin()
+    work = next(loader)
+    phases.mark("data")
+    trainer.step(work)
+    phases.mark("averages")
+    trainer.progress.step += 1
+    return phases.taken()
+
+
+def _contents(work: Work, cost: ModelCost) -> dict[str, int]:
+    """What a step holds, over all its turns."""
+    found = [amounts(batch, cost) for batch in work.batches]
+    return {what: sum(turn[what] for turn in found) for what in ("structures", "atoms", "edges", "operations")}
+
+
+def _summary(
+    trainer: Trainer, rows: list[dict[str, Any]], split: list[dict[str, float]], memory: dict[str, Any]
+) -> dict[str, Any]:
+    recipe = trainer.recipe
+    seconds = _quantiles([row["seconds"] for row in rows])
+    phases = {phase: _quantiles([taken[phase] for taken in split])[1] for phase in split[0]}
+    whole = _quantiles([sum(taken.values()) for taken in split])[1]
+    mean = {what: sum(r[what] for r in rows) / len(rows) for what in ("structures", "atoms", "edges", "operations")}
+    total = sum(row["seconds"] for row in rows)
+    return {
+        "precision": recipe.train.precision,
+        "forces": recipe.model.force_head.kind,
+        "checkpointing": recipe.train.checkpointing,
+        "threads": torch.get_num_threads(),
+        "device": describe(trainer.layout.device),
+        "torch": torch.__version__,
+        "batch": recipe.train.batch,
+        **mean,
+        "steps": len(rows),
+        "seconds": seconds[1],
+        "quartiles": [seconds[0], seconds[2]],
+        "structures_per_second": sum(r["structures"] for r in rows) / total,
+        "edges_per_second": sum(r["edges"] for r in rows) / total,
+        "flops": _quantiles([r["operations"] / r["seconds"] for r in rows])[1],
+        "product_flops": _quantiles([r["product"] for r in rows])[1],
+        "ratio": _quantiles([r["operations"] / r["seconds"] / r["product"] for r in rows])[1],
+        "phases": phases,
+        "update_share": sum(phases[phase] for phase in UPDATE) / whole,
+        "memory": {**memory, "step": memory["peak"] - memory["before"]},
+        "rows": rows,
+    }
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Quartiles and the median between them."""
+    found = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    low, middle, high = found.tolist()
+    return low, middle, high

@@ -1,0 +1,49 @@
+"""A step as `torch.profiler` sees it: a trace for a viewer, and the dearest operations."""
+
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from ramify.bench.limits import wait_for
+from ramify.train.loop import Trainer
+
+DEAREST = 10
+"""Operations listed."""
+
+
+def profile_step(trainer: Trainer, trace: Path) -> list[dict[str, Any]]:
+    """Takes one step and writes its trace, to be opened in chrome://tracing or ui.perfetto.dev.
+
+    Returns:
+        Of the `DEAREST` operations, tensors of different shapes apart: name, shapes, calls, seconds by itself, and its
+        share of the sum over all.
+    """
+    kinds = [ProfilerActivity.CPU]
+    device = trainer.layout.device
+    if device.type != "cpu":
+        kinds.append(ProfilerActivity[device.type.upper()])
+    with trainer.loader() as loader:
+        work = next(loader)
+        with profile(activities=kinds, record_shapes=True) as found:
+            trainer.step(work)
+            wait_for(device)
+    trainer.progress.step += 1
+    found.export_chrome_trace(str(trace))
+    events = found.key_averages(group_by_input_shape=True)
+
+    def own(event: Any) -> float:
+        return float(event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total)
+
+    whole = sum(own(event) for event in events)
+    dearest = sorted(events, key=own, reverse=True)[:DEAREST]
+    return [
+        {
+            "operation": event.key,
+            "shapes": [shape for shape in event.input_shapes if shape],
+            "calls": event.count,
+            "seconds": own(event) / 1e6,
+            "share": own(event) / whole,
+        }
+        for event in dearest
+    ]

@@ -1,0 +1,67 @@
+"""A step beside the machine's product: what is counted, timed and held."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ramify.bench.phases import PHASES
+from ramify.bench.step import RESULT, StepBench, chosen, run_bench
+from ramify.errors import RamifyError
+from ramify.parallel.workload import StatedSize
+from tests.bench.conftest import MakeRecipe
+
+SIZE = {"qm7x": StatedSize(structures=1000, atoms=12, neighbors=8)}
+
+
+def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path: Path) -> None:
+    """Direct forces with two message layers; operations against the equation of `ramify.parallel.dry_run`, tripled but
+    for the derivatives that nobody needs."""
+    recipe = paper(60, "train.batch=4", "model.encoder.vector_channels=8")
+    heard: list[dict[str, Any]] = []
+    bench = StepBench(recipe, ["qm7x"], SIZE, ["fp32", "bf16"], ["direct"], warmup=1, steps=3, profile=True)
+    content = run_bench(bench, tmp_path, heard.append, limit=120.0)
+    assert json.loads((tmp_path / RESULT).read_text()) == content == {"cases": heard}
+    assert [case["precision"] for case in heard] == ["fp32", "bf16"]
+    for case in heard:
+        assert case["structures"] == 4
+        assert case["quartiles"][0] <= case["seconds"] <= case["quartiles"][1]
+        assert list(case["phases"]) == list(PHASES)
+        assert sum(case["phases"].values()) == pytest.approx(case["seconds"], rel=1.0)
+        assert case["phases"]["encoder"] > 0
+        assert case["phases"]["backward"] > 0
+        assert case["phases"]["optimizer"] > 0
+        assert case["phases"]["forces"] == 0
+        assert case["memory"]["peak"] > case["memory"]["step"] > 0
+        F, C, R, W = 60, 8, 8, 60
+        forward_atom = 2 * F**2 + 9 * C**2 + (2 * F + C) * F + F * (F + C)
+        forward_atom += 2 * (F * W + 2 * W**2) + W + F + W * C + 3 * C
+        edge = 2 * 2 * R * F + 3 * F**2 + 3 * F * C  # distances need no derivative: direct forces
+        for row in case["rows"]:
+            counted = row["operations"] / 2
+            assert counted == pytest.approx(3 * forward_atom * row["atoms"] + edge * row["edges"], rel=0.02)
+            assert row["product"] > 0
+        assert case["ratio"] == pytest.approx(case["flops"] / case["product_flops"], rel=0.8)
+        assert len(case["dearest"]) == 10
+        assert sum(row["share"] for row in case["dearest"]) < 1
+        assert Path(case["trace"]).stat().st_size > 1000
+
+
+def test_conservative_forces_are_a_phase_and_checkpointing_is_not_counted(paper: MakeRecipe, tmp_path: Path) -> None:
+    found = {}
+    for kind in ("none", "layers"):
+        recipe = paper(32, "train.batch=2", f"train.checkpointing={kind}")
+        bench = StepBench(recipe, ["qm7x"], SIZE, [], ["conservative"], warmup=1, steps=1)
+        (found[kind],) = run_bench(bench, tmp_path, lambda case: None, limit=120.0)["cases"]
+    assert found["none"]["phases"]["forces"] > 0
+    assert found["none"]["operations"] == found["layers"]["operations"]
+    assert [found[kind]["checkpointing"] for kind in found] == ["none", "layers"]
+
+
+def test_wrong_datasets_are_named(paper: MakeRecipe) -> None:
+    with pytest.raises(RamifyError, match="--datasets qm9: the recipe has ani1x, qm7x"):
+        chosen(paper(16), ["qm9"])
+    weighed = paper(16, "objective.weights={qm7x: 2.0, mptrj: 3.0}", "train.sampling={mptrj: 2.0}")
+    one = chosen(weighed, ["qm7x"])
+    assert (list(one.datasets), one.objective.weights, one.train.sampling) == (["qm7x"], {"qm7x": 2.0}, "proportional")

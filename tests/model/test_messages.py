@@ -1,0 +1,148 @@
+"""Fast forms of the encoder's layer against plain ones: values and derivatives, in float64 to 1e-10."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ramify.data.batch import Batch
+from ramify.model import messages
+from ramify.model.aligned import aligned, aligned_linear, filled
+from ramify.model.counting import counting
+from ramify.model.encoders.egnn import EGNN
+from ramify.model.messages import MessageWeights, blockwise, plain
+from ramify.model.multibranch import MultiBranch
+
+from .conftest import batch_of
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from naive_egnn import make_naive
+
+EDGES, ATOMS, WIDTH = 37, 9, 16
+
+
+def derivatives(model: MultiBranch, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Predictions in training mode, and the gradient of a loss that weighs each of them differently."""
+    model.train()
+    found = model(batch)
+    weights = torch.linspace(0.5, 1.5, found.forces.numel(), dtype=found.forces.dtype).view_as(found.forces)
+    loss = (found.energy * torch.arange(1.0, len(found.energy) + 1.0)).sum() + (found.forces * weights).square().sum()
+    model.zero_grad()
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return [found.energy.detach(), found.forces.detach()], gradients
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> None:
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks, the last of them not full."""
+    monkeypatch.setattr(messages, "BLOCK", 10)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_give_what_plain_operations_give(layers: int) -> None:
+    torch.manual_seed(0)
+
+    def real(*shape: int, grad: bool = True) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).requires_grad_(grad)
+
+    receiver, sender = torch.randint(0, ATOMS, (EDGES,)).sort().values, torch.randint(0, ATOMS, (EDGES,))
+    a, b, x, basis = real(ATOMS, WIDTH), real(ATOMS, WIDTH), real(EDGES, 7), real(EDGES, 5, grad=False)
+    hidden, bias = (real(WIDTH, WIDTH), real(WIDTH)) if layers == 2 else (None, None)
+    weights = MessageWeights(real(7, WIDTH), hidden, bias, real(5, WIDTH), real(6, WIDTH))
+    leaves = [a, b, x, weights.inputs, weights.passing, weights.gates]
+    leaves += [] if hidden is None or bias is None else [hidden, bias]
+    fast = blockwise(a, b, x, basis, weights, receiver, sender, torch.float64)
+    slow = plain(a, b, x, basis, weights, receiver, sender)
+    same(list(fast), list(slow))
+    to = [torch.randn_like(s) for s in slow]
+    same(list(torch.autograd.grad(fast, leaves, to)), list(torch.autograd.grad(slow, leaves, to)))
+
+
+@pytest.mark.parametrize("forces", ["direct", "conservative"])
+@pytest.mark.parametrize("message_layers", [1, 2])
+@pytest.mark.usefixtures("small_blocks")
+def test_the_model_is_the_naive_one(make_model: Callable, images: list, forces: str, message_layers: int) -> None:
+    """Width 20 is filled up to 24; conservative forces go through second derivatives."""
+    batch = batch_of(images, torch.float64)
+    values, gradients = derivatives(make_model(forces, message_layers=message_layers, width=20), batch)
+    naive = make_naive(make_model(forces, message_layers=message_layers, width=20))
+    naive_values, naive_gradients = derivatives(naive, batch)
+    same(values, naive_values)
+    shared = sorted(gradients.keys() & naive_gradients.keys())
+    assert len(shared) > 20
+    same([gradients[n] for n in shared], [naive_gradients[n] for n in shared])
+    for k in range(3):  # what the naive form keeps in one matrix
+        name = f"encoder.layers.{k}"
+        edge, passing = naive_gradients[f"{name}.edge.weight"], naive_gradients[f"{name}.passing"]
+        parts = [gradients[f"{name}.{part}.weight"] for part in ("from_receiver", "from_sender")]
+        parts.append(gradients[f"{name}.from_distance"][:, :20].t())
+        parts += [gradients[f"{name}.from_projection.weight"]] if k else []
+        same([torch.cat(parts, dim=1), gradients[f"{name}.from_distance"][:, 20:]], [edge, passing])
+
+
+@pytest.mark.parametrize("forces", ["direct", "conservative"])
+def test_counting_changes_no_number(make_model: Callable, images: list, forces: str) -> None:
+    batch = batch_of(images, torch.float64)
+    values, gradients = derivatives(make_model(forces, width=20), batch)
+    with counting():
+        counted, counted_gradients = derivatives(make_model(forces, width=20), batch)
+    same(values, counted)
+    same(list(gradients.values()), list(counted_gradients.values()))
+
+
+@pytest.mark.parametrize("forces", ["direct", "conservative"])
+def test_checkpointing_changes_no_number(make_model: Callable, images: list, forces: str) -> None:
+    batch = batch_of(images, torch.float64)
+    model = make_model(forces)
+    values, gradients = derivatives(model, batch)
+    assert isinstance(model.encoder, EGNN)
+    model.encoder.checkpointing = True
+    again, gradients_again = derivatives(model, batch)
+    assert all(torch.equal(a, b) for a, b in zip(values, again, strict=True))
+    same(list(gradients.values()), list(gradients_again.values()))
+
+
+def test_bf16_stays_near_float32(make_model: Callable, images: list) -> None:
+    """Products in bfloat16 have eight bits; sums over neighbours keep float32, so errors do not grow with them."""
+    batch = batch_of(images, torch.float32)
+    model = make_model("direct", torch.float32)
+    (_, forces), _ = derivatives(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(batch)
+    assert found.energy.dtype == found.forces.dtype == torch.float32
+    assert 0 < (found.forces - forces).norm() < 0.03 * forces.norm()
+    loss = found.forces.square().sum()
+    model.zero_grad()
+    loss.backward()
+    half = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model(batch).forces.square().sum().backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None and p.grad.norm() > 0:
+            assert half[name].dtype == torch.float32
+            assert (half[name] - p.grad).norm() < 0.1 * p.grad.norm(), name
+
+
+def test_widths_are_filled_up_with_zeros() -> None:
+    assert [aligned(n) for n in (1, 8, 866, 889)] == [8, 8, 872, 896]
+    x = torch.ones(2, 3)
+    assert filled(x, 3) is x
+    torch.testing.assert_close(filled(x, 4, 5).sum(), x.sum())
+    assert filled(x, 4, 5).shape == (4, 5)
+    layer = nn.Linear(3, 5)
+    found = aligned_linear(layer, x)
+    torch.testing.assert_close(found[:, :5], layer(x))
+    assert found.shape == (2, 8)
+    assert not found[:, 5:].any()
+    with counting():
+        assert aligned_linear(layer, x).shape == (2, 5)

@@ -1,0 +1,92 @@
+"""What a step asks the device for: every read makes a host wait until an accelerator has done all it was told."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ramify.bench.measure import make_trainer
+from ramify.data.store import Store
+from ramify.parallel.layout import Layout
+from ramify.train.start import Process
+
+from .conftest import MakeRecipe
+
+READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "bincount")
+"""Operations whose result, or the size of it, must be known to the host."""
+
+METHODS = ("tolist", "item", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
+"""Methods that read without such an operation where tensors lie in the host's own memory, as they do here."""
+
+
+class _Reads(TorchDispatchMode):
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        masked = name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if masked or name.startswith(READING):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts reads, by what reads."""
+    found: Counter[str] = Counter()
+
+    def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            found[name] += 1
+            return method(self, *args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch, _Reads(found):
+        for name in METHODS:
+            patch.setattr(Tensor, name, counted(name, getattr(Tensor, name)))
+        yield found
+
+
+def test_reads_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(3)
+    with reads(monkeypatch) as found:
+        _ = x + 1
+        assert not found
+        _ = x[x > 0]
+        _ = bool(x.sum() > 0)
+        _ = x.tolist()
+    assert found["index"] == 1
+    assert found["__bool__"] >= 1
+    assert found["tolist"] == 1
+
+
+@pytest.mark.parametrize("kind", ["direct", "conservative"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_asks_once(
+    small: MakeRecipe,
+    prepared: tuple[Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    precision: str,
+) -> None:
+    """For the sums of its ledger, between the backward pass and the update: nobody may take a step that breaks the
+    weights, and all ranks must know who was asked to stop. Passes, clipping, update and averages read nothing."""
+    recipe = small("qm7x", "mptrj", model__force_head__kind=kind, train__precision=precision, optimizer__clip=1e-3)
+    stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
+    layout = Layout.alone(list(recipe.datasets_of_branches()), torch.device("cpu"))
+    trainer = make_trainer(recipe, stores, layout, Process())
+    with trainer.loader() as loader:
+        works = [next(loader) for _ in range(2)]
+    trainer.step(works[0])
+    with reads(monkeypatch) as found:
+        trainer.step(works[1])
+    assert found == {"tolist": 1}
