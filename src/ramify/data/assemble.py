@@ -69,6 +69,7 @@ class Assembled:
     references: References
     statistics: Statistics
     columns: dict[str, Column]
+    blocks: dict[str, list[int]]
     names_sha256: str
     shared_groups: int
 
@@ -90,7 +91,7 @@ def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path, *, referenc
         renumber[name] = np.zeros(len(table), np.int64)
         renumber[name][present] = np.arange(len(present))
         used[name] = [table[i] for i in present]
-    columns, tally = _write_columns(staged, rows, renumber, folder)
+    columns, blocks, tally = _write_columns(staged, rows, renumber, folder)
     names = folder / "names.json"
     with names.open("w", encoding="utf-8") as file:
         json.dump({"groups": used["group"], "origins": used["origin"]}, file)
@@ -111,6 +112,7 @@ def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path, *, referenc
         references=_references(fit),
         statistics=_statistics(fit, tally, staged, kept),
         columns=columns,
+        blocks=blocks,
         names_sha256=sha256(names),
         shared_groups=int((np.unique(np.concatenate(groups), return_counts=True)[1] > 1).sum()),
     )
@@ -118,7 +120,7 @@ def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path, *, referenc
 
 def _write_columns(
     staged: Staged, rows: Sequence[NDArray[np.int64]], renumber: Mapping[str, NDArray[np.int64]], folder: Path
-) -> tuple[dict[str, Column], Tally]:
+) -> tuple[dict[str, Column], dict[str, list[int]], Tally]:
     """One column after the other would read the staged files once more each, so all are written side by side."""
     kept = np.concatenate(rows)
     S, N = len(kept), int(staged.n_atoms[kept].sum(dtype=np.int64))
@@ -139,7 +141,7 @@ def _write_columns(
     finally:
         for file in files.values():
             file.close()
-    return columns, tally
+    return columns, {name: file.blocks for name, file in files.items()}, tally
 
 
 def _gather(staged: Staged, rows: NDArray[np.int64]) -> dict[str, Any]:

@@ -1,31 +1,32 @@
 """From original files to a store: read, screen, split, fit reference energies, write; in one piece or not at all."""
 
-import os
 import platform
-import re
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import ramify
+from ramify.data.adios import ADIOS_FILES
 from ramify.data.assemble import Assembled, assemble
 from ramify.data.columns import COLUMNS
+from ramify.data.convert import to_adios
 from ramify.data.duplicates import earlier_equals, equal_structures
 from ramify.data.gates import DUPLICATE, OUTLIER, detail, energy_deviations
 from ramify.data.inputs import fingerprint, source_files
 from ramify.data.manifest import REBUILD, Consistency, Manifest, SourceFile, Versions
+from ramify.data.replace import clear_leftovers, replaced_store
 from ramify.data.split import check_given_split, split_by_group
 from ramify.data.staging import Staged, Staging
-from ramify.data.store import Store
+from ramify.data.store_files import Form, open_files
 from ramify.errors import RamifyError
-from ramify.files import whole_folder, write_json
+from ramify.files import write_json
 from ramify.quarantine import Quarantine
 from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
@@ -34,7 +35,15 @@ from ramify.structures import Split, Structures
 Progress = Callable[[int], None]
 """Hears of every chunk: how many structures more have been read."""
 
-FILES = {"manifest.json", "names.json", "quarantine.jsonl", *(f"{column}.npy" for column in COLUMNS)}
+
+class Described(Protocol):
+    """A store, opened or not: what tells whether it is the one that a recipe asks for."""
+
+    path: Path
+    manifest: Manifest
+
+
+FILES = {"manifest.json", "names.json", "quarantine.jsonl", *ADIOS_FILES, *(f"{column}.npy" for column in COLUMNS)}
 """What a store's folder may hold; a folder with anything else in it is never replaced."""
 
 
@@ -45,6 +54,7 @@ def prepare_dataset(
     *,
     base: Path,
     force: bool = False,
+    form: Form = "mapped",
     progress: Progress | None = None,
 ) -> Manifest:
     """Makes the store `stores / name`, or finds it made from the same files with the same options.
@@ -58,6 +68,7 @@ def prepare_dataset(
         stores: folder of stores; made if need be.
         base: folder that relative paths in the recipe start from.
         force: make it anew even if there is one, whatever it was made from.
+        form: how its columns are written; one that exists already in the other form is left as it is.
         progress: hears how many structures more have been read.
 
     Raises:
@@ -66,30 +77,23 @@ def prepare_dataset(
     """
     files = source_files(name, options, base)
     target = stores / name
-    _clear_leftovers(target)
+    clear_leftovers(target)
     if target.exists():
         _require_store(target, force)
     sources = [fingerprint(file) for file, _ in files]
     if target.exists() and not force:
-        store = Store.open(target)
-        check_matches(store, options)
-        _check_sources(store, sources)
-        return store.manifest
-    replaced = target.with_name(f".{name}.replaced-{os.getpid()}")
-    try:
-        with whole_folder(target) as folder:
-            manifest = _build(name, options, files, sources, folder, progress or (lambda structures: None))
-            if target.exists():
-                os.rename(target, replaced)
-    except BaseException:
-        if replaced.exists() and not target.exists():
-            os.rename(replaced, target)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-    return manifest
+        with open_files(target) as store:
+            check_matches(store, options)
+            _check_sources(store, sources)
+            return store.manifest
+    with replaced_store(target) as folder:
+        manifest = _build(name, options, files, sources, folder, progress or (lambda structures: None))
+        if form == "adios":
+            to_adios(folder, manifest)
+        return manifest
 
 
-def check_matches(store: Store, options: DatasetOptions) -> None:
+def check_matches(store: Described, options: DatasetOptions) -> None:
     """Refuses a store that was prepared with other options than the recipe now states.
 
     Raises:
@@ -109,7 +113,7 @@ def check_matches(store: Store, options: DatasetOptions) -> None:
         )
 
 
-def _check_sources(store: Store, sources: list[SourceFile]) -> None:
+def _check_sources(store: Described, sources: list[SourceFile]) -> None:
     """Compares contents: files may have moved."""
     before = [(s.bytes, s.sha256) for s in store.manifest.sources]
     if before == [(s.bytes, s.sha256) for s in sources]:
@@ -159,6 +163,7 @@ def _build(
         shared_groups=made.shared_groups,
         sources=sources,
         columns=made.columns,
+        blocks=made.blocks,
         names_sha256=made.names_sha256,
         versions=Versions(ramify=ramify.__version__, numpy=np.__version__, python=platform.python_version()),
     )
@@ -257,25 +262,3 @@ def _require_store(target: Path, force: bool) -> None:
         raise RamifyError(f"{target} is in the way and is not a store", fix="move it, or name another `stores` folder")
     if not force and not (target / "manifest.json").is_file():
         raise RamifyError(f"{target} is a store without its manifest", fix=REBUILD)
-
-
-def _clear_leftovers(target: Path) -> None:
-    """Removes what earlier runs that were killed left behind; a store they had put aside comes back."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(\d+)")
-    for entry in sorted(target.parent.glob(f".{target.name}.*")):
-        match = pattern.fullmatch(entry.name)
-        if match is None or _alive(int(match[2])):
-            continue
-        if match[1] == "replaced" and not target.exists():
-            os.rename(entry, target)
-        else:
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
-    with suppress(ProcessLookupError):
-        with suppress(PermissionError):
-            os.kill(process, 0)
-        return True
-    return False

@@ -1,0 +1,141 @@
+"""Where the columns of an open store are: arrays of this process or of its node, checked when they are first read."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.data.blocks import block_count, block_rows, block_sum, touched_blocks
+from ramify.data.columns import COLUMNS
+from ramify.errors import RamifyError
+from ramify.structures import atom_rows
+
+Columns = dict[str, NDArray[Any]]
+Rows = NDArray[np.int64]
+
+
+class Home(Protocol):
+    """What a store takes structures from."""
+
+    def take(self, rows: Rows, starts: Rows, n_atoms: Rows) -> Columns:
+        """All columns but `n_atoms` of the structures at `rows` (T,), in that order, in memory of their own.
+
+        Args:
+            rows: which structures.
+            starts: their first atoms.
+            n_atoms: atoms of each.
+        """
+
+    def close(self) -> None:
+        """Gives memory back; nothing can be taken any more."""
+
+
+class ArrayHome:
+    """Flat arrays: memory maps, or memory that the processes of a node share.
+
+    Args:
+        columns: of the whole store.
+        check: called with the same arguments before rows are taken.
+        release: called when the store is closed.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, NDArray[Any]],
+        check: Callable[[Rows, Rows, Rows], None] = lambda rows, starts, n_atoms: None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._columns, self._check, self._release = dict(columns), check, release
+
+    def take(self, rows: Rows, starts: Rows, n_atoms: Rows) -> Columns:
+        """See `Home`."""
+        self._check(rows, starts, n_atoms)
+        atoms = atom_rows(starts, n_atoms)
+        return {
+            name: np.take(column, atoms if COLUMNS[name].per_atom else rows, axis=0)
+            for name, column in self._columns.items()
+            if name != "n_atoms"
+        }
+
+    def close(self) -> None:
+        """See `Home`."""
+        self._columns = {}
+        self._release()
+
+
+class FirstTouch:
+    """Compares the checksum of a block of rows when the first of its rows is read.
+
+    A memory map is open before any of it has been read; checking everything first would read everything. This way
+    wrong bytes never become numbers, and every byte is checked once in each process.
+
+    Args:
+        columns: of the whole store.
+        blocks: checksums of each column's blocks.
+        where: names a column's file.
+        wrong: makes the error for a file and what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, NDArray[Any]],
+        blocks: Mapping[str, list[int]],
+        wrong: Callable[[str, str], RamifyError],
+    ) -> None:
+        self._columns, self._blocks, self._wrong = dict(columns), blocks, wrong
+        self._of_atoms = _Waiting(len(columns["numbers"]))
+        self._of_structures = _Waiting(len(columns["n_atoms"]))
+
+    def whole(self, name: str) -> None:
+        """Checks one column at once, which is not looked at again.
+
+        Raises:
+            RamifyError: a block is not what was written.
+        """
+        column = self._columns.pop(name)
+        for block in range(block_count(len(column))):
+            self._compare(name, column, block)
+
+    def __call__(self, rows: Rows, starts: Rows, n_atoms: Rows) -> None:
+        """Checks what these structures touch for the first time.
+
+        Raises:
+            RamifyError: a block is not what was written.
+        """
+        if not len(rows):
+            return
+        for waiting, first, counts, per_atom in (
+            (self._of_structures, rows, np.ones_like(rows), False),
+            (self._of_atoms, starts, n_atoms, True),
+        ):
+            for block in waiting.among(first, counts):
+                for name, column in self._columns.items():
+                    if COLUMNS[name].per_atom == per_atom:
+                        self._compare(name, column, block)
+                waiting.done(block)
+
+    def _compare(self, name: str, column: NDArray[Any], block: int) -> None:
+        rows = block_rows(block, len(column))
+        if block_sum(column[rows]) != self._blocks[name][block]:
+            raise self._wrong(name, f"rows {rows.start} to {rows.stop} of column {name} are not what was written")
+
+
+class _Waiting:
+    """Which blocks of a column of `rows` rows are not checked yet."""
+
+    def __init__(self, rows: int) -> None:
+        self._waits = np.ones(block_count(rows), np.bool_)
+        self._left = len(self._waits)
+
+    def among(self, first: Rows, counts: Rows) -> list[int]:
+        """The blocks that wait and hold any of these rows."""
+        if not self._left:
+            return []
+        touched = touched_blocks(first, counts)
+        return touched[self._waits[touched]].tolist()
+
+    def done(self, block: int) -> None:
+        """Waits no longer; two threads may have checked the same block."""
+        self._waits[block] = False
+        self._left = int(np.count_nonzero(self._waits))
