@@ -1,30 +1,33 @@
 """Where the columns of an open store are: arrays of this process or of its node, checked when they are first read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.blocks import block_count, block_rows, block_sum, touched_blocks
+from ramify.data.blocks import block_count, block_rows, touched_blocks
 from ramify.data.columns import COLUMNS
-from ramify.errors import RamifyError
+from ramify.data.store_files import StoreFiles, check_block
 from ramify.structures import atom_rows
 
 Columns = dict[str, NDArray[Any]]
 Rows = NDArray[np.int64]
 
+TAKEN = tuple(name for name in COLUMNS if name != "n_atoms")
+
 
 class Home(Protocol):
     """What a store takes structures from."""
 
-    def take(self, rows: Rows, starts: Rows, n_atoms: Rows) -> Columns:
-        """All columns but `n_atoms` of the structures at `rows` (T,), in that order, in memory of their own.
+    def take(self, rows: Rows, starts: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
+        """Columns of the structures at `rows` (T,), in that order, in memory of their own.
 
         Args:
             rows: which structures.
             starts: their first atoms.
             n_atoms: atoms of each.
+            columns: which; all but `n_atoms` if not given.
         """
 
     def close(self) -> None:
@@ -48,14 +51,12 @@ class ArrayHome:
     ) -> None:
         self._columns, self._check, self._release = dict(columns), check, release
 
-    def take(self, rows: Rows, starts: Rows, n_atoms: Rows) -> Columns:
+    def take(self, rows: Rows, starts: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
         """See `Home`."""
         self._check(rows, starts, n_atoms)
         atoms = atom_rows(starts, n_atoms)
         return {
-            name: np.take(column, atoms if COLUMNS[name].per_atom else rows, axis=0)
-            for name, column in self._columns.items()
-            if name != "n_atoms"
+            name: np.take(self._columns[name], atoms if COLUMNS[name].per_atom else rows, axis=0) for name in columns
         }
 
     def close(self) -> None:
@@ -71,19 +72,12 @@ class FirstTouch:
     wrong bytes never become numbers, and every byte is checked once in each process.
 
     Args:
-        columns: of the whole store.
-        blocks: checksums of each column's blocks.
-        where: names a column's file.
-        wrong: makes the error for a file and what is wrong with it.
+        files: of the store.
+        columns: of the whole store, mapped.
     """
 
-    def __init__(
-        self,
-        columns: Mapping[str, NDArray[Any]],
-        blocks: Mapping[str, list[int]],
-        wrong: Callable[[str, str], RamifyError],
-    ) -> None:
-        self._columns, self._blocks, self._wrong = dict(columns), blocks, wrong
+    def __init__(self, files: StoreFiles, columns: Mapping[str, NDArray[Any]]) -> None:
+        self._files, self._columns = files, dict(columns)
         self._of_atoms = _Waiting(len(columns["numbers"]))
         self._of_structures = _Waiting(len(columns["n_atoms"]))
 
@@ -116,9 +110,7 @@ class FirstTouch:
                 waiting.done(block)
 
     def _compare(self, name: str, column: NDArray[Any], block: int) -> None:
-        rows = block_rows(block, len(column))
-        if block_sum(column[rows]) != self._blocks[name][block]:
-            raise self._wrong(name, f"rows {rows.start} to {rows.stop} of column {name} are not what was written")
+        check_block(self._files, name, block, column[block_rows(block, len(column))])
 
 
 class _Waiting:

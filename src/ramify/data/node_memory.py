@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.blocks import BLOCK_ROWS, block_sum
-from ramify.data.manifest import REBUILD, Manifest
-from ramify.data.store_files import StoreFiles, damaged
+from ramify.data.blocks import BLOCK_ROWS, block_count
+from ramify.data.manifest import Manifest
+from ramify.data.store_files import StoreFiles, check_block, checksums
 from ramify.errors import RamifyError
 
 FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
@@ -67,6 +67,7 @@ class NodeMemory:
     """
 
     def __init__(self, files: StoreFiles, names: Sequence[str], progress: Progress = lambda done: None) -> None:
+        checksums(files)
         places, size = _layout(files.manifest, names)
         path = FOLDER / (PREFIX + _key(files.manifest, names))
         _remove_abandoned(but=path)
@@ -119,36 +120,23 @@ def _make(handle: int, path: Path, size: int, fill: Callable[[mmap.mmap], None])
 
 def _fill(files: StoreFiles, columns: Mapping[str, NDArray[Any]], progress: Progress) -> None:
     """Reads columns, block by block in the order of the files, and compares every block with its checksum."""
-    sums = checksums(files)
+    blocks = [(name, block) for name in columns for block in range(block_count(len(columns[name])))]
 
     def read(name: str, block: int) -> None:
         start = block * BLOCK_ROWS
         rows = columns[name][start : start + BLOCK_ROWS]
         files.read(name, start, rows)
-        if block_sum(rows) != sums[name][block]:
-            what = f"rows {start} to {start + len(rows)} of column {name} are not what was written"
-            raise damaged(files.path / files.name_of(name), what)
+        check_block(files, name, block, rows)
         progress(rows.nbytes)
 
     with ThreadPoolExecutor(READERS, "ramify-preload") as pool:
-        reads = [pool.submit(read, name, block) for name in columns for block in range(len(sums[name]))]
+        reads = [pool.submit(read, name, block) for name, block in blocks]
         try:
             for done in reads:
                 done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def checksums(files: StoreFiles) -> dict[str, list[int]]:
-    """The checksums of the blocks of each column.
-
-    Raises:
-        RamifyError: the store was written before there were any.
-    """
-    if files.manifest.blocks is None:
-        raise RamifyError(f"{files.path} has no checksums of blocks, an older version wrote it", fix=REBUILD)
-    return files.manifest.blocks
 
 
 def _layout(manifest: Manifest, names: Sequence[str]) -> tuple[dict[str, _Place], int]:

@@ -1,44 +1,60 @@
 """Where the atoms of each structure begin, without eight bytes per structure in every process."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-STRIDE = 16
-"""Structures per entry of the table: 0.5 bytes per structure (270 MB for 544 million), and up to 15 neighbours to add
+Rows = NDArray[np.int64]
+
+STRIDE = 8
+"""Structures per entry of the table: one byte per structure (544 MB for 544 million), and up to 7 neighbours to add
 up for every row that is looked up."""
 
 
+_ENTRIES_AT_ONCE = 1 << 16
+
+
 class RowIndex:
-    """First atoms of S structures from the number of atoms of each.
+    """Where each of S rows of variable length begins, when they lie one after the other.
 
     Args:
         n_atoms: (S,) int32; mapped or shared memory, of which nothing is copied.
+        lengths: of the rows, from the atoms of each; the atoms themselves if not given.
 
     Attributes:
-        n_atoms: as given.
-        atoms: of all structures.
-        smallest: atoms of the smallest structure; 1 if there is none.
+        total: length of all rows.
+        shortest: length of the shortest row; 1 if there is none.
     """
 
-    def __init__(self, n_atoms: NDArray[np.int32]) -> None:
-        self.n_atoms = n_atoms
-        whole = len(n_atoms) // STRIDE * STRIDE
-        sums = n_atoms[:whole].reshape(-1, STRIDE).sum(axis=1, dtype=np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(sums)])
-        self.atoms = int(self._starts[-1]) + int(n_atoms[whole:].sum(dtype=np.int64))
-        self.smallest = int(n_atoms.min(initial=1))
+    def __init__(self, n_atoms: NDArray[np.int32], lengths: Callable[[Rows], Rows] = lambda n_atoms: n_atoms) -> None:
+        self._n_atoms, self._lengths = n_atoms, lengths
+        self.shortest = 1
+        sums = [np.zeros(1, np.int64)]
+        step = STRIDE * _ENTRIES_AT_ONCE
+        for start in range(0, len(n_atoms), step):
+            piece = lengths(n_atoms[start : start + step].astype(np.int64))
+            self.shortest = min(self.shortest, int(piece.min()))
+            sums.append(np.add.reduceat(piece, np.arange(0, len(piece), STRIDE)))
+        self._starts = np.cumsum(np.concatenate(sums))
+        self.total = int(self._starts[-1])
 
     def __len__(self) -> int:
-        return len(self.n_atoms)
+        return len(self._n_atoms)
 
-    def starts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The first atom of each of `rows` (T,); `len(self)` may be asked for too."""
+    def starts(self, rows: Rows) -> Rows:
+        """Where each of `rows` (T,) begins; for `len(self)` the end of all."""
         entry, place = np.divmod(rows, STRIDE)
         before = entry[:, None] * STRIDE + _PLACES
-        n_atoms = np.take(self.n_atoms, before, mode="clip")  # the last entry may be cut short; it is masked below
-        n_atoms *= place[:, None] > _PLACES
-        starts: NDArray[np.int64] = self._starts[entry] + n_atoms.sum(axis=1)
+        lengths = self._lengths(np.take(self._n_atoms, before, mode="clip").astype(np.int64))  # clipped ones are masked
+        lengths *= place[:, None] > _PLACES
+        starts: Rows = np.take(self._starts, entry) + lengths.sum(axis=1)
         return starts
+
+    def shares(self, parts: int) -> list[int]:
+        """The `parts` + 1 rows at which to cut into parts of about equal length, multiples of `STRIDE` or the end."""
+        entries = np.searchsorted(self._starts, np.arange(parts + 1) * self.total / parts)
+        return [0, *np.minimum(entries[1:-1] * STRIDE, len(self)).tolist(), len(self)]
 
 
 _PLACES = np.arange(STRIDE - 1)

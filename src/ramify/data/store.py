@@ -68,7 +68,7 @@ class Store:
         for symbol, energy in manifest.references.energies.items():
             self.references[NUMBERS[symbol]] = energy
         self._index, self._home = RowIndex(n_atoms), home
-        if self._index.smallest < 1 or self._index.atoms != manifest.atoms:
+        if self._index.shortest < 1 or self._index.total != manifest.atoms:
             raise damaged(path, f"the atoms of its structures do not add up to {manifest.atoms}")
 
     @classmethod
@@ -194,13 +194,8 @@ def first_touch(files: MappedFiles, columns: Mapping[str, NDArray[Any]]) -> Call
 
     Stores written before there were checksums of blocks are checked by `verify` only.
     """
-    blocks = files.manifest.blocks
-    if blocks is None:
+    if files.manifest.blocks is None:
         return lambda rows, starts, n_atoms: None
-
-    def wrong(column: str, what: str) -> RamifyError:
-        return damaged(files.path / files.name_of(column), what)
-
-    check = FirstTouch(columns, blocks, wrong)
+    check = FirstTouch(files, columns)
     check.whole("n_atoms")
     return check

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.blocks import BLOCK_ROWS, memory_of
+from ramify.data.blocks import BLOCK_ROWS, block_sum, memory_of
 from ramify.data.columns import COLUMNS, npy_header
 from ramify.data.manifest import REBUILD, Column, Manifest, read_manifest
 from ramify.errors import RamifyError
@@ -151,6 +151,29 @@ def pieces(files: StoreFiles, column: str) -> Iterator[tuple[int, NDArray[Any]]]
         piece = buffer[: min(step, rows - start)]
         files.read(column, start, piece)
         yield start, piece
+
+
+def checksums(files: StoreFiles) -> dict[str, list[int]]:
+    """The checksums of the blocks of each column.
+
+    Raises:
+        RamifyError: the store was written before there were any.
+    """
+    if files.manifest.blocks is None:
+        raise RamifyError(f"{files.path} has no checksums of blocks, an older version wrote it", fix=REBUILD)
+    return files.manifest.blocks
+
+
+def check_block(files: StoreFiles, column: str, block: int, rows: NDArray[Any]) -> None:
+    """Compares one block of a column, just read, with its checksum.
+
+    Raises:
+        RamifyError: it is not what was written.
+    """
+    if block_sum(rows) != checksums(files)[column][block]:
+        first = block * BLOCK_ROWS
+        what = f"rows {first} to {first + len(rows)} of column {column} are not what was written"
+        raise damaged(files.path / files.name_of(column), what)
 
 
 def damaged(path: Path, what: str) -> RamifyError:
