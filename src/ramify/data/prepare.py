@@ -3,7 +3,6 @@
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,16 +20,18 @@ from ramify.data.duplicates import earlier_equals, equal_structures
 from ramify.data.gates import DUPLICATE, OUTLIER, detail, energy_deviations
 from ramify.data.inputs import fingerprint, source_files
 from ramify.data.manifest import REBUILD, Consistency, Manifest, SourceFile, Versions
+from ramify.data.read_parts import cut, read_parts
 from ramify.data.replace import clear_leftovers, replaced_store
 from ramify.data.split import check_given_split, split_by_group
 from ramify.data.staging import Staged, Staging
 from ramify.data.store_files import Form, open_files
+from ramify.data.workers import Workers
 from ramify.errors import RamifyError
 from ramify.files import write_json
 from ramify.quarantine import Quarantine
 from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
-from ramify.structures import Split, Structures
+from ramify.structures import Split
 
 Progress = Callable[[int], None]
 """Hears of every chunk: how many structures more have been read."""
@@ -55,12 +56,13 @@ def prepare_dataset(
     base: Path,
     force: bool = False,
     form: Form = "mapped",
+    workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Makes the store `stores / name`, or finds it made from the same files with the same options.
 
-    Memory: a chunk, and at the most about 130 bytes per structure (1.3 GB for ten million), none per atom. Disk: twice
-    the size of the store while it is being made.
+    Memory: a chunk (for each of several workers, two parts of a file, about 100 MB), and at the most about 130 bytes
+    per structure (1.3 GB for ten million), none per atom. Disk: twice the size of the store while it is being made.
 
     Args:
         name: of the dataset.
@@ -69,6 +71,7 @@ def prepare_dataset(
         base: folder that relative paths in the recipe start from.
         force: make it anew even if there is one, whatever it was made from.
         form: how its columns are written; one that exists already in the other form is left as it is.
+        workers: who reads; None for this process alone. The store does not depend on it.
         progress: hears how many structures more have been read.
 
     Raises:
@@ -80,14 +83,14 @@ def prepare_dataset(
     clear_leftovers(target)
     if target.exists():
         _require_store(target, force)
-    sources = [fingerprint(file) for file, _ in files]
+    workers = workers or Workers()
     if target.exists() and not force:
         with open_files(target) as store:
             check_matches(store, options)
-            _check_sources(store, sources)
+            _check_sources(store, list(workers.results(fingerprint, [file for file, _ in files])))
             return store.manifest
     with replaced_store(target) as folder:
-        manifest = _build(name, options, files, sources, folder, progress or (lambda structures: None))
+        manifest = _build(name, options, files, folder, progress or (lambda structures: None), workers)
         if form == "adios":
             to_adios(folder, manifest)
         return manifest
@@ -130,26 +133,26 @@ def _build(
     name: str,
     options: DatasetOptions,
     files: list[tuple[Path, Split]],
-    sources: list[SourceFile],
     folder: Path,
     progress: Progress,
+    workers: Workers,
 ) -> Manifest:
     """Writes a whole store into `folder`, its manifest last."""
-    format_ = formats()[options.format]
+    sources = [workers.submit(fingerprint, file) for file, _ in files]  # read as the rest goes on
     stage = folder / "staging"
     stage.mkdir()
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
-        staged, consistency = _stage(name, options, files, stage, quarantine, progress)
+        staged, consistency = _stage(name, options, files, stage, quarantine, progress, workers)
         keep = _screen_together(staged, options, quarantine)
         dropped = dict(sorted(quarantine.counts.items()))
         if not keep.any():
             reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
             raise RamifyError(f"dataset '{name}': no structure is left ({reasons})", fix="check `path` and `gates`")
         split, moved = _split(name, options, staged, keep)
-    made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge)
+    made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
     manifest = Manifest(
         dataset=name,
-        theory=options.theory or format_.theory,
+        theory=options.theory or formats()[options.format].theory,
         options=options.model_dump(mode="json"),
         splits=made.splits,
         elements=made.elements,
@@ -161,7 +164,7 @@ def _build(
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=moved,
         shared_groups=made.shared_groups,
-        sources=sources,
+        sources=[source() for source in sources],
         columns=made.columns,
         blocks=made.blocks,
         names_sha256=made.names_sha256,
@@ -179,34 +182,20 @@ def _stage(
     folder: Path,
     quarantine: Quarantine,
     progress: Progress,
+    workers: Workers,
 ) -> tuple[Staged, Consistency]:
     """Reads every file, and checks that its forces belong to its energies."""
-    staging = Staging(folder, options.gates, quarantine)
+    parts = (part for file, split in files for part in cut(name, options, file, split))
+    staging = Staging(folder)
     try:
-        for file, split in files:
-            for chunk in formats()[options.format].read(file, options, quarantine):
-                staging.add(_as_stated(name, options, chunk, file, split))
-                progress(len(chunk))
+        for notes, chunk in read_parts(parts, workers, folder):
+            quarantine.take_over(notes)
+            if chunk is not None:
+                staging.add(chunk)
+                progress(chunk.read)
         return staging.finish(), staging.slope.check(name)
     finally:
         staging.close()
-
-
-def _as_stated(name: str, options: DatasetOptions, chunk: Structures, file: Path, split: Split) -> Structures:
-    """The chunk with the sign and the split that the recipe states."""
-    if options.forces_sign == -1:
-        chunk = replace(chunk, forces=-chunk.forces)
-    if split == Split.NONE:
-        return chunk
-    other = np.flatnonzero((chunk.split != Split.NONE) & (chunk.split != split))
-    if len(other):
-        own = Split(int(chunk.split[other[0]])).name.lower()
-        raise RamifyError(
-            f"datasets.{name}.path puts {file} into the {split.name.lower()} split, but the file itself puts "
-            f"{chunk.name(int(other[0]))} into {own}",
-            fix="name the file without a split, its own is then honoured",
-        )
-    return replace(chunk, split=np.full(len(chunk), split, np.uint8))
 
 
 def _screen_together(staged: Staged, options: DatasetOptions, quarantine: Quarantine) -> NDArray[np.bool_]:
