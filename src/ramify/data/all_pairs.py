@@ -7,7 +7,7 @@ the faces of the cell that the axis joins), which bounds the images to be tried;
 smaller than r. Squared distances to all images are one matrix product: |d + t|² = |d|² + 2 d·t + |t|².
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.data.distances import complete_cells
-from ramify.structures import Structures
+from ramify.structures import Structures, atom_rows
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -27,8 +27,8 @@ CANDIDATES_AT_ONCE = 1 << 17
 CANDIDATES_OF_ONE = 20_000
 """Candidates of the largest structure that is treated here: with more, a cell list is faster."""
 
-CALL = 10_000
-"""Candidates whose work equals what one more pass costs in calls alone."""
+PADDED = 60_000
+"""Candidates that may be padding in one pass: another pass, and putting its pairs in order, costs as much."""
 
 FAR = 1e12
 """Å or Å², what stands for nothing: far beyond any radius, and squared still far from the end of the numbers."""
@@ -68,7 +68,7 @@ def images_within(structures: Structures, radius: float) -> Images:
 
 
 def all_pairs(structures: Structures, images: Images, chosen: Rows, radius: float) -> Iterator[Pairs]:
-    """The pairs closer than `radius` (Å) of the structures `chosen`, in portions; receivers ascend within a portion.
+    """The pairs closer than `radius` (Å) of the structures `chosen`, in portions; receivers ascend throughout.
 
     Args:
         structures: any.
@@ -76,29 +76,56 @@ def all_pairs(structures: Structures, images: Images, chosen: Rows, radius: floa
         chosen: which of them, ascending.
         radius: Å.
     """
-    n_images = (2 * images.steps[chosen] + 1).prod(axis=1)
-    for some in _portions(structures.n_atoms[chosen], n_images):
-        rows = chosen[some]
-        if n_images[some].max() == 1 and not structures.pbc[rows].any():
-            yield _isolated(structures, rows, radius)
-        else:
-            yield _periodic(structures, images, rows, radius)
+    turn = np.cumsum(images.candidates[chosen]) // CANDIDATES_AT_ONCE
+    n_images = (2 * images.steps + 1).prod(axis=1)
+    periodic, offsets = np.atleast_1d(structures.pbc.any(axis=1)), structures.offsets
+    for block in np.split(chosen, np.flatnonzero(np.diff(turn)) + 1):
+        if len(block):
+            found = [
+                (_periodic if periodic[rows].any() else _isolated)(structures, images, rows, radius)
+                for rows in _alike(block, structures.n_atoms[block], n_images[block])
+            ]
+            first, last = int(offsets[block[0]]), int(offsets[block[-1] + 1])
+            yield found[0] if len(found) == 1 else merged(found, first, last)
 
 
-def _portions(n_atoms: Rows, n_images: Rows) -> Iterator[Rows]:
-    """Structures of like size and number of images, in their order, few enough for one pass."""
+def merged(parts: Sequence[Pairs], first: int, last: int) -> Pairs:
+    """One list of pairs, sorted by receiver, out of several in which those of each receiver stand side by side.
+
+    Args:
+        parts: no two have pairs of one receiver.
+        first, last: all receivers lie between these atoms.
+    """
+    receiver, sender, shift, distance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    count = np.bincount(receiver - first, minlength=last - first)
+    begins = np.flatnonzero(np.diff(receiver, prepend=-1))  # only these runs must be put in order
+    at = np.zeros(last - first, np.int64)
+    at[receiver[begins] - first] = begins
+    order = atom_rows(at, count)
+    return (
+        np.repeat(np.arange(first, last), count),
+        np.take(sender, order),
+        np.take(shift, order, axis=0),
+        np.take(distance, order),
+    )
+
+
+def _alike(rows: Rows, n_atoms: Rows, n_images: Rows) -> Iterator[Rows]:
+    """`rows` in groups of like size and number of images, in their order; one, where padding costs less than calls."""
+    work_of_all = int((n_atoms**2 * n_images).sum())
+    if len(rows) * int(n_atoms.max()) ** 2 * int(n_images.max()) <= work_of_all + PADDED:
+        yield rows
+        return
     order = np.lexsort((n_atoms, n_images))
     size, count = n_atoms[order].tolist(), n_images[order].tolist()
-    start, work = 0, 0
+    start, work, largest = 0, 0, 0
     for at in range(len(order)):
-        own = size[at] ** 2 * count[at]
-        padded = (at + 1 - start) * size[at] ** 2 * count[at]
-        if at > start and (padded > CANDIDATES_AT_ONCE or padded > work + own + CALL):
-            yield np.sort(order[start:at])
-            start, work = at, 0
+        own, largest = size[at] ** 2 * count[at], max(largest, size[at])
+        if at > start and (at + 1 - start) * largest**2 * count[at] > work + own + PADDED:
+            yield np.sort(rows[order[start:at]])
+            start, work, largest = at, 0, size[at]
         work += own
-    if len(order):
-        yield np.sort(order[start:])
+    yield np.sort(rows[order[start:]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +161,19 @@ def _stacked(structures: Structures, rows: Rows) -> _Stack:
     return _Stack(first, np.moveaxis(x, 2, 0).astype(np.float64, order="C"), empty if empty.any() else None)
 
 
-def _isolated(structures: Structures, rows: Rows, radius: float) -> Pairs:
+def _isolated(structures: Structures, _: Images, rows: Rows, radius: float) -> Pairs:
     """Pairs of structures without periodicity."""
     stack = _stacked(structures, rows)
     _, B, n = stack.x.shape
     if stack.empty is not None:  # far from every atom, and from one another
         stack.x[:, stack.empty] = np.broadcast_to(FAR * np.arange(1, n + 1), (B, n))[stack.empty]
-    square, difference = np.zeros((B, n, n)), np.empty((B, n, n))
-    for x in stack.x:
-        np.subtract(x[:, None, :], x[:, :, None], out=difference)
-        np.multiply(difference, difference, out=difference)
-        square += difference
+    square, difference = np.empty((B, n, n)), np.empty((B, n, n))
+    for k, x in enumerate(stack.x):
+        d = square if k == 0 else difference
+        np.subtract(x[:, None, :], x[:, :, None], out=d)
+        np.multiply(d, d, out=d)
+        if k > 0:
+            square += d
     square.reshape(B, n * n)[:, :: n + 1] = FAR  # an atom is no neighbour of its own
     flat = square.reshape(-1)
     pair = np.flatnonzero(flat < radius * radius)

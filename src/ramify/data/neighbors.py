@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from vesin import NeighborList
 
-from ramify.data.all_pairs import CANDIDATES_OF_ONE, Pairs, all_pairs, images_within
-from ramify.structures import Structures, atom_rows
+from ramify.data.all_pairs import CANDIDATES_OF_ONE, Pairs, all_pairs, images_within, merged
+from ramify.structures import Structures
 
 SOFTNESS = 0.25
 """Å before its own distance over which an atom comes to count. Smaller keeps more of the neighbourhood, larger makes
@@ -113,23 +113,14 @@ def _pairs(structures: Structures, radius: float) -> Pairs:
     images = images_within(structures, radius)
     small = images.candidates <= CANDIDATES_OF_ONE
     found = list(all_pairs(structures, images, np.flatnonzero(small), radius))
-    found += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~small)]
+    if not small.all():
+        found += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~small)]
+        return merged(found, 0, len(structures.numbers))
     if len(found) == 1:
         return found[0]
     found.append((np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32), np.zeros(0)))
     receiver, sender, shift, distance = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    # the pairs of one receiver stand side by side already: only these runs must be put in order
-    count = np.bincount(receiver, minlength=len(structures.numbers))
-    begins = np.flatnonzero(np.diff(receiver, prepend=-1))
-    first = np.zeros(len(count), np.int64)
-    first[receiver[begins]] = begins
-    order = atom_rows(first, count)
-    return (
-        np.repeat(np.arange(len(count)), count),
-        np.take(sender, order),
-        np.take(shift, order, axis=0),
-        np.take(distance, order),
-    )
+    return receiver, sender, shift, distance
 
 
 def _cell_list(structures: Structures, index: int, radius: float) -> Pairs:
