@@ -108,6 +108,14 @@ def make_store(path: Path, kind: Kind, structures: int, *, validation: float = 0
     return manifest
 
 
+def column_bytes(manifest: Manifest) -> int:
+    """Bytes of all columns of a store."""
+    return sum(
+        int(np.prod(column.shape, dtype=np.int64)) * np.dtype(column.dtype).itemsize
+        for column in manifest.columns.values()
+    )
+
+
 def _pieces(name: str, base: NDArray[Any], rows: int) -> Iterator[NDArray[Any]]:
     """`base` again and again, `rows` rows in all; the columns that tell structures apart count them."""
     if name in ("row", "group"):
