@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ramify.data.blocks import memory_of
 from ramify.data.homes import TAKEN, Columns, Rows
 from ramify.data.records import Words, record_words, unpack
 from ramify.data.row_index import RowIndex
@@ -22,7 +23,6 @@ from ramify.data.share import load_share, shared_n_atoms
 from ramify.data.store import Store
 from ramify.data.store_files import open_files
 from ramify.errors import RamifyError
-from ramify.structures import atom_rows
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -115,22 +115,16 @@ class DistributedHome:
         if not self._is_shared_memory():
             self._answering = _Answering(self._group)
 
-    def take(self, rows: Rows, starts: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
+    def take(self, rows: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
         """See `Home`; whole records are fetched, whichever columns are asked for."""
         words, at = record_words(n_atoms), self._index.starts(rows)
-        owner = np.searchsorted(self._first_rows, rows, side="right") - 1
-        away = owner != self._group.rank
-        order = np.argsort(np.where(away, rows, -1), kind="stable")  # this rank's own, then ascending: neighbours meet
+        order = np.argsort(rows, kind="stable")  # so that neighbours meet
         place = np.empty_like(at)
-        place[order] = np.cumsum(words[order]) - words[order]
+        ordered = words[order]
+        place[order] = np.cumsum(ordered) - ordered
         buffer = self._buffer(int(words.sum()))
-        own = np.flatnonzero(~away)
-        if len(own):
-            source = atom_rows(at[own] - self._first_words[self._group.rank], words[own])
-            np.take(self.memory, source, out=buffer[: len(source)], mode="clip")  # with "raise" it would copy once more
-        if len(own) < len(rows):
-            other = order[len(own) :]
-            self._fetch(buffer, rows[other], owner[other], at[other], place[other], words[other])
+        if len(rows):
+            self._fetch(buffer, rows[order], at[order], place[order], ordered)
         found = unpack(buffer, place, n_atoms)
         return {name: found[name] for name in columns}
 
@@ -148,23 +142,30 @@ class DistributedHome:
             self._window = None
             self._release()
 
-    def _fetch(self, buffer: Words, rows: Rows, owner: Rows, at: Rows, place: Rows, words: Rows) -> None:
-        """Reads records of other ranks, ascending by row, into their places in `buffer`."""
-        apart = (np.diff(rows) != 1) | (np.diff(owner) != 0)
+    def _fetch(self, buffer: Words, rows: Rows, at: Rows, place: Rows, words: Rows) -> None:
+        """Copies records, ascending by row, into their places in `buffer`: this rank's own, and those of others."""
+        owner = np.searchsorted(self._first_rows, rows, side="right") - 1
+        apart = (rows[1:] != rows[:-1] + 1) | (owner[1:] != owner[:-1])
         first = np.concatenate([[0], np.flatnonzero(apart) + 1])
-        size = np.add.reduceat(words, first)
-        bytes_, byte, get = memoryview(buffer.data).cast("B"), self._mpi.BYTE, self._window.Get
-        source = at[first] - self._first_words[owner[first]]
+        owner = owner[first]
+        runs = zip(
+            owner.tolist(),
+            (4 * (at[first] - self._first_words[owner])).tolist(),
+            (4 * place[first]).tolist(),
+            (4 * np.add.reduceat(words, first)).tolist(),
+            strict=True,
+        )
+        own, target, byte = memory_of(self.memory), memory_of(buffer), self._mpi.BYTE
+        get, rank, waiting = self._window.Get, self._group.rank, False
         with _turn:
-            for target, begin, to, end in zip(
-                owner[first].tolist(),
-                (4 * source).tolist(),
-                (4 * place[first]).tolist(),
-                (4 * (place[first] + size)).tolist(),
-                strict=True,
-            ):
-                get((bytes_[to:end], byte), target, begin)
-            self._window.Flush_all()
+            for holder, begin, to, size in runs:
+                if holder == rank:
+                    target[to : to + size] = own[begin : begin + size]
+                else:
+                    get((target[to : to + size], byte), holder, begin)
+                    waiting = True
+            if waiting:
+                self._window.Flush_all()
 
     def _buffer(self, words: int) -> Words:
         """Memory of this thread's for the records of one batch."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ramify.data.blocks import block_count, block_rows, touched_blocks
 from ramify.data.columns import COLUMNS
+from ramify.data.row_index import RowIndex
 from ramify.data.store_files import StoreFiles, check_block
 from ramify.structures import atom_rows
 
@@ -20,12 +21,11 @@ TAKEN = tuple(name for name in COLUMNS if name != "n_atoms")
 class Home(Protocol):
     """What a store takes structures from."""
 
-    def take(self, rows: Rows, starts: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
+    def take(self, rows: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
         """Columns of the structures at `rows` (T,), in that order, in memory of their own.
 
         Args:
             rows: which structures.
-            starts: their first atoms.
             n_atoms: atoms of each.
             columns: which; all but `n_atoms` if not given.
         """
@@ -39,7 +39,7 @@ class ArrayHome:
 
     Args:
         columns: of the whole store.
-        check: called with the same arguments before rows are taken.
+        check: called with rows, their first atoms and their numbers of atoms before they are taken.
         release: called when the store is closed.
     """
 
@@ -50,14 +50,14 @@ class ArrayHome:
         release: Callable[[], None] = lambda: None,
     ) -> None:
         self._columns, self._check, self._release = dict(columns), check, release
+        self._index = RowIndex(self._columns["n_atoms"])
 
-    def take(self, rows: Rows, starts: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
+    def take(self, rows: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
         """See `Home`."""
+        starts = self._index.starts(rows)
         self._check(rows, starts, n_atoms)
         atoms = atom_rows(starts, n_atoms)
-        return {
-            name: np.take(self._columns[name], atoms if COLUMNS[name].per_atom else rows, axis=0) for name in columns
-        }
+        return {name: self._columns[name].take(atoms if COLUMNS[name].per_atom else rows, axis=0) for name in columns}
 
     def close(self) -> None:
         """See `Home`."""

@@ -1,7 +1,7 @@
 """Structures as records: everything of one structure side by side, so that one read of contiguous bytes fetches it.
 
-A record begins with a head of fixed size (what a structure has once), then come the positions, the forces and the
-atomic numbers of its atoms; it ends at a multiple of four bytes, so that all of it can be moved as 32-bit words.
+A record begins with a head of fixed size (what a structure has once), then come position and force of each atom, then
+the atomic numbers; it ends at a multiple of four bytes, so that all of it can be moved as 32-bit words.
 """
 
 from typing import Any
@@ -19,8 +19,13 @@ _HEAD_COLUMNS = [name for name, kind in COLUMNS.items() if not kind.per_atom and
 HEAD = np.dtype([*[(name, COLUMNS[name].dtype, COLUMNS[name].row) for name in _HEAD_COLUMNS], ("padding", "u1", (1,))])
 """What a structure has once; its number of atoms is known to who looks for it."""
 HEAD_WORDS = HEAD.itemsize // 4
+_HEAD = np.arange(HEAD_WORDS)
 assert HEAD.itemsize % 4 == 0
-assert {name for name, kind in COLUMNS.items() if kind.per_atom} == {"positions", "forces", "numbers"}
+assert {name: kind.dtype for name, kind in COLUMNS.items() if kind.per_atom} == {
+    "numbers": "|u1",
+    "positions": "<f4",
+    "forces": "<f4",
+}
 
 
 def record_words(n_atoms: Rows) -> Rows:
@@ -41,12 +46,11 @@ def pack(columns: dict[str, NDArray[Any]], out: Words, at: Rows) -> None:
     heads = np.zeros(len(n_atoms), HEAD)
     for name in _HEAD_COLUMNS:
         heads[name] = columns[name]
-    out[at[:, None] + np.arange(HEAD_WORDS)] = heads.view(np.uint32).reshape(-1, HEAD_WORDS)
+    out[at[:, None] + _HEAD] = heads.view(np.uint32).reshape(-1, HEAD_WORDS)
+    vectors = np.concatenate([columns["positions"], columns["forces"]], axis=1, dtype=np.float32)
     first = at + HEAD_WORDS
-    for name in ("positions", "forces"):
-        out[atom_rows(first, 3 * n_atoms)] = np.ascontiguousarray(columns[name]).view(np.uint32).reshape(-1)
-        first = first + 3 * n_atoms
-    out.view(np.uint8)[atom_rows(4 * first, n_atoms)] = columns["numbers"]
+    out[atom_rows(first, 6 * n_atoms)] = vectors.view(np.uint32).reshape(-1)
+    out.view(np.uint8)[atom_rows(4 * (first + 6 * n_atoms), n_atoms)] = columns["numbers"]
 
 
 def unpack(words: Words, at: Rows, n_atoms: Rows) -> dict[str, NDArray[Any]]:
@@ -57,12 +61,14 @@ def unpack(words: Words, at: Rows, n_atoms: Rows) -> dict[str, NDArray[Any]]:
         at: (T,) the word at which each begins.
         n_atoms: (T,) atoms of each.
     """
-    heads = np.take(words, at[:, None] + np.arange(HEAD_WORDS)).view(HEAD).reshape(-1)
+    heads = words.take(at[:, None] + _HEAD).view(HEAD).reshape(-1)
     columns: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(heads[name]) for name in _HEAD_COLUMNS}
-    first, coordinates = at + HEAD_WORDS, 3 * n_atoms
-    for name in ("positions", "forces"):
-        found = np.take(words, atom_rows(first, coordinates))
-        columns[name] = found.view(COLUMNS[name].dtype).reshape(-1, 3)
-        first = first + coordinates
-    columns["numbers"] = np.take(words.view(np.uint8), atom_rows(4 * first, n_atoms))
+    first = at + HEAD_WORDS
+    before = np.cumsum(n_atoms) - n_atoms
+    atom = np.arange(int(n_atoms.sum()))
+    # a window of six words for each place where one may begin: what is looked up are atoms, not words
+    windows = np.ndarray((max(0, len(words) - 5),), "V24", words, strides=(4,))
+    vectors = windows[np.repeat(first - 6 * before, n_atoms) + 6 * atom].view(np.float32).reshape(-1, 6)
+    columns["positions"], columns["forces"] = (np.ascontiguousarray(vectors[:, k : k + 3]) for k in (0, 3))
+    columns["numbers"] = words.view(np.uint8).take(np.repeat(4 * (first + 6 * n_atoms) - before, n_atoms) + atom)
     return columns

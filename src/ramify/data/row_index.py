@@ -44,11 +44,12 @@ class RowIndex:
 
     def starts(self, rows: Rows) -> Rows:
         """Where each of `rows` (T,) begins; for `len(self)` the end of all."""
-        entry, place = np.divmod(rows, STRIDE)
-        before = entry[:, None] * STRIDE + _PLACES
-        lengths = self._lengths(np.take(self._n_atoms, before, mode="clip").astype(np.int64))  # clipped ones are masked
-        lengths *= place[:, None] > _PLACES
-        starts: Rows = np.take(self._starts, entry) + lengths.sum(axis=1)
+        entry = rows // STRIDE
+        first = entry * STRIDE
+        before = self._n_atoms.take(first[:, None] + _PLACES, mode="clip")  # those beyond the end are masked
+        lengths = self._lengths(before.astype(np.int64))
+        lengths *= (rows - first)[:, None] > _PLACES
+        starts: Rows = self._starts.take(entry) + lengths.sum(axis=1)
         return starts
 
     def shares(self, parts: int) -> list[int]:

@@ -16,7 +16,6 @@ from ramify.data.columns import COLUMNS
 from ramify.data.homes import ArrayHome, FirstTouch, Home, Rows
 from ramify.data.manifest import REBUILD, SPLITS, Manifest
 from ramify.data.node_memory import NodeMemory
-from ramify.data.row_index import RowIndex
 from ramify.data.store_files import MappedFiles, damaged, open_files
 from ramify.data.store_files import verify as verify_files
 from ramify.elements import MAX_NUMBER, NUMBERS
@@ -67,8 +66,8 @@ class Store:
         self.references = np.full(MAX_NUMBER + 1, np.nan)
         for symbol, energy in manifest.references.energies.items():
             self.references[NUMBERS[symbol]] = energy
-        self._index, self._home = RowIndex(n_atoms), home
-        if self._index.shortest < 1 or self._index.total != manifest.atoms:
+        self._home = home
+        if n_atoms.min(initial=1) < 1 or n_atoms.sum(dtype=np.int64) != manifest.atoms:
             raise damaged(path, f"the atoms of its structures do not add up to {manifest.atoms}")
 
     @classmethod
@@ -135,8 +134,8 @@ class Store:
             RamifyError: they are damaged.
         """
         row = np.asarray(rows, np.int64)
-        n_atoms = np.take(self.n_atoms, row).astype(np.int64)
-        taken = self._home.take(row, self._index.starts(row), n_atoms)
+        n_atoms = self.n_atoms.take(row).astype(np.int64)
+        taken = self._home.take(row, n_atoms)
         for name in ("group", "origin"):
             taken[name] = taken[name].astype(np.int64)
         return Structures(
