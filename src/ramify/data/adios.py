@@ -6,9 +6,11 @@ read as a whole when a run begins, into memory that the processes share. Every c
 its unit beside it as an attribute; `bpls -la columns.bp` lists them.
 """
 
+import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.data.columns import COLUMNS
-from ramify.data.manifest import Manifest
+from ramify.data.manifest import Column, Manifest
 from ramify.data.store_files import ADIOS_FILE, Form, damaged
 from ramify.errors import RamifyError
 from ramify.files import read_json, sha256, write_json
@@ -41,29 +43,51 @@ def write_adios(path: Path, manifest: Manifest, pieces: Mapping[str, Iterable[tu
         pieces: of every column: first row, and rows (whose memory may be used again for the next piece).
 
     Raises:
-        OSError, RuntimeError: it cannot be written.
+        OSError: it cannot be written.
     """
     adios2 = _adios2()
     io = adios2.Adios().declare_io("write")
     io.set_engine("BP5")
     io.set_parameters(PARAMETERS)
-    engine = io.open(str(path), adios2.bindings.Mode.Write)
-    try:
-        engine.begin_step()
-        for name, parts in pieces.items():
-            stated = manifest.columns[name]
-            kind = np.empty(1, _stored(stated.dtype))
-            variable = io.define_variable(name, kind, list(stated.shape), [0] * len(stated.shape), list(stated.shape))
-            if name in UNITS:
-                io.define_attribute("unit", UNITS[name], name)
-            for start, piece in parts:
-                variable.set_selection([[start, *[0] * (piece.ndim - 1)], list(piece.shape)])
-                engine.put(variable, piece.view(kind.dtype), adios2.bindings.Mode.Deferred)
-                engine.perform_data_write()  # before the memory of the piece is used again
-        engine.end_step()
-    finally:
+    with _system_errors(path):
+        engine = io.open(str(path), adios2.bindings.Mode.Write)
+        try:
+            engine.begin_step()
+            for name, parts in pieces.items():
+                _put(adios2, io, engine, name, manifest.columns[name], parts)
+            engine.end_step()
+        except BaseException:
+            with suppress(RuntimeError):  # it may try again to write what it could not
+                engine.close()
+            raise
         engine.close()
     write_json(path.with_name(PARTS_FILE), _parts(path))
+
+
+def _put(
+    adios2: Any, io: Any, engine: Any, name: str, stated: Column, parts: Iterable[tuple[int, NDArray[Any]]]
+) -> None:
+    """Writes one column."""
+    kind = np.empty(1, _stored(stated.dtype))
+    variable = io.define_variable(name, kind, list(stated.shape), [0] * len(stated.shape), list(stated.shape))
+    if name in UNITS:
+        io.define_attribute("unit", UNITS[name], name)
+    for start, piece in parts:
+        variable.set_selection([[start, *[0] * (piece.ndim - 1)], list(piece.shape)])
+        engine.put(variable, piece.view(kind.dtype), adios2.bindings.Mode.Deferred)
+        engine.perform_data_write()  # before the memory of the piece is used again
+
+
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Turns what ADIOS2 says of the system's errors into the errors themselves."""
+    try:
+        yield
+    except RuntimeError as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 class AdiosFiles:

@@ -24,7 +24,7 @@ from ramify.data.store_files import (
     verify_names,
 )
 from ramify.errors import RamifyError
-from ramify.files import whole_folder, write_json
+from ramify.files import write_json
 
 Progress = Callable[[int], None]
 """Hears of every piece: how many bytes more are done."""
@@ -54,7 +54,7 @@ def convert_store(source: Path, to: Form, target: Path | None = None, progress: 
     with open_files(source) as files:
         if files.form == to:
             raise RamifyError(f"the store {source} has the form `{to}` already", fix="there is nothing to do")
-        with replaced_store(source) if target is None else whole_folder(target) as folder:
+        with replaced_store(source if target is None else target) as folder:
             verify_names(files)
             for name in ("names.json", "quarantine.jsonl"):
                 if (source / name).exists():

@@ -28,7 +28,9 @@ from ramify.data.manifest import Manifest
 from ramify.data.store_files import StoreFiles, check_block, checksums
 from ramify.errors import RamifyError
 
-FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+FOLDER = Path(
+    os.environ.get("RAMIFY_SHARED_MEMORY", "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
+)
 """Where memory has names; elsewhere than on Linux a file does, which the system keeps in memory too."""
 PREFIX = f"ramify-{os.getuid()}-"
 PAGE = 4096
@@ -107,7 +109,8 @@ def _make(handle: int, path: Path, size: int, fill: Callable[[mmap.mmap], None])
         if size > free:
             raise RamifyError(
                 f"{size / 1e9:.2f} GB of memory are needed for the columns, {FOLDER} has {free / 1e9:.2f} GB left",
-                fix="use a store of the form `mapped` without data.preload, or data.store: distributed on more nodes",
+                fix="enlarge it or name another tmpfs by RAMIFY_SHARED_MEMORY; or do not preload mapped stores, or use "
+                "data.store: distributed over more nodes",
             )
         os.posix_fallocate(handle, 0, size)  # takes the memory now: writing to it later cannot fail
         memory = mmap.mmap(handle, size)

@@ -17,8 +17,8 @@ from ramify.files import whole_folder
 def replaced_store(target: Path) -> Iterator[Path]:
     """Gives a folder to write a store into; it becomes `target` when the block ends without error.
 
-    A store that was at `target` is put aside only then, and comes back if anything goes wrong. While the block runs the
-    folder is locked, so that a second writer is told; the lock ends with the process, however that ends.
+    A store that is at `target` now is put aside only then, and comes back if anything goes wrong. While the block runs
+    the folder is locked, so that a second writer is told; the lock ends with the process, however that ends.
 
     Raises:
         RamifyError: another process is writing this store, or wrote it meanwhile; or the disk is full.
@@ -29,11 +29,12 @@ def replaced_store(target: Path) -> Iterator[Path]:
         with ExitStack() as until_renamed:
             with _locked(target.parent):  # one process at a time looks around and settles
                 _refuse_second_writer(target)
+                replacing = target.exists()
                 lock = until_renamed.enter_context(ExitStack())
                 folder = until_renamed.enter_context(whole_folder(target))
                 lock.enter_context(_locked(folder))
             yield folder
-            if target.exists():
+            if replacing and target.exists():
                 os.rename(target, replaced)
     except BaseException as error:
         if replaced.exists() and not target.exists():
