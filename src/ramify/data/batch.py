@@ -93,8 +93,11 @@ class Batch:
             (p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts
         ]
 
+        kind = np.float64 if dtype == torch.float64 else np.float32
+
         def real(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
+            # converted by numpy: PyTorch would start its threads from the thread that makes batches
+            return torch.from_numpy(np.ascontiguousarray(array, kind))
 
         return cls(
             numbers=torch.from_numpy(_joined(parts, "numbers").astype(np.int64)),
@@ -117,11 +120,20 @@ class Batch:
             datasets=_segments([p.dataset for p in parts], parts),
         )
 
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch on another device."""
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device; `non_blocking` returns before it has arrived."""
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()}
         return replace(self, **moved)
+
+    def pinned(self) -> Self:
+        """The same batch in page-locked memory, from which a device copies by itself."""
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+        return replace(self, **pinned)
 
 
 def _joined(parts: Sequence[Part], column: str) -> np.ndarray:

@@ -128,6 +128,9 @@ class DistributedHome:
         found = unpack(buffer, place, n_atoms)
         return {name: found[name] for name in columns}
 
+    def load(self) -> None:
+        """See `Home`: there is nothing to do."""
+
     def close(self) -> None:
         """See `Home`; all ranks of the group together."""
         if self._answering is not None:

@@ -1,5 +1,6 @@
 """Where the columns of an open store are: arrays of this process or of its node, checked when they are first read."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,9 @@ class Home(Protocol):
             columns: which; all but `n_atoms` if not given.
         """
 
+    def load(self) -> None:
+        """Reads what has to be read as a whole, if that is not done yet."""
+
     def close(self) -> None:
         """Gives memory back; nothing can be taken any more."""
 
@@ -59,10 +63,47 @@ class ArrayHome:
         atoms = atom_rows(starts, n_atoms)
         return {name: self._columns[name].take(atoms if COLUMNS[name].per_atom else rows, axis=0) for name in columns}
 
+    def load(self) -> None:
+        """See `Home`: there is nothing to do."""
+
     def close(self) -> None:
         """See `Home`."""
         self._columns = {}
         self._release()
+
+
+class LaterHome:
+    """A home that is read into memory when it is first needed, by whichever thread needs it.
+
+    Args:
+        read: gives the home.
+        release: called when the store is closed.
+    """
+
+    def __init__(self, read: Callable[[], Home], release: Callable[[], None]) -> None:
+        self._read, self._release = read, release
+        self._home: Home | None = None
+        self._reading = threading.Lock()
+
+    def take(self, rows: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
+        """See `Home`."""
+        return self._there().take(rows, n_atoms, columns)
+
+    def load(self) -> None:
+        """See `Home`."""
+        self._there()
+
+    def close(self) -> None:
+        """See `Home`."""
+        if self._home is not None:
+            self._home.close()
+        self._release()
+
+    def _there(self) -> Home:
+        with self._reading:
+            if self._home is None:
+                self._home = self._read()
+            return self._home
 
 
 class FirstTouch:

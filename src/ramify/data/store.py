@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.data.columns import COLUMNS
-from ramify.data.homes import ArrayHome, FirstTouch, Home, Rows
+from ramify.data.homes import TAKEN, ArrayHome, FirstTouch, Home, LaterHome, Rows
 from ramify.data.manifest import REBUILD, SPLITS, Manifest
 from ramify.data.node_memory import NodeMemory
+from ramify.data.share import shared_n_atoms
 from ramify.data.store_files import MappedFiles, damaged, open_files
 from ramify.data.store_files import verify as verify_files
 from ramify.elements import MAX_NUMBER, NUMBERS
@@ -77,6 +78,7 @@ class Store:
         *,
         verify: bool = False,
         preload: bool = False,
+        later: bool = False,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Self:
         """Opens the store in folder `path`.
@@ -88,6 +90,7 @@ class Store:
             path: the folder.
             verify: first read every file and compare all checksums (as fast as the disk).
             preload: read a mapped store into shared memory too, in sequence.
+            later: read into shared memory not now but when the first structure is asked for, or by `load`.
             progress: hears how many bytes have been read into shared memory.
 
         Raises:
@@ -96,13 +99,17 @@ class Store:
         with open_files(path) as files:
             if verify:
                 verify_files(files)
-            if preload or not isinstance(files, MappedFiles):
-                memory = NodeMemory(files, list(COLUMNS), progress)
-                columns, home = memory.columns, ArrayHome(memory.columns, release=memory.close)
-            else:
+            if isinstance(files, MappedFiles) and not preload:
                 columns = {name: files.map(name) for name in COLUMNS}
-                home = ArrayHome(columns, first_touch(files, columns))
-            return cls(files.path, files.manifest, columns["n_atoms"], home)
+                return cls(
+                    files.path, files.manifest, columns["n_atoms"], ArrayHome(columns, first_touch(files, columns))
+                )
+            n_atoms, release = shared_n_atoms(files)
+            home = LaterHome(lambda: _read(files.path, n_atoms, progress), release)
+            store = cls(files.path, files.manifest, n_atoms, home)
+        if not later:
+            store.load()
+        return store
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -114,6 +121,14 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def load(self) -> None:
+        """Reads into shared memory now what else would be read when the first structure is asked for.
+
+        Raises:
+            RamifyError: damaged, or not enough memory.
+        """
+        self._home.load()
 
     def close(self) -> None:
         """Gives back shared memory, of which this process then holds nothing but what it has taken."""
@@ -170,9 +185,7 @@ class Store:
 
     def _some(self, rows: NDArray[np.int64], *columns: str) -> dict[str, NDArray[Any]]:
         """Some columns of the structures at `rows`."""
-        n_atoms = np.take(self.n_atoms, rows).astype(np.int64)
-        found = self._home.take(rows, self._index.starts(rows), n_atoms)
-        return {name: found[name] for name in columns}
+        return self._home.take(rows, self.n_atoms.take(rows).astype(np.int64), columns)
 
     @cached_property
     def _split_ends(self) -> NDArray[np.int64]:
@@ -198,3 +211,10 @@ def first_touch(files: MappedFiles, columns: Mapping[str, NDArray[Any]]) -> Call
     check = FirstTouch(files, columns)
     check.whole("n_atoms")
     return check
+
+
+def _read(path: Path, n_atoms: NDArray[np.int32], progress: Callable[[int], None]) -> Home:
+    """All columns but the numbers of atoms, which are there already, in shared memory."""
+    with open_files(path) as files:
+        memory = NodeMemory(files, TAKEN, progress)
+    return ArrayHome({**memory.columns, "n_atoms": n_atoms}, release=memory.close)
