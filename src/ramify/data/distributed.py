@@ -7,6 +7,7 @@ rows as one, and completes them at once.
 """
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -106,6 +107,7 @@ class DistributedHome:
         self._window.Lock_all(mpi.MODE_NOCHECK)
         self._buffers = threading.local()
         self._answering: _Answering | None = None
+        _open.append(self)
 
     def open_to_others(self) -> None:
         """Lets the other ranks read what is now in `memory`; returns when they may be read too."""
@@ -137,6 +139,7 @@ class DistributedHome:
             self._answering.stop()
             self._answering = None
         if self._window is not None:
+            _open.remove(self)
             self.memory = np.empty(0, np.uint32)
             self._group.Barrier()  # someone may be reading still
             self._window.Unlock_all()
@@ -186,6 +189,25 @@ class DistributedHome:
         except self._mpi.Exception:  # not asked of such windows before MPI 4.1
             shared = self._group.size == 1
         return bool(self._group.allreduce(shared, op=self._mpi.LAND))
+
+
+_open: list[DistributedHome] = []
+"""Homes that are open in this process, in the order in which they were opened, which is the same on all ranks."""
+
+
+def close_all() -> None:
+    """Closes what is still open; all ranks together, when they are through."""
+    for home in list(_open):
+        home.close()
+
+
+def end_others(why: str) -> None:
+    """Ends all ranks where stores are shared, because this one has failed: it would otherwise wait for the others at
+    its end, as MPI demands, and they for it. `why` goes to standard error before."""
+    if _open:
+        sys.stderr.write(why)
+        sys.stderr.flush()
+        _mpi().COMM_WORLD.Abort(1)
 
 
 _turn = threading.Lock()

@@ -1,5 +1,6 @@
 """Opens what a recipe trains on: the stores of its datasets, and readers of their splits."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ def house_stores(recipe: Recipe, stores: Mapping[str, Store], ranks: Mapping[str
         housed[name] = open_distributed(store.path, ranks=ranks[name], width=recipe.data.width)
         store.close()
     return housed
+
+
+def close_shared_stores() -> None:
+    """Closes stores that ranks share; all ranks together, when the run is over."""
+    if "ramify.data.distributed" in sys.modules:
+        sys.modules["ramify.data.distributed"].close_all()
+
+
+def end_sharing_ranks(why: str) -> None:
+    """Ends all ranks if this one, which has failed, shares stores with others; `why` is printed before."""
+    if "ramify.data.distributed" in sys.modules:
+        sys.modules["ramify.data.distributed"].end_others(why)
 
 
 def _check_form(dataset: str, path: Path, wanted: str) -> None:

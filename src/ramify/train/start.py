@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ramify.checkpoint import Checkpoint, keep_checkpoint, tidy
-from ramify.data.open import check_same_data, house_stores, open_split, open_stores
+from ramify.data.open import check_same_data, close_shared_stores, house_stores, open_split, open_stores
 from ramify.data.store import Store
 from ramify.errors import RamifyError
 from ramify.parallel.agree import Alone, Met, Ranks, each, on_lead
@@ -64,6 +64,7 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
         ranks = Met(site.rank, site.world) if site.world > 1 else Alone()
         try:
             yield Process(ranks, device, stop, watchdog)
+            close_shared_stores()
         except RuntimeError as error:
             if site.world == 1 or not _is_of_a_sum(error):
                 raise
