@@ -1,11 +1,11 @@
 #!/bin/sh
-# All figures of docs/scaling.md that depend on the machine, into a folder. Two free cores, under six minutes.
+# All figures of docs/scaling.md that depend on the machine, into a folder. Two free cores, under seven minutes.
 #     benchmarks/scaling.sh results
 set -eu
 out=${1:-scaling-results}
 ramify=${RAMIFY:-ramify}
 $ramify bench scale paper --branches 2 --ranks 1,2 --placements replicated,per-branch,per-branch+shard \
-    --batch 8 --total 16 --warmup 2 --steps 5 --calibrate --out "$out/scale"
+    --batch 24 --total 24 --warmup 1 --steps 5 --calibrate --out "$out/scale"
 $ramify bench predict paper --sizes paper --measured "$out/scale/scale.json" --out "$out/here"
 $ramify bench memory paper optimizer.ema=0 --check 4 --out "$out/memory"
 for machine in frontier perlmutter aurora; do

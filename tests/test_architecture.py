@@ -24,26 +24,34 @@ LAYERS = (
     {"parallel"},
     {"checkpoint"},
     {"evaluate"},
+    {"inference"},
     {"train"},
     {"bench"},
-    {"demo", "console", "inspect", "cli", "cli_bench", "cli_words", "__main__"},
+    {"demo", "console", "inspect", "cli", "cli_bench", "cli_inference", "cli_words", "__main__"},
 )
 """Rooms (top-level modules and packages) from the ground up; a room may import from its own layer and those below."""
 
-IMPORTED_AS = {"pyyaml": "yaml", "ase-db-backends": "ase_db_backends"}
-BROUGHT_ALONG = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}
+IMPORTED_AS = {
+    "pyyaml": "yaml",
+    "ase-db-backends": "ase_db_backends",
+    "torch-sim-atomistic": "torch_sim",
+    "metatomic-torch": "metatomic",
+}
+BROUGHT_ALONG = {"markupsafe": "jinja2", "pydantic_core": "pydantic", "metatensor": "metatomic"}
 """Modules imported here that a declared dependency cannot do without."""
 ONLY_IN = {
     "h5py": {"sources"},
     "orjson": {"sources"},
     "lmdb": {"sources"},
     "vesin": {"data"},
-    "safetensors": {"checkpoint"},
-    "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "train", "bench"},
+    "safetensors": {"checkpoint", "inference"},
+    "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "inference", "train", "bench"},
+    "torch_sim": {"inference"},
+    "metatomic": {"inference"},
     "matplotlib": {"evaluate"},
     "jinja2": {"evaluate"},
-    "rich": {"evaluate", "demo", "console", "cli", "cli_words"},
-    "typer": {"cli", "cli_bench", "cli_words"},
+    "rich": {"evaluate", "demo", "console", "cli", "cli_inference", "cli_words"},
+    "typer": {"cli", "cli_bench", "cli_inference", "cli_words"},
 }
 """Where each of the heavier libraries may be used."""
 
@@ -114,14 +122,15 @@ def test_heavy_libraries_stay_in_their_rooms() -> None:
 
 
 def dependencies() -> dict[str, list[str]]:
-    """Names of the requirements in pyproject.toml: those to run, and those to develop."""
+    """Names of the requirements in pyproject.toml: those to run (`run`), and the extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    listed = {"run": project["dependencies"], "dev": project["optional-dependencies"]["dev"]}
+    listed = {"run": project["dependencies"], **project["optional-dependencies"]}
     return {kind: [re.split(r"[^\w.-]", line)[0] for line in lines] for kind, lines in listed.items()}
 
 
 def test_every_import_is_declared() -> None:
-    declared = {IMPORTED_AS.get(name, name).lower() for name in dependencies()["run"]}
+    usable = [name for extra, names in dependencies().items() if extra != "dev" for name in names]
+    declared = {IMPORTED_AS.get(name, name).lower() for name in usable}
     for name, path in modules().items():
         for library in {i.split(".")[0] for i in imported(path)} - set(sys.stdlib_module_names) - {"ramify"}:
             owner = BROUGHT_ALONG.get(library, library)

@@ -68,7 +68,7 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 def _rank(pipe: Connection, site: Site, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     import torch
 
-    from ramify.parallel.launch import joined
+    from ramify.parallel.meeting import joined
 
     torch.set_num_threads(1)
     try:

@@ -1,3 +1,27 @@
-"""Ramify pre-trains one graph neural network on many first-principles datasets: a shared encoder, and branches."""
+"""Ramify pre-trains one graph neural network on many first-principles datasets: a shared encoder, and branches.
+
+To use a trained model: `ramify.load`, `ramify.Calculator`.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_LATER = {
+    "load": "ramify.inference.model",
+    "Model": "ramify.inference.model",
+    "Calculator": "ramify.inference.calculator",
+    "TorchSimModel": "ramify.inference.torchsim",
+}
+"""What is imported when it is first asked for: PyTorch takes seconds to load, and most verbs do without it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'ramify' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LATER])

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ramify import __version__
 from ramify.cli_bench import bench
+from ramify.cli_inference import verbs
 from ramify.cli_words import (
     Json,
     Overrides,
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.add_typer(verbs)
 
 
 @app.command()
@@ -241,11 +243,11 @@ def report(run: RunArgument) -> None:
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A store, a run directory or a checkpoint.")],
+    path: Annotated[Path, typer.Argument(help="A store, a run directory, a checkpoint or an export.")],
     verify: Annotated[bool, typer.Option(help="Also compare all checksums.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What a store, a run or a checkpoint holds."""
+    """What a store, a run, a checkpoint or an export holds."""
     from ramify.inspect import describe
 
     title, facts = describe(path, verify=verify)
@@ -293,7 +295,7 @@ def _run_verb() -> None:
     except SystemExit as end:
         if end.code == 130:  # typer's for Ctrl-C
             message = "interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`"
-            errors.print(message, soft_wrap=True)
+            errors.print(f"{message}, predict and relax go on when they are called again", soft_wrap=True)
         raise
 
 

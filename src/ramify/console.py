@@ -20,7 +20,8 @@ from rich.table import Table
 
 from ramify.data.consistency import ACCEPTED
 
-if TYPE_CHECKING:  # the loop brings PyTorch, which takes seconds to load: not for every verb
+if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
+    from ramify.inference.relax import Relaxation
     from ramify.train.loop import Watch
 
 
@@ -91,6 +92,26 @@ def say_training(console: Console) -> Iterator[tuple["Watch", Callable[[str, int
             ),
             on_edges,
         )
+
+
+@contextmanager
+def step_bar(console: Console, title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar of steps; gives what is to be called with the number of steps done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=quiet) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda step: progress.update(task, completed=step)
+
+
+def relaxation_line(index: int, formula: str, found: "Relaxation | None", why: str) -> str:
+    """One relaxation, short; a structure without a result has only its reason."""
+    if found is None:
+        return f"{index:5d} {formula}: skipped, {why}"
+    done = "converged" if found.converged else "NOT CONVERGED"
+    line = (
+        f"{index:5d} {formula}: {done}, {found.steps} steps, {found.energy_change:+.4f} eV, {found.max_force:.4f} eV/Å"
+    )
+    return f"{line}; {why}" if why else line
 
 
 def evaluation_text(entry: Mapping[str, Any], width: int) -> str:

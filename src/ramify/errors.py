@@ -1,4 +1,7 @@
-"""The one error type a user is meant to see: a message that names the key, the value, what is accepted and the fix."""
+"""The one error type a user is meant to see: a message that names the key, the value, what is accepted and the fix.
+
+And the one warning.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -25,3 +28,7 @@ def nearest(word: str, accepted: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the accepted word closest to `word`, or an empty string when none is close."""
     match = difflib.get_close_matches(word, list(accepted), n=1, cutoff=0.6)
     return f", did you mean '{match[0]}'?" if match else ""
+
+
+class RamifyWarning(UserWarning):
+    """A number is given, but there is a reason to doubt it."""

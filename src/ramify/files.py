@@ -80,6 +80,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_sha256(content: Any) -> str:
+    """Checksum of what plain data say, whatever their layout in a file."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def sync(path: Path) -> None:
     """Asks the system to put a file's (or folder's) content on the disk."""
     handle = os.open(path, os.O_RDONLY)

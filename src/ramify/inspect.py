@@ -1,5 +1,6 @@
-"""`ramify inspect`: what a store, a run directory or a checkpoint holds."""
+"""`ramify inspect`: what a store, a run directory, a checkpoint or an export holds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ramify.data.store_files import open_files
 from ramify.data.store_files import verify as verify_files
 from ramify.errors import RamifyError
 from ramify.files import read_json
+from ramify.inference.exported import read_export
 from ramify.train.run import Run
 
 
@@ -15,7 +17,7 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
     """A title and the facts worth knowing.
 
     Args:
-        path: of a store, a run or a checkpoint.
+        path: of a store, a run, a checkpoint or an export.
         verify: read everything and compare checksums.
 
     Raises:
@@ -30,7 +32,9 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
             return f"store {path}", _store(path, verify)
         if kind == "ramify-checkpoint":
             return f"checkpoint {path}", _checkpoint(path, verify)
-    raise RamifyError(f"{path} is neither a store nor a run directory nor a checkpoint")
+        if kind == "ramify-model":
+            return f"model {path}", _export(path)
+    raise RamifyError(f"{path} is neither a store nor a run directory nor a checkpoint nor an export")
 
 
 def _store(path: Path, verify: bool) -> dict[str, Any]:
@@ -71,15 +75,35 @@ def _checkpoint(path: Path, verify: bool) -> dict[str, Any]:
     weights = checkpoint.weights()
     if verify:
         checkpoint.training()
-    sizes: dict[str, int] = {}
-    for name, tensor in weights.items():
-        part = name.split(".")[1] if name.startswith("branches.") else "encoder"
-        sizes[part] = sizes.get(part, 0) + tensor.numel()
     return {
         "step": checkpoint.step,
-        "parameters": sizes,
+        "parameters": _sizes(weights),
         "branch_of": checkpoint.manifest["branch_of"],
         "trainer": checkpoint.manifest["trainer"],
         "references": {n: m["references"]["energies"] for n, m in checkpoint.manifest["datasets"].items()},
         "ramify": checkpoint.manifest["ramify"],
     }
+
+
+def _export(path: Path) -> dict[str, Any]:
+    saved = read_export(path)  # compares all checksums
+    infos = {name: info for group in saved.branches.values() for name, info in group.items()}
+    return {
+        "step": saved.step,
+        "branches": {branch: list(group) for branch, group in saved.branches.items()},
+        "model": dict(saved.options),
+        "parameters": _sizes(saved.weights),
+        "theory": {name: info.theory for name, info in infos.items()},
+        "references": {name: dict(info.references) for name, info in infos.items()},
+        "evaluation": None if saved.evaluation is None else saved.evaluation["rows"],
+        "ramify": saved.ramify,
+    }
+
+
+def _sizes(weights: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers in the encoder and in each branch."""
+    sizes: dict[str, int] = {}
+    for name, tensor in weights.items():
+        part = name.split(".")[1] if name.startswith("branches.") else "encoder"
+        sizes[part] = sizes.get(part, 0) + tensor.numel()
+    return sizes

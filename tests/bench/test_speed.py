@@ -81,7 +81,11 @@ def test_network_is_found(ranks: int) -> None:
     sums = [(size, 2 * math.log2(ranks) * 30e-6 + 2 * (ranks - 1) / ranks * size / 2e9) for size in (1e3, 1e6, 1e8)]
     limits = LIMITS | {"all_reduce": sums}
     faster = LIMITS | {"all_reduce": [(size, 0.5 * seconds) for size, seconds in sums]}
-    found = fit_network(case(1.0, [row(1, 1, 1, limits=limits), *[row(1, 1, 1, limits=faster)] * (ranks - 1)]))
+    usual = case(1.0, [row(1, 1, 1, limits=limits), *[row(1, 1, 1, limits=faster)] * (ranks - 1)])
+    disturbed = case(
+        1.0, [row(1, 1, 1, limits=LIMITS | {"all_reduce": [(size, 0.1 + 3 * s) for size, s in sums]})] * ranks
+    )
+    found = fit_network([usual, disturbed, usual])
     assert found.latency == pytest.approx(30.0, rel=1e-6)
     assert found.bandwidth == pytest.approx(2.0, rel=1e-6)
 

@@ -25,7 +25,7 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
     path = recipe(tmp_path)
     said = ramify("prepare", path)
     assert (said.status, said.err) == (0, "")
-    assert re.search(r"qm7x +│ 288 / 36 / 36 +│", said.out)
+    assert re.search(r"qm7x +288 / 36 / 36 +", said.out)
     step = Trainer.step
 
     def interrupted(trainer: Trainer, batch: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ramify.data.references import Fit, fit_references, reference_energy
+from ramify.elements import element_features
 from ramify.errors import RamifyError
 from ramify.structures import Structures
 
@@ -97,15 +98,17 @@ def test_elements_that_never_part_share_the_mean() -> None:
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.1])
 def test_a_ridge_minimises_what_it_says(ridge: float) -> None:
-    """Against the normal equations of mean (y - X e)² + ridge x sum (e - mean y)², whatever the chunks."""
+    """Against the normal equations of mean (y - X e)² + ridge x (e - m)ᵀ K⁻¹ (e - m), m the mean; in any chunks."""
     rng = np.random.default_rng(2)
     numbers = [rng.integers(1, 31, rng.integers(1, 4)).tolist() for _ in range(25)]  # fewer structures than elements
     data = structures(numbers, rng.normal(size=25) - 4 * np.array([len(row) for row in numbers]))
     elements = np.unique(data.numbers)
     fractions = np.array([np.bincount(row, minlength=31)[elements] / len(row) for row in numbers])
     target = data.energy / data.n_atoms
-    left = fractions.T @ fractions / 25 + ridge * np.eye(len(elements))
-    expected = np.linalg.solve(left, fractions.T @ target / 25 + ridge * target.mean())
+    features = element_features()[elements]
+    inverse = np.linalg.inv(features @ features.T + 0.1 * np.eye(len(elements)))
+    left = fractions.T @ fractions / 25 + ridge * inverse
+    expected = np.linalg.solve(left, fractions.T @ target / 25 + ridge * inverse.sum(axis=1) * target.mean())
     found = fit(data, 4, ridge)
     np.testing.assert_allclose(found.energies[elements], expected, rtol=1e-9)
     assert found.rank == np.linalg.matrix_rank(fractions)

@@ -12,7 +12,7 @@ from ramify.model.multibranch import MultiBranch
 
 from .conftest import CUTOFF, batch_of
 
-STEP = 1e-4
+STEP = 3e-5
 
 
 def energy(model: MultiBranch, atoms: Atoms, max_neighbors: int | None = 12) -> float:

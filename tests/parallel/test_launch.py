@@ -1,19 +1,12 @@
-"""Ranks and meeting point from what launchers leave in the environment; and processes that do meet there."""
+"""Ranks and meeting point from what launchers leave in the environment, and the device of each rank."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from ramify.errors import RamifyError
-from ramify.parallel.launch import PORTS, Site, choose_device, find_site, first_of_nodelist, joined
-from ramify.parallel.layout import Layout
-from ramify.parallel.placement import place
-from tests.worlds import free_port
+from ramify.parallel.launch import PORTS, Site, choose_device, find_site, first_of_nodelist
 
 TORCHRUN = {
     "RANK": "5",
@@ -155,39 +148,3 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.xpu, "device_count", lambda: 4)
     with pytest.raises(RamifyError, match=r"rank 16 is process 4 \(from 0\) of its node, which has 4 devices"):
         choose_device("auto", Site(16, 24, 4))
-
-
-def test_nobody_comes() -> None:
-    site = Site(1, 2, 1, "127.0.0.1", free_port(), "a test")
-    late = pytest.raises(RamifyError, match=r"rank 1 of 2 \(a test\) did not meet the others at 127.0.0.1:")
-    with late, joined(site, torch.device("cpu"), 0.5):
-        pass
-
-
-def meet() -> None:
-    """What the processes of the next test do: take a sum, and say how they were started."""
-    site = find_site()
-    with joined(site, torch.device("cpu"), 100.0) as store:
-        assert store is not None
-        store.set(f"mark {site.rank}", "x")
-        layout = Layout.spread(place("replicated", {"a": 1.0}, site.world), torch.device("cpu"))
-        total = torch.tensor([site.rank + 1.0])
-        layout.sum_over_world(total)
-        sys.stdout.write(f"[{site.launcher} {site.rank} {site.local_rank} {float(total)}]\n")
-
-
-@pytest.mark.parametrize("launcher", ["torchrun", "mpiexec"])
-def test_processes_meet(launcher: str) -> None:
-    """With the launchers themselves; whichever mpiexec is there."""
-    if launcher == "mpiexec" and not shutil.which("mpiexec"):
-        pytest.skip("no mpiexec here")
-    run = {"torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]}
-    code = "from tests.parallel.test_launch import meet; meet()"
-    command = run.get(launcher, ["mpiexec", "-n", "2", sys.executable])
-    command += ["--no-python", sys.executable, "-c", code] if launcher == "torchrun" else ["-c", code]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    env["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"  # Open MPI counts cores
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        assert f"{rank} {rank} 3.0]" in done.stdout

@@ -29,7 +29,8 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
         if case["ranks"] == 1 and case["mode"] != CALIBRATION:
             found, network, slow = speed, MachineOptions(), (1.0, 1.0)
         elif case["ranks"] > 1:
-            network, slow = fit_network(case), slowdown(case, cases)
+            network = fit_network([other for other in cases if other["ranks"] == case["ranks"]])
+            slow = slowdown(case["ranks"], cases)
             found = speed.slowed(*slow)
         else:
             continue

@@ -6,7 +6,7 @@ memory 75 % of its own, a kernel is launched every 5 µs, a step of the paper's 
 rank to the next. Better figures: measure on the machine (`ramify bench scale`) and predict from that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,9 +71,15 @@ def measured_machine(content: Mapping[str, Any], network: MachineOptions | None)
         raise RamifyError(
             "no case on several ranks was measured, so the network is not known", fix="state it: --network"
         )
-    found = network or fit_network(max(several, key=lambda case: case["ranks"]))
+    found = network or fit_network(most_ranks(several))
     name = content["cases"][0]["device"]
     return Machine(name, fit_speed(content["cases"]), found, "measured" if network is None else "network stated")
+
+
+def most_ranks(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of the cases that ran on as many ranks as any."""
+    most = max(case["ranks"] for case in cases)
+    return [case for case in cases if case["ranks"] == most]
 
 
 def find_machine(name: str) -> Machine:

@@ -123,24 +123,30 @@ def fit_speed(cases: Sequence[Mapping[str, Any]]) -> Speed:
     return Speed(step, branch, operation, parameter, not alone[0]["device"].startswith("cpu"))
 
 
-def fit_network(case: Mapping[str, Any]) -> MachineOptions:
-    """Latency and bandwidth of the messages that were timed beside a case on several ranks."""
-    ranks = case["ranks"]
-    measured = [max(points, key=lambda point: point[1]) for points in zip(*_messages(case), strict=True)]
-    start, per_byte = fit_messages([(size, seconds) for size, seconds in measured])
+def fit_network(cases: Sequence[Mapping[str, Any]]) -> MachineOptions:
+    """Latency and bandwidth of the messages that were timed beside cases on one and the same number of ranks.
+
+    Each message takes as long as on the slowest rank, and of the cases the median: a single one may have met with
+    whatever else the machine did at that moment.
+    """
+    (ranks,) = {case["ranks"] for case in cases}
+    slowest = [[max(points, key=lambda p: p[1]) for points in zip(*_messages(case), strict=True)] for case in cases]
+    start, per_byte = fit_messages(
+        [(points[0][0], median(seconds for _, seconds in points)) for points in zip(*slowest, strict=True)]
+    )
     unit = MachineOptions(latency=1.0, bandwidth=1.0)  # 1 µs, 1 GB/s: an all-reduce is linear in both inverses
     hops = all_reduce_seconds(0.0, ranks, unit) / 1e-6
     passes = (all_reduce_seconds(1e9, ranks, unit) - all_reduce_seconds(0.0, ranks, unit)) / 1.0
     return MachineOptions(latency=1e6 * start / hops, bandwidth=passes / max(per_byte, 1e-15) / 1e9)
 
 
-def slowdown(case: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """How many times slower products and copies are on the ranks of a case than on one rank by itself."""
-    alone = [other["rows"][0]["limits"] for other in cases if other["ranks"] == 1]
-    here = [row["limits"] for row in case["rows"]]
-    products, copies = (
-        median(limits[key] for limits in alone) / min(limits[key] for limits in here) for key in ("flops", "copied")
-    )
+def slowdown(ranks: int, cases: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """How many times slower products and copies are on so many ranks than on one by itself; medians over the cases."""
+
+    def rate(count: int, key: str) -> float:
+        return median(min(row["limits"][key] for row in case["rows"]) for case in cases if case["ranks"] == count)
+
+    products, copies = (rate(1, key) / rate(ranks, key) for key in ("flops", "copied"))
     return max(1.0, products), max(1.0, copies)
 
 

@@ -36,8 +36,22 @@ FAR = 1e12
 MARGIN = 1e-6
 """Å, far more than a squared distance out of a matrix product can be wrong by."""
 
-Pairs = tuple[Rows, Rows, NDArray[np.int32], Floats]
-"""receiver, sender, lattice steps added to the sender, distance."""
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """P pairs of atoms within some radius, sorted by receiver.
+
+    Attributes:
+        receiver: (P,) int64, atom that is surrounded.
+        sender: (P,) int64, atom that surrounds it.
+        shift: (P, 3) int32, lattice vectors added to the sender.
+        distance: (P,) float64, Å.
+    """
+
+    receiver: Rows
+    sender: Rows
+    shift: NDArray[np.int32]
+    distance: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +110,26 @@ def merged(parts: Sequence[Pairs], first: int, last: int) -> Pairs:
         parts: no two have pairs of one receiver.
         first, last: all receivers lie between these atoms.
     """
-    receiver, sender, shift, distance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    joint = together(parts)
+    receiver = joint.receiver
     count = np.bincount(receiver - first, minlength=last - first)
     begins = np.flatnonzero(np.diff(receiver, prepend=-1))  # only these runs must be put in order
     at = np.zeros(last - first, np.int64)
     at[receiver[begins] - first] = begins
     order = atom_rows(at, count)
-    return (
+    return Pairs(
         np.repeat(np.arange(first, last), count),
-        np.take(sender, order),
-        np.take(shift, order, axis=0),
-        np.take(distance, order),
+        np.take(joint.sender, order),
+        np.take(joint.shift, order, axis=0),
+        np.take(joint.distance, order),
     )
+
+
+def together(parts: Sequence[Pairs]) -> Pairs:
+    """Any number of lists of pairs, one after the other."""
+    none = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32), np.zeros(0))
+    columns = ("receiver", "sender", "shift", "distance")
+    return Pairs(*(np.concatenate([getattr(part, name) for part in (*parts, none)]) for name in columns))
 
 
 def _alike(rows: Rows, n_atoms: Rows, n_images: Rows) -> Iterator[Rows]:
@@ -177,7 +199,7 @@ def _isolated(structures: Structures, _: Images, rows: Rows, radius: float) -> P
     square.reshape(B, n * n)[:, :: n + 1] = FAR  # an atom is no neighbour of its own
     flat = square.reshape(-1)
     pair = np.flatnonzero(flat < radius * radius)
-    return *stack.of_pairs(pair), np.zeros((len(pair), 3), np.int32), np.sqrt(np.take(flat, pair))
+    return Pairs(*stack.of_pairs(pair), np.zeros((len(pair), 3), np.int32), np.sqrt(np.take(flat, pair)))
 
 
 def _periodic(structures: Structures, images: Images, rows: Rows, radius: float) -> Pairs:
@@ -216,7 +238,7 @@ def _periodic(structures: Structures, images: Images, rows: Rows, radius: float)
     pair = pair[inside]
     shift = np.take(steps, (image if len(steps) == M else of_structure)[inside], axis=0)
     shift -= np.take(wraps, pair, axis=0)
-    return *stack.of_pairs(pair), shift, distance[inside]
+    return Pairs(*stack.of_pairs(pair), shift, distance[inside])
 
 
 def _wrapped(x: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int32]]:

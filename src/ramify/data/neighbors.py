@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vesin import NeighborList
 
-from ramify.data.all_pairs import CANDIDATES_OF_ONE, Pairs, all_pairs, images_within, merged
+from ramify.data.all_pairs import CANDIDATES_OF_ONE, Pairs, all_pairs, images_within, merged, together
 from ramify.structures import Structures
 
 SOFTNESS = 0.25
@@ -89,13 +89,33 @@ def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None 
     Returns:
         edges numbered within `structures` as a whole.
     """
-    n_atoms = len(structures.numbers)
-    radius = cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
-    receiver, sender, shift, distance = _pairs(structures, radius)
+    pairs = find_pairs(structures, search_radius(cutoff, max_neighbors))
+    return edges_among(pairs, len(structures.numbers), cutoff, max_neighbors)
+
+
+def search_radius(cutoff: float, max_neighbors: int | None) -> float:
+    """Å: pairs up to here decide what the edges are; beyond the cutoff they still move reaches."""
+    return cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
+
+
+def find_pairs(structures: Structures, radius: float) -> Pairs:
+    """All pairs of atoms of one structure strictly closer than `radius` (Å), images included."""
+    images = images_within(structures, radius)
+    small = images.candidates <= CANDIDATES_OF_ONE
+    found = list(all_pairs(structures, images, np.flatnonzero(small), radius))
+    if not small.all():
+        found += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~small)]
+        return merged(found, 0, len(structures.numbers))
+    return found[0] if len(found) == 1 else together(found)
+
+
+def edges_among(pairs: Pairs, n_atoms: int, cutoff: float, max_neighbors: int | None) -> Edges:
+    """The edges among all pairs of `n_atoms` atoms within `search_radius` of each other."""
     if max_neighbors is None:
         nothing = np.zeros(0, np.int64)
         rim = Rim(nothing, nothing, np.zeros((0, 3), np.int32), np.zeros(0))
-        return Edges(receiver, sender, shift, np.full(n_atoms, cutoff), rim)
+        return Edges(pairs.receiver, pairs.sender, pairs.shift, np.full(n_atoms, cutoff), rim)
+    receiver, sender, shift, distance = pairs.receiver, pairs.sender, pairs.shift, pairs.distance
     count = np.bincount(receiver, minlength=n_atoms)
     reach, near, gain = _reach(count, receiver, distance, cutoff, max_neighbors)
     inside = np.flatnonzero(distance < np.repeat(reach, count))
@@ -106,21 +126,6 @@ def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None 
         reach,
         Rim(receiver[near], sender[near], shift[near], gain),
     )
-
-
-def _pairs(structures: Structures, radius: float) -> Pairs:
-    """All pairs closer than `radius`, sorted by receiver."""
-    images = images_within(structures, radius)
-    small = images.candidates <= CANDIDATES_OF_ONE
-    found = list(all_pairs(structures, images, np.flatnonzero(small), radius))
-    if not small.all():
-        found += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~small)]
-        return merged(found, 0, len(structures.numbers))
-    if len(found) == 1:
-        return found[0]
-    found.append((np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32), np.zeros(0)))
-    receiver, sender, shift, distance = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    return receiver, sender, shift, distance
 
 
 def _cell_list(structures: Structures, index: int, radius: float) -> Pairs:
@@ -136,7 +141,7 @@ def _cell_list(structures: Structures, index: int, radius: float) -> Pairs:
     )
     inside = np.flatnonzero(distance < radius)  # vesin includes the radius itself
     order = inside[np.lexsort((*shift[inside].T, sender[inside], receiver[inside]))]
-    return (
+    return Pairs(
         receiver[order].astype(np.int64) + first,
         sender[order].astype(np.int64) + first,
         shift[order].astype(np.int32),

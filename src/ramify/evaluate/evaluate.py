@@ -23,8 +23,9 @@ from ramify.files import whole_folder, write_json
 from ramify.model.build import Spread, build_model
 from ramify.model.multibranch import MultiBranch
 from ramify.parallel.agree import Alone, Ranks, on_all, on_lead
-from ramify.parallel.launch import choose_device, find_site, joined
+from ramify.parallel.launch import choose_device, find_site
 from ramify.parallel.layout import Layout
+from ramify.parallel.meeting import joined
 from ramify.parallel.placement import replicated
 from ramify.recipe import ParallelOptions, Recipe, parse_recipe
 

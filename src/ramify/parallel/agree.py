@@ -42,7 +42,7 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """The processes that have met (`ramify.parallel.launch.joined`), before anyone knows what they host."""
+    """The processes that have met (`ramify.parallel.meeting.joined`), before anyone knows what they host."""
 
     rank: int
     world: int

@@ -1,4 +1,4 @@
-"""Where this process stands among those that were started together, and how they meet.
+"""Where this process stands among those that were started together.
 
 Ranks come from the environment of whatever started the processes: torchrun, mpiexec or srun. A process that none of
 them started, or that is the only one, trains alone.
@@ -7,25 +7,13 @@ them started, or that is the only one, trains alone.
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from ramify.errors import RamifyError
-
-NO_LIMIT = timedelta(days=30)
-"""How long a collective may take: the watchdog ends a run that hangs (`ramify.parallel.watchdog`); while a rank is only
-slow, no limit may."""
-
-BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
-"""By kind of device; nccl is RCCL on AMD. Plain data always goes through Gloo."""
 
 PORTS = range(12000, 32000)
 """Where processes meet that were not told a port: below those that Linux hands out to others by itself (from 32768)."""
@@ -125,45 +113,6 @@ def choose_device(wanted: str, site: Site, key: str = "train.device") -> torch.d
     device = torch.device(kind, site.local_rank if found > 1 else 0)  # 1: each process is shown only its own
     getattr(torch, kind).set_device(device)
     return device
-
-
-@contextmanager
-def joined(site: Site, device: torch.device, timeout: float) -> Iterator[Store | None]:
-    """Brings the processes of a run together, until the end of the `with`; for one alone it does nothing.
-
-    Gives a store that all ranks share, on a connection of its own (None for one alone).
-
-    Args:
-        site: of this process.
-        device: of this process; it chooses the backend.
-        timeout: seconds to wait for the others to come.
-
-    Raises:
-        RamifyError: the others do not come, or the port is taken.
-    """
-    if site.world == 1:
-        yield None
-        return
-    where, patience = f"{site.address}:{site.port}", timedelta(seconds=timeout)
-    try:
-        url = f"tcp://{where}?rank={site.rank}&world_size={site.world}"
-        store, _, _ = next(rendezvous(url, timeout=patience))
-        own = dist.TCPStore(site.address, site.port, is_master=False, timeout=patience)  # type: ignore[attr-defined]
-        store.set_timeout(patience)
-        dist.init_process_group(
-            BACKENDS[device.type], store=store, rank=site.rank, world_size=site.world, timeout=NO_LIMIT
-        )
-    except (RuntimeError, ValueError) as error:  # torch.distributed's own errors are RuntimeErrors
-        raise RamifyError(
-            f"rank {site.rank} of {site.world} ({site.launcher}) did not meet the others at {where}: {error}",
-            fix="see that all processes run and reach that host and port; set MASTER_ADDR and MASTER_PORT to choose "
-            "others, and parallel.timeout to wait longer",
-        ) from error
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store when it starts anew
-    try:
-        yield PrefixStore(f"ramify/{attempt}", own)
-    finally:
-        dist.destroy_process_group()
 
 
 _ANEW = "start all processes by one torchrun, srun or mpiexec"

@@ -51,9 +51,9 @@ class DatasetOptions(BaseModel):
     split_seed: int = 0
     """Enters the hash that orders the groups."""
     reference_ridge: float = Field(0.0, ge=0)
-    """Pulls the reference energies of a dataset towards one common value: for datasets of hardly more materials than
-    elements, whose energies plain least squares (0) would fit exactly, leaving nothing to learn. 0.003 is a mild pull.
-    Needs energies relative to isolated atoms, as plane-wave codes give them."""
+    """Pulls the reference energies of a dataset towards what period, group and radius of the elements say: for datasets
+    of hardly more materials than elements, whose energies plain least squares (0) would fit exactly, leaving nothing to
+    learn. 0.003 is a mild pull. Needs energies relative to isolated atoms, as plane-wave codes give them."""
     gates: Gates = Gates()
     """Quality limits."""
 

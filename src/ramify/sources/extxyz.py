@@ -46,18 +46,28 @@ class _Text(NamedTuple):
 
 
 def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Record]:
-    frames, labeller = _frames(path), Labeller(path, options)
-    while block := list(islice(frames, FRAMES)):
-        for index, atoms in _parse(block, path, quarantine):
-            yield labeller.record(
-                {**atoms.info, **atoms.arrays, **(atoms.calc.results if atoms.calc is not None else {})},
-                numbers=atoms.numbers,
-                positions=atoms.positions,
-                cell=atoms.cell.array,
-                pbc=atoms.pbc,
-                row=index,
-            )
+    labeller = Labeller(path, options)
+    for index, atoms in read_frames(path, quarantine):
+        yield labeller.record(
+            {**atoms.info, **atoms.arrays, **(atoms.calc.results if atoms.calc is not None else {})},
+            numbers=atoms.numbers,
+            positions=atoms.positions,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            row=index,
+        )
     labeller.check()
+
+
+def read_frames(path: Path, quarantine: Quarantine, start: int = 0) -> Iterator[tuple[int, Atoms]]:
+    """Every frame that ASE can read, with its place in the file, from frame `start` on; in bounded memory.
+
+    Raises:
+        RamifyError: no such file, not extended XYZ, or cut short.
+    """
+    frames = islice(_frames(path), start, None)
+    while block := list(islice(frames, FRAMES)):
+        yield from _parse(block, path, quarantine)
 
 
 def _parse(block: list[_Text], path: Path, quarantine: Quarantine) -> Iterator[tuple[int, Atoms]]:

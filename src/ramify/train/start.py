@@ -17,8 +17,9 @@ from ramify.data.open import check_same_data, close_shared_stores, house_stores,
 from ramify.data.store import Store
 from ramify.errors import RamifyError
 from ramify.parallel.agree import Alone, Met, Ranks, each, on_lead
-from ramify.parallel.launch import Site, choose_device, find_site, joined
+from ramify.parallel.launch import Site, choose_device, find_site
 from ramify.parallel.layout import Layout
+from ramify.parallel.meeting import joined
 from ramify.parallel.plan import choose_placement
 from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe, parse_recipe

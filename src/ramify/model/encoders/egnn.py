@@ -57,7 +57,7 @@ class EGNNLayer(nn.Module):
 
     def forward(self, scalars: Tensor, vectors: Tensor, graph: Graph, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Scalars (N, F) and vectors (N, 3, C) -> the same, updated. `basis` is (E, radial), faded at the cutoff."""
-        n_atoms = len(scalars)
+        n_atoms = scalars.shape[0]  # not len(), which a trace would freeze
         receiver, sender = graph.receiver, graph.sender
         direction = graph.direction[:, :, None]
         h, u = self.norm(scalars), normalised(vectors)
@@ -161,7 +161,7 @@ class EGNN(nn.Module):
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Invariant scalars (N, width) and equivariant vectors (N, 3, vector_channels)."""
         scalars = self.embedding(graph.numbers)
-        vectors = scalars.new_zeros(len(scalars), 3, self.vector_channels)
+        vectors = scalars.new_zeros(scalars.shape[0], 3, self.vector_channels)
         basis = self.basis(graph.distance) * graph.weight[:, None]
         for layer in self.layers:
             scalars, vectors = layer(scalars, vectors, graph, basis)

@@ -1,0 +1,232 @@
+"""The verbs that use a trained model: export, predict, relax, md. Each a thin call, like those of `ramify.cli`."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+
+import typer
+from rich.markup import escape
+
+from ramify.cli_words import Json, console, print_json
+from ramify.console import Steps, relaxation_line, step_bar
+from ramify.errors import RamifyError, RamifyWarning
+
+if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`
+    from ramify.inference.model import Model
+    from ramify.inference.relax import Relaxation
+    from ramify.inference.resumable import Progress
+
+FileArgument = Annotated[Path, typer.Argument(help="Structures, in any format that ASE reads.")]
+ModelArgument = Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")]
+ModelOption = Annotated[Path, typer.Option("--model", "-m", help="A run directory, a checkpoint or an export.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Extended XYZ to write; must not exist.")]
+BranchOption = Annotated[str | None, typer.Option("--branch", "-b", help="Must be named if there are several.")]
+DatasetOption = Annotated[
+    str | None, typer.Option(help="Energy scale; must be named if the branch read several datasets.")
+]
+CheckpointOption = Annotated[str, typer.Option(help="Of a run: best, latest, or a step's folder name.")]
+FormatOption = Annotated[str | None, typer.Option("--format", help="ASE's name of the file's format.")]
+DeviceOption = Annotated[str, typer.Option(help="As PyTorch names it, e.g. cuda.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="fp32 or fp64; that of the training if not given.")]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on.")]
+
+verbs = typer.Typer()
+
+
+@verbs.command()
+def export(
+    run: ModelArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of metatomic a file, NAME.pt.")],
+    branch: Annotated[list[str] | None, typer.Option("--branch", "-b", help="Only this; may be repeated.")] = None,
+    checkpoint: CheckpointOption = "best",
+    form: Annotated[
+        Literal["ramify", "metatomic"],
+        typer.Option("--format", help="metatomic: one branch, for LAMMPS and others."),
+    ] = "ramify",
+    dataset: DatasetOption = None,
+    precision: Annotated[str, typer.Option(help="Of metatomic; fp32 rounds total energies of heavy atoms.")] = "fp64",
+) -> None:
+    """A small self-contained folder with a model card, which needs neither the run nor its data."""
+    from ramify.inference.exported import write_export
+    from ramify.inference.model import read_saved
+
+    if form == "metatomic":
+        from ramify.inference.metatomic import write_metatomic
+
+        if branch and len(branch) > 1:
+            raise RamifyError("a metatomic model has one branch", fix="name one --branch")
+        loaded = _load(run, checkpoint, "cpu", precision)
+        write_metatomic(loaded.predictor(branch[0] if branch else None, dataset), out)
+    else:
+        write_export(read_saved(run, checkpoint), out, branch or [])
+    console.print(f"model: [bold]{escape(str(out))}[/bold]", soft_wrap=True)
+
+
+@verbs.command()
+def predict(
+    file: FileArgument,
+    model: ModelOption,
+    out: OutOption,
+    branch: BranchOption = None,
+    all_branches: Annotated[bool, typer.Option("--all-branches", help="Ask every branch.")] = False,
+    dataset: DatasetOption = None,
+    checkpoint: CheckpointOption = "best",
+    form: FormatOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
+    memory: Annotated[float | None, typer.Option(help="GB that a batch may take; if not given, all free.")] = None,
+    restart: RestartOption = False,
+    as_json: Json = False,
+) -> None:
+    """Energies, forces and stress for every structure of a file; goes on where it was interrupted."""
+    from ramify.inference.predict_file import predict_file
+
+    if all_branches and branch:
+        raise RamifyError("--branch and --all-branches exclude one another", fix="give one of them")
+    loaded = _load(model, checkpoint, device, precision)
+    names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
+    limit = None if memory is None else 1e9 * memory
+    with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
+        progress = predict_file(
+            loaded, file, out, names, dataset=dataset, form=form, memory=limit, restart=restart,
+            progress=steps.counted,
+        )  # fmt: skip
+    _say_written(out, progress, as_json)
+
+
+@verbs.command()
+def relax(
+    file: FileArgument,
+    model: ModelOption,
+    out: OutOption,
+    branch: BranchOption = None,
+    dataset: DatasetOption = None,
+    checkpoint: CheckpointOption = "best",
+    form: FormatOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
+    fmax: Annotated[float, typer.Option(help="Largest force of a relaxed structure, eV/Å.")] = 0.05,
+    steps: Annotated[int, typer.Option(help="At most.")] = 500,
+    cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too.")] = False,
+    optimizer: Annotated[Literal["fire", "bfgs", "lbfgs"], typer.Option(help="fire is the steadiest.")] = "fire",
+    restart: RestartOption = False,
+    as_json: Json = False,
+) -> None:
+    """Relaxes every structure of a file; says of each whether it converged, and why not."""
+    from ramify.inference.calculator import Calculator
+    from ramify.inference.relax import RelaxOptions, relax_file
+
+    def say(index: int, formula: str, found: "Relaxation | None", why: str) -> None:
+        if not as_json:
+            console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
+
+    options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer)
+    calculator = Calculator(_load(model, checkpoint, device, precision), branch, dataset=dataset)
+    with _warnings_shown():
+        progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=say)
+    _say_written(out, progress, as_json)
+
+
+@verbs.command()
+def md(
+    file: FileArgument,
+    model: ModelOption,
+    out: OutOption,
+    branch: BranchOption = None,
+    dataset: DatasetOption = None,
+    checkpoint: CheckpointOption = "best",
+    form: FormatOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
+    index: Annotated[int | None, typer.Option(help="Which structure of the file, counted from 0.")] = None,
+    ensemble: Annotated[Literal["nve", "nvt"], typer.Option(help="Velocity Verlet, or Langevin.")] = "nve",
+    temperature: Annotated[float | None, typer.Option(help="K; if not given, the file's velocities stay.")] = None,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
+    steps: Annotated[int, typer.Option(help="Of the whole simulation.")] = 1000,
+    every: Annotated[int, typer.Option(help="Steps between frames.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Molecular dynamics of one structure, NVE or NVT; says how the energy drifts."""
+    from ramify.inference.calculator import Calculator
+    from ramify.inference.dynamics import DynamicsOptions
+    from ramify.inference.simulate_file import simulate_file
+
+    options = DynamicsOptions(
+        ensemble=ensemble, temperature=temperature, timestep=timestep, steps=steps, every=every, seed=seed
+    )
+    calculator = Calculator(_load(model, checkpoint, device, precision), branch, dataset=dataset)
+    with _warnings_shown(), step_bar(console, "md", steps, quiet=as_json) as on_step:
+        report = simulate_file(calculator, file, out, options, index=index, form=form, on_step=on_step)
+    if as_json:
+        print_json(asdict(report))
+    elif report.drift is not None:
+        console.print(
+            f"{report.steps} steps, {report.time:.3f} ps, {report.temperature:.0f} K on average; total energy "
+            f"drifts by {report.drift:.3f} meV/atom/ps and spreads by {report.spread:.3f} meV/atom; trajectory: "
+            f"[bold]{escape(str(out))}[/bold]",
+            soft_wrap=True,
+        )
+    if report.stopped:
+        raise RamifyError(
+            f"the simulation ended early: {report.stopped}; what came before is in {out}",
+            fix="take a shorter --timestep or a lower --temperature, or relax the structure first",
+        )
+
+
+def _load(model: Path, checkpoint: str, device: str, precision: str | None) -> "Model":
+    from ramify.inference.model import load
+
+    return load(model, checkpoint=checkpoint, device=device, precision=precision)
+
+
+def _say_written(out: Path, progress: "Progress", as_json: bool) -> None:
+    """What came of a file: how many, what was left out and why, what to doubt."""
+    facts = {
+        "written": progress.written,
+        "skipped": dict(progress.skipped),
+        "warnings": progress.warnings,
+        "out": str(out),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    console.print(f"{progress.written} structures: [bold]{escape(str(out))}[/bold]", soft_wrap=True)
+    if progress.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in progress.skipped.items())
+        console.print(
+            f"[bold yellow]skipped:[/bold yellow] {escape(reasons)}; see {escape(str(out))}.skipped.jsonl",
+            soft_wrap=True,
+        )
+    if progress.warnings:
+        console.print(
+            f"[bold yellow]warning:[/bold yellow] {progress.warnings} are to be doubted, see `warning` or `why` in "
+            "their frames",
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Shows Ramify's warnings as lines, each text once."""
+    said = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, RamifyWarning) and str(message) not in said:
+            said.add(str(message))
+            console.print(f"[bold yellow]warning:[/bold yellow] {escape(str(message))}", soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RamifyWarning)
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,115 @@
+"""`Calculator`: a branch as an ASE calculator."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator as AseCalculator
+from ase.calculators.calculator import all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ramify.errors import RamifyError, RamifyWarning
+from ramify.inference.memory import available_memory, readable, search_memory
+from ramify.inference.model import Model, load
+from ramify.inference.screen import TOO_LARGE, doubts, screen, screen_distances
+from ramify.inference.skin import SkinNeighbors
+from ramify.structures import Structures
+
+LARGE = 1e9
+"""Bytes; what needs less is not held against the free memory, which takes a look at the system."""
+
+
+class Calculator(AseCalculator):
+    """Energy, free energy, forces and stress of ASE atoms by one branch of a model.
+
+    Energies are total energies on the scale of the branch's dataset, in eV; forces in eV/Å; stress in eV/Å³, tension
+    positive. The model has no electronic temperature, so the free energy is the energy. What a branch does not predict
+    (stress with direct forces, forces without force labels) it does not offer.
+
+    Args:
+        model: a `Model`, or the path of one (see `ramify.load`).
+        branch: which branch answers; must be named if there are several.
+        dataset: on whose energy scale; must be named if the branch read several datasets.
+        skin: Å that atoms may move, two together, before neighbours are searched again.
+        **options: of ASE's calculators.
+
+    Raises:
+        RamifyError: several branches (or datasets) and none named, or an unknown name. When asked about atoms: what
+            `Model.predict` raises.
+
+    Warns:
+        RamifyWarning: atoms closer than any in the training data; once, until atoms are replaced.
+    """
+
+    def __init__(
+        self,
+        model: Model | str | Path,
+        branch: str | None = None,
+        *,
+        dataset: str | None = None,
+        skin: float = 0.4,
+        **options: Any,
+    ) -> None:
+        self.model = model if isinstance(model, Model) else load(model)
+        self.predictor = self.model.predictor(branch, dataset)
+        self.implemented_properties = ["energy", "free_energy"]
+        if self.predictor.branch.forces is not None:
+            self.implemented_properties.append("forces")
+        if self.predictor.branch.stress:
+            self.implemented_properties.append("stress")
+        if skin < 0:
+            raise RamifyError(f"skin={skin} is below 0", fix="give a length in Å, e.g. 0.4")
+        encoder = self.model.options.encoder
+        self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin)
+        self._composition = np.zeros(0, np.uint8)
+        self._warned = False
+        super().__init__(**options)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Everything the branch predicts, at once; ASE calls this."""
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None  # set by the line above
+        structure, count = Structures.from_ase([self.atoms]), len(self.atoms)
+        self._refuse(screen(structure, self.predictor.branch, self.predictor.dataset))
+        self._check_memory(count, 0, search_memory(count))
+        edges, closest = self.neighbors.find(structure)
+        self._refuse(screen_distances(closest))
+        self._warn(structure, doubts(closest, self.predictor.dataset))
+        self._check_memory(count, len(edges), self.predictor.memory_needed(count, len(edges)))
+        energy, forces, stress = self.predictor.ask(structure, edges)
+        if not np.isfinite(energy[0]):
+            raise RamifyError("the prediction is not a number: the model overflows on this structure")
+        self.results = {"energy": float(energy[0]), "free_energy": float(energy[0])}
+        if "forces" in self.implemented_properties:
+            self.results["forces"] = forces
+        if "stress" in self.implemented_properties and not np.isnan(stress).any():
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress[0])
+
+    def _refuse(self, refused: dict[int, tuple[str, str]]) -> None:
+        if refused:
+            reason, detail = refused[0]
+            raise RamifyError(f"{reason}: {detail}", fix="correct the structure, or what moved its atoms there")
+
+    def _warn(self, structure: Structures, found: Mapping[int, str]) -> None:
+        if not np.array_equal(structure.numbers, self._composition):
+            self._composition, self._warned = structure.numbers, False
+        if found and not self._warned:
+            warnings.warn(f"extrapolation: {found[0]}", RamifyWarning, stacklevel=2)
+            self._warned = True
+
+    def _check_memory(self, atoms: int, edges: int, needed: float) -> None:
+        """Refuses a structure before the system ends the process for it; small ones need no look at the system."""
+        if needed > LARGE and needed > (free := available_memory(self.model.device)):
+            size = f"{atoms:,} atoms" + (f" with {edges:,} edges" if edges else "")
+            raise RamifyError(
+                f"{TOO_LARGE}: {size} take about {readable(needed)}, {readable(free)} are free",
+                fix="take a smaller structure, or a machine with more memory",
+            )

@@ -1,0 +1,95 @@
+"""How much memory a prediction takes, how much there is, and what a batch may therefore hold."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from ramify.inference.batches import Budget
+from ramify.model.branch import ForceKind
+from ramify.recipe import ModelOptions
+
+MARGIN = 1.3
+"""What is counted below is multiplied by this. Peaks measured over 13 shapes of the EGNN (1 to 4 layers, width 64 to
+512, 16 to 64 channels, 0 to 43 neighbours) came to between 0.5 and 0.95 of the product."""
+
+PAIR_BYTES = 100
+"""Of one pair of atoms while neighbours are searched: indices, shifts, distances, and their sorted copies."""
+
+SEARCHED_NEIGHBORS = 100
+"""Atoms within reach of the search, if matter is dense (diamond has 119 within 5.45 Å)."""
+
+CPU_EDGES = 6_000
+"""Edges of a batch on the CPU: larger batches leave the processor's caches and gain nothing."""
+
+GPU_PART = 0.5
+"""Part of a GPU's free memory that one batch may take."""
+
+ATOMS_PER_EDGE = 1.0
+"""Atoms of a batch, at most, for each edge it may hold: batches of isolated atoms have no edges."""
+
+
+def memory_needed(options: ModelOptions, forces: ForceKind | None, atoms: int, edges: int) -> float:
+    """Bytes that predicting `atoms` atoms with `edges` edges takes at its peak, in float32; twice that in float64.
+
+    Conservative forces keep what every layer computed until the backward pass comes to it; without them a layer's
+    numbers are dropped when the next begins.
+    """
+    encoder, head = options.encoder, options.energy_head
+    kept = encoder.layers if forces == "conservative" else 1
+    passing = 8 * encoder.width  # what lives only within one operation
+    edge = kept * ((6 + encoder.message_layers) * encoder.width + 18 * encoder.vector_channels) + passing
+    atom = kept * (8 * encoder.width + 20 * encoder.vector_channels) + 4 * head.layers * head.width + passing
+    return MARGIN * 4 * (edges * edge + atoms * atom)
+
+
+def search_memory(atoms: int) -> float:
+    """Bytes that finding the neighbours of a structure of `atoms` atoms takes, where matter is dense."""
+    return float(PAIR_BYTES) * atoms * min(atoms, SEARCHED_NEIGHBORS)
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes that this process may still take on `device`."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return min(_free_in_system(), _free_in_group())
+
+
+def budget_for(options: ModelOptions, forces: ForceKind | None, device: torch.device, memory: float | None) -> Budget:
+    """What a batch may hold.
+
+    Args:
+        options: of the model.
+        forces: of the branch.
+        device: where it is computed.
+        memory: bytes that the computation may take; None for all that is free.
+    """
+    free = available_memory(device) if memory is None else memory
+    fitting = GPU_PART * free / memory_needed(options, forces, 1, 1)
+    edges = max(1, int(fitting if device.type == "cuda" else min(fitting, CPU_EDGES)))
+    return Budget(atoms=max(1, int(ATOMS_PER_EDGE * edges)), edges=edges, memory=free)
+
+
+def readable(size: float) -> str:
+    """Bytes for people, e.g. `3.2 GB`."""
+    return f"{size / 1e9:.2g} GB" if size >= 1e8 else f"{size / 1e6:.2g} MB"
+
+
+def _free_in_system() -> float:
+    """What the system says it can give without swapping; all its memory where it says nothing (not Linux)."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_in_group() -> float:
+    """What the control group of a container or a batch job leaves; inf where there is no limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
+    except OSError:
+        return float("inf")
+    return float("inf") if limit == "max" else float(limit) - float(used)

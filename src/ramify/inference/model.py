@@ -1,0 +1,202 @@
+"""`Model`: a trained model in memory, and `load`, which reads one from a run, a checkpoint or an export."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import overload
+
+import torch
+from ase import Atoms
+
+from ramify.checkpoint import open_checkpoint
+from ramify.errors import RamifyError, RamifyWarning
+from ramify.files import read_json
+from ramify.inference.branches import BranchInfo, choose_branch, choose_dataset
+from ramify.inference.exported import read_export
+from ramify.inference.memory import budget_for
+from ramify.inference.predictions import Prediction, Predictions
+from ramify.inference.predictor import Predictor
+from ramify.inference.saved import Saved, read_checkpoint, read_run
+from ramify.model.multibranch import MultiBranch
+from ramify.recipe import ModelOptions
+from ramify.structures import Structures
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A trained model. Made by `load`.
+
+    Attributes:
+        branches: what each branch knows, by name.
+        network: encoder and heads; its parameters are frozen.
+        options: the network was built from.
+        saved: where it comes from.
+    """
+
+    branches: Mapping[str, BranchInfo]
+    network: MultiBranch
+    options: ModelOptions
+    saved: Saved
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it computes in."""
+        return next(self.network.parameters()).dtype
+
+    def predictor(self, branch: str | None = None, dataset: str | None = None) -> Predictor:
+        """One branch, ready to be asked.
+
+        Raises:
+            RamifyError: see `predict`.
+        """
+        chosen = choose_branch(self.branches, branch)
+        return Predictor(self.network, self.options, chosen, choose_dataset(chosen, dataset))
+
+    @overload
+    def predict(
+        self,
+        atoms: Atoms,
+        branch: str | None = None,
+        *,
+        dataset: str | None = None,
+        skip: bool = False,
+        memory: float | None = None,
+        progress: Progress = ...,
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        atoms: Sequence[Atoms] | Structures,
+        branch: str | None = None,
+        *,
+        dataset: str | None = None,
+        skip: bool = False,
+        memory: float | None = None,
+        progress: Progress = ...,
+    ) -> Predictions: ...
+
+    def predict(
+        self,
+        atoms: Atoms | Sequence[Atoms] | Structures,
+        branch: str | None = None,
+        *,
+        dataset: str | None = None,
+        skip: bool = False,
+        memory: float | None = None,
+        progress: Progress = lambda structures: None,
+    ) -> Prediction | Predictions:
+        """Total energies (eV, references added), forces (eV/Å) and, of conservative branches, stress (eV/Å³).
+
+        Args:
+            atoms: one structure, or any number; they are predicted in batches.
+            branch: which branch answers; must be named if there are several.
+            dataset: on whose energy scale; must be named if the branch read several datasets.
+            skip: leave out structures that cannot be predicted and list them in `Predictions.refused`, instead of
+                raising an error.
+            memory: bytes that one batch may take; None for all that is free.
+            progress: called with the number of structures done since the last call.
+
+        Raises:
+            RamifyError: several branches (or datasets) and none named, an unknown name, or (without `skip`) a structure
+                that cannot be predicted: no atoms, an element that the branch never saw, two atoms on one spot, a
+                periodic cell without volume, more atoms than the memory holds, a prediction that overflows.
+
+        Warns:
+            RamifyWarning: atoms closer than any in the training data.
+        """
+        predictor = self.predictor(branch, dataset)
+        structures, single = _as_structures(atoms)
+        budget = budget_for(self.options, predictor.branch.forces, self.device, memory)
+        found = predictor.predict(structures, budget, progress)
+        if found.refused and not (skip and not single):
+            raise _refusal(found)
+        if found.warnings:
+            first, why = next(iter(found.warnings.items()))
+            count = f"{len(found.warnings)} of {len(found)} structures, the first is number {first}: "
+            warnings.warn(f"extrapolation: {'' if single else count}{why}", RamifyWarning, stacklevel=2)
+        if single:
+            one = found[0]
+            assert one is not None
+            return one
+        return found
+
+
+def load(
+    path: str | Path,
+    *,
+    checkpoint: str = "best",
+    device: str | torch.device = "cpu",
+    precision: str | None = None,
+) -> Model:
+    """Reads a trained model; needs none of its training data.
+
+    Args:
+        path: a run directory, a checkpoint folder, or what `ramify export` wrote.
+        checkpoint: of a run: `best`, `latest` or a step's folder name.
+        device: as PyTorch names it, e.g. `cuda`.
+        precision: `fp32` or `fp64`; None for that of its training (float32 for `bf16`).
+
+    Raises:
+        RamifyError: no model there, a damaged one, or one of a newer format.
+    """
+    saved = read_saved(Path(path), checkpoint)
+    options, network = saved.build()
+    if precision is not None:
+        if precision not in ("fp32", "fp64"):
+            raise RamifyError(f"precision '{precision}' is unknown", fix="give 'fp32' or 'fp64'")
+        network = network.to(torch.float64 if precision == "fp64" else torch.float32)
+    try:
+        network = network.to(device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch's for what it does not know, or was built without
+        raise RamifyError(f"device '{device}' cannot be used: {error}", fix="give device='cpu'") from None
+    branches = {
+        name: BranchInfo(name, MappingProxyType(dict(group)), network.branch(name).forces)
+        for name, group in saved.branches.items()
+    }
+    return Model(MappingProxyType(branches), network, options, saved)
+
+
+def read_saved(path: Path, checkpoint: str = "best") -> Saved:
+    """A run's checkpoint, a checkpoint or an export, whatever `path` is.
+
+    Raises:
+        RamifyError: none of these.
+    """
+    if (path / "recipe.yaml").is_file():
+        return read_run(path, checkpoint)
+    if (path / "manifest.json").is_file():
+        manifest = read_json(path / "manifest.json")
+        if isinstance(manifest, dict) and manifest.get("format") == "ramify-checkpoint":
+            return read_checkpoint(open_checkpoint(path))
+        return read_export(path)
+    raise RamifyError(
+        f"{path} {'holds no model' if path.exists() else 'does not exist'}",
+        fix="give a run directory, a checkpoint folder, or a folder that `ramify export` wrote",
+    )
+
+
+def _as_structures(atoms: Atoms | Sequence[Atoms] | Structures) -> tuple[Structures, bool]:
+    """The structures, and whether a single one was given."""
+    if isinstance(atoms, Structures):
+        return atoms, False
+    if isinstance(atoms, Atoms):
+        return Structures.from_ase([atoms]), True
+    return Structures.from_ase(list(atoms)), False
+
+
+def _refusal(found: Predictions) -> RamifyError:
+    first, (reason, detail) = next(iter(found.refused.items()))
+    which = "" if len(found) == 1 else f"structure {first}: "
+    more = "" if len(found.refused) == 1 else f" ({len(found.refused)} of {len(found)} structures have no prediction)"
+    fix = "correct the structure" + ("" if len(found) == 1 else ", or predict the others alone with skip=True")
+    return RamifyError(f"{which}{reason}: {detail}{more}", fix=fix)

@@ -1,0 +1,74 @@
+"""What a branch says about structures: `Prediction` for one, `Predictions` for many."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a branch says about one structure of n atoms.
+
+    Attributes:
+        energy: eV, the total energy on the scale of the branch's dataset (reference energies added).
+        forces: (n, 3) eV/Å; None where the branch has no force head.
+        stress: (3, 3) eV/Å³, tension positive; None without periodicity or with direct forces.
+        warning: why to doubt it; empty where nothing speaks against it.
+    """
+
+    energy: float
+    forces: Floats | None
+    stress: Floats | None
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a branch says about S structures with N atoms in total; NaN for those that have no prediction.
+
+    Attributes:
+        n_atoms: (S,).
+        energy: (S,) eV, total energies (reference energies added).
+        forces_of_atoms: (N, 3) eV/Å; None where the branch has no force head.
+        stress: (S, 3, 3) eV/Å³, tension positive; NaN without periodicity or with direct forces.
+        refused: reason and detail of each structure without a prediction, by its place.
+        warnings: why to doubt a prediction, by its place.
+    """
+
+    n_atoms: NDArray[np.int64]
+    energy: Floats
+    forces_of_atoms: Floats | None
+    stress: Floats
+    refused: Mapping[int, tuple[str, str]]
+    warnings: Mapping[int, str]
+
+    def __len__(self) -> int:
+        return len(self.energy)
+
+    @cached_property
+    def forces(self) -> list[Floats] | None:
+        """(n, 3) eV/Å for each structure; None where the branch has no force head."""
+        if self.forces_of_atoms is None:
+            return None
+        return np.split(self.forces_of_atoms, np.cumsum(self.n_atoms)[:-1]) if len(self) else []
+
+    def __getitem__(self, index: int) -> Prediction | None:
+        """The prediction for one structure; None where it was refused."""
+        index = range(len(self))[index]
+        if index in self.refused:
+            return None
+        stress = self.stress[index]
+        return Prediction(
+            energy=float(self.energy[index]),
+            forces=None if self.forces is None else self.forces[index],
+            stress=None if np.isnan(stress).any() else stress,
+            warning=self.warnings.get(index, ""),
+        )
+
+    def __iter__(self) -> Iterator[Prediction | None]:
+        return (self[index] for index in range(len(self)))

@@ -1,0 +1,183 @@
+"""One branch asked about many structures: screened, batched, reference energies added back in float64."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ramify.data.batch import Batch, Part
+from ramify.data.neighbors import Edges, edges_among, find_pairs, search_radius
+from ramify.data.references import reference_energy
+from ramify.inference.batches import Budget, edges_of_span, plan
+from ramify.inference.branches import BranchInfo, DatasetInfo
+from ramify.inference.memory import memory_needed, readable, search_memory
+from ramify.inference.predictions import Floats, Predictions
+from ramify.inference.screen import (
+    NON_FINITE_PREDICTION,
+    TOO_LARGE,
+    Refused,
+    closest_pairs,
+    doubts,
+    screen,
+    screen_distances,
+)
+from ramify.model.multibranch import MultiBranch
+from ramify.recipe import ModelOptions
+from ramify.structures import Structures, atom_rows
+
+Rows = NDArray[np.int64]
+
+SEARCHED_ATOMS = 20_000
+"""Atoms whose neighbours are found in one pass: large enough for long vector operations, small enough for memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """One branch of a network, ready to be asked.
+
+    Args:
+        network: with its weights.
+        options: it was built from.
+        branch: which to ask.
+        dataset: on whose scale energies are given.
+    """
+
+    network: MultiBranch
+    options: ModelOptions
+    branch: BranchInfo
+    dataset: DatasetInfo
+
+    def ask(self, structures: Structures, edges: Edges) -> tuple[Floats, Floats, Floats]:
+        """Total energies (S,) eV, forces (N, 3) eV/Å and stresses (S, 3, 3) eV/Å³ of structures that were screened."""
+        references = self.dataset.reference_table()
+        scale = self.network.branch(self.branch.name).energy_scale
+        part = Part(self.dataset.name, self.branch.name, structures, edges, references)
+        periodic = structures.pbc.any(axis=1)
+        with torch.no_grad():
+            batch = Batch.make([part], scale.dtype).to(scale.device)
+            found = self.network(batch, stress=self.branch.stress and bool(periodic.any()))
+        stress = np.full((len(structures), 3, 3), np.nan)
+        if found.stress is not None:
+            stress[periodic] = _float64(found.stress)[periodic]  # a box without periodic axes bears no stress
+        energy = _float64(found.energy) * structures.n_atoms + reference_energy(structures, references)
+        return energy, _float64(found.forces), stress
+
+    def predict(
+        self, structures: Structures, budget: Budget, progress: Callable[[int], None] = lambda structures: None
+    ) -> Predictions:
+        """Predicts what can be predicted; a structure that cannot is refused with its reason, never an exception.
+
+        Args:
+            structures: any number.
+            budget: of one batch.
+            progress: called with the number of structures done since the last call.
+        """
+        work = _Work(structures, with_forces=self.branch.forces is not None)
+        work.refused |= screen(structures, self.branch, self.dataset)
+        work.refused |= self._too_large_to_search(structures, budget)
+        progress(len(work.refused))
+        for rows in _searches(structures.n_atoms, work.refused):
+            self._predict_rows(work, rows, budget)
+            progress(len(rows))
+        return work.predictions()
+
+    def _predict_rows(self, work: "_Work", rows: Rows, budget: Budget) -> None:
+        """Finds the edges of `rows`, refuses what they show, and predicts the rest batch by batch."""
+        encoder = self.options.encoder
+        some = work.structures.take(rows)
+        pairs = find_pairs(some, search_radius(encoder.cutoff, encoder.max_neighbors))
+        closest = closest_pairs(some, pairs)
+        if coincident := screen_distances(closest):
+            work.refused |= {int(rows[k]): why for k, why in coincident.items()}
+            rest = np.delete(rows, list(coincident))
+            if len(rest):
+                self._predict_rows(work, rest, budget)
+            return
+        work.warnings |= {int(rows[k]): why for k, why in doubts(closest, self.dataset).items()}
+        edges = edges_among(pairs, len(some.numbers), encoder.cutoff, encoder.max_neighbors)
+        n_edges = np.diff(np.searchsorted(edges.receiver, some.offsets))
+        offsets = some.offsets
+        for span in plan(some.n_atoms, n_edges, budget):
+            first, last = int(offsets[span.start]), int(offsets[span.stop])
+            needed = self.memory_needed(last - first, int(n_edges[span].sum()))
+            if span.stop == span.start + 1 and needed > budget.memory:
+                work.refused[int(rows[span.start])] = _too_large(last - first, n_edges[span.start], needed, budget)
+                continue
+            try:
+                found = self.ask(some.span(span.start, span.stop), edges_of_span(edges, first, last))
+            except torch.OutOfMemoryError:  # the estimate was short, or another program took what was free
+                if span.stop > span.start + 1:
+                    self._predict_rows(work, rows[span], replace(budget, edges=max(1, budget.edges // 4)))
+                else:
+                    work.refused[int(rows[span.start])] = _too_large(last - first, n_edges[span.start], needed, budget)
+                continue
+            work.keep(rows[span], *found)
+
+    def memory_needed(self, atoms: int, edges: int) -> float:
+        """Bytes for one batch, in the network's precision."""
+        double = self.network.branch(self.branch.name).energy_scale.dtype == torch.float64
+        return (2 if double else 1) * memory_needed(self.options, self.branch.forces, atoms, edges)
+
+    def _too_large_to_search(self, structures: Structures, budget: Budget) -> Refused:
+        """Structures that would not even leave room to find their neighbours."""
+        refused: Refused = {}
+        for index in np.flatnonzero(structures.n_atoms > SEARCHED_ATOMS).tolist():
+            atoms = int(structures.n_atoms[index])
+            needed = max(search_memory(atoms), self.memory_needed(atoms, 0))
+            if needed > budget.memory:
+                refused[index] = _too_large(atoms, None, needed, budget)
+        return refused
+
+
+class _Work:
+    """Predictions while they are being made."""
+
+    def __init__(self, structures: Structures, *, with_forces: bool) -> None:
+        self.structures = structures
+        self._with_forces = with_forces
+        self.refused: Refused = {}
+        self.warnings: dict[int, str] = {}
+        self._offsets = structures.offsets
+        self._energy = np.full(len(structures), np.nan)
+        self._forces = np.full((len(structures.numbers), 3), np.nan)
+        self._stress = np.full((len(structures), 3, 3), np.nan)
+
+    def keep(self, rows: Rows, energy: Floats, forces: Floats, stress: Floats) -> None:
+        """Puts down what was predicted for `rows`; what overflowed is refused."""
+        counts = self.structures.n_atoms[rows]
+        self._energy[rows], self._stress[rows] = energy, stress
+        self._forces[atom_rows(self._offsets[rows], counts)] = forces
+        overflow = ~np.isfinite(energy)
+        if self._with_forces:
+            overflow |= np.logical_or.reduceat(~np.isfinite(forces).all(axis=1), np.cumsum(counts) - counts)
+        for k in np.flatnonzero(overflow).tolist():
+            self.refused[int(rows[k])] = (NON_FINITE_PREDICTION, "the model overflows on this structure")
+
+    def predictions(self) -> Predictions:
+        """All that was found."""
+        for index in self.refused:
+            self._energy[index] = self._stress[index] = np.nan
+            self._forces[self._offsets[index] : self._offsets[index + 1]] = np.nan
+            self.warnings.pop(index, None)
+        forces = self._forces if self._with_forces else None
+        order = dict(sorted(self.refused.items()))
+        return Predictions(self.structures.n_atoms, self._energy, forces, self._stress, order, self.warnings)
+
+
+def _searches(n_atoms: Rows, refused: Refused) -> Iterator[Rows]:
+    """The structures that were not refused, in rows of about `SEARCHED_ATOMS` atoms."""
+    rows = np.delete(np.arange(len(n_atoms)), list(refused))
+    counts = n_atoms[rows]
+    bins = (np.cumsum(counts) - counts) // SEARCHED_ATOMS
+    return (part for part in np.split(rows, np.flatnonzero(np.diff(bins)) + 1) if len(part))
+
+
+def _too_large(atoms: int, edges: int | None, needed: float, budget: Budget) -> tuple[str, str]:
+    size = f"{atoms:,} atoms" + ("" if edges is None else f" with {edges:,} edges")
+    return TOO_LARGE, f"{size} take about {readable(needed)} of memory, {readable(budget.memory)} are free"
+
+
+def _float64(tensor: torch.Tensor) -> Floats:
+    return tensor.detach().to("cpu", torch.float64).numpy()

@@ -1,0 +1,117 @@
+"""A trained model as it lies on disk: a run directory, a checkpoint or an export, read into one form."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ramify.checkpoint import Checkpoint, open_checkpoint
+from ramify.errors import RamifyError
+from ramify.files import read_json
+from ramify.inference.branches import DatasetInfo
+from ramify.model.build import build_model
+from ramify.model.multibranch import MultiBranch
+from ramify.recipe import ModelOptions, parse_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """All that is needed to use a model, without its training data.
+
+    Attributes:
+        path: where it was read from.
+        options: encoder and heads, the `model` of a recipe.
+        precision: it was trained in (`fp32`, `fp64`, `bf16`).
+        branches: the datasets that each branch read.
+        weights: under the names of a `MultiBranch`.
+        recipe: it was trained by, as plain data; for people to read.
+        step: optimizer steps taken.
+        evaluation: `evaluation.json` of this very checkpoint, None where it was not evaluated.
+        ramify: version that trained it.
+    """
+
+    path: Path
+    options: Mapping[str, Any]
+    precision: str
+    branches: Mapping[str, Mapping[str, DatasetInfo]]
+    weights: Mapping[str, Tensor]
+    recipe: Mapping[str, Any]
+    step: int
+    evaluation: Mapping[str, Any] | None
+    ramify: str
+
+    @property
+    def weights_sha256(self) -> str:
+        """Checksum of all weights and their names."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.weights.items()):
+            total.update(name.encode())
+            total.update(tensor.cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+    def build(self) -> tuple[ModelOptions, MultiBranch]:
+        """The options, every default filled in, and the network with its weights.
+
+        Raises:
+            RamifyError: options that this version does not know, or weights that do not fit them.
+        """
+        # a recipe of its own: where the files of its datasets lie, and how they are read, does not matter here
+        datasets = {name: info for group in self.branches.values() for name, info in group.items()}
+        content = {
+            "datasets": {name: {"format": "extxyz", "path": "-"} for name in datasets},
+            "branches": {branch: list(group) for branch, group in self.branches.items()},
+            "model": self.options,
+            "train": {"precision": "fp64" if self.precision == "fp64" else "fp32"},
+        }
+        recipe = parse_recipe(content, str(self.path))
+        model = build_model(recipe, {name: info.spread for name, info in datasets.items()})
+        try:
+            model.load_state_dict(dict(self.weights), strict=True)
+        except RuntimeError as error:
+            raise RamifyError(f"the weights in {self.path} do not fit the model they belong to: {error}") from None
+        return recipe.model, model.eval().requires_grad_(False)
+
+
+def read_run(path: Path, which: str) -> Saved:
+    """A checkpoint of a run directory: `best`, `latest` or a step's folder name.
+
+    Raises:
+        RamifyError: it has no such checkpoint, or a damaged one.
+    """
+    checkpoints = path / "checkpoints"
+    if not (checkpoints / which / "manifest.json").is_file():
+        there = sorted(p.name for p in checkpoints.glob("[!.]*")) if checkpoints.is_dir() else []
+        raise RamifyError(
+            f"run {path} has no checkpoint '{which}'",
+            fix=f"name one of: {', '.join(there)}" if there else f"train it first: ramify train --resume {path}",
+        )
+    checkpoint = open_checkpoint(checkpoints / which)
+    evaluation = path / "evaluation.json"
+    found = read_json(evaluation) if evaluation.is_file() else None
+    if isinstance(found, dict) and found.get("step") == checkpoint.step:
+        return read_checkpoint(checkpoint, found)
+    return read_checkpoint(checkpoint)
+
+
+def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None = None) -> Saved:
+    """The weights to use of a checkpoint, and all it says of its datasets."""
+    manifest = checkpoint.manifest
+    infos = {name: DatasetInfo.of_manifest(name, data) for name, data in manifest["datasets"].items()}
+    branches: dict[str, dict[str, DatasetInfo]] = {}
+    for dataset, branch in manifest["branch_of"].items():
+        branches.setdefault(branch, {})[dataset] = infos[dataset]
+    recipe = manifest["recipe"]
+    return Saved(
+        path=checkpoint.path,
+        options=recipe["model"],
+        precision=recipe["train"]["precision"],
+        branches=branches,
+        weights=checkpoint.weights(),
+        recipe=recipe,
+        step=checkpoint.step,
+        evaluation=evaluation,
+        ramify=manifest["ramify"],
+    )

@@ -1,0 +1,87 @@
+"""Which structures a branch can be asked about, and which of its answers are to be doubted."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.data.all_pairs import Pairs
+from ramify.data.distances import degenerate_cells
+from ramify.elements import NUMBERS, SYMBOLS
+from ramify.inference.branches import BranchInfo, DatasetInfo
+from ramify.structures import Structures
+
+NO_ATOMS = "no atoms"
+UNKNOWN_ELEMENT = "element that the branch never saw"
+NON_FINITE = "position or cell is not a number"
+NO_VOLUME = "periodic cell without volume"
+COINCIDENT = "two atoms on one spot"
+TOO_LARGE = "too large for the memory"
+NON_FINITE_PREDICTION = "prediction is not a number"
+CLOSE = "atoms closer than in the training data"
+
+ONE_SPOT = 0.05
+"""Å; two atoms closer than this stand on one spot. Nuclei are never that close (H2 at rest: 0.74 Å)."""
+TOLERANCE = 1e-4
+"""Å; stores keep positions in float32, so a structure of the training data may seem a little closer than itself."""
+
+Refused = dict[int, tuple[str, str]]
+"""Reason and detail of each structure that cannot be predicted, by its place."""
+
+
+def screen(structures: Structures, branch: BranchInfo, dataset: DatasetInfo) -> Refused:
+    """Structures that have no prediction, whatever the weights are."""
+    refused: Refused = {}
+    known = np.zeros(256, np.bool_)  # atomic numbers are bytes, and a file may hold any
+    known[[NUMBERS[symbol] for symbol in dataset.elements]] = True
+    finite = np.isfinite(structures.cell).all(axis=(1, 2))
+    flat = np.zeros(len(structures), np.bool_)
+    usable = np.flatnonzero(finite & structures.pbc.any(axis=1))
+    flat[usable] = degenerate_cells(structures.cell[usable], structures.pbc[usable])
+    of_atom = structures.structure_of_atom
+    strange = np.bincount(of_atom[~known[structures.numbers]], minlength=len(structures))
+    broken = np.bincount(of_atom[~np.isfinite(structures.positions).all(axis=1)], minlength=len(structures))
+    for index in np.flatnonzero((structures.n_atoms == 0) | (strange > 0) | (broken > 0) | ~finite | flat).tolist():
+        if structures.n_atoms[index] == 0:
+            refused[index] = (NO_ATOMS, "it has 0 atoms")
+        elif strange[index]:
+            refused[index] = (UNKNOWN_ELEMENT, _strange(structures, index, branch, dataset))
+        elif broken[index] or not finite[index]:
+            refused[index] = (NON_FINITE, f"{broken[index]} of its atoms have no finite position, or its cell is none")
+        else:
+            box = np.array2string(structures.cell[index], precision=4, separator=", ").replace("\n", "")
+            refused[index] = (NO_VOLUME, f"pbc {structures.pbc[index].tolist()}, cell {box}")
+    return refused
+
+
+def _strange(structures: Structures, index: int, branch: BranchInfo, dataset: DatasetInfo) -> str:
+    first, last = structures.offsets[index : index + 2]
+    there = {SYMBOLS[z] if z < len(SYMBOLS) else f"element {z}" for z in structures.numbers[first:last].tolist()}
+    strange = ", ".join(sorted(there - set(dataset.elements)))
+    where = "" if dataset.name == branch.name else f", dataset '{dataset.name}'"
+    return f"it holds {strange}; branch '{branch.name}'{where} was trained on {' '.join(dataset.elements)}"
+
+
+def closest_pairs(structures: Structures, pairs: Pairs) -> NDArray[np.float64]:
+    """(S,) Å, the closest pair of each structure; inf where it has none."""
+    closest = np.full(len(structures), np.inf)
+    np.minimum.at(closest, structures.structure_of_atom[pairs.receiver], pairs.distance)
+    return closest
+
+
+def screen_distances(closest: NDArray[np.float64]) -> Refused:
+    """Structures with two atoms on one spot, by their closest pair (S,) in Å."""
+    return {
+        index: (COINCIDENT, f"two of its atoms are {closest[index]:.4f} Å apart")
+        for index in np.flatnonzero(closest < ONE_SPOT).tolist()
+    }
+
+
+def doubts(closest: NDArray[np.float64], dataset: DatasetInfo) -> Mapping[int, str]:
+    """Structures whose closest atoms (S,) in Å are closer than any that training saw: the model extrapolates."""
+    if dataset.min_distance is None:
+        return {}
+    return {
+        index: f"{CLOSE}: {closest[index]:.3f} Å against {dataset.min_distance:.3f} Å"
+        for index in np.flatnonzero(closest < dataset.min_distance - TOLERANCE).tolist()
+    }

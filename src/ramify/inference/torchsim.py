@@ -1,0 +1,106 @@
+"""`TorchSimModel`: a branch as a model of torch-sim, which simulates many structures at once.
+
+torch-sim (https://github.com/TorchSim/torch-sim, the package `torch-sim-atomistic`) is an optional dependency.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramify.errors import RamifyError
+from ramify.inference.model import Model, load
+from ramify.inference.screen import screen, screen_distances
+from ramify.inference.skin import SkinNeighbors
+from ramify.structures import Structures
+
+try:
+    from torch_sim.models.interface import ModelInterface
+    from torch_sim.state import SimState
+except ImportError as error:
+    raise RamifyError(
+        f"torch-sim cannot be imported: {error}", fix="install it: pip install torch-sim-atomistic"
+    ) from None
+
+FIELDS = ("positions", "cell", "pbc", "atomic_numbers", "system_idx")
+"""What is read of a state."""
+
+
+class TorchSimModel(ModelInterface):
+    """Energies, forces and stresses of torch-sim's states by one branch of a model.
+
+    Integrators and optimizers work in float64, so that total energies keep their digits; the network computes in the
+    precision it was loaded in. Neighbours are found on the CPU and used again while atoms move little.
+
+    Args:
+        model: a `Model`, or the path of one (see `ramify.load`).
+        branch: which branch answers; must be named if there are several.
+        dataset: on whose energy scale; must be named if the branch read several datasets.
+        skin: Å that atoms may move, two together, before neighbours are searched again.
+
+    Raises:
+        RamifyError: several branches (or datasets) and none named, an unknown name, a branch without forces.
+    """
+
+    def __init__(
+        self, model: Model | str | Path, branch: str | None = None, *, dataset: str | None = None, skin: float = 0.4
+    ) -> None:
+        super().__init__()
+        loaded = model if isinstance(model, Model) else load(model)
+        self.predictor = loaded.predictor(branch, dataset)
+        if self.predictor.branch.forces is None:
+            raise RamifyError(
+                f"branch '{self.predictor.branch.name}' predicts no forces, nothing can be simulated with it",
+                fix="name a branch whose datasets have forces",
+            )
+        encoder = loaded.options.encoder
+        self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin)
+        self._device, self._dtype = loaded.device, torch.float64
+        self._compute_forces, self._compute_stress = True, self.predictor.branch.stress
+        self._memory_scales_with = "n_atoms_x_density" if encoder.max_neighbors is None else "n_atoms"
+
+    def forward(self, state: SimState | dict[str, Any], **_: Any) -> dict[str, Tensor]:
+        """The predictions for all structures of a state.
+
+        Args:
+            state: of S structures with N atoms, or its fields by name. torch-sim's cells have lattice vectors as
+                columns.
+
+        Returns:
+            `energy` (S,) eV; `forces` (N, 3) eV/Å; `stress` (S, 3, 3) eV/Å³, tension positive, NaN without periodic
+            axes, only if forces are conservative.
+
+        Raises:
+            RamifyError: a structure that cannot be predicted.
+        """
+        fields = state if isinstance(state, dict) else {name: getattr(state, name) for name in FIELDS}
+        structures = _structures(fields)
+        refused = screen(structures, self.predictor.branch, self.predictor.dataset)
+        if not refused:
+            edges, closest = self.neighbors.find(structures)
+            refused = screen_distances(closest)
+        if refused:
+            index, (reason, detail) = next(iter(refused.items()))
+            raise RamifyError(f"system {index}: {reason}: {detail}", fix="correct it, or what moved its atoms there")
+        energy, forces, stress = self.predictor.ask(structures, edges)
+        found = {"energy": energy, "forces": forces} | ({"stress": stress} if self._compute_stress else {})
+        like = fields["positions"]
+        return {name: torch.from_numpy(values).to(like.device, like.dtype) for name, values in found.items()}
+
+
+def _structures(fields: dict[str, Any]) -> Structures:
+    """The columns of a state."""
+    numbers = fields["atomic_numbers"].cpu().numpy()
+    of_atom = fields.get("system_idx")
+    of_atom = np.zeros(len(numbers), np.int64) if of_atom is None else of_atom.cpu().numpy()
+    cell = fields["cell"].detach().cpu().double().numpy().reshape(-1, 3, 3).transpose(0, 2, 1)
+    pbc = np.broadcast_to(np.asarray(torch.as_tensor(fields["pbc"]).cpu()), (len(cell), 3))
+    return Structures.make(
+        n_atoms=np.bincount(of_atom, minlength=len(cell)),
+        numbers=numbers,
+        positions=fields["positions"].detach().cpu().double().numpy(),
+        cell=cell,
+        pbc=pbc,
+    )

@@ -1,0 +1,89 @@
+"""The verbs that use a trained model, by the command line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ase.build import bulk, molecule
+from ase.io import read, write
+
+import ramify as package
+
+from .conftest import Ramify, refused
+
+
+@pytest.fixture
+def water(tmp_path: Path) -> Path:
+    """A file with one molecule."""
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    return tmp_path / "water.xyz"
+
+
+def test_export_predict_and_inspect(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None:
+    said = ramify("export", finished / "run", "-o", "model", "-b", "qm7x")
+    assert (said.status, said.err, said.out) == (0, "", "model: model\n")
+    assert json.loads(ramify("inspect", "model", "--json").out)["branches"] == {"qm7x": ["qm7x"]}
+    said = ramify("predict", water, "-m", "model", "-o", "out.extxyz")
+    assert (said.status, said.err) == (0, "")
+    assert "1 structures: out.extxyz" in said.out
+    expected = package.load(finished / "run").predict(molecule("H2O"), "qm7x")
+    found = read(tmp_path / "out.extxyz")
+    assert found.get_potential_energy() == pytest.approx(expected.energy, abs=1e-5)
+    said = ramify("predict", water, "-m", finished / "run", "--all-branches", "-o", "all.extxyz", "--json")
+    assert json.loads(said.out) == {"written": 1, "skipped": {}, "warnings": 1, "out": "all.extxyz"}
+    assert {"energy_qm7x", "energy_mptrj"} <= read(tmp_path / "all.extxyz").info.keys()
+
+
+def test_what_is_left_out_is_said(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    write(tmp_path / "in.xyz", [molecule("H2O"), bulk("Cu"), molecule("SiH4")])
+    said = ramify("predict", "in.xyz", "-m", finished / "run", "-b", "qm7x", "-o", "out.extxyz")
+    assert said.status == 0
+    assert "1 structures: out.extxyz" in said.out
+    assert "skipped: 2 element that the branch never saw; see out.extxyz.skipped.jsonl" in said.out
+
+
+def test_relax(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    write(tmp_path / "in.xyz", [molecule("H2O"), molecule("SiH4")])
+    said = ramify("relax", "in.xyz", "-m", finished / "run", "-b", "qm7x", "-o", "out.extxyz", "--steps", "2")
+    assert said.status == 0
+    assert re.search(r"0 OH2: (NOT CONVERGED|converged), \d+ steps, [+-]\d\.\d+ eV, \d+\.\d+ eV/Å", said.out)
+    assert "1 SiH4: skipped, element that the branch never saw: it holds Si" in said.out
+    assert "skipped: 1 element that the branch never saw; see out.extxyz.skipped.jsonl" in said.out
+    assert len(read(tmp_path / "out.extxyz", ":")) == 1
+
+
+def test_md(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None:
+    command = ("md", water, "-m", finished / "run", "-b", "qm7x")
+    said = ramify(*command, "-o", "out.extxyz", "--temperature", "300", "--steps", "5", "--every", "5")
+    assert said.status == 0
+    assert "warning: branch 'qm7x' predicts forces directly" in said.out
+    assert re.search(r"5 steps, 0\.003 ps, \d+ K on average; total energy drifts by -?\d+\.\d+ meV/atom/ps", said.out)
+    assert len(read(tmp_path / "out.extxyz", ":")) == 2
+    said = ramify(*command, "-o", "nvt.extxyz", "--temperature", "300", "--ensemble", "nvt", "--steps", "3", "--json")
+    assert json.loads(said.out)["steps"] == 3
+
+
+def test_mistakes(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None:
+    run = finished / "run"
+    predict = ("predict", water, "-o", "out.extxyz", "-m")
+    refused(ramify(*predict, run), "the model has 2 branches: qm7x, mptrj", "--branch qm7x")
+    refused(ramify(*predict, run, "-b", "qm7"), "the model has no branch 'qm7', did you mean 'qm7x'")
+    refused(ramify(*predict, "nowhere", "-b", "qm7x"), "nowhere does not exist")
+    refused(ramify(*predict, run, "-b", "qm7x", "--all-branches"), "--branch and --all-branches exclude one another")
+    refused(ramify(*predict, run, "-b", "qm7x", "--precision", "half"), "precision 'half' is unknown")
+    refused(ramify("predict", "no.xyz", "-m", run, "-b", "qm7x", "-o", "out.extxyz"), "no.xyz does not exist")
+    refused(ramify("md", water, "-m", run, "-b", "qm7x", "-o", "out.extxyz"), "no temperature is given")
+    refused(ramify("export", run, "-o", "model", "-b", "qm7"), "has no branch 'qm7', did you mean 'qm7x'")
+    (tmp_path / "model").mkdir()
+    refused(ramify("export", run, "-o", "model"), "model exists already; an export is never overwritten")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "water.xyz"]
+
+
+def test_a_simulation_that_ends_early_says_so(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    atoms = molecule("H2O")
+    atoms.set_momenta([[1e5, 0, 0], [0, 1e5, 0], [0, 0, 1e5]])
+    write(tmp_path / "hot.xyz", atoms, format="extxyz")
+    said = ramify("md", "hot.xyz", "-m", finished / "run", "-b", "qm7x", "-o", "out.extxyz", "--steps", "5")
+    refused(said, "the simulation ended early: blown up at step 0", "fix: take a shorter --timestep")
+    assert (tmp_path / "out.extxyz").exists()

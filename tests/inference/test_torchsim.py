@@ -1,0 +1,112 @@
+"""The model of torch-sim: equal to `predict`, accepted by torch-sim's own checks, usable in its loops."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+import ramify
+from ramify.errors import RamifyError
+from ramify.inference.calculator import Calculator
+from ramify.inference.model import Model
+
+ts = pytest.importorskip("torch_sim", reason="needs the package torch-sim-atomistic")
+
+
+def state_of(images: list[Atoms], model: "ramify.TorchSimModel", dtype: torch.dtype | None = None) -> "ts.SimState":
+    return ts.io.atoms_to_state(images, model.device, dtype or model.dtype)
+
+
+def test_equal_to_predict(conservative: Model, crystals: list[Atoms]) -> None:
+    model = ramify.TorchSimModel(conservative, "mptrj")
+    expected = conservative.predict(crystals, "mptrj")
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
+        found = model(state_of(crystals, model, dtype))
+        assert {v.dtype for v in found.values()} == {dtype}
+        np.testing.assert_allclose(found["energy"].numpy(), expected.energy, atol=tolerance)
+        np.testing.assert_allclose(found["forces"].numpy(), expected.forces_of_atoms, atol=tolerance)
+        np.testing.assert_allclose(found["stress"].numpy(), expected.stress, atol=tolerance)
+
+
+def test_molecules_and_fields_by_name(direct: Model) -> None:
+    model = ramify.TorchSimModel(direct, "ani1x")
+    images = [molecule("H2O"), molecule("CH4")]
+    for atoms in images:
+        atoms.set_cell([20.0] * 3)
+    state = state_of(images, model)
+    state.pbc = False
+    found = model(state)
+    expected = direct.predict(images, "ani1x")
+    np.testing.assert_allclose(found["energy"].numpy(), expected.energy, atol=1e-6)
+    assert "stress" not in found
+    fields = {name: getattr(state, name) for name in ("positions", "cell", "pbc", "atomic_numbers", "system_idx")}
+    torch.testing.assert_close(model(fields)["forces"], found["forces"])
+
+
+def test_torch_sims_own_checks(conservative: Model) -> None:
+    from torch_sim.models.interface import validate_model_outputs
+
+    class Silicon(ramify.TorchSimModel):
+        """The checks take silicon and iron, which the branch does not know: silicon stands for both."""
+
+        def forward(self, state: "ts.SimState", **_: object) -> dict[str, torch.Tensor]:
+            known = state.clone()
+            known.atomic_numbers = torch.full_like(state.atomic_numbers, 14)
+            return super().forward(known)
+
+    model = Silicon(conservative, "mptrj")
+    validate_model_outputs(model, model.device, model.dtype)
+
+
+def test_relaxation_and_dynamics_of_many_at_once(stiff: Model) -> None:
+    """torch-sim's optimizer ends where ASE says that forces vanish; its NVE conserves energy."""
+    from ase.build import bulk
+
+    images = [bulk("Si"), bulk("Si", a=5.6)]
+    for seed, atoms in enumerate(images):
+        atoms.rattle(0.05, seed=seed)
+    model = ramify.TorchSimModel(stiff, "mptrj")
+    end = ts.optimize(
+        system=images,
+        model=model,
+        optimizer=ts.gradient_descent,
+        lr=0.005,
+        convergence_fn=ts.generate_force_convergence_fn(force_tol=0.05, include_cell_forces=False),
+        max_steps=1000,
+    )
+    for atoms in end.to_atoms():
+        atoms.calc = Calculator(stiff, "mptrj")
+        assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 0.05
+    assert model.neighbors.searches < 50
+    energies = []
+    state = state_of(images, model)
+    init, update = ts.nve(model=model, dt=torch.tensor(0.0005, dtype=model.dtype), kT=torch.tensor(0.02))
+    state = init(state, kT=torch.tensor(0.02), seed=0)
+    for _ in range(60):
+        kinetic = ts.quantities.calc_kinetic_energy(
+            momenta=state.momenta, masses=state.masses, system_idx=state.system_idx
+        )
+        energies.append((state.energy + kinetic).numpy())
+        state = update(state, dt=torch.tensor(0.0005, dtype=model.dtype))
+    assert np.ptp(np.array(energies), axis=0).max() < 1e-3
+
+
+def test_bad_systems_are_named(conservative: Model, direct: Model, crystals: list[Atoms]) -> None:
+    model = ramify.TorchSimModel(conservative, "mptrj")
+    close = crystals[0].copy()
+    close.positions[1] = close.positions[0]
+    with pytest.raises(RamifyError, match="system 1: two atoms on one spot"):
+        model(state_of([crystals[0], close], model))
+    with pytest.raises(RamifyError, match="branch 'bare' predicts no forces"):
+        ramify.TorchSimModel(direct, "bare")
+
+
+def test_named_when_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_sim", None)
+    monkeypatch.setitem(sys.modules, "torch_sim.models.interface", None)
+    monkeypatch.delitem(sys.modules, "ramify.inference.torchsim")
+    with pytest.raises(RamifyError, match="install it: pip install torch-sim-atomistic"):
+        _ = ramify.TorchSimModel
