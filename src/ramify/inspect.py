@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ramify.checkpoint import open_checkpoint
-from ramify.data.store_files import open_files
+from ramify.data.open_files import open_files
 from ramify.data.store_files import verify as verify_files
 from ramify.errors import RamifyError
 from ramify.files import read_json

@@ -11,18 +11,9 @@ from ramify.data.adios import write_adios
 from ramify.data.blocks import BlockSums
 from ramify.data.columns import NpyFile
 from ramify.data.manifest import Manifest
+from ramify.data.open_files import open_files
 from ramify.data.replace import clear_leftovers, replaced_store
-from ramify.data.store_files import (
-    ADIOS_FILE,
-    Form,
-    MappedFiles,
-    StoreFiles,
-    damaged,
-    open_files,
-    pieces,
-    verify,
-    verify_names,
-)
+from ramify.data.store_files import ADIOS_FILE, Form, MappedFiles, StoreFiles, damaged, pieces, verify, verify_names
 from ramify.errors import RamifyError
 from ramify.files import write_json
 

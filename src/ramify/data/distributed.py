@@ -18,11 +18,11 @@ import numpy as np
 
 from ramify.data.blocks import memory_of
 from ramify.data.homes import TAKEN, Columns, Rows
+from ramify.data.open_files import open_files
 from ramify.data.records import Words, record_words, unpack
 from ramify.data.row_index import RowIndex
 from ramify.data.share import load_share, shared_n_atoms
 from ramify.data.store import Store
-from ramify.data.store_files import open_files
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:

@@ -20,11 +20,12 @@ from ramify.data.duplicates import earlier_equals, equal_structures
 from ramify.data.gates import DUPLICATE, OUTLIER, detail, energy_deviations
 from ramify.data.inputs import fingerprint, source_files
 from ramify.data.manifest import REBUILD, Consistency, Manifest, SourceFile, Versions
+from ramify.data.open_files import open_files
 from ramify.data.read_parts import cut, read_parts
 from ramify.data.replace import clear_leftovers, replaced_store
 from ramify.data.split import check_given_split, split_by_group
 from ramify.data.staging import Staged, Staging
-from ramify.data.store_files import Form, open_files
+from ramify.data.store_files import Form
 from ramify.data.workers import Workers
 from ramify.errors import RamifyError
 from ramify.files import write_json

@@ -16,8 +16,9 @@ from ramify.data.columns import COLUMNS
 from ramify.data.homes import TAKEN, ArrayHome, FirstTouch, Home, LaterHome, Rows
 from ramify.data.manifest import REBUILD, SPLITS, Manifest
 from ramify.data.node_memory import NodeMemory
+from ramify.data.open_files import open_files
 from ramify.data.share import shared_n_atoms
-from ramify.data.store_files import MappedFiles, damaged, open_files
+from ramify.data.store_files import MappedFiles, damaged
 from ramify.data.store_files import verify as verify_files
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from ramify.data.blocks import BLOCK_ROWS, block_sum, memory_of
 from ramify.data.columns import COLUMNS, npy_header
-from ramify.data.manifest import REBUILD, Column, Manifest, read_manifest
+from ramify.data.manifest import REBUILD, Column, Manifest
 from ramify.errors import RamifyError
 from ramify.files import sha256
 
@@ -50,28 +49,6 @@ class StoreFiles(Protocol):
 
     def close(self) -> None:
         """Nothing can be read any more."""
-
-
-@contextmanager
-def open_files(path: Path | str) -> Iterator[StoreFiles]:
-    """The files of the store in folder `path`, of whichever form it is; types, shapes and sizes are compared.
-
-    Raises:
-        RamifyError: no store there, a newer version, or damaged.
-    """
-    path = Path(path)
-    manifest = read_manifest(path)
-    check_manifest(path, manifest)
-    if form_of(path) == "adios":
-        from ramify.data.adios import AdiosFiles
-
-        files: StoreFiles = AdiosFiles(path, manifest)
-    else:
-        files = MappedFiles(path, manifest)
-    try:
-        yield files
-    finally:
-        files.close()
 
 
 def form_of(path: Path) -> Form:
