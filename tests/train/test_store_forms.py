@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.data.test_distributed import mpiexec
-from tests.small import assert_same, make_recipe, prepare_stores, tensors
 
 from ramify.data.convert import convert_store
+from tests.data.test_distributed import mpiexec
+from tests.small import assert_same, make_recipe, prepare_stores, tensors
 
 LIMIT = 200.0
 

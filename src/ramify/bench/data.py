@@ -16,6 +16,7 @@ import numpy as np
 from ramify.bench.machine import copy_bandwidth, drop_from_cache, file_bandwidth
 from ramify.bench.rates import BATCH, draws, rate
 from ramify.bench.stores import Kind, column_bytes, make_store
+from ramify.bench.waiting import serve_consumer, step_waits
 from ramify.data.batch import Batch, Part
 from ramify.data.convert import convert_store
 from ramify.data.manifest import read_manifest
@@ -29,6 +30,9 @@ MAX_NEIGHBORS = 20
 OF_SUCCESSORS = 544_000_000
 """Structures that the largest trainings of this kind have used: what is measured on fewer is extrapolated to these."""
 
+SOCKETS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
+"""MPICH then takes every rank for a node of its own, and its transport uses nothing but TCP."""
+
 Result = dict[str, Any]
 
 
@@ -41,6 +45,9 @@ class DataBench:
         structures: molecules of the store that batches are drawn from; beside them a quarter as many crystals.
         large: structures of the store of the part `scale`.
         ranks: numbers of processes of the part `distributed`.
+        seconds: that the consumer of the part `waiting` is served.
+        width: of the encoder whose steps the part `waiting` takes.
+        steps: how many of them.
         say: hears what is being done.
     """
 
@@ -48,6 +55,9 @@ class DataBench:
     structures: int = 1_000_000
     large: int = 24_000_000
     ranks: Sequence[int] = (2, 4)
+    seconds: float = 5.0
+    width: int = 866
+    steps: int = 8
     say: Callable[[str], None] = lambda text: None
 
     def run(self, parts: Sequence[str]) -> Result:
@@ -152,13 +162,23 @@ def distributed(bench: DataBench) -> Result:
         raise RamifyError("the part `distributed` needs mpiexec", fix="pip install mpich, or load the system's MPI")
     path = bench.store("molecules")
     found = {}
-    for ranks in bench.ranks:
+    layouts: list[tuple[str, int, dict[str, str]]] = [(str(ranks), ranks, {}) for ranks in bench.ranks]
+    for name, ranks, environment in [*layouts, ("2 over sockets", 2, SOCKETS)]:
         command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "ramify.bench.ranks", str(path)]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ | environment)
         if ended.returncode:
-            raise RamifyError(f"the benchmark on {ranks} ranks failed: {ended.stderr.strip()[-2000:]}")
-        found[str(ranks)] = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+            raise RamifyError(f"the benchmark on {name} ranks failed: {ended.stderr.strip()[-2000:]}")
+        found[name] = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     return found
+
+
+def waiting(bench: DataBench) -> Result:
+    """Whether a step waits for data: real ones, and a consumer that only sleeps."""
+    path = bench.store("molecules")
+    return {
+        "consumer": [serve_consumer(path, workers, bench.seconds) for workers in (1, 2)],
+        "step": step_waits(path, bench.steps, bench.width),
+    }
 
 
 def scale(bench: DataBench) -> Result:
@@ -188,6 +208,7 @@ PARTS: dict[str, Callable[[DataBench], Result]] = {
     "mapped": mapped,
     "adios": adios,
     "distributed": distributed,
+    "waiting": waiting,
     "scale": scale,
 }
 """What can be measured."""

@@ -11,7 +11,7 @@ from ramify.bench.rates import BATCH
 from ramify.data.loader import Loader, Share, SplitReader
 from ramify.data.store import Store
 from ramify.data.stream import Stream
-from ramify.model.build import build_model
+from ramify.model.build import Spread, build_model
 from ramify.recipe import Recipe, parse_recipe
 
 CUTOFF = 5.0
@@ -49,8 +49,9 @@ def step_waits(path: Path, steps: int, width: int) -> dict[str, Any]:
     recipe = _recipe(width)
     with Store.open(path) as store:
         reader = _reader(store, recipe.model.encoder.max_neighbors)
-        manifest = store.manifest.model_dump(mode="json")
-        model = build_model(recipe, {"bench": manifest})
+        statistics = store.manifest.statistics
+        spread = Spread(statistics.energy_std, statistics.forces_mae, len(reader))
+        model = build_model(recipe, {"bench": spread})
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         with Loader({"bench": reader}, _shares(reader, STEP_STRUCTURES), torch.float32, ahead=2) as loader:
             waited, begun = 0.0, 0.0
@@ -61,7 +62,7 @@ def step_waits(path: Path, steps: int, width: int) -> dict[str, Any]:
                 found = model(batch)
                 loss = (found.energy - batch.energy).square().mean() + (found.forces - batch.forces).square().mean()
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
             took = time.perf_counter() - begun
             return {

@@ -1,0 +1,15 @@
+#!/bin/sh
+# All figures of docs/data.md, into a folder. Two free cores, 12 GB of memory; 3 GB of disk, and 30 GB for the last line.
+#     benchmarks/data.sh results
+set -eu
+out=${1:-data-results}
+ramify=${RAMIFY:-ramify}
+export OMP_NUM_THREADS=1
+mkdir -p "$out"
+for part in mapped adios distributed waiting; do
+    $ramify bench data --parts $part --folder "$out" --out "$out/$part.json"
+done
+# 24 million structures, 30 GB of disk for some minutes; leave out with LARGE=0
+if [ "${LARGE:-24000000}" != 0 ]; then
+    $ramify bench data --parts scale --large "${LARGE:-24000000}" --folder "$out" --out "$out/scale.json"
+fi
