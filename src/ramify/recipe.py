@@ -190,7 +190,7 @@ class TrainOptions(_Keys):
 
 class DataOptions(_Keys):
     """Where structures are kept while a run goes on, and who makes batches of them. None of it changes what is trained.
-    See docs/stores.md."""
+    See docs/data.md."""
 
     store: Literal["auto", "mapped", "adios", "distributed"] = "auto"
     """`mapped`: mapped into memory from one file per column; `adios`: read from one ADIOS2 file into memory that the

@@ -1,4 +1,4 @@
-"""Training from each of the three kinds of store: the same parameters to the bit after 50 steps; all ranks end together."""
+"""Training from each of the three kinds of store: the same parameters to the bit; all ranks end together."""
 
 import os
 import subprocess
