@@ -150,7 +150,7 @@ def bench_data(
         str, typer.Option(help="mapped, adios, distributed, waiting, scale: which of them.")
     ] = "mapped,adios,distributed,waiting",
     folder: Annotated[Path, typer.Option(help="Where stores are made; they are removed in the end.")] = Path(),
-    structures: Annotated[int, typer.Option(help="Molecules of the store; 1,200 bytes each.", min=1000)] = 1_000_000,
+    structures: Annotated[int, typer.Option(help="Molecules of the store; 600 bytes each.", min=1000)] = 1_000_000,
     large: Annotated[int, typer.Option(help="Structures of the store of the part scale.", min=1000)] = 24_000_000,
     ranks: Annotated[str, typer.Option(help="Numbers of processes of the part distributed.")] = "2,4",
     width: Annotated[int, typer.Option(help="Of the encoder whose steps the part waiting takes.", min=1)] = 866,
