@@ -4,7 +4,7 @@ The file repeats the rows of the embedded corpus with a little noise on the posi
 order (dE = -F dx), so that no row is a duplicate and the energy-force slope stays 1. Preparing runs in a process
 of its own with one thread; the source file is read before, so that the disk is not what is measured.
 
-    OMP_NUM_THREADS=1 python benchmarks/prepare_speed.py --structures 400000 --mptrj-mb 300
+    OMP_NUM_THREADS=1 python benchmarks/prepare_speed.py --structures 400000 --mptrj-mb 300 --workers 2
 
 `--mptrj-mb` prepares a large file in the layout of MPtrj too, beside merely cutting and parsing the same file. Its
 atoms stand at random, so the gates on distances and energies are opened wide; they do their work all the same.
@@ -16,6 +16,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from read_sources import make_mptrj, measured, parse
 
 from ramify.data.prepare import prepare_dataset
+from ramify.data.workers import start_workers
 from ramify.files import sha256
 from ramify.minicorpora import FILES
 from ramify.sources import formats
@@ -60,14 +62,16 @@ def make_file(path: Path, structures: int) -> int:
 WIDE_GATES = {"gates": {"min_distance": 0, "energy_outlier": 1e9}}
 
 
-def prepare(source: Path, stores: Path, name: str = "ani1x") -> dict[str, Any]:
+def prepare(source: Path, stores: Path, name: str = "ani1x", workers: int = 1) -> dict[str, Any]:
     """Prepares the file and says how long it took, how much memory it needed and what came out."""
     keys = {"format": name, "path": str(source)} | (WIDE_GATES if name == "mptrj" else {})
     options = formats()[name].options.model_validate(keys)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wall, cpu = time.perf_counter(), time.process_time()
-    manifest = prepare_dataset(name, options, stores, base=Path())
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    with start_workers(workers) as started:
+        list(started.results(abs, range(4 * workers)))  # starting them is not measured
+        wall, cpu = time.perf_counter(), time.process_time()
+        manifest = prepare_dataset(name, options, stores, base=Path(), workers=started)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {
         "structures": manifest.structures,
         "atoms": sum(split.atoms for split in manifest.splits.values()),
@@ -82,24 +86,31 @@ def prepare(source: Path, stores: Path, name: str = "ani1x") -> dict[str, Any]:
     }
 
 
+def alone() -> ProcessPoolExecutor:
+    """A process of its own, so that its peak memory is known."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--structures", type=int, default=400_000)
     arguments.add_argument("--mptrj-mb", type=float, default=0, metavar="MB")
+    arguments.add_argument("--workers", type=int, default=1, help="processes that read; processor time is of one only")
     arguments.add_argument("--folder", type=Path, help="where the temporary files go")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source = Path(name) / "ani1x-large.h5"
         rows = make_file(source, options.structures)
         sha256(source)  # into the page cache
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            result = pool.apply(prepare, (source, Path(name) / "stores"))
+        with alone() as pool:
+            result = pool.submit(prepare, source, Path(name) / "stores", "ani1x", options.workers).result()
         result = {"ani1x": {"rows": rows, "file_mb": source.stat().st_size / 1e6, **result}}
         if options.mptrj_mb:
             source = Path(name) / "mptrj.json"
             make_mptrj(source, options.mptrj_mb)
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                result["mptrj"] = pool.apply(prepare, (source, Path(name) / "stores", "mptrj"))
+            with alone() as pool:
+                what = (source, Path(name) / "stores", "mptrj", options.workers)
+                result["mptrj"] = pool.submit(prepare, *what).result()
             result["mptrj_parse_only"] = measured(parse, source)
             over = result["mptrj"]["wall_s"] / result["mptrj_parse_only"]["wall_s"]
             result["mptrj"]["wall_s_over_parse_only"] = over

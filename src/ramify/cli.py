@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -268,6 +269,17 @@ def version() -> None:
 
 def main() -> None:
     """Runs a verb; what a user can act on ends as one message and exit status 1, a traceback only with --debug."""
+    try:
+        _run_verb()
+    except BaseException as error:
+        if "ramify.data.open" in sys.modules:  # a verb that may have left other ranks waiting
+            from ramify.data.open import end_sharing_ranks
+
+            end_sharing_ranks("" if isinstance(error, SystemExit) else traceback.format_exc())
+        raise
+
+
+def _run_verb() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

@@ -189,6 +189,37 @@ def bench_predict(
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
+@bench.command("data")
+def bench_data(
+    parts: Annotated[
+        str, typer.Option(help="mapped, adios, distributed, waiting, scale: which of them.")
+    ] = "mapped,adios,distributed,waiting",
+    folder: Annotated[Path, typer.Option(help="Where stores are made; they are removed in the end.")] = Path(),
+    structures: Annotated[int, typer.Option(help="Molecules of the store; 600 bytes each.", min=1000)] = 1_000_000,
+    large: Annotated[int, typer.Option(help="Structures of the store of the part scale.", min=1000)] = 24_000_000,
+    ranks: Annotated[str, typer.Option(help="Numbers of processes of the part distributed.")] = "2,4",
+    width: Annotated[int, typer.Option(help="Of the encoder whose steps the part waiting takes.", min=1)] = 866,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the result; else it is printed.")] = None,
+) -> None:
+    """How fast structures come from each kind of store, as JSON, with the machine's own limits beside."""
+    from ramify.bench.data import DataBench
+    from ramify.files import write_json
+
+    def say(text: str) -> None:
+        if out is not None:
+            console.print(text, markup=False, highlight=False)
+
+    benchmark = DataBench(
+        folder=folder, structures=structures, large=large, ranks=_numbers("--ranks", ranks), width=width, say=say
+    )
+    result = benchmark.run([part.strip() for part in parts.split(",")])
+    if out is None:
+        print_json(result)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+
+
 @bench.command("rank", hidden=True)
 def bench_rank(source: Path, target: Path) -> None:
     """One rank of a layout of `bench memory`, as that starts it."""

@@ -26,21 +26,21 @@ if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for e
 
 
 class Steps:
-    """A running count of structures, for jobs whose length is not known beforehand."""
+    """A running count, for jobs whose length is not known beforehand."""
 
-    def __init__(self, console: Console, title: str, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, title: str, unit: str = "structures", *, quiet: bool = False) -> None:
         done = "[green]✓[/green]"
         columns = (
             SpinnerColumn(finished_text=done),
             TextColumn("{task.description}"),
-            TextColumn("{task.completed:,.0f} structures"),
+            TextColumn(f"{{task.completed:,.0f}} {unit}"),
         )
         self._progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet)
         self._task = self._progress.add_task(title, total=None)
 
-    def counted(self, structures: int) -> None:
-        """`structures` more are done."""
-        self._progress.advance(self._task, structures)
+    def counted(self, more: float) -> None:
+        """`more` are done."""
+        self._progress.advance(self._task, more)
 
     def __enter__(self) -> Self:
         self._progress.start()

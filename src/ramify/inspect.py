@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ramify.checkpoint import open_checkpoint
-from ramify.data.store import Store
+from ramify.data.open_files import open_files
+from ramify.data.store_files import verify as verify_files
 from ramify.errors import RamifyError
 from ramify.files import read_json
 from ramify.inference.exported import read_export
@@ -37,8 +38,22 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _store(path: Path, verify: bool) -> dict[str, Any]:
-    manifest = Store.open(path, verify=verify).manifest.model_dump(mode="json")
-    shown = ("dataset", "theory", "splits", "labels", "elements", "references", "statistics", "consistency", "dropped")
+    with open_files(path) as files:
+        if verify:
+            verify_files(files)
+        manifest = files.manifest.model_dump(mode="json") | {"form": files.form}
+    shown = (
+        "dataset",
+        "theory",
+        "form",
+        "splits",
+        "labels",
+        "elements",
+        "references",
+        "statistics",
+        "consistency",
+        "dropped",
+    )
     return {key: manifest[key] for key in (*shown, "moved_to_train", "sources", "versions")}
 
 

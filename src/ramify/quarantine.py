@@ -2,9 +2,21 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One line: `count` records left out."""
+
+    record: str
+    reason: str
+    detail: str
+    count: int
 
 
 class Quarantine:
@@ -35,6 +47,11 @@ class Quarantine:
         line = {"record": record, "reason": reason, "detail": detail} | ({"count": count} if count != 1 else {})
         self._file.write(json.dumps(line) + "\n")
 
+    def take_over(self, notes: Iterable[Note]) -> None:
+        """Notes what another one kept."""
+        for note in notes:
+            self.add(note.record, note.reason, note.detail, note.count)
+
     @property
     def total(self) -> int:
         """Number of records left out so far."""
@@ -47,3 +64,25 @@ class Quarantine:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+class Notes(Quarantine):
+    """A quarantine that keeps its lines in memory, for another one to take over.
+
+    Attributes:
+        notes: the lines, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[Note] = []
+
+    def add(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
+        """See `Quarantine.add`."""
+        super().add(record, reason, detail, count)
+        self.notes.append(Note(record, reason, detail, count))
+
+    def handed_over(self) -> list[Note]:
+        """The lines since the last time."""
+        notes, self.notes = self.notes, []
+        return notes

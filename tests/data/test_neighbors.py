@@ -5,6 +5,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ramify.data.neighbors import SOFTNESS, find_edges
 from ramify.structures import Structures
@@ -40,6 +42,48 @@ def test_edges_equal_those_of_ase(block: int) -> None:
         first += len(atoms)
 
 
+def test_extreme_cells() -> None:
+    """A needle, a sheared cell whose height is a tenth of its edges, one far smaller than the cutoff; atoms far outside
+    the cell; against ASE."""
+    rng = np.random.default_rng(3)
+    cells = [np.diag([1.5, 1.7, 40.0]), np.array([[6.0, 0, 0], [5.9, 0.9, 0], [3.0, 0.3, 5.0]]), np.eye(3) * 1.3]
+    images = [
+        Atoms(numbers=[14] * n, positions=rng.uniform(-50, 50, (n, 3)), cell=cell, pbc=True)
+        for cell in cells
+        for n in (1, 2, 5)
+    ]
+    edges = find_edges(Structures.from_ase(images), CUTOFF)
+    first = 0
+    for atoms in images:
+        own = (edges.receiver >= first) & (edges.receiver < first + len(atoms))
+        found = as_set(edges.receiver[own] - first, edges.sender[own] - first, edges.shift[own])
+        assert len(found) == own.sum()
+        assert found == as_set(*neighbor_list("ijS", atoms, CUTOFF))
+        first += len(atoms)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=12), st.sampled_from([None, 4, 12]))
+def test_a_structure_has_the_same_edges_in_any_company(seeds: list[int], max_neighbors: int | None) -> None:
+    """To the bit and in the same order: a batch must not depend on what else is in it."""
+    perfect = [bulk("Fe", cubic=True) * (2, 1, 1), bulk("NaCl", "rocksalt", a=5.6, cubic=True), bulk("Cu")]
+    images = [perfect[seed % 3] if seed % 5 == 0 else random_atoms(seed) for seed in seeds]
+    together = find_edges(Structures.from_ase(images), CUTOFF, max_neighbors)
+    first = 0
+    for atoms in images:
+        alone = find_edges(Structures.from_ase([atoms]), CUTOFF, max_neighbors)
+        np.testing.assert_array_equal(together.reach[first : first + len(atoms)], alone.reach)
+        for found, expected in ((together, alone), (together.rim, alone.rim)):
+            own = (found.receiver >= first) & (found.receiver < first + len(atoms))
+            np.testing.assert_array_equal(found.receiver[own] - first, expected.receiver)
+            np.testing.assert_array_equal(found.sender[own] - first, expected.sender)
+            np.testing.assert_array_equal(found.shift[own], expected.shift)
+        own = (together.rim.receiver >= first) & (together.rim.receiver < first + len(atoms))
+        np.testing.assert_array_equal(together.rim.gain[own], alone.rim.gain)
+        first += len(atoms)
+    assert (np.diff(together.receiver) >= 0).all()
+
+
 def test_one_atom_in_a_small_cell_sees_its_own_images() -> None:
     simple_cubic = Atoms("Po", cell=np.eye(3) * 3.0, pbc=True)
     edges = find_edges(Structures.from_ase([simple_cubic]), 3.1)
@@ -53,17 +97,17 @@ def test_non_periodic_structure_ignores_its_cell() -> None:
 
 
 def test_all_pairs_and_cell_list_agree() -> None:
-    """The same molecule once below and once above the size at which the method changes (as 120 copies far apart)."""
+    """The same molecule once below and once above the size at which the method changes (as 20 copies far apart)."""
     rng = np.random.default_rng(1)
     molecule = Atoms("C10", positions=rng.uniform(0, 5, (10, 3)))
     copies = Atoms()
-    for k in range(12):
+    for k in range(20):
         shifted = molecule.copy()
         shifted.translate([40.0 * k, 0, 0])
         copies += shifted
     small = find_edges(Structures.from_ase([molecule]), CUTOFF)
     large = find_edges(Structures.from_ase([copies]), CUTOFF)
-    assert len(large) == 12 * len(small)
+    assert len(large) == 20 * len(small)
     own = large.receiver < 10
     np.testing.assert_array_equal(large.receiver[own], small.receiver)
     np.testing.assert_array_equal(large.sender[own], small.sender)

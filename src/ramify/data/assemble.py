@@ -3,9 +3,9 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,20 +43,22 @@ class Tally:
     absolute: float = 0.0
     squared: float = 0.0
 
-    def add(self, split: int, pieces: Mapping[str, Array]) -> None:
-        """Counts one piece of split number `split`."""
-        n_atoms, forces = pieces["n_atoms"], pieces["forces"]
-        self.structures[split] += len(n_atoms)
-        self.atoms[split] += np.bincount(pieces["numbers"], minlength=MAX_NUMBER + 1)
-        labelled = np.isfinite(forces[:, 0])
-        starts = np.cumsum(n_atoms, dtype=np.int64) - n_atoms
-        self.forces += int(labelled[starts].sum())
-        self.stress += int(np.isfinite(pieces["stress"][:, 0, 0]).sum())
-        if SPLITS[split] == "train":
-            values = forces if labelled.all() else forces[labelled]
-            self.components += values.size
-            self.absolute += float(np.abs(values).sum(dtype=np.float64))
-            self.squared += float(np.einsum("nc,nc->", values, values, dtype=np.float64))
+    def add(self, split: int, column: str, piece: Array, n_atoms: NDArray[np.int32]) -> None:
+        """Counts one piece of a column of split number `split`; no two columns count into the same attribute."""
+        if column == "n_atoms":
+            self.structures[split] += len(piece)
+        elif column == "numbers":
+            self.atoms[split] += np.bincount(piece, minlength=MAX_NUMBER + 1)
+        elif column == "stress":
+            self.stress += int(np.isfinite(piece[:, 0, 0]).sum())
+        elif column == "forces":
+            labelled = np.isfinite(piece[:, 0])
+            self.forces += int(labelled[np.cumsum(n_atoms, dtype=np.int64) - n_atoms].sum())
+            if SPLITS[split] == "train":
+                values = piece if labelled.all() else piece[labelled]
+                self.components += values.size
+                self.absolute += float(np.abs(values).sum(dtype=np.float64))
+                self.squared += float(np.einsum("nc,nc->", values, values, dtype=np.float64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,17 +71,22 @@ class Assembled:
     references: References
     statistics: Statistics
     columns: dict[str, Column]
+    blocks: dict[str, list[int]]
     names_sha256: str
     shared_groups: int
 
 
-def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path, *, reference_ridge: float = 0.0) -> Assembled:
+def assemble(
+    staged: Staged, split: NDArray[np.uint8], folder: Path, *, reference_ridge: float = 0.0, threads: int = 1
+) -> Assembled:
     """Writes `<column>.npy` and `names.json` into `folder`.
 
     Args:
         staged: S structures in source order.
         split: (S,) a `Split` each; NONE leaves a structure out.
         folder: of the store.
+        reference_ridge: see `fit_references`.
+        threads: that write columns; the files do not depend on it.
     """
     rows = [np.flatnonzero(split == Split[name.upper()]) for name in SPLITS]
     kept = np.concatenate(rows)
@@ -90,7 +97,7 @@ def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path, *, referenc
         renumber[name] = np.zeros(len(table), np.int64)
         renumber[name][present] = np.arange(len(present))
         used[name] = [table[i] for i in present]
-    columns, tally = _write_columns(staged, rows, renumber, folder)
+    columns, blocks, tally = _write_columns(staged, rows, renumber, folder, threads)
     names = folder / "names.json"
     with names.open("w", encoding="utf-8") as file:
         json.dump({"groups": used["group"], "origins": used["origin"]}, file)
@@ -111,46 +118,68 @@ def assemble(staged: Staged, split: NDArray[np.uint8], folder: Path, *, referenc
         references=_references(fit),
         statistics=_statistics(fit, tally, staged, kept),
         columns=columns,
+        blocks=blocks,
         names_sha256=sha256(names),
         shared_groups=int((np.unique(np.concatenate(groups), return_counts=True)[1] > 1).sum()),
     )
 
 
 def _write_columns(
-    staged: Staged, rows: Sequence[NDArray[np.int64]], renumber: Mapping[str, NDArray[np.int64]], folder: Path
-) -> tuple[dict[str, Column], Tally]:
-    """One column after the other would read the staged files once more each, so all are written side by side."""
-    kept = np.concatenate(rows)
-    S, N = len(kept), int(staged.n_atoms[kept].sum(dtype=np.int64))
+    staged: Staged,
+    rows: Sequence[NDArray[np.int64]],
+    renumber: Mapping[str, NDArray[np.int64]],
+    folder: Path,
+    threads: int,
+) -> tuple[dict[str, Column], dict[str, list[int]], Tally]:
+    """Every column is a task of its own, the largest first."""
     tally = Tally(np.zeros((len(SPLITS), MAX_NUMBER + 1), np.int64), np.zeros(len(SPLITS), np.int64))
-    files: dict[str, NpyFile] = {}
+    largest_first = sorted(COLUMNS, key=lambda name: (not COLUMNS[name].per_atom, -len(COLUMNS[name].row)))
+    with ThreadPoolExecutor(threads, "ramify-assemble") as pool:
+        written = {
+            name: pool.submit(_write_column, name, staged, rows, renumber.get(name), folder, tally)
+            for name in largest_first
+        }
+        try:
+            found = {name: written[name].result() for name in COLUMNS}
+        finally:
+            pool.shutdown(cancel_futures=True)
+    columns = {name: column for name, (column, _) in found.items()}
+    return columns, {name: sums for name, (_, sums) in found.items()}, tally
+
+
+def _write_column(
+    name: str,
+    staged: Staged,
+    rows: Sequence[NDArray[np.int64]],
+    renumber: NDArray[np.int64] | None,
+    folder: Path,
+    tally: Tally,
+) -> tuple[Column, list[int]]:
+    """Writes one column; returns what the manifest says of it, and the checksums of its blocks."""
+    kept = np.concatenate(rows)
+    kind = COLUMNS[name]
+    shape = kind.shape(len(kept), int(staged.n_atoms[kept].sum(dtype=np.int64)))
+    file = NpyFile(folder / f"{name}.npy", kind.dtype, shape)
     try:
-        for name, kind in COLUMNS.items():
-            files[name] = NpyFile(folder / f"{name}.npy", kind.dtype, kind.shape(S, N))
         for k, part in enumerate(rows):
             for some in _by_atoms(part, staged.n_atoms):
-                pieces = _gather(staged, some)
-                for name, translate in renumber.items():
-                    pieces[name] = translate[pieces[name]]
-                tally.add(k, pieces)
-                for name, file in files.items():
-                    file.append(pieces[name])
-        columns = {name: file.finish() for name, file in files.items()}
+                piece = _gather(staged, name, some)
+                piece = piece if renumber is None else renumber[piece]
+                tally.add(k, name, piece, staged.n_atoms[some])
+                file.append(piece)
+        return file.finish(), file.blocks
     finally:
-        for file in files.values():
-            file.close()
-    return columns, tally
+        file.close()
 
 
-def _gather(staged: Staged, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """The columns at `rows`, ascending: as views where they follow one another without a gap."""
-    columns = {name: staged.columns.map(name) for name in COLUMNS}
+def _gather(staged: Staged, name: str, rows: NDArray[np.int64]) -> Array:
+    """A column at `rows`, ascending: as a view where they follow one another without a gap."""
+    column, per_atom = staged.columns.map(name), COLUMNS[name].per_atom
     if rows[-1] - rows[0] + 1 == len(rows):
-        structures = slice(int(rows[0]), int(rows[-1]) + 1)
         atoms = slice(int(staged.offsets[rows[0]]), int(staged.offsets[rows[-1] + 1]))
-        return {name: columns[name][atoms if kind.per_atom else structures] for name, kind in COLUMNS.items()}
-    index = atom_rows(staged.offsets[rows], staged.n_atoms[rows].astype(np.int64))
-    return {name: np.take(columns[name], index if kind.per_atom else rows, axis=0) for name, kind in COLUMNS.items()}
+        return column[atoms if per_atom else slice(int(rows[0]), int(rows[-1]) + 1)]
+    index = atom_rows(staged.offsets[rows], staged.n_atoms[rows].astype(np.int64)) if per_atom else rows
+    return np.take(column, index, axis=0)
 
 
 def _by_atoms(rows: NDArray[np.int64], n_atoms: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:

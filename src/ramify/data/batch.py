@@ -85,56 +85,84 @@ class Batch:
     @classmethod
     def make(cls, parts: Sequence[Part], dtype: torch.dtype = torch.float32) -> Self:
         """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64."""
-        structures = Structures.concatenate([p.structures for p in parts])
-        structure = structures.structure_of_atom
-        cell = structures.cell.astype(np.float64)
-        receiver, sender, shift = _join(parts, [p.edges for p in parts], cell[structure])
-        rim_receiver, rim_sender, rim_shift = _join(parts, [p.edges.rim for p in parts], cell[structure])
-        energy = np.concatenate(
-            [(p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts]
-        )
+        n_atoms, cell = _joined(parts, "n_atoms"), _joined(parts, "cell").astype(np.float64)
+        structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
+        receiver, sender, shift = _join(parts, [p.edges for p in parts], structure, cell)
+        rim_receiver, rim_sender, rim_shift = _join(parts, [p.edges.rim for p in parts], structure, cell)
+        energy = [
+            (p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts
+        ]
+
+        kind = np.float64 if dtype == torch.float64 else np.float32
 
         def real(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
+            # converted by numpy: PyTorch would start its threads from the thread that makes batches
+            return torch.from_numpy(np.ascontiguousarray(array, kind))
 
         return cls(
-            numbers=torch.from_numpy(structures.numbers.astype(np.int64)),
-            positions=real(structures.positions),
+            numbers=torch.from_numpy(_joined(parts, "numbers").astype(np.int64)),
+            positions=real(_joined(parts, "positions")),
             structure=torch.from_numpy(structure),
-            n_atoms=real(structures.n_atoms),
+            n_atoms=real(n_atoms),
             receiver=torch.from_numpy(receiver),
             sender=torch.from_numpy(sender),
             shift=real(shift),
-            reach=real(np.concatenate([p.edges.reach for p in parts])),
+            reach=real(_one([p.edges.reach for p in parts])),
             rim_receiver=torch.from_numpy(rim_receiver),
             rim_sender=torch.from_numpy(rim_sender),
             rim_shift=real(rim_shift),
-            rim_gain=real(np.concatenate([p.edges.rim.gain for p in parts])),
+            rim_gain=real(_one([p.edges.rim.gain for p in parts])),
             volume=real(np.abs(np.linalg.det(cell))),
-            energy=real(energy),
-            forces=real(structures.forces),
-            stress=real(structures.stress),
+            energy=real(_one(energy)),
+            forces=real(_joined(parts, "forces")),
+            stress=real(_joined(parts, "stress")),
             segments=_segments([p.branch for p in parts], parts),
             datasets=_segments([p.dataset for p in parts], parts),
         )
 
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch on another device."""
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device; `non_blocking` returns before it has arrived."""
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()}
         return replace(self, **moved)
+
+    def pinned(self) -> Self:
+        """The same batch in page-locked memory, from which a device copies by itself."""
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+        return replace(self, **pinned)
+
+
+def _joined(parts: Sequence[Part], column: str) -> np.ndarray:
+    """A column of all structures; their names, which may be millions, are not wanted here."""
+    return _one([getattr(p.structures, column) for p in parts])
+
+
+def _one(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """All rows in one array; a copy only where there are several."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _join(
-    parts: Sequence[Part], pairs: Sequence[Edges | Rim], cell_of_atom: np.ndarray
+    parts: Sequence[Part], pairs: Sequence[Edges | Rim], structure: np.ndarray, cell: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Receivers and senders numbered within the batch, and lattice steps as vectors in Å."""
     atoms = np.array([len(p.structures.numbers) for p in parts])
     first = np.cumsum(atoms) - atoms
-    receiver = np.concatenate([p.receiver + a for p, a in zip(pairs, first, strict=True)])
-    sender = np.concatenate([p.sender + a for p, a in zip(pairs, first, strict=True)])
-    steps = np.concatenate([p.shift for p in pairs]).astype(np.float64)
-    return receiver, sender, np.einsum("ek,ekc->ec", steps, cell_of_atom[receiver])
+    receiver = _one([p.receiver + a if a else p.receiver for p, a in zip(pairs, first.tolist(), strict=True)])
+    sender = _one([p.sender + a if a else p.sender for p, a in zip(pairs, first.tolist(), strict=True)])
+    steps = _one([p.shift for p in pairs])
+    shift = np.zeros((3, len(steps)))
+    if cell.any() and steps.any():
+        of_pair = structure[receiver]
+        for k in range(3):
+            step = steps[:, k].astype(np.float64)
+            for c in range(3):
+                shift[c] += step * np.take(cell[:, k, c], of_pair)
+    return receiver, sender, shift.T
 
 
 def _segments(names: Sequence[str], parts: Sequence[Part]) -> tuple[Segment, ...]:

@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.data.blocks import BlockSums, memory_of
 from ramify.data.manifest import Column
 
 Array = NDArray[Any]
@@ -77,23 +78,34 @@ class RawColumns:
         return np.frombuffer(memory, kind.dtype).reshape(-1, *kind.row)
 
 
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What a `.npy` file begins with."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
 class NpyFile:
-    """One `.npy` file of known shape, written in pieces, its checksum computed on the way."""
+    """One `.npy` file of known shape, written in pieces, its checksums computed on the way.
+
+    Attributes:
+        blocks: checksums of its blocks, known after `finish`.
+    """
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
         self._dtype, self._shape = dtype, shape
         self._missing = int(np.prod(shape, dtype=np.int64))
-        self._hash = hashlib.sha256()
+        self._hash, self._sums = hashlib.sha256(), BlockSums()
+        self.blocks: list[int] = []
         self._file = path.open("wb")
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
-        self._put(np.frombuffer(header.getvalue(), np.uint8))
+        self._put(np.frombuffer(npy_header(dtype, shape), np.uint8))
 
     def append(self, piece: Array) -> None:
         """Adds rows; values are cast to the file's type."""
         array = np.ascontiguousarray(piece, self._dtype)
         self._missing -= array.size
         self._put(array)
+        self._sums.add(array)
 
     def finish(self) -> Column:
         """Puts the file on the disk and says what it holds."""
@@ -101,6 +113,7 @@ class NpyFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        self.blocks = self._sums.finish()
         return Column(dtype=self._dtype, shape=self._shape, sha256=self._hash.hexdigest())
 
     def close(self) -> None:
@@ -109,14 +122,9 @@ class NpyFile:
 
     def _put(self, array: Array) -> None:
         write(self._file, array)
-        self._hash.update(_bytes(array))
+        self._hash.update(memory_of(array))
 
 
 def write(file: IO[bytes], array: Array) -> None:
     """Appends the bytes of a contiguous array. (`ndarray.tofile` loses the reason when a disk is full.)"""
-    file.write(_bytes(array))
-
-
-def _bytes(array: Array) -> memoryview:
-    """The memory of a contiguous array; a view cannot be cast when it is empty."""
-    return memoryview(array.data).cast("B") if array.size else memoryview(b"")
+    file.write(memory_of(array))

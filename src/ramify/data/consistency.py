@@ -80,15 +80,31 @@ class SlopeMeter:
     _ee: float = 0.0
     _nw: float = 0.0
 
+    @property
+    def searching(self) -> bool:
+        """Whether more pairs are sought for in earnest."""
+        return self.pairs < SOUGHT and self._spent < TOTAL_BUDGET
+
     def add(self, structures: Structures, prints: Fingerprints) -> None:
         """Takes up the close pairs among `structures`, at most about `BUDGET` atom pairs of work."""
-        searching = self.pairs < SOUGHT and self._spent < TOTAL_BUDGET
-        budget = BUDGET if searching else SAMPLED
-        for i, j in self._candidates(structures, prints, budget):
+        for i, j in self._candidates(structures, prints, BUDGET):
             self._spent += int(structures.n_atoms[i].sum())
             self._measure(structures, i, j)
-            if searching and self.pairs >= SOUGHT:
+            if self.pairs >= SOUGHT:
                 break
+
+    def sample(self, structures: Structures, prints: Fingerprints) -> None:
+        """Takes up some close pairs among `structures`, about `SAMPLED` atom pairs of work."""
+        for i, j in self._candidates(structures, prints, SAMPLED):
+            self._measure(structures, i, j)
+
+    def take_over(self, sampled: "SlopeMeter") -> None:
+        """Adds the pairs of another meter."""
+        self.pairs += sampled.pairs
+        self._ww += sampled._ww
+        self._ew += sampled._ew
+        self._ee += sampled._ee
+        self._nw += sampled._nw
 
     def result(self) -> Consistency:
         """Slope and (uncentred) correlation of all pairs so far; None where fewer than `ENOUGH_PAIRS` were found."""

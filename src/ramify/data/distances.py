@@ -47,7 +47,7 @@ def closest_distances(structures: Structures) -> Floats:
 
 def degenerate_cells(cell: NDArray[np.floating], pbc: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(S,) whether the periodic lattice vectors of each structure span no length, area or volume."""
-    complete = _complete(cell.astype(np.float64), pbc, np.ones(len(cell)))
+    complete = complete_cells(cell.astype(np.float64), pbc, np.ones(len(cell)))
     edges = np.linalg.norm(complete, axis=2).prod(axis=1)
     degenerate: NDArray[np.bool_] = pbc.any(axis=1) & (np.abs(np.linalg.det(complete)) <= DEGENERATE * edges)
     return degenerate
@@ -102,7 +102,7 @@ def _fractional(structures: Structures, rows: NDArray[np.int64]) -> tuple[Floats
     cell, pbc = structures.cell[rows].astype(np.float64), structures.pbc[rows]
     longest = np.where(pbc[:, :, None], np.abs(cell), 0.0).sum(axis=2).max(axis=1)
     # edges that stand in for the axes without periodicity: too long for an image across them to be the closest
-    basis = reduce_cells(_complete(cell, pbc, 8 * extent + 8 * longest + 1.0))
+    basis = reduce_cells(complete_cells(cell, pbc, 8 * extent + 8 * longest + 1.0))
     inverse = np.zeros((len(structures), 3, 3))
     inverse[rows] = np.linalg.inv(basis)
     return np.einsum("nc,nck->nk", x, np.take(inverse, structure_of_atom, axis=0)), basis
@@ -150,7 +150,7 @@ def _closest_periodic(fractional: Floats, basis: Floats) -> Floats:
     return closest
 
 
-def _complete(cell: Floats, pbc: NDArray[np.bool_], length: Floats) -> Floats:
+def complete_cells(cell: Floats, pbc: NDArray[np.bool_], length: Floats) -> Floats:
     """Cells (B, 3, 3) whose vectors without periodicity are replaced by orthogonal ones of `length` (B,) Å."""
     cell = np.where(pbc[:, :, None], cell, 0.0)
     for pattern in np.unique(pbc, axis=0):

@@ -32,7 +32,7 @@ class EdgeTable:
         progress: Callable[[int], None] = lambda structures: None,
     ) -> None:
         self._first_row = rows.start
-        self._n_atoms = store.n_atoms[rows.start : rows.stop]
+        self._n_atoms = store.n_atoms[rows.start : rows.stop].astype(np.int64)
         self._first_atom = np.cumsum(self._n_atoms) - self._n_atoms
         edges, rims, reaches, gains = [], [], [], []
         for start in range(rows.start, rows.stop, _STRUCTURES_AT_ONCE):

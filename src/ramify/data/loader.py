@@ -1,18 +1,17 @@
-"""Batches for the steps to come, assembled by a thread while the current step runs."""
+"""Batches for the steps to come, assembled by threads while the current step runs."""
 
-import queue
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ramify.data.ahead import Ahead
 from ramify.data.batch import Batch, Part
 from ramify.data.edge_table import BYTES_PER_EDGE, EdgeTable
 from ramify.data.neighbors import find_edges
+from ramify.data.sending import sending
 from ramify.data.store import LabelCounts, Store
 
 TYPICAL_NEIGHBORS = 50
@@ -63,11 +62,11 @@ class SplitReader:
         rows = self.rows.start + indices
         if self._table is not None:
             return self._table.edge_counts(rows)
-        return self.store.n_atoms[rows] * (self._max_neighbors or TYPICAL_NEIGHBORS)
+        return self.atom_counts(indices) * (self._max_neighbors or TYPICAL_NEIGHBORS)
 
     def atom_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """(T,) atoms of the structures at `indices`."""
-        return self.store.n_atoms[self.rows.start + indices]
+        return self.store.n_atoms[self.rows.start + indices].astype(np.int64)
 
     def label_counts(self, indices: NDArray[np.int64], *, stress: bool) -> LabelCounts:
         """How many labels the structures at `indices` have; those of stress are only looked for when asked for."""
@@ -82,6 +81,19 @@ class SplitReader:
         else:
             edges = find_edges(structures, self._cutoff, self._max_neighbors)
         return Part(self.dataset, self.branch, structures, edges, self.store.references)
+
+    def culprit(self, indices: NDArray[np.int64]) -> str:
+        """Which of the structures at `indices` cannot be read by itself: its place in the original files; empty if all
+        can."""
+        for index in indices.tolist():
+            try:
+                self.part(np.array([index]))
+            except Exception:
+                try:
+                    return f"is row {index}, {self.store.take([self.rows.start + index]).name(0)}"
+                except Exception:  # where it comes from cannot be read either
+                    return f"is row {index}"
+        return ""
 
     def batches(
         self, atoms_at_once: int, dtype: torch.dtype, *, first: int = 0, step: int = 1
@@ -122,56 +134,41 @@ class Work:
     batches: tuple[Batch, ...]
 
 
-class Loader:
+class Loader(Ahead[Share, Work]):
     """Iterates over the work of one step after the other; use as a context manager.
 
-    One thread works `ahead` steps ahead, so memory is bounded, and the batches are those that would be made without
-    it. An error in the thread is raised by the next `next()`, with the step and dataset it concerns.
+    Threads work ahead, so the step need not wait; memory is bounded, and the batches are those that would be made
+    without them, however many there are. What goes wrong is raised by the `next()` of the step it concerns, with that
+    step, the dataset and the structure.
 
     Args:
         readers: of the training splits; a turn's parts stand in their order, so those of one branch must be neighbours.
         shares: what to do in each step.
         dtype: of the batches.
-        ahead: steps that may be ready and waiting.
+        ahead: steps that may be ready or under way.
+        workers: threads.
+        device: where the batches are sent, while earlier steps run.
     """
 
     def __init__(
-        self, readers: Mapping[str, SplitReader], shares: Iterator[Share], dtype: torch.dtype, ahead: int = 2
+        self,
+        readers: Mapping[str, SplitReader],
+        shares: Iterator[Share],
+        dtype: torch.dtype,
+        ahead: int = 2,
+        *,
+        workers: int = 1,
+        device: torch.device | None = None,
     ) -> None:
-        self._readers, self._shares, self._dtype = readers, shares, dtype
-        self._ready: queue.Queue[Work | BaseException] = queue.Queue(maxsize=ahead)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="ramify-loader", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        while self._thread.is_alive():  # the thread may be waiting for room
-            try:
-                self._ready.get_nowait()
-            except queue.Empty:
-                self._thread.join(timeout=0.05)
-
-    def __iter__(self) -> Iterator[Work]:
-        return self
+        self._readers, self._dtype, self._sending = readers, dtype, sending(device)
+        super().__init__(shares, self._work_of, workers=workers, ahead=ahead)
 
     def __next__(self) -> Work:
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        work = super().__next__()
+        return replace(work, batches=tuple(self._sending.receive(batch) for batch in work.batches))
 
-    def _work(self) -> None:
-        try:
-            for share in self._shares:
-                self._ready.put(Work(share, tuple(self._batch(share.step, turn) for turn in share.turns)))
-                if self._stopping.is_set():
-                    return
-        except Exception as error:
-            self._ready.put(error)
+    def _work_of(self, share: Share) -> Work:
+        return Work(share, tuple(self._sending.send(self._batch(share.step, turn)) for turn in share.turns))
 
     def _batch(self, step: int, turn: Mapping[str, NDArray[np.int64]]) -> Batch:
         parts = []
@@ -181,6 +178,8 @@ class Loader:
                     parts.append(reader.part(turn[name]))
                 except Exception as error:
                     error.add_note(f"in dataset '{name}', training rows {turn[name].tolist()}")
+                    if culprit := reader.culprit(turn[name]):
+                        error.add_note(f"which {culprit}")
                     error.add_note(f"while the batch of step {step} was made")
                     raise
         return Batch.make(parts, self._dtype)

@@ -128,6 +128,9 @@ class Manifest(Part):
     """Groups that stand in more than one split: only where the files bring their own split."""
     sources: list[SourceFile]
     columns: dict[str, Column]
+    blocks: dict[str, list[int]] | None = None
+    """Checksums of each column's blocks of rows (see `ramify.data.blocks`); null in stores written before there were
+    any, which cannot be checked in parts."""
     names_sha256: str
     """Checksum of `names.json`."""
     versions: Versions
@@ -136,6 +139,11 @@ class Manifest(Part):
     def structures(self) -> int:
         """Number of structures in all splits."""
         return sum(split.structures for split in self.splits.values())
+
+    @property
+    def atoms(self) -> int:
+        """Number of atoms in all splits."""
+        return sum(split.atoms for split in self.splits.values())
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,8 +1,9 @@
 """Neighbour lists, made on the fly so that the cutoff stays a hyper-parameter.
 
-An edge (i, j, n) says that atom j, moved by n lattice vectors, lies within the cutoff of atom i. Small structures
-without periodicity go through one vectorised all-pairs pass over the whole batch; all others through vesin's cell lists
-(https://github.com/Luthaf/vesin), structure by structure.
+An edge (i, j, n) says that atom j, moved by n lattice vectors, lies within the cutoff of atom i. Small structures go
+through vectorised passes over the whole batch (`ramify.data.all_pairs`); large ones through vesin's cell lists
+(https://github.com/Luthaf/vesin), structure by structure. Which way a structure goes depends on itself alone, and so do
+its edges, to the last bit and in their order.
 
 `max_neighbors` keeps the nearest. A plain limit would make the energy jump when two atoms trade ranks, and would choose
 among equally distant atoms of a crystal by chance. Instead every atom gets a *reach* of its own, at most the cutoff, at
@@ -18,14 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from vesin import NeighborList
 
+from ramify.data.all_pairs import CANDIDATES_OF_ONE, Pairs, all_pairs, images_within, merged, together
 from ramify.structures import Structures
-
-ALL_PAIRS_ATOMS = 100
-"""Largest structure that goes through the all-pairs pass (n² pairs: beyond this a cell list is faster)."""
-
-PAIRS_AT_ONCE = 4_000_000
-"""Pairs the all-pairs pass holds at a time (about 200 MB)."""
-
 
 SOFTNESS = 0.25
 """Å before its own distance over which an atom comes to count. Smaller keeps more of the neighbourhood, larger makes
@@ -34,10 +29,18 @@ the reach follow its atoms more gently."""
 ROUNDING = 0.2
 """Å around the cutoff within which the minimum of reach and cutoff is rounded off."""
 
+CONVERGED = 1e-10
+"""Å, the last step of looking for a reach. Newton's method about squares the error: what is left is rounding."""
+
+RANKED_AT_ONCE = 1 << 20
+"""Distances that are ranked in one table."""
+
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """E edges over N atoms, sorted by receiver, then by distance; and what each atom's reach depends on.
+    """E edges over N atoms, sorted by receiver; and what each atom's reach depends on.
 
     Attributes:
         receiver: (E,) int64, atom i that is surrounded.
@@ -75,21 +78,6 @@ class Rim:
         return len(self.receiver)
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """P pairs of atoms within some radius, in no order.
-
-    Attributes:
-        receiver, sender, shift: as in `Edges`.
-        distance: (P,) float64, Å.
-    """
-
-    receiver: NDArray[np.int64]
-    sender: NDArray[np.int64]
-    shift: NDArray[np.int32]
-    distance: NDArray[np.float64]
-
-
 def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None = None) -> Edges:
     """All edges of all structures.
 
@@ -112,123 +100,139 @@ def search_radius(cutoff: float, max_neighbors: int | None) -> float:
 
 def find_pairs(structures: Structures, radius: float) -> Pairs:
     """All pairs of atoms of one structure strictly closer than `radius` (Å), images included."""
-    simple = ~structures.pbc.any(axis=1) & (structures.n_atoms <= ALL_PAIRS_ATOMS)
-    parts = [_all_pairs(structures, chosen, radius) for chosen in _spans(structures.n_atoms, np.flatnonzero(simple))]
-    parts += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~simple)]
-    if not parts:
-        parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32), np.zeros(0))]
-    receiver, sender, shift, distance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    return Pairs(receiver, sender, shift, distance)
+    images = images_within(structures, radius)
+    small = images.candidates <= CANDIDATES_OF_ONE
+    found = list(all_pairs(structures, images, np.flatnonzero(small), radius))
+    if not small.all():
+        found += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~small)]
+        return merged(found, 0, len(structures.numbers))
+    return found[0] if len(found) == 1 else together(found)
 
 
 def edges_among(pairs: Pairs, n_atoms: int, cutoff: float, max_neighbors: int | None) -> Edges:
     """The edges among all pairs of `n_atoms` atoms within `search_radius` of each other."""
-    order = np.lexsort((pairs.distance, pairs.receiver))
-    receiver, sender, shift = pairs.receiver[order], pairs.sender[order], pairs.shift[order]
-    distance = pairs.distance[order]
-    reach, gain = np.full(n_atoms, cutoff), np.zeros(len(receiver))
-    if max_neighbors is not None:
-        reach, gain = _reach(n_atoms, receiver, distance, cutoff, max_neighbors)
-    inside, near = distance < reach[receiver], gain > 0
+    if max_neighbors is None:
+        nothing = np.zeros(0, np.int64)
+        rim = Rim(nothing, nothing, np.zeros((0, 3), np.int32), np.zeros(0))
+        return Edges(pairs.receiver, pairs.sender, pairs.shift, np.full(n_atoms, cutoff), rim)
+    receiver, sender, shift, distance = pairs.receiver, pairs.sender, pairs.shift, pairs.distance
+    count = np.bincount(receiver, minlength=n_atoms)
+    reach, near, gain = _reach(count, receiver, distance, cutoff, max_neighbors)
+    inside = np.flatnonzero(distance < np.repeat(reach, count))
     return Edges(
-        receiver[inside],
-        sender[inside],
-        shift[inside],
+        np.take(receiver, inside),
+        np.take(sender, inside),
+        np.take(shift, inside, axis=0),
         reach,
-        Rim(receiver[near], sender[near], shift[near], gain[near]),
+        Rim(receiver[near], sender[near], shift[near], gain),
     )
 
 
-_Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
-"""receiver, sender, shift, distance."""
-
-
-def _spans(n_atoms: NDArray[np.int64], chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Cuts the chosen structures into runs of at most `PAIRS_AT_ONCE` pairs."""
-    if not len(chosen):
-        return []
-    span = np.cumsum(n_atoms[chosen] ** 2) // PAIRS_AT_ONCE
-    return np.split(chosen, np.flatnonzero(np.diff(span)) + 1)
-
-
-def _all_pairs(structures: Structures, chosen: NDArray[np.int64], cutoff: float) -> _Found:
-    """Every pair of every chosen structure in one pass; none of them is periodic."""
-    counts = structures.n_atoms[chosen]
-    starts = structures.offsets[chosen]
-    # receivers: each atom repeated once per atom of its structure; senders: that structure's atoms, counted up again
-    per_atom = np.repeat(counts, counts)
-    atom = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(len(per_atom))
-    receiver = np.repeat(atom, per_atom)
-    first_pair = np.cumsum(per_atom) - per_atom
-    sender = np.repeat(np.repeat(starts, counts) - first_pair, per_atom) + np.arange(len(receiver))
-    difference = structures.positions[sender].astype(np.float64) - structures.positions[receiver]
-    square = np.einsum("ij,ij->i", difference, difference)
-    keep = (square < cutoff * cutoff) & (receiver != sender)
-    receiver, sender, distance = receiver[keep], sender[keep], np.sqrt(square[keep])
-    return receiver, sender, np.zeros((len(receiver), 3), np.int32), distance
-
-
-def _cell_list(structures: Structures, index: int, cutoff: float) -> _Found:
-    """The edges of one structure by vesin; exact for skewed cells and cells smaller than the cutoff."""
+def _cell_list(structures: Structures, index: int, radius: float) -> Pairs:
+    """The pairs of one structure by vesin; exact for skewed cells and cells smaller than the radius."""
     first, last = structures.offsets[index : index + 2]
     periodic = structures.pbc[index]
     box = np.asarray(structures.cell[index], np.float64)
-    receiver, sender, shift, distance = NeighborList(cutoff=cutoff, full_list=True, n_threads=1).compute(
+    receiver, sender, shift, distance = NeighborList(cutoff=radius, full_list=True, n_threads=1).compute(
         points=np.asarray(structures.positions[first:last], np.float64),
         box=box,
         periodic=bool(periodic.all()) if periodic.all() or not periodic.any() else periodic,
         quantities="ijSd",
     )
-    inside = distance < cutoff  # vesin includes the cutoff itself
-    return (
-        receiver[inside].astype(np.int64) + first,
-        sender[inside].astype(np.int64) + first,
-        shift[inside].astype(np.int32),
-        distance[inside],
+    inside = np.flatnonzero(distance < radius)  # vesin includes the radius itself
+    order = inside[np.lexsort((*shift[inside].T, sender[inside], receiver[inside]))]
+    return Pairs(
+        receiver[order].astype(np.int64) + first,
+        sender[order].astype(np.int64) + first,
+        shift[order].astype(np.int32),
+        distance[order],
     )
 
 
 def _reach(
-    n_atoms: int, receiver: NDArray[np.int64], distance: NDArray[np.float64], cutoff: float, max_neighbors: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(N,) reach and (pairs,) its derivative with respect to each distance; pairs sorted by receiver and distance."""
-    reach, gain = np.full(n_atoms, cutoff), np.zeros(len(receiver))
-    count = np.bincount(receiver, minlength=n_atoms)
+    count: NDArray[np.int64], receiver: NDArray[np.int64], distance: Floats, cutoff: float, max_neighbors: int
+) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """(N,) reach; the pairs that move it, and its derivative with respect to the distance of each of these.
+
+    Args:
+        count: (N,) pairs of each atom.
+        receiver, distance: (pairs,) sorted by receiver.
+        cutoff, max_neighbors: see `find_edges`.
+    """
+    reach = np.full(len(count), cutoff)
     crowded = np.flatnonzero(count > max_neighbors)
     if not len(crowded):
-        return reach, gain
+        return reach, np.zeros(0, np.int64), np.zeros(0)
     # the count passes max_neighbors + 1/2 between d - SOFTNESS and d, d the first distance beyond the limit
-    first_out = np.full(n_atoms, np.inf)
-    first_out[crowded] = distance[(np.cumsum(count) - count)[crowded] + max_neighbors]
-    near = np.flatnonzero(np.abs(distance - first_out[receiver]) < SOFTNESS)
-    owner, d = receiver[near], distance[near]
-    surely_inside = np.bincount(receiver[distance <= first_out[receiver] - SOFTNESS], minlength=n_atoms)
-    low, high = first_out - SOFTNESS, first_out.copy()
-    for _ in range(48):  # halves 0.25 Å down to 1e-15 Å
-        middle = 0.5 * (low + high)
-        counted = surely_inside + np.bincount(owner, _step(middle[owner], d), minlength=n_atoms)
-        too_few = counted < max_neighbors + 0.5
-        low, high = np.where(too_few, middle, low), np.where(too_few, high, middle)
-    free = 0.5 * (low + high)
-    slope = _step_slope(free[owner], d)
-    total = np.bincount(owner, slope, minlength=n_atoms)
+    beyond = np.full(len(count), np.inf)
+    first = np.cumsum(count) - count
+    beyond[crowded] = _ranked(distance, first[crowded], count[crowded], max_neighbors)
+    behind = np.repeat(beyond, count)
+    behind -= distance  # how far inside of the first one beyond the limit a pair is
+    near = np.flatnonzero(np.abs(behind) < SOFTNESS)
+    number = np.zeros(len(count), np.int64)
+    number[crowded] = np.arange(len(crowded))
+    owner, d = number[receiver[near]], distance[near]
+    inside = np.bincount(receiver[np.flatnonzero((behind >= SOFTNESS) & (behind < np.inf))], minlength=len(count))
+    target = (max_neighbors + 0.5 - inside[crowded]).astype(np.float64)
+    free = _where_count_passes(target, owner, d, beyond[crowded])
+    _, slope = _step(free[owner], d)
+    total = np.bincount(owner, slope, minlength=len(crowded))
     # smooth minimum with the cutoff: (a + b)/2 - (h² + (a - b)²)/(4 h) where |a - b| < h (I. Quilez, polynomial smin)
-    beyond = np.clip(free - cutoff, -ROUNDING, ROUNDING)
-    rounded = cutoff + 0.5 * beyond - (ROUNDING**2 + beyond**2) / (4 * ROUNDING)
-    reach = np.where(free < cutoff - ROUNDING, free, rounded)
-    reach[free >= cutoff + ROUNDING] = cutoff  # exactly: what else is in the batch must not change a bit
-    gain[near] = slope / total[owner] * (0.5 - beyond / (2 * ROUNDING))[owner]
-    return reach, gain
+    over = np.clip(free - cutoff, -ROUNDING, ROUNDING)
+    rounded = cutoff + 0.5 * over - (ROUNDING**2 + over**2) / (4 * ROUNDING)
+    limited = np.where(free < cutoff - ROUNDING, free, rounded)
+    limited[free >= cutoff + ROUNDING] = cutoff  # exactly: what else is in the batch must not change a bit
+    reach[crowded] = limited
+    gain = slope / total[owner] * (0.5 - over / (2 * ROUNDING))[owner]
+    moving = np.flatnonzero(gain > 0)
+    return reach, near[moving], gain[moving]
 
 
-def _step(radius: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far an atom counts: 0 at radius <= distance - SOFTNESS, 1 at radius >= distance, twice differentiable
-    (6 t⁵ - 15 t⁴ + 10 t³)."""
+def _ranked(distance: Floats, first: NDArray[np.int64], count: NDArray[np.int64], rank: int) -> Floats:
+    """For some atoms, whose pairs begin at `first`, the distance that `rank` others are below."""
+    found = np.empty(len(first))
+    rows = max(1, RANKED_AT_ONCE // int(count.max()))
+    for start in range(0, len(first), rows):
+        some = slice(start, start + rows)
+        width = np.arange(int(count[some].max()))
+        table = np.take(distance, first[some, None] + width, mode="clip")
+        table[width >= count[some, None]] = np.inf
+        found[some] = np.partition(table, rank, axis=1)[:, rank]
+    return found
+
+
+def _where_count_passes(target: Floats, owner: NDArray[np.int64], distance: Floats, beyond: Floats) -> Floats:
+    """(atoms,) Å, the radius at which the smoothed count of the pairs `owner`, `distance` comes to `target`.
+
+    It lies between `beyond` - SOFTNESS and `beyond`. Newton's method, by halves where that leaves the bracket; an atom
+    stops when it has converged, so that its result does not depend on the others.
+    """
+    low, high = beyond - SOFTNESS, beyond.copy()
+    radius = 0.5 * (low + high)
+    active = np.arange(len(target))
+    for _ in range(100):  # by halves alone 40 would do
+        here = radius[active]
+        steps, slopes = _step(np.take(here, owner), distance)
+        excess = np.bincount(owner, steps, minlength=len(active)) - target
+        slope = np.bincount(owner, slopes, minlength=len(active)) / SOFTNESS
+        low, high = np.where(excess < 0, here, low), np.where(excess < 0, high, here)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            there = here - excess / slope
+        there = np.where((there >= low) & (there <= high), there, 0.5 * (low + high))
+        radius[active] = there
+        goes_on = np.abs(there - here) > CONVERGED
+        if not goes_on.any():
+            break
+        pairs = np.flatnonzero(goes_on[owner])
+        owner, distance = (np.cumsum(goes_on) - 1)[owner[pairs]], distance[pairs]
+        active, target, low, high = active[goes_on], target[goes_on], low[goes_on], high[goes_on]
+    return radius
+
+
+def _step(radius: Floats, distance: Floats) -> tuple[Floats, Floats]:
+    """How far an atom counts: 0 at radius <= distance - SOFTNESS, 1 at radius >= distance, twice differentiable, with t
+    from 0 to 1 between them 6 t⁵ - 15 t⁴ + 10 t³; and its derivative with respect to t."""
     t = np.clip((radius - distance) / SOFTNESS + 1.0, 0.0, 1.0)
-    return t**3 * (t * (6.0 * t - 15.0) + 10.0)
-
-
-def _step_slope(radius: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Derivative of `_step` with respect to t, which the ratio of gains needs only up to a factor."""
-    t = np.clip((radius - distance) / SOFTNESS + 1.0, 0.0, 1.0)
-    return 30.0 * (t * (1.0 - t)) ** 2
+    u = t * (1.0 - t)
+    return t * t * t * (t * (6.0 * t - 15.0) + 10.0), 30.0 * u * u

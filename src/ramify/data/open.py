@@ -1,18 +1,20 @@
 """Opens what a recipe trains on: the stores of its datasets, and readers of their splits."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ramify.data.loader import SplitReader
 from ramify.data.prepare import check_matches
 from ramify.data.store import Store
+from ramify.data.store_files import FORMS, form_of
 from ramify.errors import RamifyError
 from ramify.recipe import Recipe
 
 
 def open_stores(recipe: Recipe) -> dict[str, Store]:
-    """The store of every dataset, in the recipe's order.
+    """The store of every dataset, in the recipe's order; what must be read as a whole is read when it is first needed.
 
     Raises:
         RamifyError: a store is missing, damaged, without training structures, or was prepared with other options.
@@ -24,7 +26,8 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
             raise RamifyError(
                 f"dataset '{name}' has no store at {path}", fix="run `ramify prepare` with this recipe first"
             )
-        store = Store.open(path)
+        _check_form(name, path, recipe.data.store)
+        store = Store.open(path, preload=recipe.data.preload, later=True)
         check_matches(store, options)
         for split in ("train", "val"):
             if not len(store.range(split)):
@@ -32,9 +35,63 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
                     f"dataset '{name}' has no structures in its {split} split ({path})",
                     fix=f"raise datasets.{name}.split, or give the dataset more groups",
                 )
-        scale = recipe.finetune.scales.get(name)
-        stores[name] = store if scale is None else store.on_scale(scale)
+        stores[name] = _on_its_scale(recipe, name, store)
     return stores
+
+
+def house_stores(recipe: Recipe, stores: Mapping[str, Store], ranks: Mapping[str, Sequence[int]]) -> dict[str, Store]:
+    """The stores with their structures where the recipe wants them during a training.
+
+    All ranks that share a dataset must call this with their stores in the same order.
+
+    Args:
+        recipe: of the run.
+        stores: of the datasets that this rank trains on.
+        ranks: which ranks share each.
+
+    Raises:
+        RamifyError: damaged files, not enough memory, or no MPI for `data.store: distributed`.
+    """
+    if recipe.data.store != "distributed":
+        for store in stores.values():
+            store.load()
+        return dict(stores)
+    from ramify.data.distributed import open_distributed
+
+    housed = {}
+    for name, store in stores.items():
+        spread = open_distributed(store.path, ranks=ranks[name], width=recipe.data.width)
+        housed[name] = _on_its_scale(recipe, name, spread)
+        store.close()
+    return housed
+
+
+def _on_its_scale(recipe: Recipe, dataset: str, store: Store) -> Store:
+    """The store, measured by the references and units of the branch that the dataset goes on with, if there is one."""
+    scale = recipe.finetune.scales.get(dataset)
+    return store if scale is None else store.on_scale(scale)
+
+
+def close_shared_stores() -> None:
+    """Closes stores that ranks share; all ranks together, when the run is over."""
+    if "ramify.data.distributed" in sys.modules:
+        sys.modules["ramify.data.distributed"].close_all()
+
+
+def end_sharing_ranks(why: str) -> None:
+    """Ends all ranks if this one, which has failed, shares stores with others; `why` is printed before."""
+    if "ramify.data.distributed" in sys.modules:
+        sys.modules["ramify.data.distributed"].end_others(why)
+
+
+def _check_form(dataset: str, path: Path, wanted: str) -> None:
+    """Refuses a store of another form than the recipe names."""
+    found = form_of(path)
+    if wanted in FORMS and found != wanted:
+        raise RamifyError(
+            f"data.store: {wanted}, but the store of dataset '{dataset}' has the form `{found}` ({path})",
+            fix=f"run `ramify convert {path} --to {wanted}`, or set data.store: auto",
+        )
 
 
 def check_same_data(before: Mapping[str, Any], stores: Mapping[str, Store]) -> None:

@@ -1,40 +1,51 @@
 """From original files to a store: read, screen, split, fit reference energies, write; in one piece or not at all."""
 
-import os
 import platform
-import re
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import ramify
+from ramify.data.adios import ADIOS_FILES
 from ramify.data.assemble import Assembled, assemble
 from ramify.data.columns import COLUMNS
+from ramify.data.convert import to_adios
 from ramify.data.duplicates import earlier_equals, equal_structures
 from ramify.data.gates import DUPLICATE, OUTLIER, detail, energy_deviations
 from ramify.data.inputs import fingerprint, source_files
 from ramify.data.manifest import REBUILD, Consistency, Manifest, SourceFile, Versions
+from ramify.data.open_files import open_files
+from ramify.data.read_parts import cut, read_parts
+from ramify.data.replace import clear_leftovers, replaced_store
 from ramify.data.split import check_given_split, split_by_group
 from ramify.data.staging import Staged, Staging
-from ramify.data.store import Store
+from ramify.data.store_files import Form
+from ramify.data.workers import Workers
 from ramify.errors import RamifyError
-from ramify.files import whole_folder, write_json
+from ramify.files import write_json
 from ramify.quarantine import Quarantine
 from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
-from ramify.structures import Split, Structures
+from ramify.structures import Split
 
 Progress = Callable[[int], None]
 """Hears of every chunk: how many structures more have been read."""
 
-FILES = {"manifest.json", "names.json", "quarantine.jsonl", *(f"{column}.npy" for column in COLUMNS)}
+
+class Described(Protocol):
+    """A store, opened or not: what tells whether it is the one that a recipe asks for."""
+
+    path: Path
+    manifest: Manifest
+
+
+FILES = {"manifest.json", "names.json", "quarantine.jsonl", *ADIOS_FILES, *(f"{column}.npy" for column in COLUMNS)}
 """What a store's folder may hold; a folder with anything else in it is never replaced."""
 
 
@@ -45,12 +56,14 @@ def prepare_dataset(
     *,
     base: Path,
     force: bool = False,
+    form: Form = "mapped",
+    workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Makes the store `stores / name`, or finds it made from the same files with the same options.
 
-    Memory: a chunk, and at the most about 130 bytes per structure (1.3 GB for ten million), none per atom. Disk: twice
-    the size of the store while it is being made.
+    Memory: a chunk (for each of several workers, two parts of a file, about 100 MB), and at the most about 130 bytes
+    per structure (1.3 GB for ten million), none per atom. Disk: twice the size of the store while it is being made.
 
     Args:
         name: of the dataset.
@@ -58,6 +71,8 @@ def prepare_dataset(
         stores: folder of stores; made if need be.
         base: folder that relative paths in the recipe start from.
         force: make it anew even if there is one, whatever it was made from.
+        form: how its columns are written; one that exists already in the other form is left as it is.
+        workers: who reads; None for this process alone. The store does not depend on it.
         progress: hears how many structures more have been read.
 
     Raises:
@@ -66,30 +81,23 @@ def prepare_dataset(
     """
     files = source_files(name, options, base)
     target = stores / name
-    _clear_leftovers(target)
+    clear_leftovers(target)
     if target.exists():
         _require_store(target, force)
-    sources = [fingerprint(file) for file, _ in files]
+    workers = workers or Workers()
     if target.exists() and not force:
-        store = Store.open(target)
-        check_matches(store, options)
-        _check_sources(store, sources)
-        return store.manifest
-    replaced = target.with_name(f".{name}.replaced-{os.getpid()}")
-    try:
-        with whole_folder(target) as folder:
-            manifest = _build(name, options, files, sources, folder, progress or (lambda structures: None))
-            if target.exists():
-                os.rename(target, replaced)
-    except BaseException:
-        if replaced.exists() and not target.exists():
-            os.rename(replaced, target)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-    return manifest
+        with open_files(target) as store:
+            check_matches(store, options)
+            _check_sources(store, list(workers.results(fingerprint, [file for file, _ in files])))
+            return store.manifest
+    with replaced_store(target) as folder:
+        manifest = _build(name, options, files, folder, progress or (lambda structures: None), workers)
+        if form == "adios":
+            to_adios(folder, manifest)
+        return manifest
 
 
-def check_matches(store: Store, options: DatasetOptions) -> None:
+def check_matches(store: Described, options: DatasetOptions) -> None:
     """Refuses a store that was prepared with other options than the recipe now states.
 
     Raises:
@@ -109,7 +117,7 @@ def check_matches(store: Store, options: DatasetOptions) -> None:
         )
 
 
-def _check_sources(store: Store, sources: list[SourceFile]) -> None:
+def _check_sources(store: Described, sources: list[SourceFile]) -> None:
     """Compares contents: files may have moved."""
     before = [(s.bytes, s.sha256) for s in store.manifest.sources]
     if before == [(s.bytes, s.sha256) for s in sources]:
@@ -126,26 +134,26 @@ def _build(
     name: str,
     options: DatasetOptions,
     files: list[tuple[Path, Split]],
-    sources: list[SourceFile],
     folder: Path,
     progress: Progress,
+    workers: Workers,
 ) -> Manifest:
     """Writes a whole store into `folder`, its manifest last."""
-    format_ = formats()[options.format]
+    sources = [workers.submit(fingerprint, file) for file, _ in files]  # read as the rest goes on
     stage = folder / "staging"
     stage.mkdir()
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
-        staged, consistency = _stage(name, options, files, stage, quarantine, progress)
+        staged, consistency = _stage(name, options, files, stage, quarantine, progress, workers)
         keep = _screen_together(staged, options, quarantine)
         dropped = dict(sorted(quarantine.counts.items()))
         if not keep.any():
             reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
             raise RamifyError(f"dataset '{name}': no structure is left ({reasons})", fix="check `path` and `gates`")
         split, moved = _split(name, options, staged, keep)
-    made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge)
+    made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
     manifest = Manifest(
         dataset=name,
-        theory=options.theory or format_.theory,
+        theory=options.theory or formats()[options.format].theory,
         options=options.model_dump(mode="json"),
         splits=made.splits,
         elements=made.elements,
@@ -157,8 +165,9 @@ def _build(
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=moved,
         shared_groups=made.shared_groups,
-        sources=sources,
+        sources=[source() for source in sources],
         columns=made.columns,
+        blocks=made.blocks,
         names_sha256=made.names_sha256,
         versions=Versions(ramify=ramify.__version__, numpy=np.__version__, python=platform.python_version()),
     )
@@ -174,34 +183,20 @@ def _stage(
     folder: Path,
     quarantine: Quarantine,
     progress: Progress,
+    workers: Workers,
 ) -> tuple[Staged, Consistency]:
     """Reads every file, and checks that its forces belong to its energies."""
-    staging = Staging(folder, options.gates, quarantine)
+    parts = (part for file, split in files for part in cut(name, options, file, split))
+    staging = Staging(folder)
     try:
-        for file, split in files:
-            for chunk in formats()[options.format].read(file, options, quarantine):
-                staging.add(_as_stated(name, options, chunk, file, split))
-                progress(len(chunk))
+        for notes, chunk in read_parts(parts, workers, folder):
+            quarantine.take_over(notes)
+            if chunk is not None:
+                staging.add(chunk)
+                progress(chunk.read)
         return staging.finish(), staging.slope.check(name)
     finally:
         staging.close()
-
-
-def _as_stated(name: str, options: DatasetOptions, chunk: Structures, file: Path, split: Split) -> Structures:
-    """The chunk with the sign and the split that the recipe states."""
-    if options.forces_sign == -1:
-        chunk = replace(chunk, forces=-chunk.forces)
-    if split == Split.NONE:
-        return chunk
-    other = np.flatnonzero((chunk.split != Split.NONE) & (chunk.split != split))
-    if len(other):
-        own = Split(int(chunk.split[other[0]])).name.lower()
-        raise RamifyError(
-            f"datasets.{name}.path puts {file} into the {split.name.lower()} split, but the file itself puts "
-            f"{chunk.name(int(other[0]))} into {own}",
-            fix="name the file without a split, its own is then honoured",
-        )
-    return replace(chunk, split=np.full(len(chunk), split, np.uint8))
 
 
 def _screen_together(staged: Staged, options: DatasetOptions, quarantine: Quarantine) -> NDArray[np.bool_]:
@@ -257,25 +252,3 @@ def _require_store(target: Path, force: bool) -> None:
         raise RamifyError(f"{target} is in the way and is not a store", fix="move it, or name another `stores` folder")
     if not force and not (target / "manifest.json").is_file():
         raise RamifyError(f"{target} is a store without its manifest", fix=REBUILD)
-
-
-def _clear_leftovers(target: Path) -> None:
-    """Removes what earlier runs that were killed left behind; a store they had put aside comes back."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(\d+)")
-    for entry in sorted(target.parent.glob(f".{target.name}.*")):
-        match = pattern.fullmatch(entry.name)
-        if match is None or _alive(int(match[2])):
-            continue
-        if match[1] == "replaced" and not target.exists():
-            os.rename(entry, target)
-        else:
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
-    with suppress(ProcessLookupError):
-        with suppress(PermissionError):
-            os.kill(process, 0)
-        return True
-    return False

@@ -1,4 +1,4 @@
-"""The first pass of preparing a dataset: chunks from a source are screened, measured and put down in source order.
+"""The first pass of preparing a dataset: chunks that were read, screened and measured are put down in source order.
 
 Per structure about 50 bytes stay in memory (what later decisions about all structures need), per atom none.
 """
@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 
 from ramify.data.columns import COLUMNS, Array, RawColumns
 from ramify.data.consistency import SlopeMeter
-from ramify.data.fingerprints import fingerprints
-from ramify.data.gates import detail, screen
+from ramify.data.read_parts import Measured
 from ramify.data.split import Elements, element_bits
-from ramify.quarantine import Quarantine
-from ramify.sources.base import Gates
 from ramify.structures import Structures
 
 SCALARS: dict[str, Any] = {
@@ -105,43 +102,34 @@ class Staging:
 
     Args:
         folder: an empty folder for the columns.
-        gates: quality limits.
-        quarantine: where failures are noted.
     """
 
-    def __init__(self, folder: Path, gates: Gates, quarantine: Quarantine) -> None:
+    def __init__(self, folder: Path) -> None:
         self.slope = SlopeMeter()
-        self._gates, self._quarantine = gates, quarantine
         self._columns = RawColumns(folder)
         self._scalars: dict[str, list[Array]] = {name: [] for name in SCALARS}
         self._groups, self._origins = Names(), Names()
         self._compositions: dict[int, int] = {}
         self._elements: list[Elements] = []
 
-    def add(self, chunk: Structures) -> None:
-        """Screens a chunk and puts down what passes."""
-        screening = screen(chunk, self._gates)
-        failed = np.flatnonzero(screening.failures)
-        for row in failed.tolist():
-            reason = screening.reasons[screening.failures[row] - 1]
-            self._quarantine.add(chunk.name(row), reason, detail(reason, float(screening.details[row]), self._gates))
-        closest, max_force = screening.closest, screening.max_force
-        if len(failed):
-            passed = np.flatnonzero(screening.failures == 0)
-            chunk, closest, max_force = chunk.take(passed), closest[passed], max_force[passed]
+    def add(self, measured: Measured) -> None:
+        """Puts a chunk down, in the order of the source."""
+        chunk, prints = measured.structures, measured.prints
         if not len(chunk):
             return
-        prints = fingerprints(chunk)
-        self.slope.add(chunk, prints)
-        measured: dict[str, Array] = {
+        if self.slope.searching:
+            self.slope.add(chunk, prints)
+        else:
+            self.slope.take_over(measured.sampled)
+        scalars: dict[str, Array] = {
             "sequence": prints.sequence,
             "projection": prints.projection,
             "composition": self._composition_index(prints.composition, chunk),
             "split": chunk.split,
-            "max_force": max_force,
-            "closest": closest,
+            "max_force": measured.max_force,
+            "closest": measured.closest,
         }
-        for name, values in measured.items():
+        for name, values in scalars.items():
             self._scalars[name].append(values.astype(SCALARS[name]))
         pieces = {name: getattr(chunk, name) for name in COLUMNS}
         pieces["group"] = self._groups.translate(chunk.group, chunk.group_names)

@@ -1,23 +1,29 @@
-"""`Store`: a prepared dataset on disk, as flat columns that are mapped into memory, never loaded whole."""
+"""`Store`: a prepared dataset, as flat columns that are mapped into memory or held by the processes of a run."""
 
 import builtins
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.columns import COLUMNS, ColumnType
-from ramify.data.manifest import REBUILD, SPLITS, Column, Manifest, read_manifest
+from ramify.data.columns import COLUMNS
+from ramify.data.homes import TAKEN, ArrayHome, FirstTouch, Home, LaterHome, Rows
+from ramify.data.manifest import REBUILD, SPLITS, Manifest
+from ramify.data.node_memory import NodeMemory
+from ramify.data.open_files import open_files
+from ramify.data.share import shared_n_atoms
+from ramify.data.store_files import MappedFiles, damaged
+from ramify.data.store_files import verify as verify_files
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError
-from ramify.files import sha256
 from ramify.recipe import Scale
-from ramify.structures import Split, Structures, atom_rows
+from ramify.structures import Split, Structures
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,60 +44,100 @@ class LabelCounts:
 class Store:
     """One prepared dataset. Structures lie in the order of their splits, so that a split is a range of rows.
 
-    Use `Store.open`.
+    Use `Store.open`, or `ramify.data.distributed.open_distributed`.
+
+    Args:
+        path: the folder.
+        manifest: its `manifest.json`.
+        n_atoms: (S,) int32, atoms of each structure.
+        home: where the columns are.
 
     Attributes:
         path: the folder.
         manifest: its `manifest.json`.
-        n_atoms: (S,) int64, atoms of each structure, in memory.
+        n_atoms: (S,) int32, atoms of each structure; not to be changed.
         references: (119,) eV by atomic number, NaN where the training split does not hold the element.
         fitted: the references were fitted to this dataset; False where they are those of a branch, see `on_scale`.
+
+    Raises:
+        RamifyError: the numbers of atoms are not those of the manifest.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]], *, fitted: bool = True
+        self, path: Path, manifest: Manifest, n_atoms: NDArray[np.int32], home: Home, *, fitted: bool = True
     ) -> None:
         self.path, self.fitted = path, fitted
         self.manifest = manifest
-        self.n_atoms: NDArray[np.int64] = columns["n_atoms"].astype(np.int64)
+        self.n_atoms = n_atoms
         self.references = np.full(MAX_NUMBER + 1, np.nan)
         for symbol, energy in manifest.references.energies.items():
             self.references[NUMBERS[symbol]] = energy
-        self._columns = columns
-        self._offsets = np.concatenate([[0], np.cumsum(self.n_atoms)])
+        self._home = home
+        if n_atoms.min(initial=1) < 1 or n_atoms.sum(dtype=np.int64) != manifest.atoms:
+            raise damaged(path, f"the atoms of its structures do not add up to {manifest.atoms}")
 
     @classmethod
-    def open(cls, path: Path | str, *, verify: bool = False) -> Self:
-        """Maps the store in folder `path`.
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        verify: bool = False,
+        preload: bool = False,
+        later: bool = False,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Self:
+        """Opens the store in folder `path`.
+
+        A store of the form `mapped` is mapped into memory, and every part of it checked when it is first read. One of
+        the form `adios` is read as a whole into memory that the processes of the node share.
 
         Args:
             path: the folder.
-            verify: read every file and compare its checksum (as fast as the disk); without it only the sizes, types
-                and shapes are compared.
+            verify: first read every file and compare all checksums (as fast as the disk).
+            preload: read a mapped store into shared memory too, in sequence.
+            later: read into shared memory not now but when the first structure is asked for, or by `load`.
+            progress: hears how many bytes have been read into shared memory.
 
         Raises:
-            RamifyError: no store there, a newer version, or damaged.
+            RamifyError: no store there, a newer version, damaged, or not enough memory.
         """
-        path = Path(path)
-        manifest = read_manifest(path)
-        if set(manifest.columns) != set(COLUMNS):
-            odd = ", ".join(sorted(set(manifest.columns) ^ set(COLUMNS)))
-            raise RamifyError(f"{path}: the manifest names other columns than a store has ({odd})", fix=REBUILD)
-        S = manifest.structures
-        N = sum(split.atoms for split in manifest.splits.values())
-        columns = {name: _map(path, name, manifest.columns[name], COLUMNS[name], S, N) for name in COLUMNS}
-        if verify:
-            checksums = {f"{name}.npy": column.sha256 for name, column in manifest.columns.items()}
-            for file, expected in (checksums | {"names.json": manifest.names_sha256}).items():
-                if not (path / file).is_file() or sha256(path / file) != expected:
-                    raise RamifyError(f"{path / file}: damaged, its checksum is not the manifest's", fix=REBUILD)
-        store = cls(path, manifest, columns)
-        if (store.n_atoms < 1).any() or store._offsets[-1] != N:
-            raise RamifyError(f"{path / 'n_atoms.npy'}: damaged, its atoms do not add up to {N}", fix=REBUILD)
+        with open_files(path) as files:
+            if verify:
+                verify_files(files)
+            if isinstance(files, MappedFiles) and not preload:
+                columns = {name: files.map(name) for name in COLUMNS}
+                return cls(
+                    files.path, files.manifest, columns["n_atoms"], ArrayHome(columns, first_touch(files, columns))
+                )
+            n_atoms, release = shared_n_atoms(files)
+            home = LaterHome(lambda: _read(files.path, n_atoms, progress), release)
+            store = cls(files.path, files.manifest, n_atoms, home)
+        if not later:
+            store.load()
         return store
 
     def __len__(self) -> int:
         return len(self.n_atoms)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def load(self) -> None:
+        """Reads into shared memory now what else would be read when the first structure is asked for.
+
+        Raises:
+            RamifyError: damaged, or not enough memory.
+        """
+        self._home.load()
+
+    def close(self) -> None:
+        """Gives back shared memory, of which this process then holds nothing but what it has taken."""
+        self._home.close()
 
     def range(self, split: str) -> builtins.range:
         """Rows of the split `train`, `val` or `test`."""
@@ -102,26 +148,22 @@ class Store:
         return builtins.range(sum(counts[:at]), sum(counts[: at + 1]))
 
     def take(self, rows: NDArray[np.integer] | Sequence[int]) -> Structures:
-        """The structures at `rows` (T,), in that order; positions, forces, cell and stress in float32."""
+        """The structures at `rows` (T,), in that order; positions, forces, cell and stress in float32.
+
+        Raises:
+            RamifyError: they are damaged.
+        """
         row = np.asarray(rows, np.int64)
-        n_atoms = self.n_atoms[row]
-        atoms = atom_rows(self._offsets[row], n_atoms)
-        column = self._columns
+        n_atoms = self.n_atoms.take(row).astype(np.int64)
+        taken = self._home.take(row, n_atoms)
+        for name in ("group", "origin"):
+            taken[name] = taken[name].astype(np.int64)
         return Structures(
             n_atoms=n_atoms,
-            numbers=np.take(column["numbers"], atoms),
-            positions=np.take(column["positions"], atoms, axis=0),
-            cell=np.take(column["cell"], row, axis=0),
-            pbc=np.take(column["pbc"], row, axis=0),
-            energy=np.take(column["energy"], row),
-            forces=np.take(column["forces"], atoms, axis=0),
-            stress=np.take(column["stress"], row, axis=0),
             split=np.searchsorted(self._split_ends, row, side="right").astype(np.uint8) + np.uint8(Split.TRAIN),
-            group=np.take(column["group"], row).astype(np.int64),
-            origin=np.take(column["origin"], row).astype(np.int64),
-            row=np.take(column["row"], row),
             group_names=self._names["groups"],
             origin_names=self._names["origins"],
+            **taken,
         )
 
     def on_scale(self, scale: Scale) -> Self:
@@ -142,7 +184,7 @@ class Store:
         units = {"energy_std": scale.energy, "forces_mae": scale.forces}
         statistics = self.manifest.statistics.model_copy(update=units)
         update = {"references": stated, "statistics": statistics}
-        return type(self)(self.path, self.manifest.model_copy(update=update), self._columns, fitted=False)
+        return type(self)(self.path, self.manifest.model_copy(update=update), self.n_atoms, self._home, fitted=False)
 
     def label_counts(self, rows: NDArray[np.int64], *, stress: bool) -> LabelCounts:
         """How many labels the structures at `rows` (T,) have; where all or none of the store have one, nothing is read.
@@ -154,15 +196,21 @@ class Store:
         labels, whole = self.manifest.labels, len(self)
         energy, n_atoms = len(rows), self.n_atoms[rows]
         if labels.energy < whole:
-            energy = int((~np.isnan(self._columns["energy"][rows])).sum())
+            energy = int((~np.isnan(self._some(rows, "energy")["energy"])).sum())
         forces = int(n_atoms.sum()) if labels.forces else 0
         if 0 < labels.forces < whole:  # whole or absent (`ramify.data.gates`): the first atom stands for all
-            forces = int(n_atoms[~np.isnan(self._columns["forces"][self._offsets[rows], 0])].sum())
+            first = np.cumsum(n_atoms, dtype=np.int64) - n_atoms
+            forces = int(n_atoms[~np.isnan(self._some(rows, "forces")["forces"][first, 0])].sum())
         if not stress or not labels.stress:
             return LabelCounts(energy, forces, 0)
-        known = ~np.isnan(self._columns["stress"][rows]).any(axis=(1, 2))
-        has_cell = np.linalg.det(self._columns["cell"][rows].astype(np.float64)) != 0
+        found = self._some(rows, "stress", "cell")
+        known = ~np.isnan(found["stress"]).any(axis=(1, 2))
+        has_cell = np.linalg.det(found["cell"].astype(np.float64)) != 0
         return LabelCounts(energy, forces, int((known & has_cell).sum()))
+
+    def _some(self, rows: NDArray[np.int64], *columns: str) -> dict[str, NDArray[Any]]:
+        """Some columns of the structures at `rows`."""
+        return self._home.take(rows, self.n_atoms.take(rows).astype(np.int64), columns)
 
     @cached_property
     def _split_ends(self) -> NDArray[np.int64]:
@@ -178,20 +226,20 @@ class Store:
             raise RamifyError(f"{self.path / 'names.json'}: damaged ({error})", fix=REBUILD) from None
 
 
-def _map(folder: Path, name: str, stated: Column, kind: ColumnType, structures: int, atoms: int) -> NDArray[Any]:
-    """One column as a read-only map, if its file is what the manifest says."""
-    path = folder / f"{name}.npy"
-    shape = kind.shape(structures, atoms)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise RamifyError(f"{path}: damaged or missing ({error})", fix=REBUILD) from None
-    for shape_found, dtype in ((array.shape, array.dtype), (stated.shape, np.dtype(stated.dtype))):
-        if shape_found != shape or dtype != np.dtype(kind.dtype):
-            raise RamifyError(
-                f"{path}: damaged, holds {dtype} {shape_found} instead of {np.dtype(kind.dtype)} {shape}", fix=REBUILD
-            )
-    size = path.stat().st_size
-    if size != array.nbytes + int(getattr(array, "offset", 0)):
-        raise RamifyError(f"{path}: damaged, {size} bytes are not what its header announces", fix=REBUILD)
-    return np.asarray(array)  # a plain view of the map: indexing np.memmap itself is slower
+def first_touch(files: MappedFiles, columns: Mapping[str, NDArray[Any]]) -> Callable[[Rows, Rows, Rows], None]:
+    """What checks mapped columns when they are read; the numbers of atoms, which all else hangs on, at once.
+
+    Stores written before there were checksums of blocks are checked by `verify` only.
+    """
+    if files.manifest.blocks is None:
+        return lambda rows, starts, n_atoms: None
+    check = FirstTouch(files, columns)
+    check.whole("n_atoms")
+    return check
+
+
+def _read(path: Path, n_atoms: NDArray[np.int32], progress: Callable[[int], None]) -> Home:
+    """All columns but the numbers of atoms, which are there already, in shared memory."""
+    with open_files(path) as files:
+        memory = NodeMemory(files, TAKEN, progress)
+    return ArrayHome({**memory.columns, "n_atoms": n_atoms}, release=memory.close)

@@ -7,10 +7,12 @@ within a pass.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ramify.data.permutation import LargePermutation
 
 _ONE = 1 << 32
 """Shares are whole numbers of 2^-32."""
@@ -20,6 +22,14 @@ _GOLDEN = 2654435769
 
 _BLOCK = 1 << 20
 """Steps counted at a time when a stream's position is looked up."""
+
+
+LARGE = 1 << 22
+"""Rows beyond which the order of a pass is computed as it is needed instead of shuffled as a whole, which would take
+more than 34 MB."""
+
+Rows = Callable[[int, int], NDArray[np.int64]]
+"""Rows of a pass, from the first of them on and as many as asked for."""
 
 
 class Stream:
@@ -42,7 +52,7 @@ class Stream:
         self.batch = batch
         self.seed = seed
         self._shares = _whole_shares(np.array([weights[name] for name in sizes], np.float64))
-        self._permutations: dict[str, tuple[int, NDArray[np.int64]]] = {}
+        self._permutations: dict[str, tuple[int, Rows]] = {}
         self._start, self._taken = 0, np.zeros(len(self.sizes), np.int64)
 
     def start_at(self, step: int, positions: Mapping[str, int]) -> None:
@@ -85,7 +95,7 @@ class Stream:
         size, taken = self.sizes[name], []
         while count > 0:
             lap, offset = divmod(start, size)
-            piece = self._permutation(name, lap)[offset : offset + count]
+            piece = self._permutation(name, lap)(offset, min(count, size - offset))
             taken.append(piece)
             start, count = start + len(piece), count - len(piece)
         return np.concatenate(taken) if taken else np.zeros(0, np.int64)
@@ -99,15 +109,22 @@ class Stream:
         points = -((u[:, None] - edges) // _ONE)  # ceil((edge - u) / 1): points left of each edge
         return whole + np.diff(points, axis=1)
 
-    def _permutation(self, name: str, lap: int) -> NDArray[np.int64]:
+    def _permutation(self, name: str, lap: int) -> Rows:
         """The order of pass `lap` over a dataset; the last one used is kept."""
         kept = self._permutations.get(name)
         if kept is None or kept[0] != lap:
-            key = hashlib.blake2b(f"{self.seed}/{name}/{lap}".encode(), digest_size=16).digest()
-            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
-            kept = (lap, generator.permutation(self.sizes[name]))
+            digest = hashlib.blake2b(f"{self.seed}/{name}/{lap}".encode(), digest_size=16).digest()
+            kept = (lap, _order(self.sizes[name], int.from_bytes(digest, "little")))
             self._permutations[name] = kept
         return kept[1]
+
+
+def _order(size: int, key: int) -> Rows:
+    """A random order of `size` rows."""
+    if size > LARGE:
+        return LargePermutation(size, key).rows
+    shuffled = np.random.Generator(np.random.Philox(key=key)).permutation(size)
+    return lambda start, count: shuffled[start : start + count]
 
 
 def sampling_weights(

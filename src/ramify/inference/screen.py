@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.data.all_pairs import Pairs
 from ramify.data.distances import degenerate_cells
-from ramify.data.neighbors import Pairs
 from ramify.elements import NUMBERS, SYMBOLS
 from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.structures import Structures

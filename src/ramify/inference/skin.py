@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.neighbors import Edges, Pairs, edges_among, find_pairs, search_radius
+from ramify.data.all_pairs import Pairs
+from ramify.data.neighbors import Edges, edges_among, find_pairs, search_radius
 from ramify.inference.screen import closest_pairs
 from ramify.structures import Structures
 

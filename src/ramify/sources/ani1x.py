@@ -14,7 +14,7 @@ from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import merged
-from ramify.sources.hdf5 import Conformers, dataset, groups, open_hdf5
+from ramify.sources.hdf5 import Conformers, dataset, groups, groups_by_atoms, open_hdf5
 from ramify.structures import Structures
 
 
@@ -27,17 +27,27 @@ class Options(DatasetOptions):
     """Level of theory to read: ωB97X/6-31G* (Gaussian 09) or ωB97X/def2-TZVPP (ORCA). Rows without it are left out."""
 
 
-def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields the rows that have energy and forces at `options.level`; the group is the composition.
+def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
+    """Yields names of groups, as many as hold about `PART_ATOMS` atoms.
 
     Raises:
         RamifyError: the file is not of this layout, is damaged, or has nothing at this level.
     """
     with open_hdf5(path, "ani1x") as file:
         _require_level(file, path, options.level)
+        yield from groups_by_atoms((group.name, group["coordinates"].shape) for group in groups(file))
+
+
+def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:
+    """Yields the rows that have energy and forces at `options.level`; the group is the composition.
+
+    Raises:
+        RamifyError: the file is damaged.
+    """
+    with open_hdf5(path, "ani1x") as file:
         yield from merged(
             block
-            for group in groups(file)
+            for group in (file[name] for name in names)
             for block in Conformers(
                 numbers=group["atomic_numbers"][()],
                 positions=group["coordinates"],
@@ -62,9 +72,10 @@ def _require_level(file: h5py.File, path: Path, level: str) -> None:
     )
 
 
-FORMAT = Format(
+FORMAT = Format.in_parts(
     name="ani1x",
     options=Options,
-    read=read,
+    cut=cut,
+    read_part=read_part,
     theory="ωB97X/6-31G*, Gaussian 09 (level wb97x_dz); ωB97X/def2-TZVPP, ORCA (level wb97x_tz)",
 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,9 @@ from ramify.structures import Structures
 
 CHUNK_ATOMS = 50_000
 """Atoms that a source gathers into one `Structures` at most (a single larger structure excepted): about 4 MB."""
+
+PART_ATOMS = 20 * CHUNK_ATOMS
+"""Atoms, about, of a part of a large file: 25 MB of columns, a second of work or so for whoever reads it."""
 
 
 class Gates(BaseModel):
@@ -66,9 +69,33 @@ class Format:
             eV/Å, Å, eV/Å³ (tension positive), with `origin` naming file and path inside it; records it cannot use go
             to the quarantine with their reason. Raises `RamifyError` when the file is not of this format.
         theory: level of theory that files of this format have unless the recipe says otherwise.
+        cut: `cut(path, options)` yields the parts of a file in order, as plain data that may go to another process; for
+            formats whose files are large. The parts depend on nothing but the file. None: a file is one part.
+        read_part: `read_part(path, options, quarantine, part)`: as `read`, of one part.
     """
 
     name: str
     options: type[DatasetOptions]
     read: Callable[[Path, Any, Quarantine], Iterator[Structures]]
     theory: str = ""
+    cut: Callable[[Path, Any], Iterator[Any]] | None = None
+    read_part: Callable[[Path, Any, Quarantine, Any], Iterator[Structures]] | None = None
+
+    @classmethod
+    def in_parts(
+        cls,
+        *,
+        name: str,
+        options: type[DatasetOptions],
+        cut: Callable[[Path, Any], Iterator[Any]],
+        read_part: Callable[[Path, Any, Quarantine, Any], Iterator[Structures]],
+        theory: str,
+    ) -> Self:
+        """A format whose files are read part by part, by whoever reads them."""
+
+        def read(path: Path, options: Any, quarantine: Quarantine) -> Iterator[Structures]:
+            for part in cut(path, options):
+                yield from read_part(path, options, quarantine, part)
+
+        read.__doc__ = read_part.__doc__
+        return cls(name=name, options=options, read=read, theory=theory, cut=cut, read_part=read_part)

@@ -1,6 +1,6 @@
 """What the HDF5 formats share: opening with clear errors, telling the layouts apart, stacks of conformers in blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
-from ramify.sources.base import CHUNK_ATOMS
+from ramify.sources.base import CHUNK_ATOMS, PART_ATOMS
 from ramify.sources.chunks import NOT_COMPUTED
 from ramify.structures import Split, Structures
 
@@ -160,6 +160,20 @@ def ranges(rows: NDArray[np.integer]) -> str:
 def groups(group: h5py.Group) -> Iterator[h5py.Group]:
     """The groups directly inside `group`, in the order of their names."""
     return (member for member in group.values() if isinstance(member, h5py.Group))
+
+
+def groups_by_atoms(found: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, ...]]:
+    """Names in runs of about `PART_ATOMS` atoms, from names and shapes (conformers, atoms, 3)."""
+    names: list[str] = []
+    atoms = 0
+    for name, shape in found:
+        names.append(name)
+        atoms += int(np.prod(shape[:2]))
+        if atoms >= PART_ATOMS:
+            yield tuple(names)
+            names, atoms = [], 0
+    if names:
+        yield tuple(names)
 
 
 def dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:

@@ -43,6 +43,30 @@ class Item:
     value: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One JSON object of a stream before it is parsed: plain data, to be parsed by whoever gets it.
+
+    Attributes:
+        key, index: as in `Item`.
+        text: of the object.
+        at: position of the object in the (unpacked) text of the file.
+    """
+
+    key: str
+    index: int | None
+    text: bytes
+    at: int
+
+    def parse(self, path: Path) -> Item:
+        """The object; `path` is named in errors.
+
+        Raises:
+            RamifyError: broken JSON.
+        """
+        return Item(self.key, self.index, _parse(self.text, self.at, path))
+
+
 def items(path: Path) -> Iterator[Item]:
     """Yields the objects directly inside the outermost object or array, or inside an array directly in it.
 
@@ -52,6 +76,25 @@ def items(path: Path) -> Iterator[Item]:
     Raises:
         RamifyError: no such file, not JSON of this shape, damaged, or cut short.
     """
+    for key, index, piece in _keyed_pieces(path):
+        yield Item(key, index, _parse(piece.text, piece.at, path))
+
+
+def texts(path: Path, size: int) -> Iterator[tuple[Text, ...]]:
+    """As `items`, not parsed yet, in portions of about `size` bytes."""
+    portion: list[Text] = []
+    held = 0
+    for key, index, piece in _keyed_pieces(path):
+        portion.append(Text(key, index, bytes(piece.text), piece.at))
+        held += len(piece.text)
+        if held >= size:
+            yield tuple(portion)
+            portion, held = [], 0
+    if portion:
+        yield tuple(portion)
+
+
+def _keyed_pieces(path: Path) -> Iterator[tuple[str, int | None, "_Piece"]]:
     key, index = "", None
     for number, piece in enumerate(_pieces(path)):
         opened = _last_key(piece, path, first=number == 0)
@@ -61,7 +104,7 @@ def items(path: Path) -> Iterator[Item]:
             index += 1
         else:
             raise _other_shape(piece, path)
-        yield Item(key, index, _parse(piece, path))
+        yield key, index, piece
 
 
 class _Piece(NamedTuple):
@@ -175,15 +218,15 @@ def _last_key(piece: _Piece, path: Path, *, first: bool) -> tuple[str, int | Non
     return next(reversed(members)), (0 if array else None)
 
 
-def _parse(piece: _Piece, path: Path) -> dict[str, Any]:
+def _parse(text: bytes | memoryview, at: int, path: Path) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = orjson.loads(piece.text)
+        value: dict[str, Any] = orjson.loads(text)
     except orjson.JSONDecodeError:
         try:
-            value = json.loads(bytes(piece.text))  # knows NaN and Infinity, which orjson refuses
+            value = json.loads(bytes(text))  # knows NaN and Infinity, which orjson refuses
         except ValueError as error:
             raise RamifyError(
-                f"{path} holds broken JSON in the object at byte {piece.at}: {error}",
+                f"{path} holds broken JSON in the object at byte {at}: {error}",
                 fix="check its checksum and download it again",
             ) from error
     return value

@@ -12,9 +12,12 @@ from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import MALFORMED_FORCES, MALFORMED_STRUCTURE, merged
-from ramify.sources.json_stream import Item, items
+from ramify.sources.json_stream import Item, Text, texts
 from ramify.sources.pymatgen_dict import Frame, convert
 from ramify.structures import Structures
+
+PART_BYTES = 16 << 20
+"""Of JSON, about, in a part."""
 
 
 class Options(DatasetOptions):
@@ -27,20 +30,30 @@ class Options(DatasetOptions):
     fit both, but GGA and GGA+U are then mixed)."""
 
 
-def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every frame; the group is the outer mp-id, whose frames are near-copies.
+def cut(path: Path, options: Options) -> Iterator[tuple[Text, ...]]:
+    """Yields materials, not parsed yet, about `PART_BYTES` at a time.
 
     Raises:
         RamifyError: the file is not of this layout, is damaged, or is cut short.
     """
-    key = f"{options.energy}_total_energy"
-    yield from merged(convert(_frames(path, key, quarantine), quarantine))
-
-
-def _frames(path: Path, energy_key: str, quarantine: Quarantine) -> Iterator[Frame]:
-    for number, item in enumerate(items(path)):
+    for number, part in enumerate(texts(path, PART_BYTES)):
         if number == 0:
-            _require_layout(path, item)
+            _require_layout(path, part[0].parse(path))
+        yield part
+
+
+def read_part(path: Path, options: Options, quarantine: Quarantine, part: tuple[Text, ...]) -> Iterator[Structures]:
+    """Yields every frame of some materials; the group is the outer mp-id, whose frames are near-copies.
+
+    Raises:
+        RamifyError: the file is damaged.
+    """
+    key = f"{options.energy}_total_energy"
+    yield from merged(convert(_frames(path, part, key, quarantine), quarantine))
+
+
+def _frames(path: Path, part: tuple[Text, ...], energy_key: str, quarantine: Quarantine) -> Iterator[Frame]:
+    for item in (text.parse(path) for text in part):
         for frame_id, frame in item.value.items():
             origin, row = _place(f"{path.name}/{item.key}", frame_id)
             if not isinstance(frame, dict) or not isinstance(frame.get("structure"), dict):
@@ -77,6 +90,10 @@ def _require_layout(path: Path, item: Item) -> None:
     )
 
 
-FORMAT = Format(
-    name="mptrj", options=Options, read=read, theory="PBE and PBE+U, VASP PAW, Materials Project settings (MPRelaxSet)"
+FORMAT = Format.in_parts(
+    name="mptrj",
+    options=Options,
+    cut=cut,
+    read_part=read_part,
+    theory="PBE and PBE+U, VASP PAW, Materials Project settings (MPRelaxSet)",
 )

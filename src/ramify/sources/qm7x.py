@@ -6,7 +6,8 @@ and its 100 displaced copies.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ from ramify.structures import Structures
 PAIRS = {"pbe0+mbd": ("ePBE0+MBD", "totFOR"), "pbe0": ("ePBE0", "pbe0FOR")}
 """Energy and the forces that are its gradient. Any other pairing trains on forces of another surface."""
 
+PART_MOLECULES = 500
+"""Molecules of a part: each has 100 conformers or a few hundred, of 15 atoms or so."""
+
 _MEMORY: dict[type[np.generic], Any] = {np.float64: h5py.h5t.NATIVE_DOUBLE, np.int64: h5py.h5t.NATIVE_INT64}
 _STEM = re.compile(r"(Geom-m\d+-i\d+-c\d+)-(opt|d\d+)")
 
@@ -39,23 +43,41 @@ class Options(DatasetOptions):
     """Path of `DupMols.dat`, whose conformers are left out; without this key the one beside the file, if any."""
 
 
-def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every conformer that is no listed duplicate; the group is the molecule's number.
+def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
+    """Yields names of molecules, `PART_MOLECULES` at a time.
 
     Raises:
         RamifyError: the file is not of this layout, is damaged, or lacks the labels asked for.
     """
-    duplicates = _duplicates(path, options.duplicates)
+    _duplicates(path, options.duplicates)
     with open_hdf5(path, "qm7x") as file:
         _require_labels(file, path, options.labels)
-        yield from chunked(_records(file, path.name, duplicates, PAIRS[options.labels], quarantine), quarantine)
+        molecules = iter(file)
+        while names := tuple(islice(molecules, PART_MOLECULES)):
+            yield names
+
+
+def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:
+    """Yields every conformer of some molecules that is no listed duplicate; the group is the molecule's number.
+
+    Raises:
+        RamifyError: the file is damaged.
+    """
+    duplicates = _duplicates(path, options.duplicates)
+    with open_hdf5(path, "qm7x") as file:
+        molecules = {name: file[name] for name in names}
+        yield from chunked(_records(molecules, path.name, duplicates, PAIRS[options.labels], quarantine), quarantine)
 
 
 def _records(
-    file: h5py.File, name: str, duplicates: frozenset[str], pair: tuple[str, str], quarantine: Quarantine
+    molecules: Mapping[str, h5py.Group],
+    name: str,
+    duplicates: frozenset[str],
+    pair: tuple[str, str],
+    quarantine: Quarantine,
 ) -> Iterator[Record]:
     energy_key, forces_key = (key.encode() for key in pair)
-    for molecule, conformers in file.items():
+    for molecule, conformers in molecules.items():
         for conformer in conformers:
             match = _STEM.fullmatch(conformer)
             if match and match[1] in duplicates:
@@ -114,4 +136,10 @@ def _duplicates(path: Path, listed: str | None) -> frozenset[str]:
     return stems
 
 
-FORMAT = Format(name="qm7x", options=Options, read=read, theory="PBE0+MBD (labels pbe0: without MBD), FHI-aims tight")
+FORMAT = Format.in_parts(
+    name="qm7x",
+    options=Options,
+    cut=cut,
+    read_part=read_part,
+    theory="PBE0+MBD (labels pbe0: without MBD), FHI-aims tight",
+)

@@ -18,7 +18,7 @@ from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import merged
-from ramify.sources.hdf5 import Conformers, Floats, dataset, groups, open_hdf5, ranges
+from ramify.sources.hdf5 import Conformers, Floats, dataset, groups, groups_by_atoms, open_hdf5, ranges
 from ramify.structures import Split, Structures
 
 ENERGY = "wB97x_6-31G(d).energy"
@@ -37,8 +37,9 @@ class Options(DatasetOptions):
     neighbouring iterations are near-copies."""
 
 
-def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields the frames of train, val and test (of `data` only where those are absent); the group is formula/reaction.
+def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
+    """Yields names of reactions of train, val and test (of `data` only where those are absent), as many as hold about
+    `PART_ATOMS` atoms.
 
     Raises:
         RamifyError: the file is not of this layout or is damaged.
@@ -50,13 +51,22 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
                 f"{path} has none of the parts train, val, test, data; it has {', '.join(list(file)[:8])}",
                 fix="correct `path` or `format`",
             )
-        yield from merged(
-            block
+        yield from groups_by_atoms(
+            (reaction.name, reaction["positions"].shape)
             for part in parts
             for formula in groups(file[part])
             for reaction in groups(formula)
-            for block in _reaction(reaction, path, options, quarantine)
         )
+
+
+def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:
+    """Yields the frames of some reactions; the group is formula/reaction.
+
+    Raises:
+        RamifyError: the file is damaged.
+    """
+    with open_hdf5(path, "transition1x") as file:
+        yield from merged(block for name in names for block in _reaction(file[name], path, options, quarantine))
 
 
 def _reaction(group: h5py.Group, path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
@@ -109,4 +119,6 @@ def _kept(frames: int, every: int) -> NDArray[np.bool_]:
     return kept
 
 
-FORMAT = Format(name="transition1x", options=Options, read=read, theory="ωB97X/6-31G(d), ORCA 5.0.2")
+FORMAT = Format.in_parts(
+    name="transition1x", options=Options, cut=cut, read_part=read_part, theory="ωB97X/6-31G(d), ORCA 5.0.2"
+)

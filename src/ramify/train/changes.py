@@ -11,6 +11,7 @@ FREE = (
     "name",
     "stores",
     "parallel",
+    "data",
     "train.device",
     "train.threads",
     "train.time_limit",

@@ -129,7 +129,9 @@ class Trainer:
 
     def loader(self) -> Loader:
         """The work of this rank from the next step on."""
-        return Loader(self.train, self._shares(), self.dtype)
+        data, device = self.recipe.data, self.layout.device
+        ahead = data.workers * data.ahead
+        return Loader(self.train, self._shares(), self.dtype, ahead, workers=data.workers, device=device)
 
     def step(self, work: Work) -> Outcome:
         """One optimizer step, on all ranks at once; returns what it came to. `fit` takes them all."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ramify.checkpoint import Checkpoint, keep_checkpoint, tidy
-from ramify.data.open import check_same_data, open_split, open_stores
+from ramify.data.open import check_same_data, close_shared_stores, house_stores, open_split, open_stores
 from ramify.data.store import Store
 from ramify.errors import RamifyError
 from ramify.parallel.agree import Alone, Met, Ranks, each, on_lead
@@ -66,6 +66,7 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
         ranks = Met(site.rank, site.world) if site.world > 1 else Alone()
         try:
             yield Process(ranks, device, stop, watchdog)
+            close_shared_stores()
         except RuntimeError as error:
             if site.world == 1 or not _is_of_a_sum(error):
                 raise
@@ -238,8 +239,11 @@ class _Maker:
         branch_of = self.recipe.branch_of_datasets()
         stores = {name: store for name, store in self.stores.items() if branch_of[name] in layout.hosted}
 
+        hosts = {name: layout.placement.hosts[branch_of[name]] for name in stores}
+
         def open_both() -> dict[str, Any]:
-            return {split: open_split(self.recipe, stores, split, self.edges) for split in ("train", "val")}
+            housed = house_stores(self.recipe, stores, hosts)
+            return {split: open_split(self.recipe, housed, split, self.edges) for split in ("train", "val")}
 
         return each(layout, open_both)
 

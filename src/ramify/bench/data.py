@@ -1,0 +1,214 @@
+"""`ramify bench data`: how fast structures come from a store, and what this machine could do at best."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ramify.bench.machine import copy_bandwidth, drop_from_cache, file_bandwidth
+from ramify.bench.rates import BATCH, draws, rate
+from ramify.bench.stores import Kind, column_bytes, make_store
+from ramify.bench.waiting import serve_consumer, step_waits
+from ramify.data.batch import Batch, Part
+from ramify.data.convert import convert_store
+from ramify.data.manifest import read_manifest
+from ramify.data.neighbors import find_edges
+from ramify.data.store import Store
+from ramify.errors import RamifyError
+
+CUTOFF = 5.0
+"""Å."""
+MAX_NEIGHBORS = 20
+OF_SUCCESSORS = 544_000_000
+"""Structures that the largest trainings of this kind have used: what is measured on fewer is extrapolated to these."""
+
+SOCKETS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
+"""MPICH then takes every rank for a node of its own, and its transport uses nothing but TCP."""
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataBench:
+    """What is measured, and where.
+
+    Attributes:
+        folder: for stores, which are removed in the end.
+        structures: molecules of the store that batches are drawn from; beside them a quarter as many crystals.
+        large: structures of the store of the part `scale`.
+        ranks: numbers of processes of the part `distributed`.
+        seconds: that the consumer of the part `waiting` is served.
+        width: of the encoder whose steps the part `waiting` takes.
+        steps: how many of them.
+        say: hears what is being done.
+    """
+
+    folder: Path
+    structures: int = 1_000_000
+    large: int = 24_000_000
+    ranks: Sequence[int] = (2, 4)
+    seconds: float = 5.0
+    width: int = 866
+    steps: int = 8
+    say: Callable[[str], None] = lambda text: None
+
+    def run(self, parts: Sequence[str]) -> Result:
+        """Measures `parts`, a selection of `PARTS`, and the machine's own limits beside them.
+
+        Raises:
+            RamifyError: no such part, or something that it needs is not installed.
+        """
+        if unknown := sorted(set(parts) - set(PARTS)):
+            raise RamifyError(f"{', '.join(unknown)} is no part of the benchmark; accepted: {', '.join(PARTS)}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made = self.folder / "bench-data"
+        made.mkdir()
+        try:
+            self.say("the machine itself")
+            result: Result = {"machine": _machine(made)}
+            for part in parts:
+                self.say(part)
+                result[part] = PARTS[part](self)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        return result
+
+    def store(self, kind: Kind) -> Path:
+        """A store of molecules or crystals, made when it is first asked for."""
+        path = self.folder / "bench-data" / kind
+        if not path.exists():
+            self.say(f"making a store of {kind}")
+            make_store(path, kind, self.structures if kind == "molecules" else max(BATCH, self.structures // 4))
+        return path
+
+
+def _machine(folder: Path) -> Result:
+    return {
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "copy_gb_s": copy_bandwidth(),
+        "file_gb_s": file_bandwidth(folder, 1 << 30),
+    }
+
+
+def mapped(bench: DataBench) -> Result:
+    """Random batches from a mapped store, by one thread: structures alone, with edges, and as tensors."""
+    return {kind: _batches(bench.store(kind)) for kind in ("molecules", "crystals")}
+
+
+def _batches(path: Path) -> Result:
+    with Store.open(path) as store:
+        for start in range(0, len(store), 1 << 16):  # whatever is read for the first time is checked
+            store.take(np.arange(start, min(start + (1 << 16), len(store))))
+        rows = draws(len(store))
+
+        def batch(max_neighbors: int | None) -> Batch:
+            structures = store.take(next(rows))
+            edges = find_edges(structures, CUTOFF, max_neighbors)
+            return Batch.make([Part("bench", "bench", structures, edges, store.references)])
+
+        example = batch(None)
+        return {
+            "structures": len(store),
+            "bytes": column_bytes(store.manifest),
+            "atoms_per_structure": store.manifest.atoms / len(store),
+            "edges_per_atom": len(example.receiver) / len(example.numbers),
+            "without_edges": rate(lambda: store.take(next(rows))),
+            "with_edges": rate(lambda: find_edges(store.take(next(rows)), CUTOFF)),
+            "with_edges_of_max_neighbors": rate(lambda: find_edges(store.take(next(rows)), CUTOFF, MAX_NEIGHBORS)),
+            "as_tensors": rate(lambda: batch(None)),
+            "as_tensors_of_max_neighbors": rate(lambda: batch(MAX_NEIGHBORS)),
+        }
+
+
+def adios(bench: DataBench) -> Result:
+    """A store into one ADIOS2 file, from there into shared memory, and back; what comes back is compared."""
+    source, target = bench.store("molecules"), bench.folder / "bench-data" / "adios"
+    back, size = bench.folder / "bench-data" / "back", column_bytes(read_manifest(source))
+    begun = time.perf_counter()
+    convert_store(source, "adios", target)
+    written = time.perf_counter() - begun
+    drop_from_cache(target)
+    begun = time.perf_counter()
+    with Store.open(target):
+        read = time.perf_counter() - begun
+    drop_from_cache(source)
+    begun = time.perf_counter()
+    with Store.open(source, preload=True):
+        preloaded = time.perf_counter() - begun
+    convert_store(target, "mapped", back)
+    identical = all((back / file.name).read_bytes() == file.read_bytes() for file in sorted(source.iterdir()))
+    return {
+        "bytes": size,
+        "convert_gb_s": size / written / 1e9,
+        "bulk_read_gb_s": size / read / 1e9,
+        "preload_of_mapped_gb_s": size / preloaded / 1e9,
+        "back_bit_identical": identical,
+    }
+
+
+def distributed(bench: DataBench) -> Result:
+    """The distributed store on one node: random batches on every rank, and the memory of each."""
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if mpiexec is None:
+        raise RamifyError("the part `distributed` needs mpiexec", fix="pip install mpich, or load the system's MPI")
+    path = bench.store("molecules")
+    found = {}
+    layouts: list[tuple[str, int, dict[str, str]]] = [(str(ranks), ranks, {}) for ranks in bench.ranks]
+    for name, ranks, environment in [*layouts, ("2 over sockets", 2, SOCKETS)]:
+        command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "ramify.bench.ranks", str(path)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ | environment)
+        if ended.returncode:
+            raise RamifyError(f"the benchmark on {name} ranks failed: {ended.stderr.strip()[-2000:]}")
+        found[name] = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    return found
+
+
+def waiting(bench: DataBench) -> Result:
+    """Whether a step waits for data: real ones, and a consumer that only sleeps."""
+    path = bench.store("molecules")
+    return {
+        "consumer": [serve_consumer(path, workers, bench.seconds) for workers in (1, 2)],
+        "step": step_waits(path, bench.steps, bench.width),
+    }
+
+
+def scale(bench: DataBench) -> Result:
+    """A store as large as the paper's: opening it, its memory, batches, and the order of an epoch."""
+    path = bench.folder / "bench-data" / "large"
+    begun = time.perf_counter()
+    make_store(path, "molecules", bench.large)
+    made = time.perf_counter() - begun
+    drop_from_cache(path)
+    command = [sys.executable, "-m", "ramify.bench.large", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    if ended.returncode:
+        raise RamifyError(f"the benchmark of a large store failed: {ended.stderr.strip()[-2000:]}")
+    opened: Result = json.loads(ended.stdout)
+    times = OF_SUCCESSORS / bench.large
+    grows = ("open_cold_s", "open_warm_s", "private_bytes_of_index", "shared_bytes_of_index")
+    return {
+        "structures": bench.large,
+        "bytes": column_bytes(read_manifest(path)),
+        "make_s": made,
+        **opened,
+        f"extrapolated_to_{OF_SUCCESSORS}": {key: opened[key] * times for key in grows},
+    }
+
+
+PARTS: dict[str, Callable[[DataBench], Result]] = {
+    "mapped": mapped,
+    "adios": adios,
+    "distributed": distributed,
+    "waiting": waiting,
+    "scale": scale,
+}
+"""What can be measured."""

@@ -1,0 +1,66 @@
+"""Opening a large store in a process of its own, so that its memory is known: `python -m ramify.bench.large STORE`."""
+
+import json
+import sys
+import time
+
+import numpy as np
+
+from ramify.bench.process_memory import memory_bytes
+from ramify.bench.rates import BATCH, draws, rate
+from ramify.data.store import Store
+from ramify.data.stream import Stream
+
+ROWS_AT_ONCE = 1 << 16
+
+
+def main(path: str) -> None:
+    """Prints what it took, as JSON."""
+    before = memory_bytes()
+    begun = time.perf_counter()
+    store = Store.open(path)
+    cold = time.perf_counter() - begun
+    after = memory_bytes()
+    begun = time.perf_counter()
+    Store.open(path).close()
+    warm = time.perf_counter() - begun
+
+    size = len(store.range("train"))
+    before_order = memory_bytes()["private"]
+    stream = Stream({"large": size}, {"large": 1.0}, BATCH, 0)
+    begun = time.perf_counter()
+    stream.rows("large", 0, BATCH)
+    first = time.perf_counter() - begun
+    begun, steps = time.perf_counter(), 2000
+    for step in range(steps):
+        stream.rows("large", step * BATCH, BATCH)
+    each = (time.perf_counter() - begun) / steps
+    order = memory_bytes()["private"] - before_order
+
+    rows = draws(size)
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < 10:  # as a run begins: from the disk, and checked when first read
+        store.take(next(rows))
+        count += 1
+    cold_rate = count * BATCH / (time.perf_counter() - begun)
+    begun = time.perf_counter()
+    for start in range(0, len(store), ROWS_AT_ONCE):
+        store.take(np.arange(start, min(start + ROWS_AT_ONCE, len(store))))
+    everything = time.perf_counter() - begun
+    result = {
+        "open_cold_s": cold,
+        "open_warm_s": warm,
+        "private_bytes_of_index": after["private"] - before["private"],
+        "shared_bytes_of_index": store.n_atoms.nbytes,
+        "order_first_batch_s": first,
+        "order_each_batch_s": each,
+        "order_private_bytes": order,
+        "batches_in_the_first_10_s": {"structures_per_s": cold_rate},
+        "everything_in_order_s": everything,
+        "batches": rate(lambda: store.take(next(rows))),
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

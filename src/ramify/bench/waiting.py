@@ -1,0 +1,101 @@
+"""Whether a step waits for data: real steps of the paper's model, and a consumer that only sleeps."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ramify.bench.rates import BATCH
+from ramify.data.loader import Loader, Share, SplitReader
+from ramify.data.store import Store
+from ramify.data.stream import Stream
+from ramify.model.build import Spread, build_model
+from ramify.recipe import Recipe, parse_recipe
+
+CUTOFF = 5.0
+"""Å."""
+STEP_STRUCTURES = 32
+"""Of a real step: what the paper gives one rank."""
+WARMUP = 200
+"""Batches that the consumer does not count."""
+
+
+def serve_consumer(path: Path, workers: int, seconds: float) -> dict[str, Any]:
+    """Structures/s that so many workers hand to a consumer which sleeps 0.5 ms in place of a step, with edges."""
+    with Store.open(path) as store:
+        reader = _reader(store, None)
+        with Loader(
+            {"bench": reader}, _shares(reader, BATCH), torch.float32, ahead=4 * workers, workers=workers
+        ) as loader:
+            for _ in range(WARMUP):
+                next(loader)
+            waited, begun, count = loader.waited, time.perf_counter(), 0
+            while time.perf_counter() - begun < seconds:
+                next(loader)
+                time.sleep(0.0005)
+                count += 1
+            took = time.perf_counter() - begun
+            return {
+                "workers": workers,
+                "structures_per_s": count * BATCH / took,
+                "waited_share": (loader.waited - waited) / took,
+            }
+
+
+def step_waits(path: Path, steps: int, width: int) -> dict[str, Any]:
+    """The share of the time of steps (forward, backward, AdamW) of an encoder of `width` that goes into waiting."""
+    recipe = _recipe(width)
+    with Store.open(path) as store:
+        reader = _reader(store, recipe.model.encoder.max_neighbors)
+        statistics = store.manifest.statistics
+        spread = Spread(statistics.energy_std, statistics.forces_mae, len(reader))
+        model = build_model(recipe, {"bench": spread})
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        with Loader({"bench": reader}, _shares(reader, STEP_STRUCTURES), torch.float32, ahead=2) as loader:
+            waited, begun = 0.0, 0.0
+            for step in range(steps + 1):
+                if step == 1:  # the first warms up
+                    waited, begun = loader.waited, time.perf_counter()
+                batch = next(loader).batches[0]
+                found = model(batch)
+                loss = (found.energy - batch.energy).square().mean() + (found.forces - batch.forces).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            took = time.perf_counter() - begun
+            return {
+                "width": width,
+                "structures_per_step": STEP_STRUCTURES,
+                "step_s": took / steps,
+                "waited_share": (loader.waited - waited) / took,
+            }
+
+
+def _recipe(width: int) -> Recipe:
+    """A recipe with the paper's model, 4 layers of 866 and heads of 889, or with narrower ones."""
+    head = {"layers": 3, "width": width + 23}
+    return parse_recipe(
+        {
+            "datasets": {"bench": {"format": "extxyz", "path": "none.xyz"}},
+            "model": {
+                "encoder": {"layers": 4, "width": width, "cutoff": CUTOFF, "max_neighbors": 20},
+                "energy_head": head,
+                "force_head": {**head, "kind": "direct"},
+            },
+        },
+        "benchmark",
+    )
+
+
+def _reader(store: Store, max_neighbors: int | None) -> SplitReader:
+    return SplitReader("bench", store, "train", "bench", cutoff=CUTOFF, max_neighbors=max_neighbors, edge_cache=0.0)
+
+
+def _shares(reader: SplitReader, batch: int) -> Iterator[Share]:
+    """Random structures, each once in a pass."""
+    stream, step = Stream({"bench": len(reader)}, {"bench": 1.0}, batch, 0), 0
+    while True:
+        yield Share(step, ({"bench": stream.rows("bench", step * batch, batch)},), {})
+        step += 1

@@ -1,0 +1,108 @@
+"""A store from one form into the other: the same manifest, the same values to the bit."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ramify.data.adios import write_adios
+from ramify.data.blocks import BlockSums
+from ramify.data.columns import NpyFile
+from ramify.data.manifest import Manifest
+from ramify.data.open_files import open_files
+from ramify.data.replace import clear_leftovers, replaced_store
+from ramify.data.store_files import ADIOS_FILE, Form, MappedFiles, StoreFiles, damaged, pieces, verify, verify_names
+from ramify.errors import RamifyError
+from ramify.files import write_json
+
+Progress = Callable[[int], None]
+"""Hears of every piece: how many bytes more are done."""
+
+
+def convert_store(source: Path, to: Form, target: Path | None = None, progress: Progress = lambda done: None) -> Path:
+    """Writes the store `source` in the form `to`.
+
+    Every value is compared with its checksum on the way, so that damage is not carried over.
+
+    Args:
+        source: folder of a store.
+        to: `mapped` or `adios`.
+        target: folder of the new store, which must not exist; None puts it in the place of `source`.
+        progress: hears how many bytes more are written.
+
+    Returns:
+        the folder of the new store.
+
+    Raises:
+        RamifyError: no store there, damaged, already of this form, `target` is taken, or the disk is full. Then
+            `source` is as it was, and nothing half-written is left.
+    """
+    if target is not None and target.exists():
+        raise RamifyError(f"{target} exists already; nothing is overwritten", fix="name another folder")
+    clear_leftovers(source)
+    with open_files(source) as files:
+        if files.form == to:
+            raise RamifyError(f"the store {source} has the form `{to}` already", fix="there is nothing to do")
+        with replaced_store(source if target is None else target) as folder:
+            verify_names(files)
+            for name in ("names.json", "quarantine.jsonl"):
+                if (source / name).exists():
+                    shutil.copyfile(source / name, folder / name)
+            copy_columns(files, folder, to, progress)
+    return source if target is None else target
+
+
+def to_adios(folder: Path, manifest: Manifest) -> None:
+    """Turns the columns of a store that is being written into the form `adios`, where they are."""
+    copy_columns(MappedFiles(folder, manifest), folder, "adios")
+    for name in manifest.columns:
+        (folder / f"{name}.npy").unlink()
+
+
+def copy_columns(files: StoreFiles, folder: Path, to: Form, progress: Progress = lambda done: None) -> Manifest:
+    """Writes the columns of a store and its manifest into `folder` in the form `to`.
+
+    Raises:
+        RamifyError: a column is not what the manifest says.
+    """
+    manifest = files.manifest
+    if manifest.blocks is None:  # written before there were checksums of blocks: only the whole can be checked
+        verify(files)
+    blocks = (_write_adios if to == "adios" else _write_mapped)(files, folder, progress)
+    if manifest.blocks is not None and (wrong := [name for name in blocks if blocks[name] != manifest.blocks[name]]):
+        raise damaged(files.path / files.name_of(wrong[0]), f"the checksum of column {wrong[0]} is not the manifest's")
+    manifest = manifest.model_copy(update={"blocks": blocks})
+    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _write_adios(files: StoreFiles, folder: Path, progress: Progress) -> dict[str, list[int]]:
+    """Returns the checksums of the blocks, as does the next."""
+    sums = {name: BlockSums() for name in files.manifest.columns}
+
+    def watched(name: str) -> Iterator[tuple[int, NDArray[Any]]]:
+        for start, piece in pieces(files, name):
+            sums[name].add(piece)
+            yield start, piece
+            progress(piece.nbytes)
+
+    write_adios(folder / ADIOS_FILE, files.manifest, {name: watched(name) for name in sums})
+    return {name: found.finish() for name, found in sums.items()}
+
+
+def _write_mapped(files: StoreFiles, folder: Path, progress: Progress) -> dict[str, list[int]]:
+    blocks = {}
+    for name, stated in files.manifest.columns.items():
+        file = NpyFile(folder / f"{name}.npy", stated.dtype, stated.shape)
+        try:
+            for _, piece in pieces(files, name):
+                file.append(piece)
+                progress(piece.nbytes)
+            if file.finish() != stated:
+                raise damaged(files.path / files.name_of(name), f"the checksum of column {name} is not the manifest's")
+        finally:
+            file.close()
+        blocks[name] = file.blocks
+    return blocks

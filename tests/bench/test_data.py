@@ -1,0 +1,36 @@
+"""The benchmark of the data on stores too small for its figures to mean anything: what it says, and that it ends."""
+
+from pathlib import Path
+
+import pytest
+
+from ramify.bench import data
+from ramify.bench.data import DataBench
+from ramify.errors import RamifyError
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramify.bench.rates.SECONDS", 0.02)
+    monkeypatch.setattr("ramify.bench.waiting.WARMUP", 2)
+    monkeypatch.setattr(data, "_machine", lambda folder: {"copy_gb_s": 1.0})
+
+
+def test_every_part_on_one_process(tmp_path: Path, quick: None) -> None:
+    bench = DataBench(folder=tmp_path, structures=3000, seconds=0.1, width=16, steps=1)
+    found = bench.run(["mapped", "adios", "waiting"])
+    assert list(found) == ["machine", "mapped", "adios", "waiting"]
+    molecules, crystals = found["mapped"]["molecules"], found["mapped"]["crystals"]
+    assert (molecules["structures"], crystals["structures"]) == (3000, 750)
+    assert 19 < molecules["atoms_per_structure"] < 21
+    assert crystals["atoms_per_structure"] == 8
+    assert molecules["without_edges"]["structures_per_cpu_s"] > molecules["with_edges"]["structures_per_cpu_s"] > 0
+    assert found["adios"]["back_bit_identical"] is True
+    assert [c["workers"] for c in found["waiting"]["consumer"]] == [1, 2]
+    assert 0 <= found["waiting"]["step"]["waited_share"] < 1
+    assert not list(tmp_path.iterdir())  # stores are removed
+
+
+def test_unknown_part(tmp_path: Path) -> None:
+    with pytest.raises(RamifyError, match="disks is no part of the benchmark; accepted: mapped, adios"):
+        DataBench(folder=tmp_path).run(["disks"])
