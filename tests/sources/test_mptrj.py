@@ -145,8 +145,8 @@ def test_embedded_corpus(corpora: Path, read: Any, slope: Any) -> None:
     found, quarantine = read("mptrj", path)
     assert len(found) == 776
     assert quarantine.total == 0
-    assert len(found.group_names) == 43
-    assert len(set(found.numbers.tolist())) == 38
+    assert len(found.group_names) == 97
+    assert len(set(found.numbers.tolist())) == 39
     assert found.pbc.all()
     per_atom = found.energy / found.n_atoms
     assert (round(per_atom.min(), 3), round(per_atom.max(), 3)) == (-11.624, -1.393)

@@ -10,7 +10,8 @@ from ramify.errors import RamifyError
 
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
-VERSION = 1
+VERSION = 2
+"""1: reference energies with a ridge were drawn towards zero, not towards those of kindred elements."""
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -150,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the store in `folder`.
 
     Raises:
-        RamifyError: there is no store, its manifest is damaged, or a newer version wrote it.
+        RamifyError: there is no store, its manifest is damaged, or another version wrote it.
     """
     path = folder / "manifest.json"
     try:
@@ -167,6 +168,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: the store has version {version}, this program reads up to {VERSION}",
             fix="update ramify, or prepare the dataset again with `ramify prepare RECIPE --force`",
         )
+    if isinstance(version, int) and version < VERSION:
+        raise RamifyError(f"{path}: the store has version {version}, this program reads {VERSION}", fix=REBUILD)
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
