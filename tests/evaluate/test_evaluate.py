@@ -254,8 +254,8 @@ def test_another_store_is_refused(run: Path, stores: dict[str, Store], monkeypat
     other = manifest.model_copy(update={"references": manifest.references.model_copy(update={"energies": energies})})
     opened = Store.open
 
-    def changed(path: Path) -> Store:
-        store = opened(path)
+    def changed(path: Path, **how: Any) -> Store:
+        store = opened(path, **how)
         if path.name == "bare":
             store.manifest = other
         return store
