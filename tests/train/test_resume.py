@@ -81,7 +81,7 @@ def test_resuming_changes_nothing(small: MakeRecipe, tmp_path: Path, schedule: s
 
 def test_resuming_in_float64_and_with_conservative_forces(small: MakeRecipe, tmp_path: Path) -> None:
     changes = {"train__precision": "fp64", "model__force_head__kind": "conservative", "objective__stress": 0.5}
-    recipe = small("mptrj", train__evaluate_every=0.1, train__checkpoint_every=0.1, **changes)
+    recipe = small("mptrj", train__evaluate_every=0.05, train__checkpoint_every=0.05, **changes)
     train(recipe, tmp_path / "whole")
     trained_in_pieces(recipe, tmp_path / "pieces", 6, 10)
     assert_same(tensors(tmp_path / "pieces"), tensors(tmp_path / "whole"))

@@ -21,7 +21,7 @@ from tests.small import metrics, tensors
 from .conftest import MakeRecipe
 
 SHORT = {"train__batch": 6, "train__evaluate_every": 0.04, "train__checkpoint_every": 0.04, "train__log_every": 1}
-"""About 100 steps an epoch: evaluations every 4."""
+"""About 100 to 150 steps an epoch: evaluations every 4 to 6."""
 
 
 def stopped_at(step: int, recipe: Any, path: Path) -> Any:
@@ -70,8 +70,8 @@ def test_a_dataset_comes(small: MakeRecipe, tmp_path: Path) -> None:
     }
     taken = sum(resumed.stream.counts(step)["bare"] > 0 for step in range(8, 20))
     assert set(steps.values()) == {float(taken)}
-    best = [line["best"] for line in metrics(tmp_path / "run", "val")]
-    assert best[2]  # the first evaluation with other datasets: a mean over others cannot be compared
+    best = [line["best"] for line in metrics(tmp_path / "run", "val") if "bare" in line["datasets"]]
+    assert best[0]  # the first evaluation with other datasets: a mean over others cannot be compared
     assert sorted(metrics(tmp_path / "run", "val")[-1]["datasets"]) == ["bare", "mptrj", "qm7x"]
     starts = [line for line in resumed.run.sessions.lines() if line["kind"] == "start"]
     assert starts[-1]["changed"]["train.resume.add"] == [[], ["bare"]]
@@ -95,7 +95,8 @@ def test_a_dataset_goes(small: MakeRecipe, tmp_path: Path) -> None:
     kept = open_checkpoint(path / "checkpoints" / "with-mptrj")
     assert {f"weights {n}": t for n, t in kept.weights().items()}.keys() <= before.keys()
     assert torch.equal(kept.weights()["branches.mptrj.energy_scale"], before["weights branches.mptrj.energy_scale"])
-    assert sum(line["best"] for line in metrics(path, "val")[2:]) >= 1
+    without = [line["best"] for line in metrics(path, "val") if "mptrj" not in line["datasets"]]
+    assert without[0]  # a mean over others cannot be compared
     back = small("qm7x", "mptrj", "bare", train__max_steps=20, train__resume={"add": ["mptrj"]}, **SHORT)
     again = resume_run(path, Watch(), recipe=back)
     assert again.progress.born == {"mptrj": 20}  # it starts anew, it does not remember
