@@ -18,7 +18,7 @@ PAGE = ROOT / "ARCHITECTURE.md"
 LAYERS = (
     {"ramify", "errors", "quarantine", "files", "structures", "elements", "minicorpora"},
     {"sources"},
-    {"recipe", "recipe_errors", "recipe_text"},
+    {"recipe"},
     {"data"},
     {"model"},
     {"parallel"},
