@@ -13,7 +13,7 @@ from rich.console import Console
 from ramify.console import say_training
 
 if TYPE_CHECKING:
-    from ramify.train.loop import Watch
+    from ramify.train.record import Watch
 
 console = Console()
 errors = Console(stderr=True)
@@ -34,7 +34,7 @@ def training_said(aloud: bool) -> Iterator[tuple["Watch", Callable[[str, int], N
         with say_training(console) as listeners:
             yield listeners
     else:
-        from ramify.train.loop import Watch
+        from ramify.train.record import Watch
 
         yield Watch(), lambda dataset, structures: None
 
