@@ -15,7 +15,7 @@ from ramify.finetune.resolve import Wish, resolve
 from ramify.finetune.run import Finetuning, finetune, go_on
 from ramify.inference.model import load, read_saved
 from ramify.recipe import parse_recipe
-from ramify.train.loop import Watch
+from ramify.train.record import Watch
 from ramify.train.start import Process, resume_run
 from tests.small import metrics, tensors
 
