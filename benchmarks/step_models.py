@@ -70,7 +70,7 @@ def dimenet(_: Batch) -> tuple[nn.Module, Energies]:
 
 def triplets(sender: Tensor, receiver: Tensor) -> tuple[Tensor, ...]:
     """Pairs of edges k -> j -> i with k other than i, as PyG's function of the same name gives them."""
-    counts = torch.bincount(receiver, minlength=int(receiver.max()) + 1)  # receivers are sorted
+    counts = torch.bincount(receiver, minlength=int(sender.max()) + 1)  # receivers are sorted
     starts, into = counts.cumsum(0) - counts, counts[sender]
     second = torch.arange(len(sender)).repeat_interleave(into)  # j -> i
     first = torch.arange(len(second)) - (into.cumsum(0) - into)[second] + starts[sender[second]]  # k -> j
