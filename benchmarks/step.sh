@@ -1,5 +1,6 @@
 #!/bin/sh
-# All figures of docs/step.md, into a folder. Two free cores, under ten minutes; STORES holds a prepared store `qm7x`.
+# All figures of docs/step.md but the curves, into a folder. Two free cores, a quarter of an hour; STORES holds a prepared
+# store `qm7x`. Models of packages that are not installed are left out.
 #     STORES=stores benchmarks/step.sh results
 set -eu
 out=${1:-step-results}
