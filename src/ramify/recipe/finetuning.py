@@ -19,8 +19,8 @@ class Scale(Keys):
 
 
 class FinetuneOptions(Keys):
-    """A run that starts from a trained model. `ramify finetune` fills these keys in; only `rank` and `start` are for
-    people to write."""
+    """A run that starts from a trained model. `ramify finetune` fills these keys in; only `rank`, `start` and
+    `old_rate` are for people to write."""
 
     mode: Literal["new-branch", "keep-branch", "frozen-encoder", "lora", "replay"] | None = None
     """What is trained; null: the run starts from random numbers."""
@@ -29,6 +29,9 @@ class FinetuneOptions(Keys):
     start: dict[str, str] = Field({})
     """By branch, the branch of the model that it starts from, or `fresh`. A branch of the model that goes on starts
     from itself."""
+    old_rate: float = Field(1.0, gt=0, le=1)
+    """Learning rate of what the model has learnt already, as a part of `optimizer.lr`: of the encoder, and of branches
+    that go on. A new branch and low-rank updates take all of `optimizer.lr`."""
     model: str = ""
     """Where the model was read from."""
     checkpoint: str = "best"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from ramify.recipe import Recipe
 from ramify.train.changes import Changes
 from ramify.train.ledger import Ledger, Outcome
 from ramify.train.objective import Objective
-from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer
-from ramify.train.origin import choose_trained
+from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, set_rate
+from ramify.train.origin import choose_trained, part_of_rate
 from ramify.train.record import Record, Watch
 from ramify.train.run import Run
 from ramify.train.state import Progress, State
@@ -77,7 +78,8 @@ class Trainer:
         self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
         self.gradients = Gradients(self.model, layout, self.shards.part)
-        self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
+        part = partial(part_of_rate, self.recipe.finetune)
+        self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
         self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.watchdog.beat)
@@ -138,8 +140,7 @@ class Trainer:
         limit = self.recipe.optimizer.clip
         if limit is not None and outcome.norm > limit:
             self.gradients.scale(limit / (outcome.norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.progress.step)
+        set_rate(self.optimizer, self.schedule.rate(self.progress.step))
         self.optimizer.step()
         self.averages.update(self.progress.step)
         return outcome
