@@ -5,10 +5,13 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -98,6 +101,28 @@ def shell(line: str) -> str:
     words = shlex.split(line)
     if words[:1] != ["ramify"]:
         return subprocess.run(["bash", "-euc", line], check=True, capture_output=True, text=True).stdout
+    if words[1] == "demo" and not any(Path().iterdir()):
+        made, said = demo(line)
+        shutil.copytree(made.name, Path(), symlinks=True, dirs_exist_ok=True)
+        return said
+    return verb(line)
+
+
+@cache
+def demo(line: str) -> tuple[TemporaryDirectory[str], str]:
+    """The demo that several pages begin with, done once: a folder with what it leaves, in which nothing names that
+    folder, and what it printed."""
+    made = TemporaryDirectory(prefix="ramify-demo-")
+    with contextlib.chdir(made.name):
+        said = verb(line)
+    for path in Path(made.name).rglob("*"):
+        assert not path.is_file() or made.name.encode() not in path.read_bytes(), path
+    return made, said
+
+
+def verb(line: str) -> str:
+    """One of ramify's verbs; what it prints."""
+    words = shlex.split(line)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as end:

@@ -1,5 +1,7 @@
 """What a plan says a rank needs is what the model has: parameters, operations, memory, bytes, measured on real ones."""
 
+import json
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -83,6 +85,7 @@ def test_parameters_are_the_models(kind: str) -> None:
     assert cost.encoder == sum(p.numel() for p in model.encoder.parameters())
     assert cost.branches == {n: sum(p.numel() for p in b.parameters()) for n, b in model.branches.items()}
     assert cost.encoder + sum(cost.branches.values()) == sum(p.numel() for p in model.parameters())
+    assert ModelCost.of_data(json.loads(json.dumps(asdict(cost)))) == cost
 
 
 @pytest.mark.parametrize("kind", ["direct", "conservative"])

@@ -18,8 +18,7 @@ from ramify.data.batch import Batch
 from ramify.data.loader import Work
 from ramify.data.open import open_split
 from ramify.data.store import Store
-from ramify.parallel.agree import on_lead
-from ramify.parallel.dry_run import ModelCost, model_cost
+from ramify.parallel.dry_run import ModelCost
 from ramify.parallel.layout import CONTROL, Layout
 from ramify.parallel.plan import make_plan
 from ramify.parallel.workload import measure
@@ -63,9 +62,7 @@ def measure_case(case: Case, process: Process) -> dict[str, Any]:
     settle(recipe)
     stores = case.open_stores()
     limits = measure_limits(process.device, recipe.train.precision, ranks.world)
-    sizes = {name: measure(store, recipe) for name, store in stores.items()}
-    model = on_lead(ranks, lambda: model_cost(recipe, {name: size.spread for name, size in sizes.items()}))
-    plan = make_plan(recipe, sizes, ranks.world, model)
+    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks.world, case.model)
     placement = plan.chosen.placement
     layout = Layout.alone(list(placement.hosts), process.device)
     if ranks.world > 1:

@@ -26,8 +26,6 @@ from ramify.bench.spawn import spawn
 from ramify.bench.synthetic import alike
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
-from ramify.parallel.agree import on_lead
-from ramify.parallel.dry_run import model_cost
 from ramify.parallel.layout import Layout
 from ramify.parallel.placement import Placement
 from ramify.parallel.plan import Plan, make_plan
@@ -98,8 +96,7 @@ def measure_memory(case: Case, process: Process, *, alone: bool) -> dict[str, An
     settle(case.recipe)
     stores = case.open_stores()
     sizes = {name: measure(store, case.recipe) for name, store in stores.items()}
-    model = on_lead(process.ranks, lambda: model_cost(case.recipe, {n: size.spread for n, size in sizes.items()}))
-    plan = make_plan(case.recipe, sizes, case.ranks, model)
+    plan = make_plan(case.recipe, sizes, case.ranks, case.model)
     layout = _layout(plan.chosen.placement, process, alone)
     _train(replace(case, recipe=_narrow(case.recipe)), layout, process)
     before = process_bytes()
