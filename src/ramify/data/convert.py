@@ -13,7 +13,17 @@ from ramify.data.columns import NpyFile
 from ramify.data.manifest import Manifest
 from ramify.data.open_files import open_files
 from ramify.data.replace import clear_leftovers, replaced_store
-from ramify.data.store_files import ADIOS_FILE, Form, MappedFiles, StoreFiles, damaged, pieces, verify, verify_names
+from ramify.data.store_files import (
+    ADIOS_FILE,
+    Form,
+    MappedFiles,
+    Scratch,
+    StoreFiles,
+    damaged,
+    pieces,
+    verify,
+    verify_names,
+)
 from ramify.errors import RamifyError
 from ramify.files import write_json
 
@@ -80,10 +90,10 @@ def copy_columns(files: StoreFiles, folder: Path, to: Form, progress: Progress =
 
 def _write_adios(files: StoreFiles, folder: Path, progress: Progress) -> dict[str, list[int]]:
     """Returns the checksums of the blocks, as does the next."""
-    sums = {name: BlockSums() for name in files.manifest.columns}
+    sums, scratch = {name: BlockSums() for name in files.manifest.columns}, Scratch()
 
     def watched(name: str) -> Iterator[tuple[int, NDArray[Any]]]:
-        for start, piece in pieces(files, name):
+        for start, piece in pieces(files, name, scratch):
             sums[name].add(piece)
             yield start, piece
             progress(piece.nbytes)
@@ -93,11 +103,11 @@ def _write_adios(files: StoreFiles, folder: Path, progress: Progress) -> dict[st
 
 
 def _write_mapped(files: StoreFiles, folder: Path, progress: Progress) -> dict[str, list[int]]:
-    blocks = {}
+    blocks, scratch = {}, Scratch()
     for name, stated in files.manifest.columns.items():
         file = NpyFile(folder / f"{name}.npy", stated.dtype, stated.shape)
         try:
-            for _, piece in pieces(files, name):
+            for _, piece in pieces(files, name, scratch):
                 file.append(piece)
                 progress(piece.nbytes)
             if file.finish() != stated:

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.blocks import BLOCK_ROWS, block_count, block_rows, memory_of
+from ramify.data.blocks import block_count, block_rows, memory_of
 from ramify.data.manifest import Manifest
-from ramify.data.store_files import StoreFiles, check_block, checksums
+from ramify.data.store_files import Scratch, StoreFiles, check_block, checksums
 from ramify.errors import RamifyError
 
 FOLDER = Path(
@@ -144,14 +144,15 @@ def _fill(files: StoreFiles, handle: int, places: Mapping[str, _Place], progress
     time by a page fault, which costs more than reading does; and where memory runs out a map ends the process, where
     writing is an error.
     """
-    own = threading.local()
+    own = _OfThread()
 
     def read(name: str, block: int) -> None:
         place = places[name]
-        rows = _scratch(own, place, block_rows(block, place.shape[0]))
-        files.read(name, block * BLOCK_ROWS, rows)
+        held = block_rows(block, place.shape[0])
+        rows = own.scratch.array((held.stop - held.start, *place.shape[1:]), place.dtype)
+        files.read(name, held.start, rows)
         check_block(files, name, block, rows)
-        rest, at = memory_of(rows), place.offset + block * BLOCK_ROWS * place.row_bytes
+        rest, at = memory_of(rows), place.offset + held.start * place.row_bytes
         while len(rest):
             count = os.pwrite(handle, rest, at)
             rest, at = rest[count:], at + count
@@ -169,13 +170,11 @@ def _fill(files: StoreFiles, handle: int, places: Mapping[str, _Place], progress
             raise
 
 
-def _scratch(own: threading.local, place: _Place, rows: slice) -> NDArray[Any]:
-    """Memory of this thread's for some rows of a column, used again for the next."""
-    count = rows.stop - rows.start
-    kept: NDArray[np.uint8] | None = getattr(own, "bytes", None)
-    if kept is None or len(kept) < count * place.row_bytes:
-        kept = own.bytes = np.empty(count * place.row_bytes, np.uint8)
-    return np.ndarray((count, *place.shape[1:]), place.dtype, kept.data)
+class _OfThread(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
 
 
 def _layout(manifest: Manifest, names: Sequence[str]) -> tuple[dict[str, _Place], int]:
