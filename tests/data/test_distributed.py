@@ -16,6 +16,7 @@ from tests.small import flip_byte
 
 from ramify.data.columns import COLUMNS
 from ramify.data.convert import convert_store
+from ramify.data.homes import TAKEN
 from ramify.data.node_memory import FOLDER, PREFIX
 from ramify.data.prepare import prepare_dataset
 from ramify.data.records import pack, record_words, unpack
@@ -165,7 +166,7 @@ def test_records_hold_everything(sizes: list[int], seed: int) -> None:
     memory = np.zeros(words.sum(), np.uint32)
     pack(columns, memory, at)
     order = rng.permutation(len(sizes))
-    found = unpack(memory, at[order], n_atoms[order])
+    found = unpack(memory, at[order], n_atoms[order], TAKEN)
     starts = np.cumsum(n_atoms) - n_atoms
     atoms = np.concatenate([np.arange(starts[k], starts[k] + n_atoms[k]) for k in order])
     assert set(found) == set(COLUMNS) - {"n_atoms"}
