@@ -105,9 +105,10 @@ def test_more_ranks_than_there_is_to_hold(tmp_path: Path) -> None:
     write(tmp_path / "few.xyz", images, format="extxyz")
     keys = {"format": "extxyz", "path": str(tmp_path / "few.xyz"), "group_key": "group"}
     prepare_dataset("few", formats()["extxyz"].options.model_validate(keys), tmp_path / "stores", base=Path())
-    lines = said(4, "same", tmp_path / "stores" / "few")
-    assert sum(int(line.split()[2]) for line in lines) == 12
-    assert "holds 0 of 12" in " ".join(lines)
+    for environment in ({}, SOCKETS):
+        lines = said(4, "same", tmp_path / "stores" / "few", **environment)
+        assert sum(int(line.split()[2]) for line in lines) == 12
+        assert "holds 0 of 12" in " ".join(lines)
 
 
 def test_damage_in_one_share_is_told_by_all(store: Path, tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ def _unpack_atoms(words: Words, first: Rows, n_atoms: Rows) -> dict[str, NDArray
     """The columns of atoms; `first` (T,) is the word behind the head of each record."""
     before = np.cumsum(n_atoms) - n_atoms
     atom = np.arange(int(n_atoms.sum()))
-    # a window of six words for each place where one may begin: what is looked up are atoms, not words
-    windows = np.ndarray((max(0, len(words) - 5),), "V24", words, strides=(4,))
-    vectors = windows[np.repeat(first - 6 * before, n_atoms) + 6 * atom].view(np.float32).reshape(-1, 6)
+    # a window of three words for each place where one may begin: what is looked up are vectors, not words
+    windows = np.ndarray((max(0, len(words) - 2),), "V12", words, strides=(4,))
+    at = np.repeat(first - 6 * before, n_atoms) + 6 * atom
+    positions, forces = (windows[place].view(np.float32).reshape(-1, 3) for place in (at, at + 3))
     numbers = words.view(np.uint8).take(np.repeat(4 * (first + 6 * n_atoms) - before, n_atoms) + atom)
-    positions, forces = (np.ascontiguousarray(vectors[:, k : k + 3]) for k in (0, 3))
     return {"positions": positions, "forces": forces, "numbers": numbers}

@@ -1,6 +1,7 @@
 """The files of a store, in either form: columns read in sequence, and checked against the manifest."""
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,17 +27,20 @@ enough to stay in a processor's cache while it is checked and passed on."""
 
 
 class Scratch:
-    """Memory that is used again and again: memory fresh from the system costs more than reading a file into it."""
+    """Memory that is used again and again: memory fresh from the system costs more than reading a file into it.
+
+    It goes back to the system with its last array, which memory of numpy's own need not do.
+    """
 
     def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
+        self._bytes = mmap.mmap(-1, 1)
 
     def array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """An array of any content, in the place of the one before."""
         size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
         if len(self._bytes) < size:
-            self._bytes = np.empty(size, np.uint8)
-        return np.ndarray(shape, dtype, self._bytes.data)
+            self._bytes = mmap.mmap(-1, size)
+        return np.ndarray(shape, dtype, self._bytes)
 
 
 class StoreFiles(Protocol):
