@@ -13,9 +13,10 @@ from ramify.data.records import Words, pack
 from ramify.data.row_index import RowIndex
 from ramify.data.store_files import MappedFiles, Scratch, StoreFiles, check_block
 
-ROWS_AT_ONCE = 8192
-ATOMS_AT_ONCE = 100_000
-"""What is packed at a time, at most (a single larger structure excepted): bounds the memory beside the share itself."""
+ROWS_AT_ONCE = 2048
+ATOMS_AT_ONCE = 16_000
+"""What is packed at a time, at most (a single larger structure excepted): bounds the memory beside the share itself,
+and keeps what is packed in a processor's cache."""
 
 
 def shared_n_atoms(files: StoreFiles) -> tuple[NDArray[np.int32], Callable[[], None]]:
