@@ -166,11 +166,13 @@ class _Stack:
 
     def of_pairs(self, pair: Rows) -> tuple[Rows, Rows]:
         """Receiver and sender among all atoms, of pairs (structure, receiver, sender) as flat indices of (B, n, n)."""
-        n = self.x.shape[2]
+        _, B, n = self.x.shape
         row = pair // n  # flat index of (B, n)
-        offset = np.repeat(self.first - n * np.arange(len(self.first)), n)  # from there to the atom among all
-        receiver = row + np.take(offset, row)
-        sender = pair - row * n + np.take(np.repeat(self.first, n), row)
+        rows = np.arange(B * n)
+        begin = np.repeat(self.first, n)
+        receiver = np.take(rows + begin - np.repeat(n * np.arange(B), n), row)
+        sender = np.take(begin - n * rows, row)
+        sender += pair
         return receiver, sender
 
 
@@ -188,14 +190,12 @@ def _isolated(structures: Structures, _: Images, rows: Rows, radius: float) -> P
     stack = _stacked(structures, rows)
     _, B, n = stack.x.shape
     if stack.empty is not None:  # far from every atom, and from one another
-        stack.x[:, stack.empty] = np.broadcast_to(FAR * np.arange(1, n + 1), (B, n))[stack.empty]
-    square, difference = np.empty((B, n, n)), np.empty((B, n, n))
-    for k, x in enumerate(stack.x):
-        d = square if k == 0 else difference
-        np.subtract(x[:, None, :], x[:, :, None], out=d)
-        np.multiply(d, d, out=d)
-        if k > 0:
-            square += d
+        np.copyto(stack.x, FAR * np.arange(1, n + 1), where=stack.empty)
+    d = np.subtract(stack.x[:, :, None, :], stack.x[:, :, :, None])
+    np.multiply(d, d, out=d)
+    square = d[0]
+    square += d[1]
+    square += d[2]
     square.reshape(B, n * n)[:, :: n + 1] = FAR  # an atom is no neighbour of its own
     flat = square.reshape(-1)
     pair = np.flatnonzero(flat < radius * radius)
