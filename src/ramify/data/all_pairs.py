@@ -81,7 +81,9 @@ def images_within(structures: Structures, radius: float) -> Images:
     return Images(steps, cell, structures.n_atoms**2 * (2 * steps + 1).prod(axis=1))
 
 
-def all_pairs(structures: Structures, images: Images, chosen: Rows, radius: float) -> Iterator[Pairs]:
+def all_pairs(
+    structures: Structures, images: Images, chosen: Rows, radius: float, *, distances: bool = True
+) -> Iterator[Pairs]:
     """The pairs closer than `radius` (Å) of the structures `chosen`, in portions; receivers ascend throughout.
 
     Args:
@@ -89,6 +91,7 @@ def all_pairs(structures: Structures, images: Images, chosen: Rows, radius: floa
         images: of `structures`, for this radius.
         chosen: which of them, ascending.
         radius: Å.
+        distances: whether they are wanted; those of pairs may be NaN if not.
     """
     turn = np.cumsum(images.candidates[chosen]) // CANDIDATES_AT_ONCE
     n_images = (2 * images.steps + 1).prod(axis=1)
@@ -96,7 +99,9 @@ def all_pairs(structures: Structures, images: Images, chosen: Rows, radius: floa
     for block in np.split(chosen, np.flatnonzero(np.diff(turn)) + 1):
         if len(block):
             found = [
-                (_periodic if periodic[rows].any() else _isolated)(structures, images, rows, radius)
+                _periodic(structures, images, rows, radius)
+                if periodic[rows].any()
+                else _isolated(structures, rows, radius, distances)
                 for rows in _alike(block, structures.n_atoms[block], n_images[block])
             ]
             first, last = int(offsets[block[0]]), int(offsets[block[-1] + 1])
@@ -185,7 +190,7 @@ def _stacked(structures: Structures, rows: Rows) -> _Stack:
     return _Stack(first, np.moveaxis(x, 2, 0).astype(np.float64, order="C"), empty if empty.any() else None)
 
 
-def _isolated(structures: Structures, _: Images, rows: Rows, radius: float) -> Pairs:
+def _isolated(structures: Structures, rows: Rows, radius: float, distances: bool) -> Pairs:
     """Pairs of structures without periodicity."""
     stack = _stacked(structures, rows)
     _, B, n = stack.x.shape
@@ -199,7 +204,8 @@ def _isolated(structures: Structures, _: Images, rows: Rows, radius: float) -> P
     square.reshape(B, n * n)[:, :: n + 1] = FAR  # an atom is no neighbour of its own
     flat = square.reshape(-1)
     pair = np.flatnonzero(flat < radius * radius)
-    return Pairs(*stack.of_pairs(pair), np.zeros((len(pair), 3), np.int32), np.sqrt(np.take(flat, pair)))
+    distance = np.sqrt(np.take(flat, pair)) if distances else np.broadcast_to(np.nan, pair.shape)
+    return Pairs(*stack.of_pairs(pair), np.zeros((len(pair), 3), np.int32), distance)
 
 
 def _periodic(structures: Structures, images: Images, rows: Rows, radius: float) -> Pairs:
