@@ -138,14 +138,24 @@ def column_checksum(files: StoreFiles, column: str) -> str:
 
 def pieces(files: StoreFiles, column: str, scratch: Scratch) -> Iterator[tuple[int, NDArray[Any]]]:
     """A column in pieces of whole blocks: first row and rows, which lie in `scratch` until the next piece does."""
+    for rows in portions(files, column):
+        yield rows.start, read_rows(files, column, rows, scratch)
+
+
+def portions(files: StoreFiles, column: str) -> list[range]:
+    """The rows of a column in portions of whole blocks, of about `PIECE_BYTES` each."""
     stated = files.manifest.columns[column]
-    rows = stated.shape[0]
     row_bytes = np.dtype(stated.dtype).itemsize * int(np.prod(stated.shape[1:]))
     step = BLOCK_ROWS * max(1, PIECE_BYTES // (BLOCK_ROWS * row_bytes))
-    for start in range(0, rows, step):
-        piece = scratch.array((min(step, rows - start), *stated.shape[1:]), stated.dtype)
-        files.read(column, start, piece)
-        yield start, piece
+    return [range(start, min(start + step, stated.shape[0])) for start in range(0, stated.shape[0], step)]
+
+
+def read_rows(files: StoreFiles, column: str, rows: range, scratch: Scratch) -> NDArray[Any]:
+    """Some rows of a column, in `scratch`."""
+    stated = files.manifest.columns[column]
+    piece = scratch.array((len(rows), *stated.shape[1:]), stated.dtype)
+    files.read(column, rows.start, piece)
+    return piece
 
 
 def checksums(files: StoreFiles) -> dict[str, list[int]]:
