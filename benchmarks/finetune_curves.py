@@ -44,7 +44,7 @@ from ramify.finetune.run import finetune
 from ramify.inference.model import load
 from ramify.parallel.agree import Alone
 from ramify.recipe import Recipe, load_recipe, parse_recipe
-from ramify.train.loop import Watch
+from ramify.train.record import Watch
 from ramify.train.start import start_run
 
 START = {"wb97x": "qm7x", "qm7x": "wb97x", "orca_pbe": "wb97x", "mlearn": "mad", "mad": "mlearn"}

@@ -14,7 +14,8 @@ from ramify.checkpoint import open_checkpoint
 from ramify.data.prepare import prepare_dataset
 from ramify.minicorpora import FILES
 from ramify.recipe import Recipe, parse_recipe
-from ramify.train.loop import Trainer, Watch
+from ramify.train.loop import Trainer
+from ramify.train.record import Watch
 from ramify.train.start import start_run
 
 MODEL = {

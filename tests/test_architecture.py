@@ -15,10 +15,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/ramify"
 PAGE = ROOT / "ARCHITECTURE.md"
 
+VERBS = {"cli"} | {f"cli_{name}" for name in ("bench", "finetune", "inference", "results", "route", "train", "words")}
+"""The modules of the command line."""
 LAYERS = (
     {"ramify", "errors", "quarantine", "files", "structures", "elements", "minicorpora"},
     {"sources"},
-    {"recipe", "recipe_errors", "recipe_text"},
+    {"recipe"},
     {"data"},
     {"model"},
     {"parallel"},
@@ -33,12 +35,7 @@ LAYERS = (
         "demo",
         "console",
         "inspect",
-        "cli",
-        "cli_bench",
-        "cli_finetune",
-        "cli_inference",
-        "cli_route",
-        "cli_words",
+        *VERBS,
         "__main__",
     },
 )
@@ -63,8 +60,8 @@ ONLY_IN = {
     "metatomic": {"inference"},
     "matplotlib": {"evaluate"},
     "jinja2": {"evaluate"},
-    "rich": {"evaluate", "demo", "console", "cli", "cli_finetune", "cli_inference", "cli_route", "cli_words"},
-    "typer": {"cli", "cli_bench", "cli_finetune", "cli_inference", "cli_route", "cli_words"},
+    "rich": {"evaluate", "demo", "console", *VERBS},
+    "typer": VERBS,
 }
 """Where each of the heavier libraries may be used."""
 

@@ -38,7 +38,7 @@ ramify train own.yaml --run runs/wide model.encoder.width=256 'objective.weights
 
 Paths of data files and the folder `stores` are relative to the folder that the command is run in.
 
-`tools/recipe_page.py` writes this page from the models in `src/ramify/recipe.py` and `src/ramify/sources/`, and a test
+`tools/recipe_page.py` writes this page from the models in `src/ramify/recipe/` and `src/ramify/sources/`, and a test
 compares the two: change a docstring there, then run the tool.
 """
 

@@ -41,7 +41,7 @@ def bench_scale(
     warmup: Annotated[int, typer.Option(help="Steps of each case that do not count.", min=1)] = 2,
     steps: Annotated[int, typer.Option(help="Steps of each case that count.", min=1)] = 10,
     calibrate: Annotated[
-        bool, typer.Option(help="Also measure, on one rank, what `ramify bench predict` is fitted to.")
+        bool, typer.Option("--calibrate", help="Also measure, on one rank, what `ramify bench predict` is fitted to.")
     ] = False,
     limit: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 600.0,
     as_json: Json = False,

@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ramify.cli_words import Json, RecipeArgument, console, print_json, training_said, training_stopped
+from ramify.cli_words import (
+    MAKING,
+    CheckpointOption,
+    GoOn,
+    Json,
+    ModelArgument,
+    NewRun,
+    Overrides,
+    RecipeArgument,
+    console,
+    print_json,
+    training_said,
+    training_stopped,
+)
 from ramify.console import errors_table
 from ramify.errors import RamifyError
 
@@ -16,23 +29,22 @@ if TYPE_CHECKING:
 verbs = typer.Typer()
 
 
-@verbs.command()
+@verbs.command(rich_help_panel=MAKING)
 def finetune(
-    model: Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")],
+    model: ModelArgument,
     recipe: RecipeArgument,
-    overrides: Annotated[list[str] | None, typer.Argument(help="Recipe keys to override: train.epochs=20 ...")] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", "--run-dir", help="Directory of the new run; under torchrun write --run-dir."),
+    overrides: Overrides = None,
+    run: NewRun = None,
+    mode: Annotated[
+        str | None, typer.Option(help="What is trained: new-branch, keep-branch, frozen-encoder, lora or replay.")
     ] = None,
-    mode: Annotated[str | None, typer.Option(help="new-branch, keep-branch, frozen-encoder, lora or replay.")] = None,
     start: Annotated[
         str | None,
         typer.Option("--from", help="The branch that a new one starts from, or fresh; keep-branch: the one to train."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; 0 only measures.", min=0)] = None,
-    checkpoint: Annotated[str, typer.Option(help="Of a run: best, latest, or a step's folder name.")] = "best",
-    go_on: Annotated[bool, typer.Option("--continue", help="Go on with the run if it is there already.")] = False,
+    checkpoint: CheckpointOption = "best",
+    go_on: GoOn = False,
     as_json: Json = False,
 ) -> None:
     """Train a trained model on new data. Says its errors before the first step. Also by torchrun, srun, mpiexec.

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import typer
 from rich.markup import escape
 
-from ramify.cli_words import Json, console, print_json
+from ramify.cli_words import (
+    USING,
+    CheckpointOption,
+    FormatOption,
+    Json,
+    ModelArgument,
+    ModelOption,
+    console,
+    print_json,
+)
 from ramify.console import Steps, relaxation_line, step_bar
 from ramify.errors import RamifyError, RamifyWarning
 
@@ -20,15 +29,13 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`
     from ramify.inference.resumable import Progress
 
 FileArgument = Annotated[Path, typer.Argument(help="Structures, in any format that ASE reads.")]
-ModelArgument = Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")]
-ModelOption = Annotated[Path, typer.Option("--model", "-m", help="A run directory, a checkpoint or an export.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Extended XYZ to write; must not exist.")]
-BranchOption = Annotated[str | None, typer.Option("--branch", "-b", help="Must be named if there are several.")]
-DatasetOption = Annotated[
-    str | None, typer.Option(help="Energy scale; must be named if the branch read several datasets.")
+BranchOption = Annotated[
+    str | None, typer.Option("--branch", "-b", help="Branch to ask; must be named if there are several.")
 ]
-CheckpointOption = Annotated[str, typer.Option(help="Of a run: best, latest, or a step's folder name.")]
-FormatOption = Annotated[str | None, typer.Option("--format", help="ASE's name of the file's format.")]
+DatasetOption = Annotated[
+    str | None, typer.Option(help="On whose energy scale; must be named if the branch read several datasets.")
+]
 DeviceOption = Annotated[str, typer.Option(help="As PyTorch names it, e.g. cuda.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="fp32 or fp64; that of the training if not given.")]
 RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on.")]
@@ -36,11 +43,13 @@ RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew inste
 verbs = typer.Typer()
 
 
-@verbs.command()
+@verbs.command(rich_help_panel=USING)
 def export(
     run: ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of metatomic a file, NAME.pt.")],
-    branch: Annotated[list[str] | None, typer.Option("--branch", "-b", help="Only this; may be repeated.")] = None,
+    branch: Annotated[
+        list[str] | None, typer.Option("--branch", "-b", help="Only this branch; may be repeated.")
+    ] = None,
     checkpoint: CheckpointOption = "best",
     form: Annotated[
         Literal["ramify", "metatomic"],
@@ -65,7 +74,7 @@ def export(
     console.print(f"model: [bold]{escape(str(out))}[/bold]", soft_wrap=True)
 
 
-@verbs.command()
+@verbs.command(rich_help_panel=USING)
 def predict(
     file: FileArgument,
     model: ModelOption,
@@ -97,7 +106,7 @@ def predict(
     _say_written(out, progress, as_json)
 
 
-@verbs.command()
+@verbs.command(rich_help_panel=USING)
 def relax(
     file: FileArgument,
     model: ModelOption,
@@ -109,7 +118,7 @@ def relax(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     fmax: Annotated[float, typer.Option(help="Largest force of a relaxed structure, eV/Å.")] = 0.05,
-    steps: Annotated[int, typer.Option(help="At most.")] = 500,
+    steps: Annotated[int, typer.Option(help="Steps at most.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too.")] = False,
     optimizer: Annotated[Literal["fire", "bfgs", "lbfgs"], typer.Option(help="fire is the steadiest.")] = "fire",
     restart: RestartOption = False,
@@ -130,7 +139,7 @@ def relax(
     _say_written(out, progress, as_json)
 
 
-@verbs.command()
+@verbs.command(rich_help_panel=USING)
 def md(
     file: FileArgument,
     model: ModelOption,
@@ -141,11 +150,13 @@ def md(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
-    index: Annotated[int | None, typer.Option(help="Which structure of the file, counted from 0.")] = None,
+    index: Annotated[
+        int | None, typer.Option(help="Which structure of the file, from 0; must be given if there are several.")
+    ] = None,
     ensemble: Annotated[Literal["nve", "nvt"], typer.Option(help="Velocity Verlet, or Langevin.")] = "nve",
     temperature: Annotated[float | None, typer.Option(help="K; if not given, the file's velocities stay.")] = None,
-    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Of the whole simulation.")] = 1000,
+    timestep: Annotated[float, typer.Option(help="Of one step, fs.")] = 0.5,
+    steps: Annotated[int, typer.Option(help="Steps of the whole simulation.")] = 1000,
     every: Annotated[int, typer.Option(help="Steps between frames.")] = 10,
     seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 0,
     as_json: Json = False,

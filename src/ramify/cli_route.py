@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ramify.cli_words import Json, console, print_json
+from ramify.cli_words import USING, FormatOption, Json, console, print_json
 from ramify.console import Steps
 from ramify.errors import RamifyError
 
 verbs = typer.Typer()
 
 
-@verbs.command()
+@verbs.command(rich_help_panel=USING)
 def route(
     file: Annotated[Path | None, typer.Argument(help="Structures, in any format that ASE reads.")] = None,
     model: Annotated[
@@ -22,7 +22,7 @@ def route(
     ] = None,
     fit: Annotated[Path | None, typer.Option("--fit", help="Fit a router for this run, on its training data.")] = None,
     confidence: Annotated[float, typer.Option(help="Abstain below this.", min=0.0, max=1.0)] = 0.8,
-    form: Annotated[str | None, typer.Option("--format", help="ASE's name of the file's format.")] = None,
+    form: FormatOption = None,
     as_json: Json = False,
 ) -> None:
     """Which branch suits a structure, with a confidence; abstains where it does not know. Nothing is chosen by it."""

@@ -13,7 +13,13 @@ from rich.console import Console
 from ramify.console import say_training
 
 if TYPE_CHECKING:
-    from ramify.train.loop import Watch
+    from ramify.train.record import Watch
+
+MAKING = "From data to a trained model"
+RESULTS = "What came of it"
+USING = "A trained model in use"
+MACHINE = "Ramify on this machine"
+"""Groups of verbs in `ramify --help`."""
 
 console = Console()
 errors = Console(stderr=True)
@@ -23,6 +29,18 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to override: train.max_steps=20 ...")]
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
+NewRun = Annotated[
+    Path | None,
+    # torchrun of Python 3.11 takes `--run` for a short form of its own `--run-path`, wherever it stands
+    typer.Option("--run", "--run-dir", help="Directory of the new run; under torchrun write --run-dir."),
+]
+GoOn = Annotated[bool, typer.Option("--continue", help="With --run: go on with the run if it is there already.")]
+ModelArgument = Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")]
+ModelOption = Annotated[Path, typer.Option("--model", "-m", help="A run directory, a checkpoint or an export.")]
+CheckpointOption = Annotated[str, typer.Option(help="Of a run: best, latest, or a step's folder name.")]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="ASE's name of the file's format; if not given, ASE finds out.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 SplitOption = Annotated[str, typer.Option(help="train, val or test.")]
 
@@ -34,7 +52,7 @@ def training_said(aloud: bool) -> Iterator[tuple["Watch", Callable[[str, int], N
         with say_training(console) as listeners:
             yield listeners
     else:
-        from ramify.train.loop import Watch
+        from ramify.train.record import Watch
 
         yield Watch(), lambda dataset, structures: None
 

@@ -22,7 +22,7 @@ from ramify.data.consistency import ACCEPTED
 
 if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
     from ramify.inference.relax import Relaxation
-    from ramify.train.loop import Watch
+    from ramify.train.record import Watch
 
 
 class Steps:
@@ -58,7 +58,7 @@ def say_training(console: Console) -> Iterator[tuple["Watch", Callable[[str, int
 
     Gives (watch, listener for edges being found).
     """
-    from ramify.train.loop import Watch
+    from ramify.train.record import Watch
 
     progress = Progress(
         TextColumn("{task.description}"),

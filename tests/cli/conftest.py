@@ -12,7 +12,6 @@ from unittest import mock
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 from ramify import cli
 from tests.small import ENTRIES, MODEL
@@ -48,7 +47,7 @@ def call(*arguments: object) -> int:
     """Runs a command in this process, on a wide terminal; its exit status."""
     torch.set_num_threads(1)
     words = ["ramify", *map(str, arguments)]
-    with mock.patch.object(sys, "argv", words), mock.patch.object(cli, "console", Console(width=200)):
+    with mock.patch.object(sys, "argv", words), mock.patch.dict(os.environ, COLUMNS="200"):
         try:
             cli.main()
         except SystemExit as end:

@@ -13,7 +13,7 @@ from ase.build import bulk, molecule
 from ramify.finetune.resolve import Wish
 from ramify.finetune.run import Finetuning, finetune
 from ramify.inference.model import load
-from ramify.train.loop import Watch
+from ramify.train.record import Watch
 from tests.small import make_recipe, prepare_stores, train
 
 Predicted = dict[str, tuple[np.ndarray, np.ndarray | None]]

@@ -15,7 +15,7 @@ from ramify.finetune.resolve import Wish, resolve
 from ramify.finetune.run import Finetuning, finetune, go_on
 from ramify.inference.model import load, read_saved
 from ramify.recipe import parse_recipe
-from ramify.train.loop import Watch
+from ramify.train.record import Watch
 from ramify.train.start import Process, resume_run
 from tests.small import metrics, tensors
 
@@ -111,6 +111,23 @@ def test_replay_trains_the_old_branches(tune: Tune, folder: Path, tmp_path: Path
     moved = [n for n in tensors(tmp_path / "run") if n.startswith("training branches.mptrj") and n.endswith("exp_avg")]
     assert moved
     assert not np.array_equal(predictions(tmp_path / "run")["mptrj"][0], predictions(folder / "base")["mptrj"][0])
+
+
+def test_what_is_learnt_already_moves_by_a_part_of_the_rate(tune: Tune) -> None:
+    """The first step of Adam moves every number that has a gradient by the learning rate."""
+    rate = {
+        "optimizer": {"lr": 1e-3, "weight_decay": 0.0, "ema": 0.0},
+        "schedule": {"kind": "constant", "warmup_steps": 0},
+    }
+    options = {"finetune": {"old_rate": 0.25}, **rate}
+    tuning = tune("qm7x", "ani1x", "mptrj", mode="replay", start="ani1x", steps=1, **options)
+    before = {name: p.detach().clone() for name, p in tuning.trainer.model.named_parameters()}
+    tuning.fit()
+    moved: dict[str, float] = {}
+    for name, p in tuning.trainer.model.named_parameters():
+        part = name.removeprefix("branches.").split(".")[0]
+        moved[part] = max(moved.get(part, 0.0), (p.detach() - before[name]).abs().max().item())
+    assert moved == pytest.approx({"encoder": 2.5e-4, "ani1x": 2.5e-4, "mptrj": 2.5e-4, "qm7x": 1e-3}, rel=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from ramify.finetune.resolve import Wish
 from ramify.finetune.run import finetune
 from ramify.parallel.agree import Met
-from ramify.train.loop import Watch
+from ramify.train.record import Watch
 from ramify.train.start import Process
 from tests.small import make_recipe, tensors, train
 from tests.worlds import run_world

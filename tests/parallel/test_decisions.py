@@ -15,8 +15,9 @@ from ramify.errors import RamifyError
 from ramify.model.multibranch import Predictions
 from ramify.parallel.agree import Alone, Met
 from ramify.recipe import Recipe
-from ramify.train.loop import Trainer, Watch
+from ramify.train.loop import Trainer
 from ramify.train.objective import Loss, Objective
+from ramify.train.record import Watch
 from ramify.train.start import Process, start_run
 from ramify.train.stop import Stop
 from tests.small import metrics

@@ -15,7 +15,8 @@ from ramify.parallel.dry_run import model_cost
 from ramify.parallel.placement import Placement
 from ramify.parallel.workload import dataset_sizes, step_shares
 from ramify.recipe import Recipe
-from ramify.train.loop import Trainer, Watch
+from ramify.train.loop import Trainer
+from ramify.train.record import Watch
 from ramify.train.start import Process, start_run
 from ramify.train.validation import Validation
 from tests.small import metrics

@@ -21,7 +21,8 @@ from ramify.parallel.pieces import cut_like, is_cut, own, whole
 from ramify.parallel.placement import Placement
 from ramify.parallel.workload import StepShare
 from ramify.recipe import Recipe
-from ramify.train.loop import Trainer, Watch
+from ramify.train.loop import Trainer
+from ramify.train.record import Watch
 from ramify.train.start import Process, resume_run, start_run
 from ramify.train.state import MOMENTS
 from ramify.train.stop import Stop

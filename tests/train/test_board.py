@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ramify.train.board import Board
-from ramify.train.loop import Watch
+from ramify.train.record import Watch
 from ramify.train.start import resume_run, start_run
 from tests.small import metrics
 

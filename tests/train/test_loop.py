@@ -13,10 +13,11 @@ from ramify.checkpoint import open_checkpoint
 from ramify.data.store import Store
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import load_model
-from ramify.train import loop
-from ramify.train.loop import Trainer, Watch
+from ramify.train.loop import Trainer
+from ramify.train.record import Watch
+from ramify.train.run import MetricsLog, Run
 from ramify.train.start import resume_run, start_run
-from ramify.train.validation import Validation
+from ramify.train.validation import Validation, Validator
 from tests.small import assert_same, files_of, metrics, tensors, train
 
 from .conftest import MakeRecipe
@@ -148,9 +149,9 @@ def test_broken_numbers_end_the_run(small: MakeRecipe, tmp_path: Path, kind: str
 
 def test_infinite_numbers_are_null_in_the_log(small: MakeRecipe, tmp_path: Path) -> None:
     """JSON has neither NaN nor infinity."""
-    run = loop.Run(tmp_path / "run")
+    run = Run(tmp_path / "run")
     run.create(small("bare"), {})
-    log = loop.MetricsLog(run, 0)
+    log = MetricsLog(run, 0)
     log.add({"kind": "val", "step": 1, "metric": math.inf, "datasets": {"a": {"energy_mae": math.nan, "x": 0.5}}})
     log.close()
     assert metrics(tmp_path / "run") == [
@@ -187,7 +188,7 @@ def test_early_stopping(small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.M
         known = dict.fromkeys(("trivial_energy_mae", "trivial_forces_mae", "energy_mae", "forces_mae"))
         return Validation(next(plan), {"bare": {"branch": "bare", **known}})
 
-    monkeypatch.setattr(loop.Validator, "__call__", planned)
+    monkeypatch.setattr(Validator, "__call__", planned)
     recipe = small(
         "bare", train__max_steps=100, train__patience=2, train__evaluate_every=0.4, train__checkpoint_every=9
     )

@@ -13,7 +13,7 @@ import yaml
 from ramify.checkpoint import open_checkpoint
 from ramify.data.prepare import prepare_dataset
 from ramify.errors import RamifyError
-from ramify.train.loop import Watch
+from ramify.train.record import Watch
 from ramify.train.start import resume_run, start_run
 from tests.small import assert_same, files_of, flip_byte, make_recipe, metrics, tensors, train
 

@@ -12,8 +12,8 @@ from ramify.data.stream import Stream
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import load_model
 from ramify.model.build import Spread, build_model
-from ramify.train.loop import Watch
 from ramify.train.optimizer import AveragedWeights
+from ramify.train.record import Watch
 from ramify.train.start import Process, resume_run, start_run
 from ramify.train.stop import Stop
 from tests.small import metrics, tensors

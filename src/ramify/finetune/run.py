@@ -15,8 +15,9 @@ from ramify.finetune.resolve import Wish, resolve
 from ramify.inference.model import Model, load
 from ramify.parallel.agree import Ranks, each, on_lead
 from ramify.recipe import Recipe
-from ramify.train.loop import Trainer, Watch
+from ramify.train.loop import Trainer
 from ramify.train.origin import read_origin
+from ramify.train.record import Watch
 from ramify.train.run import Run
 from ramify.train.start import EdgeProgress, Process, alone, continue_run, settle, start_run
 

@@ -26,10 +26,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ramify.data.batch import Batch, Segment
+from ramify.model.branch import ForceKind
 from ramify.model.build import Spread, build_model
 from ramify.model.counting import counting
 from ramify.model.multibranch import MultiBranch
-from ramify.recipe import Recipe
+from ramify.recipe import ModelOptions, Recipe
 
 ATOMS, EDGES = 256, 4096
 """Size of the batches that are tried: both are doubled in turn, and the differences give the cost of one."""
@@ -85,17 +86,23 @@ class ModelCost:
         return sum(math.ceil(first / cuts) * math.prod(others) for first, *others in self.encoder_shapes)
 
 
+_TRIED: dict[tuple[ModelOptions, str, str, ForceKind | None], StepCost] = {}
+"""Kept while the program runs: trying a step takes a second or two, and the same model is asked about again."""
+
+
 def model_cost(recipe: Recipe, spreads: Mapping[str, Spread]) -> ModelCost:
     """The cost of the model that `build_model` makes of the same recipe and spreads."""
     with torch.device("meta"):
         model = build_model(recipe, spreads)
-    kinds: dict[Any, StepCost] = {}
     steps = {}
     for name in model.branches:
         branch = model.branch(name)
-        if branch.forces not in kinds:  # all else is the same for every branch
-            kinds[branch.forces] = _step_cost(model, name, recipe.train.precision == "bf16")
-        steps[name] = kinds[branch.forces]
+        # all that a step depends on: all else is the same for every branch
+        key = (recipe.model, recipe.train.precision, recipe.train.checkpointing, branch.forces)
+        if key not in _TRIED:
+            alone = MultiBranch(model.encoder, {name: branch}, model.cutoff)  # the others take no part in it
+            _TRIED[key] = _step_cost(alone, name, recipe.train.precision == "bf16")
+        steps[name] = _TRIED[key]
     return ModelCost(
         encoder=_size(model.encoder),
         branches={name: _size(model.branch(name)) for name in model.branches},
@@ -147,17 +154,31 @@ def _step(
 ) -> _Follower:
     """Takes the step inside of what `follow` makes of the tensors that are there before."""
     dtype = next(model.parameters()).dtype
-    weights = {name: torch.empty(p.shape, dtype=p.dtype, requires_grad=True) for name, p in model.named_parameters()}
-    buffers = {name: torch.empty(b.shape, dtype=b.dtype) for name, b in model.named_buffers()}
+    weights = {
+        f"model.{name}": torch.empty(p.shape, dtype=p.dtype, requires_grad=True) for name, p in model.named_parameters()
+    }
+    buffers = {f"model.{name}": torch.empty(b.shape, dtype=b.dtype) for name, b in model.named_buffers()}
     for weight in weights.values():
         weight.grad = torch.empty_like(weight)
     batch = _empty_batch(branch, atoms, edges, dtype)
     follower = follow([*weights.values(), *(weight.grad for weight in weights.values()), *buffers.values()])
     with follower:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            found = torch.func.functional_call(model.train(), weights | buffers, (batch,))
-        (found.energy.sum() + found.forces.sum()).backward()
+        torch.func.functional_call(_BothPasses(model.train(), bf16), weights | buffers, (batch,))
     return follower
+
+
+class _BothPasses(torch.nn.Module):
+    """A forward pass and a backward pass as one call: what the latter calculates again (`train.checkpointing`) needs
+    the same weights."""
+
+    def __init__(self, model: MultiBranch, bf16: bool) -> None:
+        super().__init__()
+        self.model, self.bf16 = model, bf16
+
+    def forward(self, batch: Batch) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            found = self.model(batch)
+        (found.energy.sum() + found.forces.sum()).backward()
 
 
 def _empty_batch(branch: str, atoms: int, edges: int, dtype: torch.dtype) -> Batch:

@@ -20,8 +20,8 @@ from ramify.data.stream import sampling_weights
 from ramify.errors import RamifyError, nearest
 from ramify.model.build import Spread
 from ramify.recipe import RECIPES, Recipe
-from ramify.recipe_errors import mistakes
-from ramify.recipe_text import read_yaml
+from ramify.recipe.mistakes import mistakes
+from ramify.recipe.text import read_yaml
 
 SAMPLE = 256
 """Structures whose edges are found to estimate a dataset's: the mean number of neighbours is then known to about 1 %

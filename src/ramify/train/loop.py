@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,29 +25,13 @@ from ramify.recipe import Recipe
 from ramify.train.changes import Changes
 from ramify.train.ledger import Ledger, Outcome
 from ramify.train.objective import Objective
-from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer
-from ramify.train.origin import choose_trained
-from ramify.train.run import MetricsLog, Run
+from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, set_rate
+from ramify.train.origin import choose_trained, part_of_rate
+from ramify.train.record import Record, Watch
+from ramify.train.run import Run
 from ramify.train.state import Progress, State
 from ramify.train.stop import Stop
 from ramify.train.validation import Validator
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What a caller may listen to while a run goes on; of several ranks only the first speaks.
-
-    Attributes:
-        step: called after every step with (step, total steps).
-        trained: called with each logged training entry.
-        evaluated: called with each validation entry.
-        warned: called with each warning.
-    """
-
-    step: Callable[[int, int], None] = lambda step, total: None
-    trained: Callable[[dict[str, Any]], None] = lambda entry: None
-    evaluated: Callable[[dict[str, Any]], None] = lambda entry: None
-    warned: Callable[[str], None] = lambda text: None
 
 
 @dataclass
@@ -93,14 +78,16 @@ class Trainer:
         self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
         self.gradients = Gradients(self.model, layout, self.shards.part)
-        self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
+        part = partial(part_of_rate, self.recipe.finetune)
+        self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
         self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.watchdog.beat)
         self.progress = Progress()
         self.state = State(layout, self.model, self.optimizer, self.averages, self.schedule, self.stream, self.progress)
         self.stopped_by = ""
-        self._heard = self.watch if layout.is_lead else Watch()
+        epoch, warmup = self.stream.steps_per_epoch, self.recipe.schedule.warmup_steps
+        self.record = Record(self.run, layout, self.progress, steps_per_epoch=epoch, warmup=warmup, watch=self.watch)
 
     def fit(self) -> Progress:
         """Trains to the end: all steps, or until the metric stops improving, or until a rank is asked to stop
@@ -111,20 +98,20 @@ class Trainer:
                 checkpoint.
         """
         started = time.monotonic() - self.progress.seconds
-        with self._session(), self._log() as log, self.loader() as loader:
+        with self.record.opened(lambda: self.stopped_by), self.loader() as loader:
             if self._evaluation_is_due():  # a session before was stopped from it, or the start is to be known
-                self._evaluate_and_save(log)
+                self._evaluate_and_save()
             while not self._is_over():
                 outcome = self.step(next(loader))
                 self.progress.step += 1
                 self.progress.seconds = time.monotonic() - started
-                self._heard.step(self.progress.step, self.total_steps)
+                self.record.stepped(self.total_steps)
                 if self._is_due(self.recipe.train.log_every):
-                    self._log_training(log, outcome)
+                    self.record.trained(outcome, self.schedule.rate(self.progress.step - 1))
                 if outcome.stopping:
                     self._stop()
                     break
-                self._evaluate_and_save(log)
+                self._evaluate_and_save()
         return self.progress
 
     def loader(self) -> Loader:
@@ -153,8 +140,7 @@ class Trainer:
         limit = self.recipe.optimizer.clip
         if limit is not None and outcome.norm > limit:
             self.gradients.scale(limit / (outcome.norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.progress.step)
+        set_rate(self.optimizer, self.schedule.rate(self.progress.step))
         self.optimizer.step()
         self.averages.update(self.progress.step)
         return outcome
@@ -163,8 +149,7 @@ class Trainer:
         """Writes the state after the current step as a checkpoint; all ranks must call it."""
         self.watchdog.arrive(f"the checkpoint of step {self.progress.step}")
         self.state.save(self.run.checkpoints, self.recipe, self.data, best=best)
-        if self.layout.is_lead:
-            self.run.sessions.saved(self.progress.step)
+        self.record.saved()
 
     def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
         """Takes up the run where `checkpoint` was written, to the bit."""
@@ -197,13 +182,13 @@ class Trainer:
         self.stopped_by = ", ".join(sorted(set(self.layout.gather(self.stop.reason)) - {""}))
         self.save(best=False)
 
-    def _evaluate_and_save(self, log: MetricsLog | None) -> None:
+    def _evaluate_and_save(self) -> None:
         """What is due after the current step."""
-        improved = self._evaluation_is_due() and self._evaluate(log)
+        improved = self._evaluation_is_due() and self._evaluate()
         if improved or self._patience_is_over() or self._is_due(self._steps(self.recipe.train.checkpoint_every)):
             self.save(best=improved)
 
-    def _evaluate(self, log: MetricsLog | None) -> bool:
+    def _evaluate(self) -> bool:
         """Errors on the validation splits with the averaged weights; True when the metric is the best so far."""
         self.watchdog.arrive(f"the evaluation of step {self.progress.step}")
         with self._averaged(), self.shards.gathered(GATHERED), self._autocast():
@@ -215,69 +200,8 @@ class Trainer:
         else:
             self.progress.waited += 1
         self.schedule.observe(found.metric)
-        entry = self._entry("val") | {"metric": found.metric, "best": improved, "datasets": found.datasets}
-        if log is not None:
-            log.add(entry)
-        self._heard.evaluated(entry)
-        self._warn_if_trivial(found.datasets)
+        self.record.evaluated(found, best=improved)
         return improved
-
-    def _warn_if_trivial(self, datasets: Mapping[str, Any]) -> None:
-        """Says loudly which heads know nothing yet, once the warm-up is over."""
-        if self.progress.step <= self.recipe.schedule.warmup_steps:
-            return
-        for name, errors in datasets.items():
-            for label in ("energy", "forces"):
-                found, trivial = errors[f"{label}_mae"], errors[f"trivial_{label}_mae"]
-                if found is not None and trivial and not found < trivial:
-                    self._heard.warned(
-                        f"{name}: the {label} head is no better than the trivial predictor "
-                        f"({found:.4f} against {trivial:.4f}) after step {self.progress.step}"
-                    )
-
-    def _log_training(self, log: MetricsLog | None, outcome: Outcome) -> None:
-        names = ("loss", "energy_mae", "forces_mae")
-        entry = self._entry("train") | {
-            "loss": outcome.loss,
-            "lr": self.schedule.rate(self.progress.step - 1),
-            "grad_norm": outcome.norm,
-            "branches": {name: dict(zip(names, values, strict=True)) for name, values in outcome.datasets.items()},
-        }
-        if log is not None:
-            log.add(entry)
-        self._heard.trained(entry)
-
-    def _entry(self, kind: str) -> dict[str, Any]:
-        step = self.progress.step
-        epoch = step / self.stream.steps_per_epoch
-        return {"kind": kind, "step": step, "epoch": round(epoch, 4), "time": round(self.progress.seconds, 3)}
-
-    @contextmanager
-    def _session(self) -> Iterator[None]:
-        """What this program does for the run is written down, and the run is free for another one afterwards."""
-        if not self.layout.is_lead:
-            yield
-            return
-        placement = self.layout.placement
-        about = {"placement": placement.kind, "hosts": placement.hosts, "reason": placement.reason}
-        where = {"ranks": placement.ranks, "device": self.layout.device.type, "changed": self.run.changed}
-        try:
-            with self.run.sessions.kept(lambda: (self.progress.step, self.stopped_by), **where, **about):
-                yield
-        finally:
-            self.run.unlock()
-
-    @contextmanager
-    def _log(self) -> Iterator[MetricsLog | None]:
-        """The log, which only one rank writes."""
-        if not self.layout.is_lead:
-            yield None
-            return
-        log = MetricsLog(self.run, self.progress.step, self.progress.evaluated)
-        try:
-            yield log
-        finally:
-            log.close()
 
     def _hosted(self, readers: Mapping[str, SplitReader]) -> dict[str, SplitReader]:
         """Those of the branches on this rank, the datasets of one branch side by side."""

@@ -1,7 +1,7 @@
 """AdamW, the learning rate over the run, and the averaged weights."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -11,16 +11,26 @@ from ramify.parallel.pieces import is_cut, own
 from ramify.recipe import OptimizerOptions, ScheduleOptions
 
 
-def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, options: OptimizerOptions, part_of_rate: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.AdamW:
     """AdamW over all parameters of `model` that are trained; only what is a linear map decays (no biases, norms,
-    embedding)."""
+    embedding). A parameter called `name` takes `part_of_rate(name)` of the learning rate, see `set_rate`."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for p in (p for p in model.parameters() if p.requires_grad):
-        decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
-        groups.setdefault((decay, is_cut(p)), []).append(p)  # PyTorch takes no step on cut and whole ones together
-    chosen = [{"params": members, "weight_decay": decay} for (decay, _), members in groups.items()]
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
+            # PyTorch takes no step on cut and whole ones together
+            groups.setdefault((decay, part_of_rate(name), is_cut(p)), []).append(p)
+    chosen = [{"params": members, "weight_decay": decay, "part": part} for (decay, part, _), members in groups.items()]
     return torch.optim.AdamW(chosen, lr=options.lr, betas=options.betas, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step; every group of parameters takes its part of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["part"]
 
 
 @dataclass

@@ -33,6 +33,14 @@ def choose_trained(model: MultiBranch, recipe: Recipe) -> None:
         add_low_rank(model.encoder, recipe.finetune.rank, recipe.train.seed)
 
 
+def part_of_rate(options: FinetuneOptions, name: str) -> float:
+    """How much of the learning rate a parameter takes: `old_rate` of it where it belongs to the encoder or to a branch
+    that goes on, all of it where it is new."""
+    part = State.part_of(name)
+    goes_on = part == ENCODER or options.start.get(part) == part
+    return options.old_rate if options.mode is not None and goes_on and not is_update(name) else 1.0
+
+
 def read_origin(options: FinetuneOptions) -> Saved:
     """The model that a fine-tuning starts from.
 

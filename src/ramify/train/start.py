@@ -24,8 +24,9 @@ from ramify.parallel.plan import choose_placement
 from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe, parse_recipe
 from ramify.train.changes import Changes, compare
-from ramify.train.loop import Trainer, Watch
+from ramify.train.loop import Trainer
 from ramify.train.origin import read_origin, take_over
+from ramify.train.record import Watch
 from ramify.train.run import Run
 from ramify.train.stop import Stop
 

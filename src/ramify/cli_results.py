@@ -1,0 +1,100 @@
+"""The verbs that say what came of a training: evaluate, tables, report, inspect. Each a thin call into the package."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ramify.cli_words import RESULTS, CheckpointOption, Json, RunArgument, SplitOption, console, print_json
+from ramify.console import Steps
+from ramify.errors import RamifyError
+
+verbs = typer.Typer()
+
+
+@verbs.command(rich_help_panel=RESULTS)
+def evaluate(
+    run: RunArgument,
+    split: SplitOption = "test",
+    checkpoint: CheckpointOption = "best",
+    others: Annotated[str | None, typer.Option(help="Also evaluate the datasets of this recipe.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Exact errors of every branch on every dataset -> evaluation.json, tables. Also by torchrun, srun, mpiexec."""
+    from ramify.evaluate import tables as paper_tables
+    from ramify.evaluate.evaluate import Evaluator, met
+    from ramify.recipe import load_recipe
+
+    if split not in ("train", "val", "test"):
+        raise RamifyError(f"--split {split}: accepted are train, val and test")
+    if device not in ("auto", "cpu", "cuda", "xpu"):
+        raise RamifyError(f"--device {device}: accepted are auto, cpu, cuda and xpu")
+    with met(device) as ranks:
+        quiet = as_json or not ranks.is_lead
+        with Steps(console, f"evaluate {escape(str(run))}", quiet=quiet) as steps:
+            result = Evaluator(
+                run,
+                split,
+                checkpoint,
+                others=load_recipe(others) if others else None,
+                device=ranks.device,
+                ranks=ranks,
+                progress=lambda dataset, branch, done: steps.counted(done),
+            ).evaluate()
+        if not ranks.is_lead:
+            return
+    paper_tables.write(run)
+    if as_json:
+        print_json(result)
+    else:
+        paper_tables.build([run]).render(console)
+
+
+@verbs.command(rich_help_panel=RESULTS)
+def tables(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories that have been evaluated.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The paper's Tables 1 and 2 for several runs side by side, trivial predictors below."""
+    from ramify.evaluate import tables as paper_tables
+
+    built = paper_tables.build(runs)
+    if as_json:
+        print_json(built.to_dict())
+    elif markdown:
+        console.print(built.markdown(), markup=False, soft_wrap=True)
+    else:
+        built.render(console)
+
+
+@verbs.command(rich_help_panel=RESULTS)
+def report(run: RunArgument) -> None:
+    """One self-contained report.html of an evaluated run."""
+    from ramify.evaluate.report import write_report
+
+    console.print(str(write_report(run)), markup=False, soft_wrap=True)
+
+
+@verbs.command(rich_help_panel=RESULTS)
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A store, a run directory, a checkpoint or an export.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Also compare all checksums.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a store, a run, a checkpoint or an export holds."""
+    from ramify.inspect import describe
+
+    title, facts = describe(path, verify=verify)
+    if as_json:
+        print_json(facts)
+        return
+    table = Table(title=Text(title), show_header=False, title_justify="left")
+    for key, value in facts.items():
+        table.add_row(key, Text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    console.print(table)

@@ -1,0 +1,33 @@
+"""The recipe: everything that defines a run, as typed and validated models. One docstring per key.
+
+A recipe is a YAML file. Unknown keys are errors that name the nearest known key; nothing is changed after parsing.
+"""
+
+from ramify.recipe.data import DataOptions
+from ramify.recipe.finetuning import FinetuneOptions, Scale
+from ramify.recipe.model import EncoderOptions, ForceHeadOptions, HeadOptions, ModelOptions
+from ramify.recipe.parallel import MachineOptions, ParallelOptions
+from ramify.recipe.read import RECIPES, load_recipe, parse_recipe
+from ramify.recipe.training import ObjectiveOptions, OptimizerOptions, ResumeOptions, ScheduleOptions, TrainOptions
+from ramify.recipe.whole import Recipe
+
+__all__ = [
+    "RECIPES",
+    "DataOptions",
+    "EncoderOptions",
+    "FinetuneOptions",
+    "ForceHeadOptions",
+    "HeadOptions",
+    "MachineOptions",
+    "ModelOptions",
+    "ObjectiveOptions",
+    "OptimizerOptions",
+    "ParallelOptions",
+    "Recipe",
+    "ResumeOptions",
+    "Scale",
+    "ScheduleOptions",
+    "TrainOptions",
+    "load_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,49 @@
+"""Names in a recipe: of datasets and branches, and of the formats that datasets are read by."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from ramify.errors import nearest
+from ramify.recipe.mistakes import mistakes
+from ramify.sources import formats
+from ramify.sources.base import DatasetOptions
+
+
+def dataset_options(name: str, entry: Any) -> DatasetOptions:
+    """The keys of one dataset, validated by the model of its format.
+
+    Raises:
+        ValueError: no format, an unknown one, or keys that are wrong; what pydantic makes a mistake of.
+    """
+    if isinstance(entry, DatasetOptions):
+        return entry
+    if not isinstance(entry, Mapping) or "format" not in entry:
+        raise ValueError(f"datasets.{name}: needs `format`, one of {', '.join(sorted(formats()))}, and `path`")
+    chosen = formats().get(str(entry["format"]))
+    if chosen is None:
+        hint = nearest(str(entry["format"]), formats())
+        raise ValueError(
+            f"datasets.{name}.format: '{entry['format']}' is unknown{hint}; accepted: {', '.join(sorted(formats()))}"
+        )
+    try:
+        return chosen.options.model_validate(entry)
+    except ValidationError as error:
+        raise ValueError("\n  ".join(mistakes(error, chosen.options, f"datasets.{name}."))) from None
+
+
+def check_known(
+    key: str, names: Iterable[str], known: Collection[str], kind: Literal["dataset", "branch"] = "dataset"
+) -> None:
+    """Refuses a name under `key` that no dataset or branch of the recipe has, with the nearest one that there is."""
+    for name in names:
+        if name not in known:
+            all_of_them = f"{'datasets' if kind == 'dataset' else 'branches'}: {', '.join(known)}"
+            raise ValueError(f"{key}: no {kind} is called '{name}'{nearest(name, known)}; {all_of_them}")
+
+
+def check_name(name: str) -> None:
+    """Refuses what cannot be a name of a dataset or branch: names become folders, files and parameter names."""
+    if not name or not name.replace("-", "").replace("_", "").isalnum() or name[0] == "-":
+        raise ValueError(f"'{name}' cannot be a name: use letters, digits, '-' and '_'")
