@@ -13,6 +13,7 @@ from ramify.errors import RamifyError
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ramify.bench.rates.SECONDS", 0.02)
     monkeypatch.setattr("ramify.bench.waiting.WARMUP", 2)
+    monkeypatch.setattr(data, "TURNS", 2)
     monkeypatch.setattr(data, "_machine", lambda folder: {"copy_gb_s": 1.0})
 
 
@@ -25,7 +26,12 @@ def test_every_part_on_one_process(tmp_path: Path, quick: None) -> None:
     assert 19 < molecules["atoms_per_structure"] < 21
     assert crystals["atoms_per_structure"] == 8
     assert molecules["without_edges"]["structures_per_cpu_s"] > molecules["with_edges"]["structures_per_cpu_s"] > 0
-    assert found["adios"]["back_bit_identical"] is True
+    adios = found["adios"]
+    assert adios["back_bit_identical"] is True
+    ratios = [turn["convert"] / turn["machine_write"] for turn in adios["turns"]]
+    assert adios["convert_over_machine"] == pytest.approx(sum(ratios) / 2)
+    assert adios["bulk_read_over_machine_without_keeping"] > 0
+    assert all(len(c["turns"]) == 3 for c in found["waiting"]["consumer"])
     assert [c["workers"] for c in found["waiting"]["consumer"]] == [1, 2]
     assert 0 <= found["waiting"]["step"]["waited_share"] < 1
     assert not list(tmp_path.iterdir())  # stores are removed

@@ -16,6 +16,7 @@ from tests.small import flip_byte
 
 from ramify.data.columns import COLUMNS
 from ramify.data.convert import convert_store
+from ramify.data.homes import TAKEN
 from ramify.data.node_memory import FOLDER, PREFIX
 from ramify.data.prepare import prepare_dataset
 from ramify.data.records import pack, record_words, unpack
@@ -104,9 +105,10 @@ def test_more_ranks_than_there_is_to_hold(tmp_path: Path) -> None:
     write(tmp_path / "few.xyz", images, format="extxyz")
     keys = {"format": "extxyz", "path": str(tmp_path / "few.xyz"), "group_key": "group"}
     prepare_dataset("few", formats()["extxyz"].options.model_validate(keys), tmp_path / "stores", base=Path())
-    lines = said(4, "same", tmp_path / "stores" / "few")
-    assert sum(int(line.split()[2]) for line in lines) == 12
-    assert "holds 0 of 12" in " ".join(lines)
+    for environment in ({}, SOCKETS):
+        lines = said(4, "same", tmp_path / "stores" / "few", **environment)
+        assert sum(int(line.split()[2]) for line in lines) == 12
+        assert "holds 0 of 12" in " ".join(lines)
 
 
 def test_damage_in_one_share_is_told_by_all(store: Path, tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_records_hold_everything(sizes: list[int], seed: int) -> None:
     memory = np.zeros(words.sum(), np.uint32)
     pack(columns, memory, at)
     order = rng.permutation(len(sizes))
-    found = unpack(memory, at[order], n_atoms[order])
+    found = unpack(memory, at[order], n_atoms[order], TAKEN)
     starts = np.cumsum(n_atoms) - n_atoms
     atoms = np.concatenate([np.arange(starts[k], starts[k] + n_atoms[k]) for k in order])
     assert set(found) == set(COLUMNS) - {"n_atoms"}

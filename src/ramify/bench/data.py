@@ -9,14 +9,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from ramify.bench.machine import copy_bandwidth, drop_from_cache, file_bandwidth
+from ramify.bench.machine import (
+    copy_bandwidth,
+    drop_from_cache,
+    file_bandwidth,
+    read_seconds,
+    timed,
+    write_seconds,
+)
 from ramify.bench.rates import BATCH, draws, rate
 from ramify.bench.stores import Kind, column_bytes, make_store
-from ramify.bench.waiting import serve_consumer, step_waits
+from ramify.bench.waiting import serve_consumers, step_waits
 from ramify.data.batch import Batch, Part
 from ramify.data.convert import convert_store
 from ramify.data.manifest import read_manifest
@@ -29,6 +37,9 @@ CUTOFF = 5.0
 MAX_NEIGHBORS = 20
 OF_SUCCESSORS = 544_000_000
 """Structures that the largest trainings of this kind have used: what is measured on fewer is extrapolated to these."""
+
+TURNS = 7
+"""Of measuring files: the rates of single ones differ by a third."""
 
 SOCKETS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
 """MPICH then takes every rank for a node of its own, and its transport uses nothing but TCP."""
@@ -130,29 +141,56 @@ def _batches(path: Path) -> Result:
 
 
 def adios(bench: DataBench) -> Result:
-    """A store into one ADIOS2 file, from there into shared memory, and back; what comes back is compared."""
-    source, target = bench.store("molecules"), bench.folder / "bench-data" / "adios"
-    back, size = bench.folder / "bench-data" / "back", column_bytes(read_manifest(source))
-    begun = time.perf_counter()
+    """A store into one ADIOS2 file, from there into shared memory, and back; what comes back is compared.
+
+    Each is measured several times, in turns with the machine's own writing (until all is on the disk, as a conversion
+    does) and reading (of what is not in memory) of as many bytes; ratios are those of one turn.
+    """
+    source, made = bench.store("molecules"), bench.folder / "bench-data"
+    target, back, plain = made / "adios", made / "back", made / "plain"
     convert_store(source, "adios", target)
-    written = time.perf_counter() - begun
-    drop_from_cache(target)
-    begun = time.perf_counter()
-    with Store.open(target):
-        read = time.perf_counter() - begun
-    drop_from_cache(source)
-    begun = time.perf_counter()
-    with Store.open(source, preload=True):
-        preloaded = time.perf_counter() - begun
     convert_store(target, "mapped", back)
     identical = all((back / file.name).read_bytes() == file.read_bytes() for file in sorted(source.iterdir()))
+    shutil.rmtree(back)
+    size = column_bytes(read_manifest(source))
+    turns = [_turn(source, target, plain, size) for _ in range(TURNS)]
+    pairs = {
+        "convert_over_machine": ("convert", "machine_write"),
+        "bulk_read_over_machine": ("bulk_read", "machine_read_into_fresh_memory"),
+        "bulk_read_over_machine_without_keeping": ("bulk_read", "machine_read"),
+        "preload_of_mapped_over_machine": ("preload_of_mapped", "machine_read_into_fresh_memory"),
+    }
     return {
         "bytes": size,
-        "convert_gb_s": size / written / 1e9,
-        "bulk_read_gb_s": size / read / 1e9,
-        "preload_of_mapped_gb_s": size / preloaded / 1e9,
         "back_bit_identical": identical,
+        **{f"{name}_gb_s": median(turn[name] for turn in turns) for name in turns[0]},
+        **{name: median(turn[ours] / turn[limit] for turn in turns) for name, (ours, limit) in pairs.items()},
+        "turns": turns,
     }
+
+
+def _turn(source: Path, target: Path, plain: Path, size: int) -> dict[str, float]:
+    """GB/s of everything once; `target` is written anew."""
+    shutil.rmtree(target)
+    seconds = {
+        "machine_write": write_seconds(plain, size),
+        "convert": timed(lambda: convert_store(source, "adios", target)),
+        "machine_read": read_seconds(plain, fresh=False),
+        "machine_read_into_fresh_memory": read_seconds(plain, fresh=True),
+        "bulk_read": _open_seconds(target, preload=False),
+        "preload_of_mapped": _open_seconds(source, preload=True),
+    }
+    written = plain.stat().st_size
+    return {name: (written if name.startswith("machine") else size) / took / 1e9 for name, took in seconds.items()}
+
+
+def _open_seconds(path: Path, *, preload: bool) -> float:
+    """Time until all columns of a store that the system keeps nothing of are in shared memory and checked."""
+    drop_from_cache(path)
+    opened = []
+    took = timed(lambda: opened.append(Store.open(path, preload=preload)))
+    opened[0].close()
+    return took
 
 
 def distributed(bench: DataBench) -> Result:
@@ -176,7 +214,7 @@ def waiting(bench: DataBench) -> Result:
     """Whether a step waits for data: real ones, and a consumer that only sleeps."""
     path = bench.store("molecules")
     return {
-        "consumer": [serve_consumer(path, workers, bench.seconds) for workers in (1, 2)],
+        "consumer": serve_consumers(path, (1, 2), bench.seconds),
         "step": step_waits(path, bench.steps, bench.width),
     }
 

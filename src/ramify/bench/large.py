@@ -38,8 +38,10 @@ def main(path: str) -> None:
     order = memory_bytes()["private"] - before_order
 
     rows = draws(size)
-    begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < 10:  # as a run begins: from the disk, and checked when first read
+    begun = time.perf_counter()
+    store.take(next(rows))  # as a run begins: from the disk, and checked when first read
+    first_batch, count = time.perf_counter() - begun, 1
+    while time.perf_counter() - begun < 10:
         store.take(next(rows))
         count += 1
     cold_rate = count * BATCH / (time.perf_counter() - begun)
@@ -50,11 +52,13 @@ def main(path: str) -> None:
     result = {
         "open_cold_s": cold,
         "open_warm_s": warm,
-        "private_bytes_of_index": after["private"] - before["private"],
+        # the numbers of atoms are mapped; as nobody else maps them here, the system counts them as private
+        "private_bytes_of_index": after["private"] - before["private"] - store.n_atoms.nbytes,
         "shared_bytes_of_index": store.n_atoms.nbytes,
         "order_first_batch_s": first,
         "order_each_batch_s": each,
         "order_private_bytes": order,
+        "first_batch_s": first_batch,
         "batches_in_the_first_10_s": {"structures_per_s": cold_rate},
         "everything_in_order_s": everything,
         "batches": rate(lambda: store.take(next(rows))),

@@ -32,27 +32,44 @@ def copy_bandwidth() -> float:
 
 
 def file_bandwidth(folder: Path, size: int) -> dict[str, float]:
-    """GB/s of writing (to the disk, not only to memory) and reading back a file of `size` bytes in sequence.
+    """GB/s of writing (to the disk, not only to memory) and reading back a file of about `size` bytes in sequence.
 
     Reading is measured twice: into memory that is used again and again, and into fresh memory of that size, which the
     system must first provide, as for whatever is to be kept.
     """
     path = folder / ".bandwidth"
-    piece = np.random.default_rng(0).integers(0, 255, PIECE, np.uint8)
-    count = max(1, size // PIECE)
     try:
-        write = best_seconds(lambda: _write(path, piece, count), 2)
-        again, fresh = [], []
-        for _ in range(2):
-            drop_from_cache(path)
-            again.append(best_seconds(lambda: _read(path, piece.data, 0), 1))
-            drop_from_cache(path)
-            fresh.append(best_seconds(lambda: _read(path, memoryview(mmap.mmap(-1, count * PIECE)), 1), 1))
+        write = min(write_seconds(path, size) for _ in range(2))
+        again, fresh = (min(read_seconds(path, fresh=kept) for _ in range(2)) for kept in (False, True))
+        size = path.stat().st_size
     finally:
         path.unlink(missing_ok=True)
-    size = count * PIECE
-    rates = {"write": write, "read": min(again), "read_into_fresh_memory": min(fresh)}
+    rates = {"write": write, "read": again, "read_into_fresh_memory": fresh}
     return {name: size / seconds / 1e9 for name, seconds in rates.items()}
+
+
+def write_seconds(path: Path, size: int) -> float:
+    """Time of writing a file of about `size` bytes (whole pieces) in sequence, until it is on the disk."""
+    piece = np.random.default_rng(0).integers(0, 255, PIECE, np.uint8)
+    return timed(lambda: _write(path, piece, max(1, round(size / PIECE))))
+
+
+def read_seconds(path: Path, *, fresh: bool) -> float:
+    """Time of reading a file in sequence that the system keeps nothing of, into memory used again or fresh memory."""
+    drop_from_cache(path)
+    if fresh:
+        return timed(lambda: _read(path, memoryview(mmap.mmap(-1, path.stat().st_size)), 1))
+    piece = np.zeros(PIECE, np.uint8)
+    piece[:] = 1  # or its pages would be fresh too
+    return timed(lambda: _read(path, piece.data, 0))
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that `work` takes, begun when nothing waits to be written to the disk."""
+    os.sync()
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def drop_from_cache(path: Path) -> None:

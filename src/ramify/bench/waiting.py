@@ -1,8 +1,9 @@
 """Whether a step waits for data: real steps of the paper's model, and a consumer that only sleeps."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,11 +20,28 @@ CUTOFF = 5.0
 STEP_STRUCTURES = 32
 """Of a real step: what the paper gives one rank."""
 WARMUP = 200
-"""Batches that the consumer does not count."""
+"""Batches that the consumer does not count: every block of a column is checked when the first of its rows is read."""
+TURNS = 3
+"""Of serving each consumer."""
 
 
-def serve_consumer(path: Path, workers: int, seconds: float) -> dict[str, Any]:
-    """Structures/s that so many workers hand to a consumer which sleeps 0.5 ms in place of a step, with edges."""
+def serve_consumers(path: Path, workers: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+    """What each number of workers hands to a consumer that sleeps 0.5 ms in place of a step, with edges: medians of
+    several turns of `seconds`."""
+    turns = [[_serve(path, number, seconds) for number in workers] for _ in range(TURNS)]
+    return [
+        {
+            "workers": number,
+            "structures_per_s": median(rate for rate, _ in of_number),
+            "waited_share": median(waited for _, waited in of_number),
+            "turns": [rate for rate, _ in of_number],
+        }
+        for number, *of_number in zip(workers, *turns, strict=True)
+    ]
+
+
+def _serve(path: Path, workers: int, seconds: float) -> tuple[float, float]:
+    """Structures/s, and the share of the time that the consumer waited for them."""
     with Store.open(path) as store:
         reader = _reader(store, None)
         with Loader(
@@ -37,11 +55,7 @@ def serve_consumer(path: Path, workers: int, seconds: float) -> dict[str, Any]:
                 time.sleep(0.0005)
                 count += 1
             took = time.perf_counter() - begun
-            return {
-                "workers": workers,
-                "structures_per_s": count * BATCH / took,
-                "waited_share": (loader.waited - waited) / took,
-            }
+            return count * BATCH / took, (loader.waited - waited) / took
 
 
 def step_waits(path: Path, steps: int, width: int) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from ramify.data.columns import COLUMNS
 from ramify.data.manifest import Column, Manifest
 from ramify.data.store_files import ADIOS_FILE, Form, damaged
 from ramify.errors import RamifyError
-from ramify.files import read_json, sha256, write_json
+from ramify.files import read_json, sha256, sync, write_json
 
 PARTS_FILE = "columns.json"
 ADIOS_FILES = (ADIOS_FILE, PARTS_FILE)
@@ -49,12 +50,12 @@ def write_adios(path: Path, manifest: Manifest, pieces: Mapping[str, Iterable[tu
     io = adios2.Adios().declare_io("write")
     io.set_engine("BP5")
     io.set_parameters(PARAMETERS)
-    with _system_errors(path):
+    with _system_errors(path), _Syncing(path) as syncing:
         engine = io.open(str(path), adios2.bindings.Mode.Write)
         try:
             engine.begin_step()
             for name, parts in pieces.items():
-                _put(adios2, io, engine, name, manifest.columns[name], parts)
+                _put(adios2, io, engine, name, manifest.columns[name], parts, syncing)
             engine.end_step()
         except BaseException:
             with suppress(RuntimeError):  # it may try again to write what it could not
@@ -64,8 +65,51 @@ def write_adios(path: Path, manifest: Manifest, pieces: Mapping[str, Iterable[tu
     write_json(path.with_name(PARTS_FILE), _parts(path))
 
 
+class _Syncing:
+    """Has the system put on the disk what is written to an ADIOS2 file, beside the writing; without this it would keep
+    it all in memory up to the end and the disk would idle until then.
+
+    An error of the disk is told to one of those who sync a file, so it is raised here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "ramify-sync")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if self._last is not None and kind is None:
+            self._last.result()
+
+    def wrote(self) -> None:
+        """Something more was written.
+
+        Raises:
+            OSError: what was written before could not be put on the disk.
+        """
+        if self._last is not None:
+            if not self._last.done():
+                return
+            self._last.result()
+        self._last = self._thread.submit(self._sync)
+
+    def _sync(self) -> None:
+        for part in self._path.glob("data.*"):
+            sync(part)
+
+
 def _put(
-    adios2: Any, io: Any, engine: Any, name: str, stated: Column, parts: Iterable[tuple[int, NDArray[Any]]]
+    adios2: Any,
+    io: Any,
+    engine: Any,
+    name: str,
+    stated: Column,
+    parts: Iterable[tuple[int, NDArray[Any]]],
+    syncing: _Syncing,
 ) -> None:
     """Writes one column."""
     kind = np.empty(1, _stored(stated.dtype))
@@ -76,6 +120,7 @@ def _put(
         variable.set_selection([[start, *[0] * (piece.ndim - 1)], list(piece.shape)])
         engine.put(variable, piece.view(kind.dtype), adios2.bindings.Mode.Deferred)
         engine.perform_data_write()  # before the memory of the piece is used again
+        syncing.wrote()
 
 
 @contextmanager

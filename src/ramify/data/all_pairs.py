@@ -81,7 +81,9 @@ def images_within(structures: Structures, radius: float) -> Images:
     return Images(steps, cell, structures.n_atoms**2 * (2 * steps + 1).prod(axis=1))
 
 
-def all_pairs(structures: Structures, images: Images, chosen: Rows, radius: float) -> Iterator[Pairs]:
+def all_pairs(
+    structures: Structures, images: Images, chosen: Rows, radius: float, *, distances: bool = True
+) -> Iterator[Pairs]:
     """The pairs closer than `radius` (Å) of the structures `chosen`, in portions; receivers ascend throughout.
 
     Args:
@@ -89,6 +91,7 @@ def all_pairs(structures: Structures, images: Images, chosen: Rows, radius: floa
         images: of `structures`, for this radius.
         chosen: which of them, ascending.
         radius: Å.
+        distances: whether they are wanted; those of pairs may be NaN if not.
     """
     turn = np.cumsum(images.candidates[chosen]) // CANDIDATES_AT_ONCE
     n_images = (2 * images.steps + 1).prod(axis=1)
@@ -96,7 +99,9 @@ def all_pairs(structures: Structures, images: Images, chosen: Rows, radius: floa
     for block in np.split(chosen, np.flatnonzero(np.diff(turn)) + 1):
         if len(block):
             found = [
-                (_periodic if periodic[rows].any() else _isolated)(structures, images, rows, radius)
+                _periodic(structures, images, rows, radius)
+                if periodic[rows].any()
+                else _isolated(structures, rows, radius, distances)
                 for rows in _alike(block, structures.n_atoms[block], n_images[block])
             ]
             first, last = int(offsets[block[0]]), int(offsets[block[-1] + 1])
@@ -166,11 +171,13 @@ class _Stack:
 
     def of_pairs(self, pair: Rows) -> tuple[Rows, Rows]:
         """Receiver and sender among all atoms, of pairs (structure, receiver, sender) as flat indices of (B, n, n)."""
-        n = self.x.shape[2]
+        _, B, n = self.x.shape
         row = pair // n  # flat index of (B, n)
-        offset = np.repeat(self.first - n * np.arange(len(self.first)), n)  # from there to the atom among all
-        receiver = row + np.take(offset, row)
-        sender = pair - row * n + np.take(np.repeat(self.first, n), row)
+        rows = np.arange(B * n)
+        begin = np.repeat(self.first, n)
+        receiver = np.take(rows + begin - np.repeat(n * np.arange(B), n), row)
+        sender = np.take(begin - n * rows, row)
+        sender += pair
         return receiver, sender
 
 
@@ -183,23 +190,22 @@ def _stacked(structures: Structures, rows: Rows) -> _Stack:
     return _Stack(first, np.moveaxis(x, 2, 0).astype(np.float64, order="C"), empty if empty.any() else None)
 
 
-def _isolated(structures: Structures, _: Images, rows: Rows, radius: float) -> Pairs:
+def _isolated(structures: Structures, rows: Rows, radius: float, distances: bool) -> Pairs:
     """Pairs of structures without periodicity."""
     stack = _stacked(structures, rows)
     _, B, n = stack.x.shape
     if stack.empty is not None:  # far from every atom, and from one another
-        stack.x[:, stack.empty] = np.broadcast_to(FAR * np.arange(1, n + 1), (B, n))[stack.empty]
-    square, difference = np.empty((B, n, n)), np.empty((B, n, n))
-    for k, x in enumerate(stack.x):
-        d = square if k == 0 else difference
-        np.subtract(x[:, None, :], x[:, :, None], out=d)
-        np.multiply(d, d, out=d)
-        if k > 0:
-            square += d
+        np.copyto(stack.x, FAR * np.arange(1, n + 1), where=stack.empty)
+    d = np.subtract(stack.x[:, :, None, :], stack.x[:, :, :, None])
+    np.multiply(d, d, out=d)
+    square = d[0]
+    square += d[1]
+    square += d[2]
     square.reshape(B, n * n)[:, :: n + 1] = FAR  # an atom is no neighbour of its own
     flat = square.reshape(-1)
     pair = np.flatnonzero(flat < radius * radius)
-    return Pairs(*stack.of_pairs(pair), np.zeros((len(pair), 3), np.int32), np.sqrt(np.take(flat, pair)))
+    distance = np.sqrt(np.take(flat, pair)) if distances else np.broadcast_to(np.nan, pair.shape)
+    return Pairs(*stack.of_pairs(pair), np.zeros((len(pair), 3), np.int32), distance)
 
 
 def _periodic(structures: Structures, images: Images, rows: Rows, radius: float) -> Pairs:

@@ -87,13 +87,12 @@ class Batch:
         """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64."""
         n_atoms, cell = _joined(parts, "n_atoms"), _joined(parts, "cell").astype(np.float64)
         structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
-        receiver, sender, shift = _join(parts, [p.edges for p in parts], structure, cell)
-        rim_receiver, rim_sender, rim_shift = _join(parts, [p.edges.rim for p in parts], structure, cell)
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        receiver, sender, shift = _join(parts, [p.edges for p in parts], structure, cell, kind)
+        rim_receiver, rim_sender, rim_shift = _join(parts, [p.edges.rim for p in parts], structure, cell, kind)
         energy = [
             (p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts
         ]
-
-        kind = np.float64 if dtype == torch.float64 else np.float32
 
         def real(array: np.ndarray) -> Tensor:
             # converted by numpy: PyTorch would start its threads from the thread that makes batches
@@ -106,11 +105,11 @@ class Batch:
             n_atoms=real(n_atoms),
             receiver=torch.from_numpy(receiver),
             sender=torch.from_numpy(sender),
-            shift=real(shift),
+            shift=torch.from_numpy(shift),
             reach=real(_one([p.edges.reach for p in parts])),
             rim_receiver=torch.from_numpy(rim_receiver),
             rim_sender=torch.from_numpy(rim_sender),
-            rim_shift=real(rim_shift),
+            rim_shift=torch.from_numpy(rim_shift),
             rim_gain=real(_one([p.edges.rim.gain for p in parts])),
             volume=real(np.abs(np.linalg.det(cell))),
             energy=real(_one(energy)),
@@ -147,7 +146,11 @@ def _one(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _join(
-    parts: Sequence[Part], pairs: Sequence[Edges | Rim], structure: np.ndarray, cell: np.ndarray
+    parts: Sequence[Part],
+    pairs: Sequence[Edges | Rim],
+    structure: np.ndarray,
+    cell: np.ndarray,
+    kind: type[np.floating],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Receivers and senders numbered within the batch, and lattice steps as vectors in Å."""
     atoms = np.array([len(p.structures.numbers) for p in parts])
@@ -155,14 +158,16 @@ def _join(
     receiver = _one([p.receiver + a if a else p.receiver for p, a in zip(pairs, first.tolist(), strict=True)])
     sender = _one([p.sender + a if a else p.sender for p, a in zip(pairs, first.tolist(), strict=True)])
     steps = _one([p.shift for p in pairs])
-    shift = np.zeros((3, len(steps)))
+    shift = np.zeros((len(steps), 3), kind)
     if cell.any() and steps.any():
         of_pair = structure[receiver]
-        for k in range(3):
-            step = steps[:, k].astype(np.float64)
-            for c in range(3):
-                shift[c] += step * np.take(cell[:, k, c], of_pair)
-    return receiver, sender, shift.T
+        step = [steps[:, k].astype(np.float64) for k in range(3)]
+        for c in range(3):
+            along = step[0] * np.take(cell[:, 0, c], of_pair)
+            for k in (1, 2):
+                along += step[k] * np.take(cell[:, k, c], of_pair)
+            shift[:, c] = along
+    return receiver, sender, shift
 
 
 def _segments(names: Sequence[str], parts: Sequence[Part]) -> tuple[Segment, ...]:

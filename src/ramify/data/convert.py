@@ -8,17 +8,36 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ramify.data.adios import write_adios
-from ramify.data.blocks import BlockSums
+from ramify.data.ahead import Ahead
+from ramify.data.blocks import BLOCK_ROWS, block_sum
 from ramify.data.columns import NpyFile
 from ramify.data.manifest import Manifest
 from ramify.data.open_files import open_files
 from ramify.data.replace import clear_leftovers, replaced_store
-from ramify.data.store_files import ADIOS_FILE, Form, MappedFiles, StoreFiles, damaged, pieces, verify, verify_names
+from ramify.data.store_files import (
+    ADIOS_FILE,
+    Form,
+    MappedFiles,
+    Scratch,
+    StoreFiles,
+    damaged,
+    pieces,
+    portions,
+    read_rows,
+    verify,
+    verify_names,
+)
 from ramify.errors import RamifyError
 from ramify.files import write_json
 
 Progress = Callable[[int], None]
 """Hears of every piece: how many bytes more are done."""
+
+READERS = 2
+"""Threads that read and check for one that writes: ADIOS2 lets no Python run while it writes, so in that time each of
+them gets one call done."""
+READ_AHEAD = 3
+"""Pieces read and not written yet."""
 
 
 def convert_store(source: Path, to: Form, target: Path | None = None, progress: Progress = lambda done: None) -> Path:
@@ -79,25 +98,35 @@ def copy_columns(files: StoreFiles, folder: Path, to: Form, progress: Progress =
 
 
 def _write_adios(files: StoreFiles, folder: Path, progress: Progress) -> dict[str, list[int]]:
-    """Returns the checksums of the blocks, as does the next."""
-    sums = {name: BlockSums() for name in files.manifest.columns}
+    """Returns the checksums of the blocks, as does the next. Threads read and sum up while others' rows are written."""
+    sums: dict[str, list[int]] = {name: [] for name in files.manifest.columns}
+    plans = [(name, rows) for name in sums for rows in portions(files, name)]
+    memory = [Scratch() for _ in range(READ_AHEAD + 1)]  # for those under way or waiting, and the one being written
 
-    def watched(name: str) -> Iterator[tuple[int, NDArray[Any]]]:
-        for start, piece in pieces(files, name):
-            sums[name].add(piece)
-            yield start, piece
-            progress(piece.nbytes)
+    def read(plan: tuple[int, tuple[str, range]]) -> tuple[int, NDArray[Any], list[int]]:
+        number, (name, rows) = plan
+        piece = read_rows(files, name, rows, memory[number % len(memory)])
+        return rows.start, piece, [block_sum(piece[k : k + BLOCK_ROWS]) for k in range(0, len(piece), BLOCK_ROWS)]
 
-    write_adios(folder / ADIOS_FILE, files.manifest, {name: watched(name) for name in sums})
-    return {name: found.finish() for name, found in sums.items()}
+    with Ahead(enumerate(plans), read, workers=READERS, ahead=READ_AHEAD) as ready:
+
+        def column(name: str) -> Iterator[tuple[int, NDArray[Any]]]:
+            for _ in portions(files, name):
+                start, piece, found = next(ready)
+                sums[name] += found
+                yield start, piece
+                progress(piece.nbytes)
+
+        write_adios(folder / ADIOS_FILE, files.manifest, {name: column(name) for name in sums})
+    return sums
 
 
 def _write_mapped(files: StoreFiles, folder: Path, progress: Progress) -> dict[str, list[int]]:
-    blocks = {}
+    blocks, scratch = {}, Scratch()
     for name, stated in files.manifest.columns.items():
         file = NpyFile(folder / f"{name}.npy", stated.dtype, stated.shape)
         try:
-            for _, piece in pieces(files, name):
+            for _, piece in pieces(files, name, scratch):
                 file.append(piece)
                 progress(piece.nbytes)
             if file.finish() != stated:

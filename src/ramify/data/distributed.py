@@ -1,9 +1,10 @@
 """Columns spread over the memory of a group of processes; every process reads any structure with one-sided MPI reads.
 
-Each rank of a group holds a contiguous share of the rows as records (`ramify.data.records`), in a window that stays
-open to all for the whole run (a passive-target epoch: no rank has to answer, no batch waits for another's). A batch
-looks up who holds what, copies this rank's own records directly, issues the reads of all others together, neighbouring
-rows as one, and completes them at once.
+Each rank of a group holds a contiguous share of the rows as records (`ramify.data.records`), in memory that the ranks
+of its node share and load from as from their own. Where the group spans several nodes the memory is a window too, which
+stays open to all for the whole run (a passive-target epoch: no rank has to answer, no batch waits for another's). A
+batch then looks up who holds what, copies the node's own records directly, issues the reads of all others together,
+neighbouring rows as one, and completes them at once.
 """
 
 import os
@@ -18,6 +19,7 @@ import numpy as np
 
 from ramify.data.blocks import memory_of
 from ramify.data.homes import TAKEN, Columns, Rows
+from ramify.data.node_records import NodeRecords
 from ramify.data.open_files import open_files
 from ramify.data.records import Words, record_words, unpack
 from ramify.data.row_index import RowIndex
@@ -83,7 +85,7 @@ def open_distributed(
 
 
 class DistributedHome:
-    """The columns of a store in windows of the ranks of a group.
+    """The columns of a store in the memory of the ranks of a group.
 
     Args:
         mpi: the module `mpi4py.MPI`.
@@ -101,25 +103,31 @@ class DistributedHome:
         self.shares = index.shares(group.size)
         self._first_rows = np.array(self.shares)
         self._first_words = index.starts(self._first_rows)
-        size = 4 * int(np.diff(self._first_words)[group.rank])
-        self._window = _agreed(group, lambda: mpi.Win.Allocate(size, 1, comm=group))
-        self.memory: Words = np.frombuffer(self._window.tomemory(), np.uint32, size // 4)
-        self._window.Lock_all(mpi.MODE_NOCHECK)
+        self._node = _agreed(group, lambda: NodeRecords(mpi, group, np.diff(self._first_words)))
+        self.memory: Words = self._node.own
+        self._window: Any = None
+        if self._node.size < group.size:
+            self._window = mpi.Win.Create(self.memory, 1, comm=group)
+            self._window.Lock_all(mpi.MODE_NOCHECK)
         self._buffers = threading.local()
         self._answering: _Answering | None = None
+        self._is_open = True
         _open.append(self)
 
     def open_to_others(self) -> None:
         """Lets the other ranks read what is now in `memory`; returns when they may be read too."""
-        self._window.Sync()
+        self._sync()
         self._group.Barrier()
-        self._window.Sync()
-        if not self._is_shared_memory():
+        self._sync()
+        if self._window is not None:
             self._answering = _Answering(self._group)
 
     def take(self, rows: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
         """See `Home`; whole records are fetched, whichever columns are asked for."""
-        words, at = record_words(n_atoms), self._index.starts(rows)
+        at = self._index.starts(rows)
+        if self._window is None:
+            return unpack(self._node.words, at, n_atoms, columns)  # the node's ranks in order are all: nothing to move
+        words = record_words(n_atoms)
         order = np.argsort(rows, kind="stable")  # so that neighbours meet
         place = np.empty_like(at)
         ordered = words[order]
@@ -127,8 +135,7 @@ class DistributedHome:
         buffer = self._buffer(int(words.sum()))
         if len(rows):
             self._fetch(buffer, rows[order], at[order], place[order], ordered)
-        found = unpack(buffer, place, n_atoms)
-        return {name: found[name] for name in columns}
+        return unpack(buffer, place, n_atoms, columns)
 
     def load(self) -> None:
         """See `Home`: there is nothing to do."""
@@ -138,35 +145,40 @@ class DistributedHome:
         if self._answering is not None:
             self._answering.stop()
             self._answering = None
-        if self._window is not None:
+        if self._is_open:
+            self._is_open = False
             _open.remove(self)
             self.memory = np.empty(0, np.uint32)
             self._group.Barrier()  # someone may be reading still
-            self._window.Unlock_all()
-            self._window.Free()
+            if self._window is not None:
+                self._window.Unlock_all()
+                self._window.Free()
+            self._node.free()
             self._group.Free()
-            self._window = None
             self._release()
 
     def _fetch(self, buffer: Words, rows: Rows, at: Rows, place: Rows, words: Rows) -> None:
-        """Copies records, ascending by row, into their places in `buffer`: this rank's own, and those of others."""
+        """Copies records, ascending by row, into their places in `buffer`: those of this node, and those of others."""
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         apart = (rows[1:] != rows[:-1] + 1) | (owner[1:] != owner[:-1])
         first = np.concatenate([[0], np.flatnonzero(apart) + 1])
         owner = owner[first]
+        within = at[first] - self._first_words[owner]
+        here = self._node.first[owner]
         runs = zip(
             owner.tolist(),
-            (4 * (at[first] - self._first_words[owner])).tolist(),
+            (here >= 0).tolist(),
+            (4 * (within + np.maximum(here, 0))).tolist(),
             (4 * place[first]).tolist(),
             (4 * np.add.reduceat(words, first)).tolist(),
             strict=True,
         )
-        own, target, byte = memory_of(self.memory), memory_of(buffer), self._mpi.BYTE
-        get, rank, waiting = self._window.Get, self._group.rank, False
+        near, target, byte = memory_of(self._node.words), memory_of(buffer), self._mpi.BYTE
+        get, waiting = self._window.Get, False
         with _turn:
-            for holder, begin, to, size in runs:
-                if holder == rank:
-                    target[to : to + size] = own[begin : begin + size]
+            for holder, is_near, begin, to, size in runs:
+                if is_near:
+                    target[to : to + size] = near[begin : begin + size]
                 else:
                     get((target[to : to + size], byte), holder, begin)
                     waiting = True
@@ -181,14 +193,11 @@ class DistributedHome:
             self._buffers.words = kept
         return kept
 
-    def _is_shared_memory(self) -> bool:
-        """Whether all ranks can load from one another's windows: such reads need nobody's help."""
-        try:
-            sizes = [self._window.Shared_query(rank)[0].nbytes for rank in range(self._group.size)]
-            shared = all(size > 0 for size, words in zip(sizes, np.diff(self._first_words), strict=True) if words)
-        except self._mpi.Exception:  # not asked of such windows before MPI 4.1
-            shared = self._group.size == 1
-        return bool(self._group.allreduce(shared, op=self._mpi.LAND))
+    def _sync(self) -> None:
+        """What was written becomes visible to others, and what they wrote to this rank."""
+        self._node.sync()
+        if self._window is not None:
+            self._window.Sync()
 
 
 _open: list[DistributedHome] = []
@@ -215,7 +224,7 @@ _turn = threading.Lock()
 
 
 class _Answering:
-    """A thread that lets MPI answer other ranks' reads while this process is busy elsewhere.
+    """A thread that lets MPI answer the reads of other nodes while this process is busy elsewhere.
 
     Over sockets, and on networks whose hardware cannot do all of it, a read waits until the process that holds the rows
     next calls MPI. If that one waits in turn for the reader, e.g. in the sum of gradients, both would wait for ever.

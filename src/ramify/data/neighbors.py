@@ -89,7 +89,7 @@ def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None 
     Returns:
         edges numbered within `structures` as a whole.
     """
-    pairs = find_pairs(structures, search_radius(cutoff, max_neighbors))
+    pairs = find_pairs(structures, search_radius(cutoff, max_neighbors), distances=max_neighbors is not None)
     return edges_among(pairs, len(structures.numbers), cutoff, max_neighbors)
 
 
@@ -98,11 +98,12 @@ def search_radius(cutoff: float, max_neighbors: int | None) -> float:
     return cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
 
 
-def find_pairs(structures: Structures, radius: float) -> Pairs:
-    """All pairs of atoms of one structure strictly closer than `radius` (Å), images included."""
+def find_pairs(structures: Structures, radius: float, *, distances: bool = True) -> Pairs:
+    """All pairs of atoms of one structure strictly closer than `radius` (Å), images included; their distances may be
+    NaN where `distances` are not wanted."""
     images = images_within(structures, radius)
     small = images.candidates <= CANDIDATES_OF_ONE
-    found = list(all_pairs(structures, images, np.flatnonzero(small), radius))
+    found = list(all_pairs(structures, images, np.flatnonzero(small), radius, distances=distances))
     if not small.all():
         found += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~small)]
         return merged(found, 0, len(structures.numbers))

@@ -6,12 +6,14 @@ removes it. Locks end with their process, however it ends: memory that a killed 
 next run on the same data, or removed by the next run on any.
 """
 
+import errno
 import fcntl
 import hashlib
 import mmap
 import os
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.blocks import BLOCK_ROWS, block_count
+from ramify.data.blocks import block_count, block_rows, memory_of
 from ramify.data.manifest import Manifest
-from ramify.data.store_files import StoreFiles, check_block, checksums
+from ramify.data.store_files import Scratch, StoreFiles, check_block, checksums
 from ramify.errors import RamifyError
 
 FOLDER = Path(
@@ -52,6 +54,11 @@ class _Place:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return np.dtype(self.dtype).itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+
 
 class NodeMemory:
     """Columns of a store, shared by the processes of this node.
@@ -73,7 +80,7 @@ class NodeMemory:
         places, size = _layout(files.manifest, names)
         path = FOLDER / (PREFIX + _key(files.manifest, names))
         _remove_abandoned(but=path)
-        handle = _attach(path, size, lambda memory: _fill(files, _arrays(memory, places), progress))
+        handle = _attach(path, size, lambda handle: _fill(files, handle, places, progress))
         self.columns = _arrays(mmap.mmap(handle, size, access=mmap.ACCESS_READ), places)
         self._release = weakref.finalize(self, _leave, handle, path)
 
@@ -83,7 +90,7 @@ class NodeMemory:
         self._release()
 
 
-def _attach(path: Path, size: int, fill: Callable[[mmap.mmap], None]) -> int:
+def _attach(path: Path, size: int, fill: Callable[[int], None]) -> int:
     """A handle with a shared lock on whole memory of this name; this process fills it if nobody has."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -103,37 +110,58 @@ def _attach(path: Path, size: int, fill: Callable[[mmap.mmap], None]) -> int:
         os.close(handle)  # its maker failed, or its last user left meanwhile: once more
 
 
-def _make(handle: int, path: Path, size: int, fill: Callable[[mmap.mmap], None]) -> None:
+def _make(handle: int, path: Path, size: int, fill: Callable[[int], None]) -> None:
     try:
         free = shutil.disk_usage(FOLDER).free
         if size > free:
-            raise RamifyError(
-                f"{size / 1e9:.2f} GB of memory are needed for the columns, {FOLDER} has {free / 1e9:.2f} GB left",
-                fix="enlarge it or name another tmpfs by RAMIFY_SHARED_MEMORY; or do not preload mapped stores, or use "
-                "data.store: distributed over more nodes",
-            )
-        os.posix_fallocate(handle, 0, size)  # takes the memory now: writing to it later cannot fail
-        memory = mmap.mmap(handle, size)
-        fill(memory)
-        memory[: len(WHOLE)] = WHOLE
+            raise _too_small(size, free)
+        os.ftruncate(handle, size)
+        try:
+            fill(handle)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _too_small(size, shutil.disk_usage(FOLDER).free) from error
+        os.pwrite(handle, WHOLE, 0)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
-def _fill(files: StoreFiles, columns: Mapping[str, NDArray[Any]], progress: Progress) -> None:
-    """Reads columns, block by block in the order of the files, and compares every block with its checksum."""
-    blocks = [(name, block) for name in columns for block in range(block_count(len(columns[name])))]
+def _too_small(size: int, free: int) -> RamifyError:
+    return RamifyError(
+        f"{size / 1e9:.2f} GB of memory are needed for the columns, {FOLDER} has {free / 1e9:.2f} GB left",
+        fix="enlarge it or name another tmpfs by RAMIFY_SHARED_MEMORY; or do not preload mapped stores, or use "
+        "data.store: distributed over more nodes",
+    )
+
+
+def _fill(files: StoreFiles, handle: int, places: Mapping[str, _Place], progress: Progress) -> None:
+    """Reads columns, block by block in the order of the files, and compares every block with its checksum.
+
+    Blocks are read into memory of each thread's, checked there and written into the file: the processor's cache still
+    holds them then. Reading straight into a map of the file would have every page cleared first, and taken one at a
+    time by a page fault, which costs more than reading does; and where memory runs out a map ends the process, where
+    writing is an error.
+    """
+    own = _OfThread()
 
     def read(name: str, block: int) -> None:
-        start = block * BLOCK_ROWS
-        rows = columns[name][start : start + BLOCK_ROWS]
-        files.read(name, start, rows)
+        place = places[name]
+        held = block_rows(block, place.shape[0])
+        rows = own.scratch.array((held.stop - held.start, *place.shape[1:]), place.dtype)
+        files.read(name, held.start, rows)
         check_block(files, name, block, rows)
+        rest, at = memory_of(rows), place.offset + held.start * place.row_bytes
+        while len(rest):
+            count = os.pwrite(handle, rest, at)
+            rest, at = rest[count:], at + count
         progress(rows.nbytes)
 
     with ThreadPoolExecutor(READERS, "ramify-preload") as pool:
-        reads = [pool.submit(read, name, block) for name, block in blocks]
+        reads = [
+            pool.submit(read, name, block) for name in places for block in range(block_count(places[name].shape[0]))
+        ]
         try:
             for done in reads:
                 done.result()
@@ -142,14 +170,20 @@ def _fill(files: StoreFiles, columns: Mapping[str, NDArray[Any]], progress: Prog
             raise
 
 
+class _OfThread(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+
+
 def _layout(manifest: Manifest, names: Sequence[str]) -> tuple[dict[str, _Place], int]:
     """Where each column goes, and the size of all in bytes."""
     places, offset = {}, PAGE
     for name in names:
         column = manifest.columns[name]
         places[name] = _Place(offset, column.dtype, column.shape)
-        size = np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=np.int64))
-        offset += -(-size // PAGE) * PAGE
+        offset += -(-places[name].row_bytes * column.shape[0] // PAGE) * PAGE
     return places, offset
 
 

@@ -4,6 +4,7 @@ A record begins with a head of fixed size (what a structure has once), then come
 the atomic numbers; it ends at a multiple of four bytes, so that all of it can be moved as 32-bit words.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,22 +54,31 @@ def pack(columns: dict[str, NDArray[Any]], out: Words, at: Rows) -> None:
     out.view(np.uint8)[atom_rows(4 * (first + 6 * n_atoms), n_atoms)] = columns["numbers"]
 
 
-def unpack(words: Words, at: Rows, n_atoms: Rows) -> dict[str, NDArray[Any]]:
-    """The columns (but `n_atoms`) of structures whose records lie in `words`.
+def unpack(words: Words, at: Rows, n_atoms: Rows, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Columns of structures whose records lie in `words`.
 
     Args:
         words: records.
         at: (T,) the word at which each begins.
         n_atoms: (T,) atoms of each.
+        columns: which; any but `n_atoms`.
     """
     heads = words.take(at[:, None] + _HEAD).view(HEAD).reshape(-1)
-    columns: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(heads[name]) for name in _HEAD_COLUMNS}
-    first = at + HEAD_WORDS
+    found: dict[str, NDArray[Any]] = {
+        name: np.ascontiguousarray(heads[name]) for name in columns if not COLUMNS[name].per_atom
+    }
+    if len(found) < len(columns):
+        found |= _unpack_atoms(words, at + HEAD_WORDS, n_atoms)
+    return {name: found[name] for name in columns}
+
+
+def _unpack_atoms(words: Words, first: Rows, n_atoms: Rows) -> dict[str, NDArray[Any]]:
+    """The columns of atoms; `first` (T,) is the word behind the head of each record."""
     before = np.cumsum(n_atoms) - n_atoms
     atom = np.arange(int(n_atoms.sum()))
-    # a window of six words for each place where one may begin: what is looked up are atoms, not words
-    windows = np.ndarray((max(0, len(words) - 5),), "V24", words, strides=(4,))
-    vectors = windows[np.repeat(first - 6 * before, n_atoms) + 6 * atom].view(np.float32).reshape(-1, 6)
-    columns["positions"], columns["forces"] = (np.ascontiguousarray(vectors[:, k : k + 3]) for k in (0, 3))
-    columns["numbers"] = words.view(np.uint8).take(np.repeat(4 * (first + 6 * n_atoms) - before, n_atoms) + atom)
-    return columns
+    # a window of three words for each place where one may begin: what is looked up are vectors, not words
+    windows = np.ndarray((max(0, len(words) - 2),), "V12", words, strides=(4,))
+    at = np.repeat(first - 6 * before, n_atoms) + 6 * atom
+    positions, forces = (windows[place].view(np.float32).reshape(-1, 3) for place in (at, at + 3))
+    numbers = words.view(np.uint8).take(np.repeat(4 * (first + 6 * n_atoms) - before, n_atoms) + atom)
+    return {"positions": positions, "forces": forces, "numbers": numbers}

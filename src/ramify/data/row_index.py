@@ -12,7 +12,7 @@ STRIDE = 8
 up for every row that is looked up."""
 
 
-_ENTRIES_AT_ONCE = 1 << 16
+_ENTRIES_AT_ONCE = 1 << 13
 
 
 class RowIndex:

@@ -11,11 +11,12 @@ from ramify.data.columns import COLUMNS
 from ramify.data.node_memory import NodeMemory
 from ramify.data.records import Words, pack
 from ramify.data.row_index import RowIndex
-from ramify.data.store_files import MappedFiles, StoreFiles, check_block
+from ramify.data.store_files import MappedFiles, Scratch, StoreFiles, check_block
 
-ROWS_AT_ONCE = 8192
-ATOMS_AT_ONCE = 100_000
-"""What is packed at a time, at most (a single larger structure excepted): bounds the memory beside the share itself."""
+ROWS_AT_ONCE = 2048
+ATOMS_AT_ONCE = 16_000
+"""What is packed at a time, at most (a single larger structure excepted): bounds the memory beside the share itself,
+and keeps what is packed in a processor's cache."""
 
 
 def shared_n_atoms(files: StoreFiles) -> tuple[NDArray[np.int32], Callable[[], None]]:
@@ -86,16 +87,19 @@ class _Blocks:
 
     def __init__(self, files: StoreFiles, progress: Callable[[int], None]) -> None:
         self._files, self._progress = files, progress
+        self._memory = {name: Scratch() for name in files.manifest.columns}
         self._kept: dict[str, tuple[int, NDArray[Any]]] = {}
 
     def rows(self, column: str, rows: range) -> NDArray[Any]:
-        """Some rows of a column.
+        """Some rows of a column; they stay until other rows of it are asked for.
 
         Raises:
             RamifyError: a block is not what was written.
         """
-        parts = []
+        parts: list[NDArray[Any]] = []
         for block in range(rows.start // BLOCK_ROWS, (rows.stop - 1) // BLOCK_ROWS + 1):
+            if parts:  # the next block takes its place
+                parts[-1] = parts[-1].copy()
             first = block * BLOCK_ROWS
             parts.append(self._block(column, block)[max(rows.start - first, 0) : rows.stop - first])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -105,7 +109,7 @@ class _Blocks:
         if values is None or number != block:
             stated = self._files.manifest.columns[column]
             held = block_rows(block, stated.shape[0])
-            values = np.empty((held.stop - held.start, *stated.shape[1:]), stated.dtype)
+            values = self._memory[column].array((held.stop - held.start, *stated.shape[1:]), stated.dtype)
             self._files.read(column, held.start, values)
             check_block(self._files, column, block, values)
             self._progress(values.nbytes)

@@ -111,9 +111,13 @@ class Store:
                 )
             n_atoms, release = shared_n_atoms(files)
             home = LaterHome(lambda: _read(files.path, n_atoms, progress), release)
-            store = cls(files.path, files.manifest, n_atoms, home)
-        if not later:
-            store.load()
+            try:
+                store = cls(files.path, files.manifest, n_atoms, home)
+                if not later:
+                    store.load()
+            except BaseException:
+                home.close()  # or the numbers of atoms would stay in shared memory until the error is forgotten
+                raise
         return store
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
 """The files of a store, in either form: columns read in sequence, and checked against the manifest."""
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,26 @@ Form = Literal["mapped", "adios"]
 FORMS: tuple[Form, ...] = get_args(Form)
 ADIOS_FILE = "columns.bp"
 
-PIECE_BYTES = 32 << 20
-"""What is read or written at a time where a column is gone through in order: long enough for any disk."""
+PIECE_BYTES = 8 << 20
+"""What is read or written at a time where a column is gone through in order: long enough for any disk, and little
+enough to stay in a processor's cache while it is checked and passed on."""
+
+
+class Scratch:
+    """Memory that is used again and again: memory fresh from the system costs more than reading a file into it.
+
+    It goes back to the system with its last array, which memory of numpy's own need not do.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = mmap.mmap(-1, 1)
+
+    def array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """An array of any content, in the place of the one before."""
+        size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        if len(self._bytes) < size:
+            self._bytes = mmap.mmap(-1, size)
+        return np.ndarray(shape, dtype, self._bytes)
 
 
 class StoreFiles(Protocol):
@@ -112,22 +131,31 @@ def column_checksum(files: StoreFiles, column: str) -> str:
         return sha256(files.path / files.name_of(column))
     stated = files.manifest.columns[column]
     digest = hashlib.sha256(npy_header(stated.dtype, stated.shape))
-    for _, piece in pieces(files, column):
+    for _, piece in pieces(files, column, Scratch()):
         digest.update(memory_of(piece))
     return digest.hexdigest()
 
 
-def pieces(files: StoreFiles, column: str) -> Iterator[tuple[int, NDArray[Any]]]:
-    """A column in pieces of whole blocks: first row and rows; the memory is used again for the next piece."""
+def pieces(files: StoreFiles, column: str, scratch: Scratch) -> Iterator[tuple[int, NDArray[Any]]]:
+    """A column in pieces of whole blocks: first row and rows, which lie in `scratch` until the next piece does."""
+    for rows in portions(files, column):
+        yield rows.start, read_rows(files, column, rows, scratch)
+
+
+def portions(files: StoreFiles, column: str) -> list[range]:
+    """The rows of a column in portions of whole blocks, of about `PIECE_BYTES` each."""
     stated = files.manifest.columns[column]
-    rows = stated.shape[0]
     row_bytes = np.dtype(stated.dtype).itemsize * int(np.prod(stated.shape[1:]))
     step = BLOCK_ROWS * max(1, PIECE_BYTES // (BLOCK_ROWS * row_bytes))
-    buffer = np.empty((min(step, rows), *stated.shape[1:]), stated.dtype)
-    for start in range(0, rows, step):
-        piece = buffer[: min(step, rows - start)]
-        files.read(column, start, piece)
-        yield start, piece
+    return [range(start, min(start + step, stated.shape[0])) for start in range(0, stated.shape[0], step)]
+
+
+def read_rows(files: StoreFiles, column: str, rows: range, scratch: Scratch) -> NDArray[Any]:
+    """Some rows of a column, in `scratch`."""
+    stated = files.manifest.columns[column]
+    piece = scratch.array((len(rows), *stated.shape[1:]), stated.dtype)
+    files.read(column, rows.start, piece)
+    return piece
 
 
 def checksums(files: StoreFiles) -> dict[str, list[int]]:
