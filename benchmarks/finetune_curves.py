@@ -108,7 +108,8 @@ class Benchmark:
         if mode == "replay":
             datasets |= {name: ALL for name in self.base["datasets"] if name != target}
         recipe = self.recipe(datasets, lr=self.options.lr, new=target if mode == "replay" else None)
-        wish = Wish(mode, str(pre), START[target], self.options.steps)
+        steps = self.options.replay_steps if mode == "replay" else self.options.steps
+        wish = Wish(mode, str(pre), START[target], steps)
         found = finetune(wish, recipe, path, Watch())
         found.fit()
         result = {"target": target, "size": size, "kind": "replay" if mode == "replay" else "tuned"}
@@ -164,17 +165,19 @@ class Benchmark:
         sizes = {name: self.prepared(name, size, stores) for name, size in datasets.items()}
         batch = o.batch if new is None else 2 * o.batch
         few = min(sizes.values()) if new is None else sizes[new]
-        whole = {"batch": batch, "evaluate_every": max(o.steps / PASSES * batch / sum(sizes.values()), 1e-3)} | train
+        steps = o.steps if new is None else o.replay_steps
+        whole = {"batch": batch, "evaluate_every": max(steps / PASSES * batch / sum(sizes.values()), 1e-3)} | train
         content = {key: value for key, value in self.base.items() if key not in ("train", "datasets", "branches")}
         content |= {
             "stores": str(stores),
             "datasets": {name: self.entry(name, size) for name, size in datasets.items()},
             "train": {"threads": o.threads, "checkpoint_every": 1e6, "seed": o.seed, "log_every": 1000} | whole,
-            "schedule": self.base["schedule"] | {"warmup_steps": max(1, o.steps // 10)},
+            "schedule": self.base["schedule"] | {"warmup_steps": max(1, steps // 10)},
         }
         content["objective"] = self.base["objective"] | {"weights": {}}
         content["optimizer"] = self.base["optimizer"] | {"ema": 0.99} | ({"lr": lr} if lr else {})
         if new is not None:
+            content["finetune"] = {"old_rate": o.replay_old_rate}
             others = sum(sizes.values()) - few
             content["train"]["sampling"] = {new: others / few}
         return parse_recipe(content, "benchmark")
@@ -310,12 +313,14 @@ def draw(parts: Sequence[Mapping[str, Any]], options: argparse.Namespace, out: P
                     counts, errors = [n for n, _ in points], [value for _, value in points]
                     axes.plot(counts, errors, color=color[kind], marker="o", markersize=4, label=name)
                     words += [f"{target} {name} {n}: {value:.4f}" for n, value in points]
-                axes.set_xscale("log")
                 log_axis(axes, "y")
+                axes.set_xscale("log")
+                axes.set_xticks(counts, [str(n) for n in counts], fontsize=7)
+                axes.minorticks_off()
                 axes.set_ylabel(unit if column == 0 else "")
                 axes.set_xlabel("structures" if row else "")
                 axes.set_title("" if row else target, color=INK, fontsize=9.5)
-        panels[0, 0].legend(frameon=False, fontsize=8, labelcolor=MUTED)
+        panels[1, 0].legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="center right")
         canvas.drawing("Test errors against training structures. " + "; ".join(words)).save(out / "curves.svg")
         canvas.figure.savefig(out / "curves.png", dpi=160, facecolor="white")
 
@@ -331,6 +336,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--replayed", default="200", help="structures of the fine-tunings with and without replay")
     parser.add_argument("--passes", type=float, default=8.0, help="over four datasets, in the pre-training")
     parser.add_argument("--steps", type=int, default=300, help="of every fine-tuning and training from scratch")
+    parser.add_argument("--replay-steps", type=int, default=1200)
+    parser.add_argument("--replay-old-rate", type=float, default=0.25, help="finetune.old_rate of replay")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=64)

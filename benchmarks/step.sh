@@ -1,5 +1,6 @@
 #!/bin/sh
-# All figures of docs/step.md, into a folder. Two free cores, under ten minutes; STORES holds a prepared store `qm7x`.
+# All figures of docs/step.md but the curves, into a folder. Two free cores, a quarter of an hour; STORES holds a prepared
+# store `qm7x`. Models of packages that are not installed are left out.
 #     STORES=stores benchmarks/step.sh results
 set -eu
 out=${1:-step-results}
@@ -17,3 +18,5 @@ measure --precision fp32,bf16 --steps 3 --profile --out "$out/profile"
 measure train.checkpointing=layers --precision fp32 --forces direct,conservative --steps 3 --out "$out/checkpointing"
 OMP_NUM_THREADS=1 $python benchmarks/step_forms.py paper --datasets qm7x --stores "$stores" > "$out/forms.json"
 cat "$out/forms.json"
+$python benchmarks/step_models.py paper five --dataset qm7x --stores "$stores" --steps 3 > "$out/models.json"
+cat "$out/models.json"

@@ -1,9 +1,6 @@
 """The documentation does what it says: examples run, commands and paths exist, recipes are valid, the site builds."""
 
-import contextlib
-import io
 import json
-import os
 import re
 import runpy
 import shlex
@@ -11,18 +8,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-import torch
 import typer.main
 import yaml
 
 from ramify import cli
 from ramify.evaluate.results import Results
 from ramify.recipe import load_recipe, parse_recipe
+from tests.pages import ROOT, Step, blocks, lines, printed, walk
 
-ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")] + DOCS
 EXAMPLES = {"src/ramify/sources/dimers.py"}
@@ -31,35 +26,17 @@ pytestmark = pytest.mark.timeout(600)  # the tutorial takes about 20 s of one co
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 
-class Block(NamedTuple):
-    """A fenced block: its language and its text."""
-
-    language: str
-    text: str
-
-
 @dataclass(frozen=True)
 class Walk:
     """The tutorial, done.
 
     Attributes:
         folder: where it was done.
-        said: what each block printed, beside the block that follows it on the page (None for the last).
+        steps: its blocks, one after the other.
     """
 
     folder: Path
-    said: list[tuple[Block, str, Block | None]]
-
-
-def blocks(path: Path) -> list[Block]:
-    """All fenced blocks of a page."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [Block(language, text) for language, text in found]
-
-
-def lines(block: Block) -> list[str]:
-    """The commands of a shell example; a backslash at the end of a line goes on with the next."""
-    return block.text.replace("\\\n", " ").splitlines() if block.language == "bash" else []
+    steps: list[Step]
 
 
 def commands(path: Path) -> list[list[str]]:
@@ -69,54 +46,15 @@ def commands(path: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     """Follows the tutorial once, in a folder of its own."""
     folder = tmp_path_factory.mktemp("tutorial")
-    found = blocks(ROOT / "docs/tutorial.md")
-    said = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower on several, and far slower where cores are shared
-    try:
-        with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-            patch.setenv("COLUMNS", "120")
-            for block, following in zip(found, [*found[1:], None], strict=True):
-                said.append((block, follow(block), following))
-    finally:
-        torch.set_num_threads(threads)
-    return Walk(folder, said)
+    return Walk(folder, walk("docs/tutorial.md", folder))
 
 
-def follow(block: Block) -> str:
-    """Does what a block says and returns what it printed; a yaml block that names its file becomes that file."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        if block.language == "python":
-            exec(compile(block.text, "docs/tutorial.md", "exec"), {"__name__": "__main__"})
-        elif block.language == "bash":
-            for line in lines(block):
-                printed.write(shell(line))
-        elif named := re.match(r"# ([\w.-]+\.yaml)\n", block.text):
-            Path(named[1]).write_text(block.text, encoding="utf-8")
-    return printed.getvalue()
-
-
-def shell(line: str) -> str:
-    """Runs one line; ramify's verbs in this process, where its libraries are loaded already."""
-    words = shlex.split(line)
-    if words[:1] != ["ramify"]:
-        return subprocess.run(["bash", "-euc", line], check=True, capture_output=True, text=True).stdout
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert not end.value.code, f"{line}: exit status {end.value.code}\n{printed.getvalue()}"
-    return printed.getvalue()
-
-
-def test_tutorial_prints_what_it_says(walk: Walk) -> None:
+def test_tutorial_prints_what_it_says(tutorial: Walk) -> None:
     """Every ```text block below a ```python block is that block's output."""
-    shown = [(said, below.text) for block, said, below in walk.said if block.language == "python" and said and below]
+    shown = printed(tutorial.steps)
     assert len(shown) == 4
     for said, text in shown:
         assert said.strip() == text.strip()
@@ -129,14 +67,14 @@ def test_tutorial_prints_what_it_says(walk: Walk) -> None:
         ("README.md", "demo-run-stores", ["ani1x", "qm7x", "transition1x", "mptrj", "alexandria"]),
     ],
 )
-def test_tables_of_prepared_data(walk: Walk, path: str, stores: str, datasets: list[str]) -> None:
+def test_tables_of_prepared_data(tutorial: Walk, path: str, stores: str, datasets: list[str]) -> None:
     """The table that a page shows holds the counts and slopes of the stores."""
     (table,) = [block.text for block in blocks(ROOT / path) if "labels E/F/S" in block.text]
     cells = (re.split(r" {2,}", line.strip()) for line in table.splitlines())
     rows = [row for row in cells if len(row) == 6 and row[1].count(" / ") == 2]
     assert [row[0] for row in rows] == datasets
     for name, splits, elements, labels, slope, dropped in rows:
-        manifest = json.loads((walk.folder / stores / name / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((tutorial.folder / stores / name / "manifest.json").read_text(encoding="utf-8"))
         assert splits == " / ".join(str(manifest["splits"][s]["structures"]) for s in ("train", "val", "test"))
         assert elements == str(len(manifest["elements"]))
         assert labels == " / ".join(str(manifest["labels"][k]) for k in ("energy", "forces", "stress"))
@@ -144,22 +82,22 @@ def test_tables_of_prepared_data(walk: Walk, path: str, stores: str, datasets: l
         assert dropped == (", ".join(f"{n} {why}" for why, n in manifest["dropped"].items()) or "nothing")
 
 
-def test_tutorial_trains_and_compares(walk: Walk) -> None:
+def test_tutorial_trains_and_compares(tutorial: Walk) -> None:
     """Both runs learn the molecules' forces in 80 steps; the tables name them as the page does."""
     for run, branches in (("both", {"metals", "molecules"}), ("shared", {"shared"})):
-        results = Results.open(walk.folder / "runs" / run)
+        results = Results.open(tutorial.folder / "runs" / run)
         assert set(results.evaluation.branches) == branches
         row = results.own_row("molecules")
         assert row is not None
         assert row.forces_mae < 0.8 * results.evaluation.trivial_of("molecules").forces_mae
-    tables = next(said for block, said, _ in walk.said if "ramify tables runs/metals" in block.text)
+    tables = next(said for block, said, _ in tutorial.steps if "ramify tables runs/metals" in block.text)
     assert {"Model-metals", "Baseline-All", "MTL-All", "Trivial"} <= set(tables.split())
-    assert "MTL-All" in (walk.folder / "runs/both/report.html").read_text(encoding="utf-8")
-    assert (walk.folder / "demo-run/report.html").is_file()
+    assert "MTL-All" in (tutorial.folder / "runs/both/report.html").read_text(encoding="utf-8")
+    assert (tutorial.folder / "demo-run/report.html").is_file()
 
 
-def test_tutorial_resumes_where_it_stopped(walk: Walk) -> None:
-    said = next(said for block, said, _ in walk.said if "--resume" in block.text)
+def test_tutorial_resumes_where_it_stopped(tutorial: Walk) -> None:
+    said = next(said for block, said, _ in tutorial.steps if "--resume" in block.text)
     assert "continuing at step 80 of 80" in said
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ramify.parallel.launch import Site
 
-PRELOADED = ["ramify.train.start", "tests.small"]
-"""Imported once, by the server that all ranks are forked from: importing PyTorch takes longer than most tests."""
+PRELOADED = ["tests.preloaded"]
+"""Of the server that all ranks are forked from."""
 
 
 def free_port() -> int:

@@ -2,4 +2,5 @@
 
 from ramify.cli import main
 
-main()
+if __name__ == "__main__":  # workers of `prepare` import this module, too
+    main()

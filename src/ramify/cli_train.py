@@ -1,8 +1,8 @@
-"""The verbs from data to a trained model: prepare, plan, train. Each a thin call into the package."""
+"""The verbs from data to a trained model: prepare, convert, plan, train. Each a thin call into the package."""
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -32,24 +32,50 @@ def prepare(
     force: Annotated[
         bool, typer.Option("--force", help="Replace stores that were prepared from other files or options.")
     ] = False,
+    form: Annotated[
+        Literal["mapped", "adios"], typer.Option("--store", help="A file for each column, or one ADIOS2 file.")
+    ] = "mapped",
+    workers: Annotated[
+        str, typer.Option(help="Processes that read; mpi: those that mpiexec or srun started.", metavar="N|mpi")
+    ] = "1",
     as_json: Json = False,
 ) -> None:
     """Original files -> stores: units, quality gates, splits, reference energies; says what was dropped and why."""
     from ramify.data.prepare import prepare_dataset
+    from ramify.data.workers import Served, start_workers
     from ramify.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides or [])
-    manifests = {}
-    for name, options in resolved.datasets.items():
-        with Steps(console, f"prepare {name}", quiet=as_json) as steps:
-            manifests[name] = prepare_dataset(
-                name, options, Path(resolved.stores), base=Path.cwd(), force=force, progress=steps.counted
-            )
+    resolved, manifests = load_recipe(recipe, overrides or []), {}
+    try:
+        with start_workers(_workers(workers)) as reading:
+            for name, options in resolved.datasets.items():
+                with Steps(console, f"prepare {name}", quiet=as_json) as steps:
+                    manifests[name] = prepare_dataset(
+                        name, options, Path(resolved.stores), base=Path.cwd(), force=force, form=form,
+                        workers=reading, progress=steps.counted,
+                    )  # fmt: skip
+    except Served:  # of several ranks the first one has prepared and says so
+        return
     plain = {name: manifest.model_dump(mode="json") for name, manifest in manifests.items()}
     if as_json:
         print_json(plain)
     else:
         console.print(counts_table(plain))
+
+
+@verbs.command(rich_help_panel=MAKING)
+def convert(
+    store: Annotated[Path, typer.Argument(help="A prepared dataset.")],
+    to: Annotated[Literal["mapped", "adios"], typer.Option(help="A file for each column, or one ADIOS2 file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the new store; if not given, the old one's place.")
+    ] = None,
+) -> None:
+    """A store in its other form, with the same values to the bit; every checksum is compared on the way."""
+    from ramify.data.convert import convert_store
+
+    written = convert_store(store, to, out)
+    console.print(f"store: [bold]{escape(str(written))}[/bold]", soft_wrap=True)
 
 
 @verbs.command(rich_help_panel=MAKING)
@@ -137,6 +163,15 @@ def train(
         )
     if trainer.stopped_by:
         training_stopped(trainer.stopped_by, trainer.total_steps, trainer.run.path, say=lead)
+
+
+def _workers(text: str) -> int | Literal["mpi"]:
+    """What `--workers` says."""
+    if text == "mpi":
+        return "mpi"
+    if not text.isdecimal() or not int(text):
+        raise RamifyError(f"--workers {text}: accepted are a whole number above 0, and mpi")
+    return int(text)
 
 
 def _recipe_of(run: Path) -> Path:

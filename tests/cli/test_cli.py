@@ -15,9 +15,9 @@ from ramify import __version__
 from ramify.demo import free_path
 from ramify.errors import RamifyError
 from ramify.train.loop import Trainer
-from tests.small import MODEL, metrics
+from tests.small import ENTRIES, MODEL, metrics
 
-from .conftest import ONE_THREAD, Ramify, recipe
+from .conftest import ONE_THREAD, Ramify, recipe, refused
 
 
 def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +89,29 @@ def test_json(ramify: Ramify, finished: Path) -> None:
     assert checkpoint["references"]["qm7x"] == energies
 
 
+def test_forms_and_workers(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    """Two processes write an ADIOS2 file; converted, it holds what one process wrote as columns, to the bit."""
+    store = tmp_path / "stores" / "qm7x"
+    said = ramify("prepare", recipe(tmp_path, qm7x=ENTRIES["qm7x"]), "--store", "adios", "--workers", 2)
+    assert (said.status, said.err) == (0, "")
+    assert re.search(r"qm7x +288 / 36 / 36 +", said.out)
+    assert not list(store.glob("*.npy"))
+    said = ramify("convert", store, "--to", "mapped", "--out", tmp_path / "mapped")
+    assert said.out.strip() == f"store: {tmp_path / 'mapped'}"
+    expected = {path.name: path.read_bytes() for path in (finished / "stores" / "qm7x").glob("*.npy")}
+    assert len(expected) == 11
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mapped").glob("*.npy")} == expected
+    assert ramify("convert", store, "--to", "mapped").status == 0
+    assert {path.name for path in store.glob("*.npy")} == expected.keys()
+    refused(ramify("convert", store, "--to", "mapped"), "has the form `mapped` already")
+    refused(ramify("prepare", tmp_path / "recipe.yaml", "--workers", 0), "--workers 0: accepted are a whole number")
+
+
 def test_version_and_help(ramify: Ramify) -> None:
     assert ramify("version").out.strip() == __version__
     said = ramify("--help")
     assert said.status == 0
-    for verb in ("demo", "prepare", "train", "evaluate", "tables", "report", "inspect"):
+    for verb in ("demo", "prepare", "convert", "plan", "train", "evaluate", "tables", "report", "inspect"):
         assert verb in said.out
     assert ramify("prepare").status == 2  # usage: typer's own
     assert ramify("trian").status == 2

@@ -1,9 +1,5 @@
 """Evaluation by several processes: the same to the bit as by one; what goes wrong on one ends all with one message."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import programs
 from tests.ranks import on_threads
 from tests.small import make_recipe, prepare_stores, train
 
@@ -20,9 +17,7 @@ from ramify.evaluate.evaluate import Evaluator, met
 
 CUT = 60
 """Atoms per batch here, so that the small splits have 4 to 9 batches."""
-PROGRAM = (
-    f"import sys; from ramify.evaluate import exact; exact.ATOMS_AT_ONCE = {CUT}; from ramify.cli import main; main()"
-)
+CUT_THERE = f"from ramify.evaluate import exact; exact.ATOMS_AT_ONCE = {CUT}"
 
 
 @pytest.fixture(scope="module")
@@ -65,32 +60,13 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_find_the_same_to_the_bit(run: Path, alone: dict[str, Any], world: int) -> None:
+def test_processes_find_the_same_to_the_bit(run: Path, alone: dict[str, Any], tmp_path: Path, world: int) -> None:
     """Started as torchrun starts them; only the first speaks and writes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    common |= {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     (run / "evaluation.json").unlink()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "evaluate", str(run), "--device", "cpu"],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=150) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * world, said
-    assert "Table 1." in said[0][0]
-    assert all(out == "" for out, _ in said[1:])
+    done = programs.run(tmp_path, world, "evaluate", run, "--device", "cpu", first=CUT_THERE, COLUMNS="120")
+    assert done.statuses == [0] * world, done.said
+    assert "Table 1." in done.said[0]
+    assert all(said == "" for said in done.said[1:])
     assert_same(written(run), alone)
     assert not (run / "predictions.parts").exists()
 

@@ -230,24 +230,23 @@ def test_warnings_stand_in_the_frames(conservative: Model, tmp_path: Path) -> No
 
 
 def test_memory_does_not_grow_with_the_file(runs: Path, tmp_path: Path) -> None:
-    """Eight times the structures, the same peak: 4,800 molecules would be 25 MB as ASE atoms."""
+    """Eight times the structures, the same peak of one process: 4,800 molecules would be 25 MB as ASE atoms."""
     code = """
 import resource, sys
 from pathlib import Path
 import ramify.inference.predict_file as m
 m.CHUNK_STRUCTURES = 200
 from ramify.inference.model import load
-m.predict_file(load(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[2] + ".out"), ["qm7x"])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+model = load(Path(sys.argv[1]))
+for path in sys.argv[2:]:
+    m.predict_file(model, Path(path), Path(path + ".out"), ["qm7x"])
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     text = "3\nProperties=species:S:1:pos:R:3\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
-    peaks = []
-    for count in (600, 4_800):
-        path = tmp_path / f"{count}.extxyz"
-        path.write_text(text * count)
-        run = [sys.executable, "-c", code, str(runs / "conservative"), str(path)]
-        done = subprocess.run(
-            run, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        peaks.append(int(done.stdout) / 1024)
+    paths = [tmp_path / f"{count}.extxyz" for count in (600, 4_800)]
+    for path in paths:
+        path.write_text(text * int(path.stem))
+    run = [sys.executable, "-c", code, str(runs / "conservative"), *map(str, paths)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    peaks = [int(line) / 1024 for line in done.stdout.splitlines()]
     assert peaks[1] - peaks[0] < 8, f"{peaks} MiB"

@@ -1,5 +1,7 @@
 """What a plan says a rank needs is what the model has: parameters, operations, memory, bytes, measured on real ones."""
 
+import json
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -83,6 +85,7 @@ def test_parameters_are_the_models(kind: str) -> None:
     assert cost.encoder == sum(p.numel() for p in model.encoder.parameters())
     assert cost.branches == {n: sum(p.numel() for p in b.parameters()) for n, b in model.branches.items()}
     assert cost.encoder + sum(cost.branches.values()) == sum(p.numel() for p in model.parameters())
+    assert ModelCost.of_data(json.loads(json.dumps(asdict(cost)))) == cost
 
 
 @pytest.mark.parametrize("kind", ["direct", "conservative"])
@@ -109,11 +112,19 @@ def test_operations_follow_the_stated_equation() -> None:
     assert 2.5 < step.operations(len(one.numbers), len(one.receiver)) / counter.get_total_flops() < 3
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("direct", "fp32"), ("conservative", "fp64"), ("direct", "bf16")])
-def test_activations_are_what_the_allocator_sees(kind: str, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "precision", "checkpointing"),
+    [
+        ("direct", "fp32", "none"),
+        ("conservative", "fp64", "none"),
+        ("direct", "bf16", "none"),
+        ("direct", "fp32", "layers"),
+    ],
+)
+def test_activations_are_what_the_allocator_sees(kind: str, precision: str, checkpointing: str) -> None:
     """Memory that PyTorch's allocator holds at most during forward and backward pass, from its own records: how it
     grows from one batch to a larger one, and all of it."""
-    chosen = recipe(kind, width=128, train={"precision": precision})
+    chosen = recipe(kind, width=128, train={"precision": precision, "checkpointing": checkpointing})
     found = spreads(WITH_FORCES, WITH_FORCES)
     model, step = build_model(chosen, found), model_cost(chosen, found).steps["qm7x"]
     dtype = torch.float64 if precision == "fp64" else torch.float32

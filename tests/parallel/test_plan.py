@@ -13,30 +13,15 @@ import yaml
 from ramify.data.neighbors import find_edges
 from ramify.data.store import Store
 from ramify.errors import RamifyError
-from ramify.model.build import Spread
-from ramify.parallel.dry_run import ModelCost, StepCost, model_cost
-from ramify.parallel.plan import Plan, choose_placement, make_plan
+from ramify.parallel.dry_run import ModelCost, StepCost
+from ramify.parallel.plan import Plan, choose_placement, make_plan, weighed_cost
 from ramify.parallel.plan_data import as_data, regime, warnings
 from ramify.parallel.workload import DatasetSize, StatedSize, dataset_sizes, measure, read_sizes, step_shares
 from ramify.recipe import Recipe, load_recipe
 from tests.cli.conftest import Ramify, ramify, refused  # noqa: F401  (a fixture)
 from tests.small import make_recipe, prepare_stores
 
-KNOWN: dict[str, ModelCost] = {}
 PAPER = ("ani1x", "qm7x", "transition1x", "mptrj", "alexandria")
-
-
-@pytest.fixture(autouse=True)
-def tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps the cost of a model from one plan to the next: trying a step takes seconds."""
-
-    def kept(recipe: Recipe, spreads: Mapping[str, Spread]) -> ModelCost:
-        key = f"{recipe.model} {recipe.train.precision} {recipe.branches} {spreads}"
-        if key not in KNOWN:
-            KNOWN[key] = model_cost(recipe, spreads)
-        return KNOWN[key]
-
-    monkeypatch.setattr("ramify.parallel.plan.model_cost", kept)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +194,7 @@ def test_a_run_places_itself(folder: Path) -> None:
         sizes = {name: measure(store, recipe) for name, store in stores(recipe).items()}
         found = choose_placement(recipe, stores(recipe), 3)
         assert found.ranks == 3
+        assert found == choose_placement(recipe, stores(recipe), 3, weighed_cost(recipe, stores(recipe), 3))
         assert found.hosts == make_plan(recipe, sizes, 3).chosen.placement.hosts
         assert found == choose_placement(recipe, stores(recipe), 3)
     alone = choose_placement(small(folder), stores(small(folder)), 1)

@@ -1,12 +1,14 @@
 """One case of a benchmark: what is measured, as data that processes hand to each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from ramify.data.store import Store
 from ramify.errors import RamifyError
+from ramify.model.build import Spread
+from ramify.parallel.dry_run import ModelCost, model_cost
 from ramify.recipe import Recipe, parse_recipe
 
 SHARDED = "+shard"
@@ -24,6 +26,7 @@ class Case:
     Attributes:
         recipe: trained by; `train.batch` and `parallel` are the case's own.
         stores: by dataset.
+        model: what it costs, found out once for all processes.
         mode: `weak` (structures per rank held constant) or `strong` (structures per step held constant).
         placement: as asked for, e.g. `per-branch` or `per-branch+shard`.
         ranks: how many.
@@ -33,6 +36,7 @@ class Case:
 
     recipe: Recipe
     stores: dict[str, Path]
+    model: ModelCost
     mode: str
     placement: str
     ranks: int
@@ -67,7 +71,12 @@ class Case:
         content["parallel"]["placement"] = kind
         content["parallel"]["shard"] = "encoder" if placement.endswith(SHARDED) else "none"
         changed = parse_recipe(content, "benchmark")
-        return cls(changed, dict(stores), mode, placement, ranks, warmup, steps)
+        spreads = {}
+        for path in set(stores.values()):
+            with Store.open(path) as store:
+                spreads[path] = Spread.of_manifest(store.manifest.model_dump(mode="json"))
+        cost = model_cost(changed, {name: spreads[path] for name, path in stores.items()})
+        return cls(changed, dict(stores), cost, mode, placement, ranks, warmup, steps)
 
     def open_stores(self) -> dict[str, Store]:
         """The store of every dataset; one that several datasets share is opened once."""
@@ -79,6 +88,7 @@ class Case:
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "stores": {name: str(path) for name, path in self.stores.items()},
+            "model": asdict(self.model),
             "mode": self.mode,
             "placement": self.placement,
             "ranks": self.ranks,
@@ -91,4 +101,5 @@ class Case:
         """What `to_data` gave."""
         recipe = parse_recipe(content["recipe"], "benchmark")
         stores = {name: Path(path) for name, path in content["stores"].items()}
-        return cls(recipe, stores, *(content[key] for key in ("mode", "placement", "ranks", "warmup", "steps")))
+        cost = ModelCost.of_data(content["model"])
+        return cls(recipe, stores, cost, *(content[key] for key in ("mode", "placement", "ranks", "warmup", "steps")))

@@ -62,7 +62,7 @@ def measure_case(case: Case, process: Process) -> dict[str, Any]:
     settle(recipe)
     stores = case.open_stores()
     limits = measure_limits(process.device, recipe.train.precision, ranks.world)
-    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks.world)
+    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks.world, case.model)
     placement = plan.chosen.placement
     layout = Layout.alone(list(placement.hosts), process.device)
     if ranks.world > 1:

@@ -96,7 +96,7 @@ def measure_memory(case: Case, process: Process, *, alone: bool) -> dict[str, An
     settle(case.recipe)
     stores = case.open_stores()
     sizes = {name: measure(store, case.recipe) for name, store in stores.items()}
-    plan = make_plan(case.recipe, sizes, case.ranks)
+    plan = make_plan(case.recipe, sizes, case.ranks, case.model)
     layout = _layout(plan.chosen.placement, process, alone)
     _train(replace(case, recipe=_narrow(case.recipe)), layout, process)
     before = process_bytes()

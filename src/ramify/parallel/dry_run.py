@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -79,6 +79,13 @@ class ModelCost:
     itemsize: int
     steps: dict[str, StepCost]
     encoder_shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of_data(cls, content: Mapping[str, Any]) -> Self:
+        """The same from plain data, as `dataclasses.asdict` and JSON give them."""
+        steps = {name: StepCost(**step) for name, step in content["steps"].items()}
+        shapes = tuple(tuple(shape) for shape in content["encoder_shapes"])
+        return cls(content["encoder"], dict(content["branches"]), content["itemsize"], steps, shapes)
 
     def encoder_piece(self, cuts: int) -> int:
         """Parameters of one of `cuts` pieces of the encoder: FSDP2 cuts each along its first dimension, in pieces of

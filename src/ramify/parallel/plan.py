@@ -7,6 +7,7 @@ from typing import Any
 
 from ramify.data.store import Store
 from ramify.errors import RamifyError
+from ramify.model.build import Spread
 from ramify.parallel.costs import RankCost, branch_work, rank_costs, step_seconds
 from ramify.parallel.dry_run import ModelCost, model_cost
 from ramify.parallel.placement import Kind, Placement, place
@@ -82,18 +83,33 @@ class Plan:
         return self.chosen.placement.imbalance(branch_work(self.model, self.shares))
 
 
-def choose_placement(recipe: Recipe, stores: Mapping[str, Store], ranks: int) -> Placement:
+def weighed_cost(recipe: Recipe, stores: Mapping[str, Store], ranks: int) -> ModelCost | None:
+    """What `choose_placement` weighs branches by: a second or two of work that one rank can do for all. None where
+    there is nothing to weigh."""
+    if _is_given(recipe, ranks):
+        return None
+    return model_cost(recipe, {n: Spread.of_manifest(s.manifest.model_dump(mode="json")) for n, s in stores.items()})
+
+
+def choose_placement(
+    recipe: Recipe, stores: Mapping[str, Store], ranks: int, model: ModelCost | None = None
+) -> Placement:
     """The placement of a run. A function of recipe, stores and number of ranks: every rank finds the same.
+
+    Args:
+        recipe, stores: of the run.
+        ranks: their number.
+        model: `weighed_cost`, where it is known.
 
     Raises:
         RamifyError: the recipe's placement is not possible on so many ranks, or with `auto` none fits into
             `parallel.memory`.
     """
-    branches = list(recipe.datasets_of_branches())
     wanted = recipe.parallel.placement
-    if wanted == "replicated" or (ranks == 1 and recipe.parallel.memory is None):  # nothing to weigh
-        return place(wanted if isinstance(wanted, Mapping) else "replicated", dict.fromkeys(branches, 1.0), ranks)
-    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks)
+    if _is_given(recipe, ranks):
+        branches = dict.fromkeys(recipe.datasets_of_branches(), 1.0)
+        return place(wanted if isinstance(wanted, Mapping) else "replicated", branches, ranks)
+    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks, model)
     if wanted == "auto" and not plan.chosen.fits:
         raise RamifyError(
             f"no placement on {ranks} ranks fits into parallel.memory: {recipe.parallel.memory:g} GB; the smallest, "
@@ -103,9 +119,20 @@ def choose_placement(recipe: Recipe, stores: Mapping[str, Store], ranks: int) ->
     return plan.chosen.placement
 
 
-def make_plan(recipe: Recipe, sizes: Mapping[str, DatasetSize], ranks: int) -> Plan:
-    """Plans a run over `ranks`. What does not fit into `parallel.memory` is planned all the same, and said."""
-    model = model_cost(recipe, {name: size.spread for name, size in sizes.items()})
+def _is_given(recipe: Recipe, ranks: int) -> bool:
+    """Whether the recipe leaves nothing to weigh on so many ranks."""
+    return recipe.parallel.placement == "replicated" or (ranks == 1 and recipe.parallel.memory is None)
+
+
+def make_plan(recipe: Recipe, sizes: Mapping[str, DatasetSize], ranks: int, model: ModelCost | None = None) -> Plan:
+    """Plans a run over `ranks`. What does not fit into `parallel.memory` is planned all the same, and said.
+
+    Args:
+        recipe, sizes: of the run.
+        ranks: their number.
+        model: its cost, where it is known.
+    """
+    model = model or model_cost(recipe, {name: size.spread for name, size in sizes.items()})
     shares = step_shares(recipe, sizes)
     wanted = recipe.parallel.placement
     considered = [_option(recipe, model, shares, kind, ranks) for kind in KINDS]

@@ -20,7 +20,7 @@ from ramify.parallel.agree import Alone, Met, Ranks, each, on_lead
 from ramify.parallel.launch import Site, choose_device, find_site
 from ramify.parallel.layout import Layout
 from ramify.parallel.meeting import joined
-from ramify.parallel.plan import choose_placement
+from ramify.parallel.plan import choose_placement, weighed_cost
 from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe, parse_recipe
 from ramify.train.changes import Changes, compare
@@ -230,7 +230,8 @@ class _Maker:
     def layout(self) -> Layout:
         """What this rank hosts."""
         ranks, device = self.process.ranks, self.process.device
-        placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.world))
+        model = on_lead(ranks, lambda: weighed_cost(self.recipe, self.stores, ranks.world))
+        placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.world, model))
         if ranks.world == 1:
             return Layout.alone(list(self.recipe.datasets_of_branches()), device)
         return replace(Layout.spread(placement, device), on_waiting=self.process.watchdog.wait)

@@ -1,0 +1,13 @@
+"""Imported once, by the server that all ranks are forked from: what a rank needs takes longer to import than most tests
+take.
+"""
+
+import torch._dynamo  # what the first step of an optimizer imports
+
+import ramify.cli
+import ramify.train.start
+from ramify.sources import formats
+from tests import small
+
+formats()  # their libraries
+__all__ = ["ramify", "small", "torch"]
