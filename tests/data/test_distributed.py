@@ -17,7 +17,7 @@ from tests.small import flip_byte
 from ramify.data.columns import COLUMNS
 from ramify.data.convert import convert_store
 from ramify.data.homes import TAKEN
-from ramify.data.node_memory import FOLDER, PREFIX
+from ramify.data.node_memory import PREFIX
 from ramify.data.prepare import prepare_dataset
 from ramify.data.records import pack, record_words, unpack
 from ramify.data.row_index import STRIDE, RowIndex
@@ -121,8 +121,8 @@ def test_damage_in_one_share_is_told_by_all(store: Path, tmp_path: Path) -> None
     assert all("forces.npy: damaged or missing" in line for line in said(2, "refused", copy))
 
 
-def test_a_rank_that_is_killed_takes_the_others_along(store: Path) -> None:
-    process = start(3, "killed", store)
+def test_a_rank_that_is_killed_takes_the_others_along(store: Path, tmp_path: Path) -> None:
+    process = start(3, "killed", store, RAMIFY_SHARED_MEMORY=str(tmp_path))
     try:
         output, _ = process.communicate(timeout=60)
     finally:
@@ -132,7 +132,7 @@ def test_a_rank_that_is_killed_takes_the_others_along(store: Path) -> None:
     time.sleep(0.5)
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(store) not in running
-    assert not list(FOLDER.glob(f"{PREFIX}*"))
+    assert not list(tmp_path.glob(f"{PREFIX}*"))
 
 
 def alone(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
