@@ -1,6 +1,8 @@
 # Everything starts from a bare machine with Python 3.11, venv and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# Files of tests that run at a time.
+WORKERS ?= 2
 
 .PHONY: demo test lint docs clean
 
@@ -8,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/ramify demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
@@ -19,6 +20,12 @@ from tests.small import make_recipe
 FIVE = ("alloys", "waters", "bare", "partly", "clusters")
 FORCES = {"alloys": 1, "waters": 1, "bare": 0, "partly": 3, "clusters": 1}
 """Every so many-th structure has forces; 0: none."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The models are so small that a second thread only waits; plans are for one thread unless a recipe says more."""
+    torch.set_num_threads(1)
 
 
 def _images(name: str, rng: np.random.Generator) -> list[Atoms]:

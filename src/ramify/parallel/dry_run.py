@@ -13,8 +13,8 @@ takes three times as many, with conservative forces about six.
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -93,7 +93,7 @@ class ModelCost:
         return sum(math.ceil(first / cuts) * math.prod(others) for first, *others in self.encoder_shapes)
 
 
-_TRIED: dict[tuple[ModelOptions, str, str, ForceKind | None], StepCost] = {}
+_TRIED: dict[tuple[ModelOptions, str, str, int, ForceKind | None], StepCost] = {}
 """Kept while the program runs: trying a step takes a second or two, and the same model is asked about again."""
 
 
@@ -105,10 +105,12 @@ def model_cost(recipe: Recipe, spreads: Mapping[str, Spread]) -> ModelCost:
     for name in model.branches:
         branch = model.branch(name)
         # all that a step depends on: all else is the same for every branch
-        key = (recipe.model, recipe.train.precision, recipe.train.checkpointing, branch.forces)
+        threads = recipe.train.threads or 1
+        key = (recipe.model, recipe.train.precision, recipe.train.checkpointing, threads, branch.forces)
         if key not in _TRIED:
             alone = MultiBranch(model.encoder, {name: branch}, model.cutoff)  # the others take no part in it
-            _TRIED[key] = _step_cost(alone, name, recipe.train.precision == "bf16")
+            with _threads(threads):
+                _TRIED[key] = _step_cost(alone, name, recipe.train.precision == "bf16")
         steps[name] = _TRIED[key]
     return ModelCost(
         encoder=_size(model.encoder),
@@ -117,6 +119,17 @@ def model_cost(recipe: Recipe, spreads: Mapping[str, Spread]) -> ModelCost:
         steps=steps,
         encoder_shapes=tuple(tuple(p.shape) for p in model.encoder.parameters()),
     )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Inside, a step works on as many edges at a time as with so many threads: a plan is the same on every machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _size(module: torch.nn.Module) -> int:
