@@ -9,6 +9,7 @@ energy; a branch with direct forces offers those as non-conservative forces.
 # ruff: noqa: UP006, UP035, UP045 - metatomic asks for these spellings of types
 
 import os
+import warnings
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -74,7 +75,11 @@ class _MetatomicModel(torch.nn.Module):
         super().__init__()
         encoder = predictor.options.encoder
         dtype = predictor.network.branch(predictor.branch.name).energy_scale.dtype
-        self.network = torch.jit.trace(_Network(predictor).eval(), _example(dtype), check_trace=False)
+        with warnings.catch_warnings():
+            # what is read in Python while tracing are widths of the model, constants; metatomic is built on TorchScript
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.network = torch.jit.trace(_Network(predictor).eval(), _example(dtype), check_trace=False)
         self.cutoff = float(encoder.cutoff)
         self.limited = encoder.max_neighbors is not None
         self.max_neighbors = int(encoder.max_neighbors or 0)
