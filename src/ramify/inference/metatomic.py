@@ -77,7 +77,7 @@ class _MetatomicModel(torch.nn.Module):
         dtype = predictor.network.branch(predictor.branch.name).energy_scale.dtype
         with warnings.catch_warnings():
             # what is read in Python while tracing are widths of the model, constants; metatomic is built on TorchScript
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             warnings.simplefilter("ignore", DeprecationWarning)
             self.network = torch.jit.trace(_Network(predictor).eval(), _example(dtype), check_trace=False)
         self.cutoff = float(encoder.cutoff)
