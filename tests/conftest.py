@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.pop("COLUMNS", None)  # rich would keep the width that it is imported with; pytest-xdist hands one on
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

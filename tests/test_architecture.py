@@ -46,6 +46,7 @@ IMPORTED_AS = {
     "ase-db-backends": "ase_db_backends",
     "torch-sim-atomistic": "torch_sim",
     "metatomic-torch": "metatomic",
+    "nvalchemi-toolkit-ops": "nvalchemiops",
 }
 BROUGHT_ALONG = {"markupsafe": "jinja2", "pydantic_core": "pydantic", "metatensor": "metatomic"}
 """Modules imported here that a declared dependency cannot do without."""
@@ -54,6 +55,7 @@ ONLY_IN = {
     "orjson": {"sources"},
     "lmdb": {"sources"},
     "vesin": {"data"},
+    "nvalchemiops": {"data"},
     "safetensors": {"checkpoint", "inference", "route"},
     "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "inference", "route", "train", "bench"},
     "torch_sim": {"inference"},

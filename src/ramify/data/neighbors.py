@@ -1,8 +1,8 @@
 """Neighbour lists, made on the fly so that the cutoff stays a hyper-parameter.
 
 An edge (i, j, n) says that atom j, moved by n lattice vectors, lies within the cutoff of atom i. Small structures go
-through vectorised passes over the whole batch (`ramify.data.all_pairs`); large ones through vesin's cell lists
-(https://github.com/Luthaf/vesin), structure by structure. Which way a structure goes depends on itself alone, and so do
+through vectorised passes over the whole batch (`ramify.data.all_pairs`); large ones through cell lists
+(`ramify.data.cell_lists`), structure by structure. Which way a structure goes depends on itself alone, and so do
 its edges, to the last bit and in their order.
 
 `max_neighbors` keeps the nearest. A plain limit would make the energy jump when two atoms trade ranks, and would choose
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from vesin import NeighborList
 
 from ramify.data.all_pairs import CANDIDATES_OF_ONE, Pairs, all_pairs, images_within, merged, together
+from ramify.data.cell_lists import cell_list_for
 from ramify.structures import Structures
 
 SOFTNESS = 0.25
@@ -98,14 +98,14 @@ def search_radius(cutoff: float, max_neighbors: int | None) -> float:
     return cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
 
 
-def find_pairs(structures: Structures, radius: float, *, distances: bool = True) -> Pairs:
+def find_pairs(structures: Structures, radius: float, *, distances: bool = True, device: str = "cpu") -> Pairs:
     """All pairs of atoms of one structure strictly closer than `radius` (Å), images included; their distances may be
-    NaN where `distances` are not wanted."""
+    NaN where `distances` are not wanted. Large structures are searched on `device`, see `cell_list_for`."""
     images = images_within(structures, radius)
     small = images.candidates <= CANDIDATES_OF_ONE
     found = list(all_pairs(structures, images, np.flatnonzero(small), radius, distances=distances))
     if not small.all():
-        found += [_cell_list(structures, int(s), radius) for s in np.flatnonzero(~small)]
+        found += [_cell_list(structures, int(s), radius, device) for s in np.flatnonzero(~small)]
         return merged(found, 0, len(structures.numbers))
     return found[0] if len(found) == 1 else together(found)
 
@@ -129,18 +129,16 @@ def edges_among(pairs: Pairs, n_atoms: int, cutoff: float, max_neighbors: int | 
     )
 
 
-def _cell_list(structures: Structures, index: int, radius: float) -> Pairs:
-    """The pairs of one structure by vesin; exact for skewed cells and cells smaller than the radius."""
+def _cell_list(structures: Structures, index: int, radius: float, device: str) -> Pairs:
+    """The pairs of one structure by a cell list."""
     first, last = structures.offsets[index : index + 2]
-    periodic = structures.pbc[index]
-    box = np.asarray(structures.cell[index], np.float64)
-    receiver, sender, shift, distance = NeighborList(cutoff=radius, full_list=True, n_threads=1).compute(
-        points=np.asarray(structures.positions[first:last], np.float64),
-        box=box,
-        periodic=bool(periodic.all()) if periodic.all() or not periodic.any() else periodic,
-        quantities="ijSd",
+    receiver, sender, shift, distance = cell_list_for(device)(
+        np.asarray(structures.positions[first:last], np.float64),
+        np.asarray(structures.cell[index], np.float64),
+        structures.pbc[index],
+        radius,
     )
-    inside = np.flatnonzero(distance < radius)  # vesin includes the radius itself
+    inside = np.flatnonzero(distance < radius)  # the libraries include the radius itself
     order = inside[np.lexsort((*shift[inside].T, sender[inside], receiver[inside]))]
     return Pairs(
         receiver[order].astype(np.int64) + first,

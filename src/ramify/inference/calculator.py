@@ -63,7 +63,7 @@ class Calculator(AseCalculator):
         if skin < 0:
             raise RamifyError(f"skin={skin} is below 0", fix="give a length in Å, e.g. 0.4")
         encoder = self.model.options.encoder
-        self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin)
+        self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin, self.model.device.type)
         self._composition = np.zeros(0, np.uint8)
         self._warned = False
         super().__init__(**options)

@@ -30,13 +30,14 @@ class SkinNeighbors:
         cutoff: Å.
         max_neighbors: per atom.
         skin: Å; a thicker one is searched for less often, and leaves more pairs to look at in between.
+        device: kind of device that large structures are searched on.
 
     Attributes:
         searches: how many times pairs were searched.
     """
 
-    def __init__(self, cutoff: float, max_neighbors: int | None, skin: float) -> None:
-        self._cutoff, self._max_neighbors, self._skin = cutoff, max_neighbors, skin
+    def __init__(self, cutoff: float, max_neighbors: int | None, skin: float, device: str = "cpu") -> None:
+        self._cutoff, self._max_neighbors, self._skin, self._device = cutoff, max_neighbors, skin, device
         self._radius = search_radius(cutoff, max_neighbors)
         self._last: _Search | None = None
         self.searches = 0
@@ -44,7 +45,7 @@ class SkinNeighbors:
     def find(self, structures: Structures) -> tuple[Edges, NDArray[np.float64]]:
         """The edges of structures of at least one atom, and (S,) Å, the closest two atoms of each (inf for one)."""
         if self._last is None or not self._reusable(self._last.structures, structures):
-            self._last = _Search(structures, find_pairs(structures, self._radius + self._skin))
+            self._last = _Search(structures, find_pairs(structures, self._radius + self._skin, device=self._device))
             self.searches += 1
         pairs = _measured(structures, self._last.pairs)
         inside = pairs.distance < self._radius

@@ -56,7 +56,7 @@ class TorchSimModel(ModelInterface):
                 fix="name a branch whose datasets have forces",
             )
         encoder = loaded.options.encoder
-        self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin)
+        self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin, loaded.device.type)
         self._device, self._dtype = loaded.device, torch.float64
         self._compute_forces, self._compute_stress = True, self.predictor.branch.stress
         self._memory_scales_with = "n_atoms_x_density" if encoder.max_neighbors is None else "n_atoms"
