@@ -53,7 +53,8 @@ def by_nvalchemi(
     from nvalchemiops.torch.neighbors import cell_list
 
     box = complete_cell(np.where(periodic[:, None], cell, 0.0))  # axes that repeat nothing may have no length
-    there = [torch.as_tensor(np.ascontiguousarray(given), device=device) for given in (positions, box[None], periodic[None])]
+    given = (np.ascontiguousarray(one) for one in (positions, box[None], periodic[None]))
+    there = [torch.as_tensor(one, device=device) for one in given]
     room = NEIGHBORS
     while True:
         try:
