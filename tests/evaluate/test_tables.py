@@ -106,6 +106,13 @@ def test_the_papers_tables_come_out_with_the_papers_bold_cells(paper_runs: list[
                 expected = (f"{MARK} " if value >= TRIVIAL[quantity] else "") + digits
                 assert printed == (f"**{expected}**" if cell.endswith("*") else expected), (model, cell)
         assert f"| *Trivial* | {' | '.join([f'{TRIVIAL[quantity]:.4f}'] * 5)} |" in section
+    assert f"\n{MARK} no better than trivial." in text
+
+
+def test_the_mark_is_explained_only_where_it_stands(tmp_path: Path) -> None:
+    """Read by itself, its explanation would be a verdict."""
+    run = write_run(tmp_path / "good", {("a", "a"): (TRIVIAL["energy"] / 2, TRIVIAL["forces"] / 2)}, trained=["a"])
+    assert MARK not in tables.build([run]).markdown()
 
 
 def test_json_holds_full_precision_and_who_predicted(paper_runs: list[Path]) -> None:

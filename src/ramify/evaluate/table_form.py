@@ -20,7 +20,8 @@ UNITS: dict[Quantity, str] = {"energy": "eV/atom", "forces": "eV/Å", "stress": 
 
 MARK = "✗"
 """Stands before an error that is no better than the trivial predictor's."""
-LEGEND = f"{MARK} no better than the trivial predictor: one energy per element, no forces, no stress."
+TRIVIAL = "Trivial: one energy per element, no forces, no stress."
+MARKED = f"{MARK} no better than trivial."
 
 Missing = Literal["", "not evaluated", "no label", "no head", "not predicted", "not finite"]
 """Why a cell has no error; "not finite" is what a model that diverged predicts, "not predicted" the stress of a branch
@@ -108,7 +109,10 @@ class Tables:
         return "\n\n".join(parts) + "\n"
 
     def _legend(self) -> list[str]:
-        return [LEGEND + _bold_rule(len(self.tables[0].rows)), *self.footnotes]
+        """What the last row and the signs that stand in the tables mean."""
+        marked = any(cell.no_better_than_trivial for t in self.tables for row in t.rows for cell in row.cells.values())
+        marks = [MARKED] if marked else []
+        return [TRIVIAL + _bold_rule(len(self.tables[0].rows)), *marks, *self.footnotes]
 
     def to_json(self) -> str:
         """The tables with full precision."""
