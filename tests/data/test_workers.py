@@ -1,6 +1,7 @@
 """Preparing in parallel: the same store to the byte, whoever reads; and nobody stays behind."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -94,7 +95,8 @@ except Served:
     command = [mpiexec, "-n", "3", sys.executable, "-c", code]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    assert sorted(ended.stdout.split("\n")) == ["", "served", "served", "workers 2"]
+    # ranks that end together may put their lines into each other's
+    assert sorted(re.findall(r"served|workers \d+", ended.stdout)) == ["served", "served", "workers 2"]
     assert files_of(tmp_path / "mpi") == expected
 
 
