@@ -58,7 +58,6 @@ def measure_memory(form: str, recipe: Recipe) -> int:
     with trainer.loader() as loader:
         for _ in range(3):
             trainer.step(next(loader))
-            trainer.progress.step += 1
     return peak_bytes(torch.device("cpu")) - before
 
 
@@ -73,7 +72,6 @@ def measure_times(recipe: Recipe, steps: int) -> dict[str, dict[str, Any]]:
         for form, trainer in trainers.items():
             began = time.perf_counter()
             trainer.step(work)
-            trainer.progress.step += 1
             if number:  # the first takes memory and fills caches
                 seconds[form].append(time.perf_counter() - began)
         for precision, found in rates.items():

@@ -139,7 +139,6 @@ class Own:
     def step(self, work: Work) -> None:
         """As in training, averages of weights included."""
         self._trainer.step(work)
-        self._trainer.progress.step += 1
 
 
 def measure(steppers: Mapping[str, Own | Other], works: list[Work]) -> dict[str, dict[str, Any]]:

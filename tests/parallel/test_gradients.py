@@ -97,8 +97,7 @@ def _step(rank: int, layout: Layout, model: MultiBranch, gradients: Gradients, n
     Bucket.send = send  # type: ignore[method-assign]
     squared = gradients.squared_norm()
     layout.sum_over_world(squared)
-    gradients.scale(2.0)
-    arrays = {n: None if p.grad is None else p.grad.numpy() / 2 for n, p in model.named_parameters()}
+    arrays = {n: None if p.grad is None else p.grad.numpy().copy() for n, p in model.named_parameters()}
     return Taken(arrays, float(squared), sent, early)
 
 

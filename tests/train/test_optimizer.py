@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ramify.recipe import OptimizerOptions, ScheduleOptions
-from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer
+from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, guard
 
 
 def test_cosine_by_hand() -> None:
@@ -87,6 +87,51 @@ def test_adamw_step_by_hand() -> None:
         m, v = 0.8 * m + 0.2 * gradient, 0.95 * v + 0.05 * gradient**2
         w = w - 0.1 * 0.2 * w - 0.1 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
     np.testing.assert_allclose(model.weight.detach().numpy(), w, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limit", [0.1, 1e3, None])
+def test_guarded_steps_are_clipped(limit: float | None, dtype: torch.dtype) -> None:
+    """As by `clip_grad_norm_`, whether there is something to clip or not; gradients are left as they were used."""
+    ours, theirs = (nn.Linear(3, 2, dtype=dtype) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = [build_optimizer(model, OptimizerOptions(lr=0.1)) for model in (ours, theirs)]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        guard(
+            optimizers[0], torch.stack([p.grad.norm() for p in ours.parameters() if p.grad is not None]).norm(), limit
+        )
+        if limit is not None:
+            nn.utils.clip_grad_norm_(theirs.parameters(), limit)
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing(norm: float) -> None:
+    """To the bit, counters of steps included; the next one is taken."""
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, OptimizerOptions(lr=0.1))
+
+    def step(gradient: float, norm: float) -> dict[str, torch.Tensor]:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        guard(optimizer, torch.tensor(norm, dtype=torch.float64), 1.0)
+        optimizer.step()
+        moments = {f"{k}.{n}": t.clone() for k, s in enumerate(optimizer.state.values()) for n, t in s.items()}
+        return moments | {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    before = step(0.5, 0.5)
+    after = step(norm, norm)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = step(0.5, 0.5)
+    assert not any(torch.equal(again[name], after[name]) for name in again)
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])

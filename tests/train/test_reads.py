@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ramify.bench.measure import make_trainer
+from ramify.data.loader import Work
 from ramify.data.store import Store
 from ramify.parallel.layout import Layout
+from ramify.train.loop import Trainer
 from ramify.train.start import Process
 
 from .conftest import MakeRecipe
@@ -69,24 +71,51 @@ def test_reads_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["tolist"] == 1
 
 
-@pytest.mark.parametrize("kind", ["direct", "conservative"])
+@pytest.fixture(params=["direct", "conservative"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of the forces."""
+    found: str = request.param
+    return found
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_asks_once(
+def test_a_step_asks_for_nothing(
     small: MakeRecipe,
-    prepared: tuple[Path, dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     precision: str,
 ) -> None:
-    """For the sums of its ledger, between the backward pass and the update: nobody may take a step that breaks the
-    weights, and all ranks must know who was asked to stop. Passes, clipping, update and averages read nothing."""
-    recipe = small("qm7x", "mptrj", model__force_head__kind=kind, train__precision=precision, optimizer__clip=1e-3)
-    stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
-    layout = Layout.alone(list(recipe.datasets_of_branches()), torch.device("cpu"))
-    trainer = make_trainer(recipe, stores, layout, Process())
-    with trainer.loader() as loader:
-        works = [next(loader) for _ in range(2)]
+    """Passes, sums over ranks, clipping and update. What came of it is read by the next step, once, from the copy that
+    has come to the host meanwhile."""
+    trainer, works = _trainer_and_works(small, torch.device("cpu"), kind, precision)
     trainer.step(works[0])
+    trainer.settle()
     with reads(monkeypatch) as found:
         trainer.step(works[1])
+    assert not found
+    with reads(monkeypatch) as found:
+        trainer.step(works[2])
     assert found == {"tolist": 1}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_an_accelerator_is_never_waited_for(small: MakeRecipe, kind: str) -> None:
+    trainer, works = _trainer_and_works(small, torch.device("cuda"), kind, "bf16")
+    trainer.step(works[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for work in works[1:]:
+            trainer.step(work)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.settle()
+
+
+def _trainer_and_works(
+    small: MakeRecipe, device: torch.device, kind: str, precision: str
+) -> tuple[Trainer, list[Work]]:
+    recipe = small("qm7x", "mptrj", model__force_head__kind=kind, train__precision=precision, optimizer__clip=1e-3)
+    stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
+    trainer = make_trainer(recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), device), Process())
+    with trainer.loader() as loader:
+        return trainer, [next(loader) for _ in range(3)]

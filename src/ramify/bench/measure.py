@@ -48,7 +48,6 @@ def take_steps(trainer: Trainer, steps: int) -> Iterator[Work]:
         for _ in range(steps):
             work = next(loader)
             trainer.step(work)
-            trainer.progress.step += 1
             yield work
 
 

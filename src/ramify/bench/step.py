@@ -178,7 +178,6 @@ def _one_step(trainer: Trainer, work: Work, phases: Phases) -> float:
     began = time.perf_counter()
     trainer.step(work)
     wait_for(trainer.layout.device)
-    trainer.progress.step += 1
     return time.perf_counter() - began
 
 
@@ -187,8 +186,8 @@ def _split_step(trainer: Trainer, loader: Iterator[Work], phases: Phases) -> dic
     work = next(loader)
     phases.mark("data")
     trainer.step(work)
+    trainer.settle()  # the averages follow the weights here, not in the next step
     phases.mark("averages")
-    trainer.progress.step += 1
     return phases.taken()
 
 

@@ -28,7 +28,6 @@ def profile_step(trainer: Trainer, trace: Path) -> list[dict[str, Any]]:
         with profile(activities=kinds, record_shapes=True) as found:
             trainer.step(work)
             wait_for(device)
-    trainer.progress.step += 1
     found.export_chrome_trace(str(trace))
     events = found.key_averages(group_by_input_shape=True)
 

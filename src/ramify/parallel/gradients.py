@@ -147,10 +147,6 @@ class Gradients:
             return torch.zeros((), dtype=torch.float64, device=self._layout.device)
         return torch.stack(torch._foreach_norm(counted)).double().square().sum()
 
-    def scale(self, factor: float) -> None:
-        """Multiplies all gradients."""
-        torch._foreach_mul_([own(_gradient(p)) for part in self._active for p in part.parameters], factor)
-
     def _accumulated(self, bucket: Bucket) -> None:
         """One more parameter of `bucket` has its gradient of this backward pass."""
         bucket.missing -= 1

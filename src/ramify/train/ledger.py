@@ -1,4 +1,7 @@
-"""The few numbers of a step that all ranks must agree on, added up in one small vector and read once."""
+"""The few numbers of a step that all ranks must agree on, added up in one small vector.
+
+They travel to the host while the device goes on with the next step, so nobody waits for them.
+"""
 
 import math
 from collections.abc import Mapping
@@ -48,10 +51,11 @@ class Ledger:
             if name in loss.datasets:
                 self._entries[3 * place : 3 * place + 3] += loss.datasets[name]
 
-    def close(self, squared_norm: Tensor, stop: bool) -> Outcome:
+    def close(self, step: int, squared_norm: Tensor, *, stop: bool) -> "Balance":
         """Adds up over all ranks.
 
         Args:
+            step: from 0.
             squared_norm: of the gradients that this rank answers for.
             stop: whether this rank was asked to stop.
         """
@@ -59,6 +63,31 @@ class Ledger:
         if stop:
             self._entries[2] = 1.0
         self._layout.sum_over_world(self._entries)
-        (loss, squared, stopping), *triples = self._entries.reshape(-1, 3).tolist()  # the only time the device is asked
+        return Balance(step, self._counts, self._entries)
+
+
+class Balance:
+    """A ledger that is closed, on its way to the host.
+
+    Attributes:
+        step: from 0.
+        norm: (), float64, on the device: `Outcome.norm`, for what is decided there.
+    """
+
+    def __init__(self, step: int, counts: Mapping[str, int], entries: Tensor) -> None:
+        self.step, self.norm = step, entries[1].sqrt()
+        self._counts, self._host, self._arrived = counts, entries, None
+        if entries.device.type != "cpu":
+            # from memory that is not page-locked the copy would make the host wait
+            self._host = torch.empty_like(entries, device="cpu", pin_memory=True)
+            self._host.copy_(entries, non_blocking=True)
+            self._arrived = torch.Event(entries.device)
+            self._arrived.record()
+
+    def read(self) -> Outcome:
+        """Waits for the step to be over on the device, not for what it was told after that."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        (loss, squared, stopping), *triples = self._host.reshape(-1, 3).tolist()
         datasets = {n: tuple(triple) for (n, count), triple in zip(self._counts.items(), triples, strict=True) if count}
         return Outcome(loss, datasets, math.sqrt(squared) if squared >= 0 else math.nan, int(stopping))

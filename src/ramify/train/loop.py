@@ -23,9 +23,9 @@ from ramify.parallel.shard import shard_encoder
 from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe
 from ramify.train.changes import Changes
-from ramify.train.ledger import Ledger, Outcome
+from ramify.train.ledger import Balance, Ledger, Outcome
 from ramify.train.objective import Objective
-from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, set_rate
+from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, guard, set_rate
 from ramify.train.origin import choose_trained, part_of_rate
 from ramify.train.record import Record, Watch
 from ramify.train.run import Run
@@ -85,7 +85,8 @@ class Trainer:
         self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.watchdog.beat)
         self.progress = Progress()
         self.state = State(layout, self.model, self.optimizer, self.averages, self.schedule, self.stream, self.progress)
-        self.stopped_by = ""
+        self.stopping, self.stopped_by = False, ""
+        self._unsettled: Balance | None = None
         epoch, warmup = self.stream.steps_per_epoch, self.recipe.schedule.warmup_steps
         self.record = Record(self.run, layout, self.progress, steps_per_epoch=epoch, warmup=warmup, watch=self.watch)
 
@@ -102,13 +103,12 @@ class Trainer:
             if self._evaluation_is_due():  # a session before was stopped from it, or the start is to be known
                 self._evaluate_and_save()
             while not self._is_over():
-                outcome = self.step(next(loader))
-                self.progress.step += 1
+                self.step(next(loader))
                 self.progress.seconds = time.monotonic() - started
                 self.record.stepped(self.total_steps)
-                if self._is_due(self.recipe.train.log_every):
-                    self.record.trained(outcome, self.schedule.rate(self.progress.step - 1))
-                if outcome.stopping:
+                if self._evaluation_is_due() or self._checkpoint_is_due():
+                    self.settle()
+                if self.stopping:
                     self._stop()
                     break
                 self._evaluate_and_save()
@@ -120,8 +120,53 @@ class Trainer:
         ahead = data.workers * data.ahead
         return Loader(self.train, self._shares(), self.dtype, ahead, workers=data.workers, device=device)
 
-    def step(self, work: Work) -> Outcome:
-        """One optimizer step, on all ranks at once; returns what it came to. `fit` takes them all."""
+    def step(self, work: Work) -> None:
+        """One optimizer step, on all ranks at once; `fit` takes them all.
+
+        What it comes to is known to the device alone when this returns, and read by `settle`, at the latest in the next
+        step: the device has work by then, and never waits for the host. A step is not taken where the one before it
+        says that a rank is `stopping`.
+        """
+        ledger = self._differentiate(work)
+        self.settle()
+        if self.stopping:
+            return
+        step = self.progress.step
+        self._unsettled = ledger.close(step, self.gradients.squared_norm(), stop=bool(self.stop.reason))
+        guard(self.optimizer, self._unsettled.norm, self.recipe.optimizer.clip)
+        set_rate(self.optimizer, self.schedule.rate(step))
+        self.optimizer.step()
+        self.progress.step += 1
+
+    def settle(self) -> None:
+        """Reads what the last step came to, and does what follows from it; nothing where that is done.
+
+        Raises:
+            RamifyError: on all ranks: the loss was not finite. The step has changed nothing then, and is taken back.
+        """
+        if self._unsettled is None:
+            return
+        step, outcome, self._unsettled = self._unsettled.step, self._unsettled.read(), None
+        if not math.isfinite(outcome.norm):
+            self.progress.step = step
+            self._refuse(outcome)
+        self.averages.update(step)
+        self.stopping = outcome.stopping > 0
+        if self._is_due(self.recipe.train.log_every):
+            self.record.trained(outcome, self.schedule.rate(step))
+
+    def save(self, *, best: bool) -> None:
+        """Writes the state after the current step as a checkpoint; all ranks must call it."""
+        self.watchdog.arrive(f"the checkpoint of step {self.progress.step}")
+        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best)
+        self.record.saved()
+
+    def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
+        """Takes up the run where `checkpoint` was written, to the bit."""
+        self.state.restore(checkpoint, changes)
+
+    def _differentiate(self, work: Work) -> Ledger:
+        """The gradients of a step, added up over the ranks."""
         self.watchdog.arrive(f"step {work.share.step + 1}")
         self.model.train()
         ledger = Ledger(self.stream.counts(work.share.step), self.layout)
@@ -134,26 +179,7 @@ class Trainer:
                 for batch in last:
                     self._accumulate(batch, work, ledger)
                 self.watchdog.arrive(f"the sums of step {work.share.step + 1}")
-        outcome = ledger.close(self.gradients.squared_norm(), stop=bool(self.stop.reason))
-        if not math.isfinite(outcome.norm):
-            self._refuse(outcome)
-        limit = self.recipe.optimizer.clip
-        if limit is not None and outcome.norm > limit:
-            self.gradients.scale(limit / (outcome.norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
-        set_rate(self.optimizer, self.schedule.rate(self.progress.step))
-        self.optimizer.step()
-        self.averages.update(self.progress.step)
-        return outcome
-
-    def save(self, *, best: bool) -> None:
-        """Writes the state after the current step as a checkpoint; all ranks must call it."""
-        self.watchdog.arrive(f"the checkpoint of step {self.progress.step}")
-        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best)
-        self.record.saved()
-
-    def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
-        """Takes up the run where `checkpoint` was written, to the bit."""
-        self.state.restore(checkpoint, changes)
+        return ledger
 
     def _accumulate(self, batch: Batch, work: Work, ledger: Ledger) -> None:
         """Forward and backward pass of one turn."""
@@ -166,7 +192,7 @@ class Trainer:
         self.watchdog.beat()
 
     def _refuse(self, outcome: Outcome) -> None:
-        """Ends the run, on all ranks alike, before a step that would ruin the weights."""
+        """Ends the run, on all ranks alike, before the step that would have ruined the weights."""
         self.save(best=False)
         parts = {name: [round(value, 4) for value in values] for name, values in outcome.datasets.items()}
         error = RamifyError(
@@ -185,7 +211,7 @@ class Trainer:
     def _evaluate_and_save(self) -> None:
         """What is due after the current step."""
         improved = self._evaluation_is_due() and self._evaluate()
-        if improved or self._patience_is_over() or self._is_due(self._steps(self.recipe.train.checkpoint_every)):
+        if improved or self._patience_is_over() or self._checkpoint_is_due():
             self.save(best=improved)
 
     def _evaluate(self) -> bool:
@@ -226,6 +252,9 @@ class Trainer:
         """At this step, and not done yet."""
         due = self._is_due(self._steps(self.recipe.train.evaluate_every))
         return due and self.progress.evaluated < self.progress.step
+
+    def _checkpoint_is_due(self) -> bool:
+        return self._is_due(self._steps(self.recipe.train.checkpoint_every))
 
     def _is_due(self, every: int) -> bool:
         """Whether what is done every so many steps, and at the end, is to be done now."""

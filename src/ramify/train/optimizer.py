@@ -33,6 +33,23 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["part"]
 
 
+def guard(optimizer: torch.optim.Optimizer, norm: Tensor, limit: float | None) -> None:
+    """Has the next step clip its gradients, or change nothing at all where they are not finite.
+
+    Both are decided where the gradients are, by the update itself, in the way that `torch.amp.GradScaler` tells a fused
+    optimizer what to divide by and whether to pass: the host need not know the norm.
+
+    Args:
+        optimizer: fused.
+        norm: () of the whole gradient.
+        limit: that it is scaled down to, as `torch.nn.utils.clip_grad_norm_` does; None never scales.
+    """
+    scale = None if limit is None else ((norm + 1e-6) / limit).clamp(min=1.0).float()
+    told = {"grad_scale": scale, "found_inf": (~torch.isfinite(norm)).float()}
+    for name, value in told.items():
+        setattr(optimizer, name, value)
+
+
 @dataclass
 class Schedule:
     """Learning rate of each step; a pure function of the step except for `plateau`, which remembers.
