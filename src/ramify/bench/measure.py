@@ -114,12 +114,16 @@ def _time_steps(trainer: Trainer, case: Case, model: ModelCost) -> dict[str, Any
 
 
 def amounts(batch: Batch, model: ModelCost) -> dict[str, int]:
-    """What a batch holds, and the operations that a step on it takes; segments are branches that have structures."""
-    found = {"structures": len(batch.n_atoms), "atoms": len(batch.numbers), "edges": len(batch.receiver)}
+    """What a batch holds, padding not counted, and the operations that a step on it takes; segments are branches that
+    have structures."""
+    found = dict.fromkeys(("structures", "atoms", "edges"), 0)
     operations = 0.0
     for segment in batch.segments:
         a, b = segment.atoms.start, segment.atoms.stop
         edges = int(((batch.receiver >= a) & (batch.receiver < b)).sum())
+        found["structures"] += segment.structures.stop - segment.structures.start
+        found["atoms"] += b - a
+        found["edges"] += edges
         operations += model.steps[segment.name].operations(b - a, edges)
     return found | {"operations": round(operations), "segments": len(batch.segments)}
 

@@ -14,6 +14,7 @@ PHASES = ("data", "edges", "encoder", "heads", "forces", "backward", "exchange",
 """In their order. `data`: waiting for the loader; `edges`: vectors, distances, weights; `heads`: energies, and direct
 forces; `forces`: conservative ones, the first derivative; `backward`: the loss and its derivative; `exchange`: what is
 left of the sums over ranks after that; `clipping`: norm, and what all ranks must agree on; `averages`: of the weights.
+Of a compiled step `encoder` is all that is compiled: edges and encoder, with conservative forces heads and forces too.
 """
 
 
@@ -71,14 +72,40 @@ class Phases:
 
         setattr(gradients, "squared_norm", counted_norm)  # noqa: B010 - an instance's own, until taken away
         trainer.watchdog = _Listener(self)
+        predict = trainer.passes.predict
+        if trainer.recipe.train.compile != "none":
+            trainer.passes.predict = self._counted_passes(predict, last)
 
         def stop() -> None:
+            trainer.passes.predict = predict
             for handle in handles:
                 handle.remove()
             delattr(gradients, "squared_norm")
             trainer.watchdog = watchdog
 
         return stop
+
+    def _counted_passes(self, predict: Any, last: str) -> Callable[..., Any]:
+        """A compiled model in which no module is called, with marks around its program and behind all."""
+
+        def counted(*given: Any, **options: Any) -> Any:
+            self.mark("backward")
+            program = predict.program
+
+            def counted_program(*inputs: Any) -> Any:
+                found = program(*inputs)
+                self.mark("encoder")
+                return found
+
+            predict.program = counted_program
+            try:
+                predictions = predict(*given, **options)
+            finally:
+                predict.program = program
+            self.mark(last)
+            return predictions
+
+        return counted
 
 
 class _Listener(Watchdog):

@@ -34,6 +34,9 @@ from ramify.train.start import settle, this_process
 RESULT = "step.json"
 TRACE = "trace-{precision}-{forces}.json"
 
+CONTENTS = ("structures", "atoms", "edges", "operations", "atoms_padded", "edges_padded")
+"""What is counted of every step."""
+
 UPDATE = ("clipping", "optimizer", "averages")
 """The phases that do not grow with the batch."""
 
@@ -159,6 +162,8 @@ def measure_steps(trainer: Trainer, cost: ModelCost, warmup: int, steps: int, be
         forget_peak()
         for _ in range(warmup):
             _one_step(trainer, next(loader), phases)
+        if trainer.recipe.train.compile != "none":
+            forget_peak()  # that of the compiler, which worked in the first step
         rate = product_rate(device, precision)
         for _ in range(steps):
             work = next(loader)
@@ -192,9 +197,12 @@ def _split_step(trainer: Trainer, loader: Iterator[Work], phases: Phases) -> dic
 
 
 def _contents(work: Work, cost: ModelCost) -> dict[str, int]:
-    """What a step holds, over all its turns."""
-    found = [amounts(batch, cost) for batch in work.batches]
-    return {what: sum(turn[what] for turn in found) for what in ("structures", "atoms", "edges", "operations")}
+    """What a step holds, over all its turns; and how many atoms and edges with padding."""
+    found = [
+        amounts(batch, cost) | {"atoms_padded": len(batch.numbers), "edges_padded": len(batch.receiver)}
+        for batch in work.batches
+    ]
+    return {what: sum(turn[what] for turn in found) for what in CONTENTS}
 
 
 def _summary(
@@ -204,17 +212,19 @@ def _summary(
     seconds = _quantiles([row["seconds"] for row in rows])
     phases = {phase: _quantiles([taken[phase] for taken in split])[1] for phase in split[0]}
     whole = _quantiles([sum(taken.values()) for taken in split])[1]
-    mean = {what: sum(r[what] for r in rows) / len(rows) for what in ("structures", "atoms", "edges", "operations")}
+    mean = {what: sum(r[what] for r in rows) / len(rows) for what in CONTENTS}
     total = sum(row["seconds"] for row in rows)
     return {
         "precision": recipe.train.precision,
         "forces": recipe.model.force_head.kind,
         "checkpointing": recipe.train.checkpointing,
+        "compile": recipe.train.compile,
         "threads": torch.get_num_threads(),
         "device": describe(trainer.layout.device),
         "torch": torch.__version__,
         "batch": recipe.train.batch,
         **mean,
+        "padding": {of: 1.0 - mean[of] / mean[f"{of}_padded"] for of in ("atoms", "edges")},
         "steps": len(rows),
         "seconds": seconds[1],
         "quartiles": [seconds[0], seconds[2]],

@@ -22,9 +22,13 @@ def step_lines(case: Mapping[str, Any]) -> list[str]:
     whole = sum(case["phases"].values())
     phases = ", ".join(f"{name} {100 * seconds / whole:.1f} %" for name, seconds in case["phases"].items() if seconds)
     memory = case["memory"]
+    compiled = ""
+    if case["compile"] != "none":
+        share = {of: f"{100 * part:.1f} %" for of, part in case["padding"].items()}
+        compiled = f", compile {case['compile']} (padding {share['atoms']} of atoms, {share['edges']} of edges)"
     lines = [
-        f"{case['precision']} {case['forces']}, checkpointing {case['checkpointing']}, {case['threads']} threads: "
-        f"{case['seconds']:.4g} s/step ({low:.4g}-{high:.4g}), {case['structures_per_second']:.4g} structures/s, "
+        f"{case['precision']} {case['forces']}, checkpointing {case['checkpointing']}{compiled}, "
+        f"{case['threads']} threads: {case['seconds']:.4g} s/step ({low:.4g}-{high:.4g}), {case['structures_per_second']:.4g} structures/s, "
         f"{case['edges_per_second']:.4g} edges/s",
         f"  {case['flops'] / 1e9:.4g} GFLOP/s of {case['product_flops'] / 1e9:.4g} that a matrix product reaches: "
         f"{100 * case['ratio']:.1f} %",

@@ -11,6 +11,7 @@ from ramify.data.ahead import Ahead
 from ramify.data.batch import Batch, Part
 from ramify.data.edge_table import BYTES_PER_EDGE, EdgeTable
 from ramify.data.neighbors import find_edges
+from ramify.data.padding import Padding
 from ramify.data.sending import sending
 from ramify.data.store import LabelCounts, Store
 
@@ -148,6 +149,7 @@ class Loader(Ahead[Share, Work]):
         ahead: steps that may be ready or under way.
         workers: threads.
         device: where the batches are sent, while earlier steps run.
+        padding: how batches are filled up; None leaves them as they are.
     """
 
     def __init__(
@@ -159,8 +161,9 @@ class Loader(Ahead[Share, Work]):
         *,
         workers: int = 1,
         device: torch.device | None = None,
+        padding: Padding | None = None,
     ) -> None:
-        self._readers, self._dtype, self._sending = readers, dtype, sending(device)
+        self._readers, self._dtype, self._sending, self._padding = readers, dtype, sending(device), padding
         super().__init__(shares, self._work_of, workers=workers, ahead=ahead)
 
     def __next__(self) -> Work:
@@ -182,4 +185,5 @@ class Loader(Ahead[Share, Work]):
                         error.add_note(f"which {culprit}")
                     error.add_note(f"while the batch of step {step} was made")
                     raise
-        return Batch.make(parts, self._dtype)
+        batch = Batch.make(parts, self._dtype)
+        return batch if self._padding is None else self._padding(batch)

@@ -42,8 +42,8 @@ class _SiLU(torch.autograd.Function):
 
 def silu(x: Tensor) -> Tensor:
     """x σ(x), elementwise; twice differentiable (a third derivative raises)."""
-    # a traced model runs without Python: only PyTorch's own operations go in
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+    # a traced model runs without Python, and a compiled one is fused: only PyTorch's own operations go in
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return torch.nn.functional.silu(x)
     return _SiLU.apply(x)
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 _COUNTING: ContextVar[bool] = ContextVar("counting", default=False)
 
 
@@ -19,5 +21,5 @@ def counting() -> Iterator[None]:
 
 
 def is_counting() -> bool:
-    """Whether it is."""
-    return _COUNTING.get()
+    """Whether it is; a compiled model never counts, and a compiler does not know of context variables."""
+    return not torch.compiler.is_compiling() and _COUNTING.get()

@@ -29,7 +29,9 @@ class Graph:
     weight: Tensor
 
 
-def build_graph(batch: Batch, cutoff: float, positions: Tensor, strain: Tensor | None = None) -> Graph:
+def build_graph(
+    batch: Batch, cutoff: float, positions: Tensor, strain: Tensor | None = None, *, differentiated: bool | None = None
+) -> Graph:
     """Edge geometry of a batch.
 
     Args:
@@ -37,6 +39,8 @@ def build_graph(batch: Batch, cutoff: float, positions: Tensor, strain: Tensor |
         cutoff: Å.
         positions: (N, 3) Å, the tensor to differentiate for forces.
         strain: (S, 3, 3), symmetric, applied to every edge vector as r (1 + ε): the tensor to differentiate for stress.
+        differentiated: whether derivatives with respect to positions will be asked for; None to see it by whether they
+            require gradients, which a function that is transformed by `torch.func` cannot.
 
     The reach of an atom with many neighbours moves with the atoms near it (`ramify.data.neighbors`): its value comes
     with the batch, its first derivative is put in here, so conservative forces are exact.
@@ -52,7 +56,9 @@ def build_graph(batch: Batch, cutoff: float, positions: Tensor, strain: Tensor |
     vector = vectors(batch.receiver, batch.sender, batch.shift)
     distance = torch.linalg.vector_norm(vector, dim=1)
     reach = batch.reach
-    if len(batch.rim_gain) and positions.requires_grad:
+    if differentiated is None:
+        differentiated = positions.requires_grad
+    if len(batch.rim_gain) and differentiated:
         rim = torch.linalg.vector_norm(vectors(batch.rim_receiver, batch.rim_sender, batch.rim_shift), dim=1)
         reach = reach.index_add(0, batch.rim_receiver, batch.rim_gain * (rim - rim.detach()))
     weight = envelope(distance / reach.index_select(0, batch.receiver))

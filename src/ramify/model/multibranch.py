@@ -65,16 +65,16 @@ class MultiBranch(nn.Module):
                     strain = positions.new_zeros(len(batch.n_atoms), 3, 3).requires_grad_()
             symmetric = None if strain is None else 0.5 * (strain + strain.transpose(1, 2))
             scalars, vectors = self.encoder(build_graph(batch, self.cutoff, positions, symmetric))
-            atom_energy = torch.cat([self._atom_energies(s, scalars) for s in batch.segments])
+            atom_energy = torch.cat([self.atom_energies(s, scalars) for s in batch.segments])
             total = atom_energy.new_zeros(len(batch.n_atoms)).index_add(0, batch.structure, atom_energy)
             minus_forces, virial = self._derivatives(total, positions, strain) if differentiate else (None, None)
         return Predictions(
             energy=total / batch.n_atoms,
-            forces=torch.cat([self._forces(s, scalars, vectors, minus_forces) for s in batch.segments]),
-            stress=None if not stress else self._stress(batch, virial),
+            forces=torch.cat([self.forces_of(s, scalars, vectors, minus_forces) for s in batch.segments]),
+            stress=None if not stress else self.stress_of(batch, virial),
         )
 
-    def _atom_energies(self, segment: Segment, scalars: Tensor) -> Tensor:
+    def atom_energies(self, segment: Segment, scalars: Tensor) -> Tensor:
         """(atoms of the segment,) eV, in at least float32 so that sums over atoms keep their digits."""
         branch = self.branch(segment.name)
         energy: Tensor = branch.energy(scalars[segment.atoms])
@@ -87,7 +87,8 @@ class MultiBranch(nn.Module):
         filled = [torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted, strict=True)]
         return filled[0], filled[1] if strain is not None else None
 
-    def _forces(self, segment: Segment, scalars: Tensor, vectors: Tensor, minus_forces: Tensor | None) -> Tensor:
+    def forces_of(self, segment: Segment, scalars: Tensor, vectors: Tensor, minus_forces: Tensor | None) -> Tensor:
+        """(atoms of the segment, 3) eV/Å; NaN without a force head."""
         branch = self.branch(segment.name)
         if branch.forces == "conservative":
             assert minus_forces is not None
@@ -97,14 +98,12 @@ class MultiBranch(nn.Module):
         forces: Tensor = branch.force(scalars[segment.atoms], vectors[segment.atoms])
         return forces.to(branch.forces_scale.dtype) * branch.forces_scale
 
-    def _stress(self, batch: Batch, virial: Tensor | None) -> Tensor:
+    def stress_of(self, batch: Batch, virial: Tensor | None) -> Tensor:
+        """(S, 3, 3) eV/Å³ from dE/dε; NaN where there is no cell, and no derivative to take."""
         if virial is None:
             return batch.volume.new_full((len(batch.volume), 3, 3), torch.nan)
         stress = virial / batch.volume.clamp(min=1e-12)[:, None, None]
-        known = torch.cat(
-            [
-                torch.full_like(batch.volume[s.structures], self.branch(s.name).forces == "conservative")
-                for s in batch.segments
-            ]
-        ).bool()
+        known = torch.zeros_like(batch.volume, dtype=torch.bool)
+        for segment in batch.segments:
+            known[segment.structures] = self.branch(segment.name).forces == "conservative"
         return torch.where((known & (batch.volume > 0))[:, None, None], stress, torch.nan)

@@ -113,6 +113,11 @@ class TrainOptions(Keys):
     checkpointing: Literal["none", "layers"] = "none"
     """`layers`: of every layer of the encoder only what enters it is kept for the backward pass, and the rest is
     calculated again there: much less memory, about a third more time; the same result to the bit."""
+    compile: Literal["none", "default", "cuda-graphs"] = "none"
+    """Passes of a training step as a compiled program (`torch.compile`), made in the first step, which then takes
+    minutes. `default` makes one for all sizes of batches, on a GPU by Triton, on a CPU by a C++ compiler, which must be
+    there; `cuda-graphs` also records what it does on an NVIDIA GPU, for each of a few sizes that batches are filled up
+    to. The same numbers to rounding. Evaluation and trained models are not compiled."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of the initial weights and of the order of structures."""
     edge_cache: float = Field(1.0, ge=0)

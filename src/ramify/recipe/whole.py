@@ -87,6 +87,22 @@ class Recipe(Keys):
         return self
 
     @model_validator(mode="after")
+    def _compilation_fits(self) -> "Recipe":
+        if self.train.compile == "none":
+            return self
+        if self.train.checkpointing != "none":
+            raise ValueError(
+                f"train.checkpointing: {self.train.checkpointing} does not go with train.compile, whose program "
+                "chooses by itself what it calculates again; set one of the two to none"
+            )
+        if self.parallel.shard != "none":
+            raise ValueError(
+                f"parallel.shard: {self.parallel.shard} does not go with train.compile, whose program needs the whole "
+                "encoder; set one of the two to none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _every_branch_has_ranks(self) -> "Recipe":
         placement, branches = self.parallel.placement, self.datasets_of_branches()
         if isinstance(placement, str):

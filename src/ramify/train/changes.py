@@ -13,6 +13,7 @@ FREE = (
     "parallel",
     "data",
     "train.device",
+    "train.compile",
     "train.threads",
     "train.time_limit",
     "train.checkpoint_every",

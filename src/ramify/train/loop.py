@@ -27,6 +27,7 @@ from ramify.train.ledger import Balance, Ledger, Outcome
 from ramify.train.objective import Objective
 from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, guard, set_rate
 from ramify.train.origin import choose_trained, part_of_rate
+from ramify.train.passes import make_passes
 from ramify.train.record import Record, Watch
 from ramify.train.run import Run
 from ramify.train.state import Progress, State
@@ -76,6 +77,7 @@ class Trainer:
         self.model.to(layout.device)
         forceless = [name for name in self.train if self.model.branch(self.branch_of[name]).forces is None]
         self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
+        self.passes = make_passes(self.model, self.recipe, layout, self.stream.shares(), self.data)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
         self.gradients = Gradients(self.model, layout, self.shards.part)
         part = partial(part_of_rate, self.recipe.finetune)
@@ -118,7 +120,8 @@ class Trainer:
         """The work of this rank from the next step on."""
         data, device = self.recipe.data, self.layout.device
         ahead = data.workers * data.ahead
-        return Loader(self.train, self._shares(), self.dtype, ahead, workers=data.workers, device=device)
+        shares, padding = self._shares(), self.passes.padding
+        return Loader(self.train, shares, self.dtype, ahead, workers=data.workers, device=device, padding=padding)
 
     def step(self, work: Work) -> None:
         """One optimizer step, on all ranks at once; `fit` takes them all.
@@ -185,7 +188,7 @@ class Trainer:
         """Forward and backward pass of one turn."""
         batch = batch.to(self.layout.device)
         with self._autocast():
-            predictions = self.model(batch, stress=self.recipe.objective.stress > 0)
+            predictions = self.passes.predict(batch, stress=self.recipe.objective.stress > 0)
         loss = self.objective(predictions, batch, work.share.labels)
         loss.total.backward()
         ledger.add(loss)

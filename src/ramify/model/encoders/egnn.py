@@ -97,8 +97,10 @@ class EGNNLayer(nn.Module):
             gates=filled(weight_of(self.vector_gates), self.vector_gates.out_features, full),
         )
         ends = aligned_linear(self.from_receiver, h), aligned_linear(self.from_sender, h)
-        # forces that are derivatives are differentiated once more in training, and a trace runs without Python
-        if basis.requires_grad or is_counting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        # forces that are derivatives are differentiated once more in training, a trace runs without Python, and a
+        # compiler chooses for itself what is fused and what is kept
+        plainly = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if basis.requires_grad or is_counting() or plainly:
             collected, gates = plain(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender)
         else:
             kind = basis.device.type
