@@ -28,8 +28,8 @@ def step_lines(case: Mapping[str, Any]) -> list[str]:
         compiled = f", compile {case['compile']} (padding {share['atoms']} of atoms, {share['edges']} of edges)"
     lines = [
         f"{case['precision']} {case['forces']}, checkpointing {case['checkpointing']}{compiled}, "
-        f"{case['threads']} threads: {case['seconds']:.4g} s/step ({low:.4g}-{high:.4g}), {case['structures_per_second']:.4g} structures/s, "
-        f"{case['edges_per_second']:.4g} edges/s",
+        f"{case['threads']} threads: {case['seconds']:.4g} s/step ({low:.4g}-{high:.4g}), "
+        f"{case['structures_per_second']:.4g} structures/s, {case['edges_per_second']:.4g} edges/s",
         f"  {case['flops'] / 1e9:.4g} GFLOP/s of {case['product_flops'] / 1e9:.4g} that a matrix product reaches: "
         f"{100 * case['ratio']:.1f} %",
         f"  {phases}",

@@ -92,13 +92,15 @@ class CompiledModel:
         kinds = {model.branch(name).forces for name in model.branches}
         self.conservative = "conservative" in kinds
         assert not (self.conservative and "direct" in kinds), "a recipe knows one kind of forces"
+        how: dict[str, Any] = {
+            "fullgraph": True,  # all of it, or an error
+            "backend": BACKEND,
+            "options": CUDA_GRAPHS if self._graphs else None,
+            "recompile_limit": MOST,
+            "isolate_recompiles": True,  # other models of the process do not count
+        }
         self.program: Callable[..., Any] = torch.compile(
-            self._differentiated if self.conservative else self._encoded,
-            fullgraph=True,  # all of it, or an error
-            backend=BACKEND,
-            options=CUDA_GRAPHS if self._graphs else None,
-            recompile_limit=MOST,
-            isolate_recompiles=True,  # other models of the process do not count
+            self._differentiated if self.conservative else self._encoded, **how
         )
         if self._graphs:
             for parameter in model.parameters():
@@ -234,8 +236,9 @@ def _compiling() -> Iterator[None]:
     wrong is said in words."""
     from torch._inductor.exc import InductorError
 
+    shapes: Any = torch.fx.experimental._config
     try:
-        with torch.fx.experimental._config.patch(use_duck_shape=False):
+        with shapes.patch(use_duck_shape=False):
             yield
     except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
