@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from ramify.bench.phases import PHASES
-from ramify.bench.step import RESULT, StepBench, chosen, run_bench
+from ramify.bench.step import RESULT, StepBench, chosen, run_bench, run_case
+from ramify.bench.words import step_lines
 from ramify.errors import RamifyError
+from ramify.files import read_json, write_json
+from ramify.model import compiled
 from ramify.parallel.workload import StatedSize
 from tests.bench.conftest import MakeRecipe
 
@@ -65,3 +68,22 @@ def test_wrong_datasets_are_named(paper: MakeRecipe) -> None:
     weighed = paper(16, "objective.weights={qm7x: 2.0, mptrj: 3.0}", "train.sampling={mptrj: 2.0}")
     one = chosen(weighed, ["qm7x"])
     assert (list(one.datasets), one.objective.weights, one.train.sampling) == (["qm7x"], {"qm7x": 2.0}, "proportional")
+
+
+def test_a_compiled_step(paper: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a program that needs no compiler; operations are those of the batch without padding."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    rows = {}
+    for mode in ("none", "default"):
+        recipe = paper(16, "train.batch=2", f"train.compile={mode}", "train.threads=1")
+        (case,) = StepBench(recipe, ["qm7x"], SIZE, [], ["conservative"], warmup=1, steps=2).cases(tmp_path / mode)
+        source = tmp_path / f"{mode}.json"
+        write_json(source, case)
+        run_case(source, tmp_path / f"{mode}-found.json")
+        found = read_json(tmp_path / f"{mode}-found.json")
+        assert found["compile"] == mode
+        assert found["phases"]["encoder"] > 0
+        assert (found["padding"]["atoms"] > 0) == (mode == "default")
+        assert any("padding" in line for line in step_lines(found)) == (mode == "default")
+        rows[mode] = [[row[what] for what in ("structures", "atoms", "edges", "operations")] for row in found["rows"]]
+    assert rows["default"] == rows["none"]

@@ -9,6 +9,7 @@ import torch
 from ramify.bench.limits import wait_for
 from ramify.parallel.watchdog import Watchdog
 from ramify.train.loop import Trainer
+from ramify.train.passes import Passes
 
 PHASES = ("data", "edges", "encoder", "heads", "forces", "backward", "exchange", "clipping", "optimizer", "averages")
 """In their order. `data`: waiting for the loader; `edges`: vectors, distances, weights; `heads`: energies, and direct
@@ -72,12 +73,11 @@ class Phases:
 
         setattr(gradients, "squared_norm", counted_norm)  # noqa: B010 - an instance's own, until taken away
         trainer.watchdog = _Listener(self)
-        predict = trainer.passes.predict
-        if trainer.recipe.train.compile != "none":
-            trainer.passes.predict = self._counted_passes(predict, last)
+        unlisten = self._listen_to_program(trainer.passes, last) if trainer.recipe.train.compile != "none" else None
 
         def stop() -> None:
-            trainer.passes.predict = predict
+            if unlisten is not None:
+                unlisten()
             for handle in handles:
                 handle.remove()
             delattr(gradients, "squared_norm")
@@ -85,27 +85,28 @@ class Phases:
 
         return stop
 
-    def _counted_passes(self, predict: Any, last: str) -> Callable[..., Any]:
-        """A compiled model in which no module is called, with marks around its program and behind all."""
+    def _listen_to_program(self, passes: Passes, last: str) -> Callable[[], None]:
+        """Puts marks around a compiled model, whose modules are not called, and behind its program."""
+        compiled: Any = passes.predict
+        program = compiled.program
+
+        def counted_program(*given: Any) -> Any:
+            found = program(*given)
+            self.mark("encoder")
+            return found
 
         def counted(*given: Any, **options: Any) -> Any:
             self.mark("backward")
-            program = predict.program
-
-            def counted_program(*inputs: Any) -> Any:
-                found = program(*inputs)
-                self.mark("encoder")
-                return found
-
-            predict.program = counted_program
-            try:
-                predictions = predict(*given, **options)
-            finally:
-                predict.program = program
+            found = compiled(*given, **options)
             self.mark(last)
-            return predictions
+            return found
 
-        return counted
+        compiled.program, passes.predict = counted_program, counted
+
+        def unlisten() -> None:
+            compiled.program, passes.predict = program, compiled
+
+        return unlisten
 
 
 class _Listener(Watchdog):
