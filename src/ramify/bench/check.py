@@ -10,7 +10,7 @@ from typing import Any
 from ramify.bench.speed import CALIBRATION, fit_network, fit_speed, load_of_row, slowdown, step_seconds
 from ramify.recipe import MachineOptions
 
-ITEMSIZE = {"fp32": 4, "bf16": 4, "fp64": 8}
+ITEMSIZE = {"fp32": 4, "bf16": 4, "tf32": 4, "fp64": 8}
 """Bytes of a weight by `train.precision`."""
 
 

@@ -1,6 +1,7 @@
 """Figures of scaling: seconds per step against ranks on logarithmic axes, as the paper's Figure 4, with ideal lines."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def _panel(axes: Any, mode: str, cases: Sequence[Mapping[str, Any]]) -> None:
     alone = [case for case in cases if case["ranks"] == 1]
     placements = list(dict.fromkeys(case["placement"] for case in cases if case["ranks"] > 1)) or ["replicated"]
     color = colors(placements)
-    for placement, marker in zip(placements, MARKERS, strict=False):
+    for placement, marker in zip(placements, cycle(MARKERS), strict=False):
         points = sorted(
             [*alone, *(c for c in cases if c["placement"] == placement and c["ranks"] > 1)], key=lambda c: c["ranks"]
         )
@@ -76,7 +77,7 @@ def draw_memory(content: Mapping[str, Any], out: Path) -> None:
     color = colors(placements)
     with Canvas(360, 250) as canvas:
         axes = canvas.axes()
-        for placement, marker in zip(placements, MARKERS, strict=False):
+        for placement, marker in zip(placements, cycle(MARKERS), strict=False):
             own = [row for row in rows if row["placement"] == placement and row["branches"] > 1]
             points = sorted([*first, *own], key=lambda row: row["branches"])
             branches = [row["branches"] for row in points]
@@ -127,7 +128,7 @@ def draw_prediction(content: Mapping[str, Any], out: Path) -> None:
 def _curves(axes: Any, rows: Sequence[Mapping[str, Any]], key: str) -> None:
     placements = list(rows[0]["seconds"])
     color = colors(placements)
-    for placement, marker in zip(placements, MARKERS, strict=False):
+    for placement, marker in zip(placements, cycle(MARKERS), strict=False):
         axes.plot(
             [row[key] for row in rows],
             [row["seconds"][placement] for row in rows],

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
+from ramify.train.precision import Name, Precision
+
 PRODUCT = 1024
 """Rows and columns of the product: about the widths and numbers of edges of the model, several times every cache."""
 COPIED = 64 * 2**20
@@ -22,7 +24,7 @@ GLANCES = 7
 """Products in a measurement that takes turns with steps."""
 
 
-def measure_limits(device: torch.device, precision: str, ranks: int) -> dict[str, object]:
+def measure_limits(device: torch.device, precision: Name, ranks: int) -> dict[str, object]:
     """Of this rank, while all others measure the same; every rank must call it.
 
     Returns:
@@ -34,7 +36,8 @@ def measure_limits(device: torch.device, precision: str, ranks: int) -> dict[str
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     meet = _meeting(device, ranks)
-    product = _median(lambda: a @ a, meet, device)
+    with Precision(precision, device).products():
+        product = _median(lambda: a @ a, meet, device)
     copy = _median(lambda: target.copy_(source), meet, device)
     return {
         "flops": 2 * PRODUCT**3 / product,
@@ -43,14 +46,15 @@ def measure_limits(device: torch.device, precision: str, ranks: int) -> dict[str
     }
 
 
-def product_rate(device: torch.device, precision: str) -> float:
+def product_rate(device: torch.device, precision: Name) -> float:
     """Operations per second of the same product, on one rank, measured briefly: to take turns with something else."""
     a = _factor(device, precision)
-    times = [_timed(lambda: a @ a, device) for _ in range(GLANCES + 1)][1:]
+    with Precision(precision, device).products():
+        times = [_timed(lambda: a @ a, device) for _ in range(GLANCES + 1)][1:]
     return 2 * PRODUCT**3 / sorted(times)[len(times) // 2]
 
 
-def _factor(device: torch.device, precision: str) -> torch.Tensor:
+def _factor(device: torch.device, precision: Name) -> torch.Tensor:
     kinds = {"fp64": torch.float64, "bf16": torch.bfloat16}
     return torch.randn(PRODUCT, PRODUCT, device=device).to(kinds.get(precision, torch.float32))
 

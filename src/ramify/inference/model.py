@@ -144,7 +144,7 @@ def load(
         path: a run directory, a checkpoint folder, or what `ramify export` wrote.
         checkpoint: of a run: `best`, `latest` or a step's folder name.
         device: as PyTorch names it, e.g. `cuda`.
-        precision: `fp32` or `fp64`; None for that of its training (float32 for `bf16`).
+        precision: `fp32` or `fp64`; None for that of its training (float32 for `bf16` and `tf32`).
 
     Raises:
         RamifyError: no model there, a damaged one, or one of a newer format.

@@ -27,7 +27,7 @@ class Saved:
     Attributes:
         path: where it was read from.
         options: encoder and heads, the `model` of a recipe.
-        precision: it was trained in (`fp32`, `fp64`, `bf16`).
+        precision: it was trained in (`fp32`, `fp64`, `bf16`, `tf32`).
         branches: the datasets that each branch read.
         weights: under the names of a `MultiBranch`.
         recipe: it was trained by, as plain data; for people to read.

@@ -10,6 +10,7 @@ branches' names, so that a placement does not change when a recipe lists them in
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from ramify.errors import RamifyError
@@ -117,7 +118,7 @@ def balanced(work: Mapping[str, float], ranks: int) -> Placement:
     part = ends[-1] / ranks
     cuts = [0.0, *(_snapped(k * part, ends, 0.5 * TOLERANCE * part) for k in range(1, ranks)), ends[-1]]
     hosts, shares = {}, {}
-    for name, start, end in zip(names, [0.0, *ends], ends, strict=False):
+    for name, (start, end) in zip(names, pairwise([0.0, *ends]), strict=True):
         lengths = {r: (min(end, cuts[r + 1]) - max(start, cuts[r])) / part for r in range(ranks)}
         # rounded, so that ranks which take a whole part of a branch take exactly as much as each other
         taken = {rank: round(length, 12) for rank, length in lengths.items() if length > 0}

@@ -108,8 +108,9 @@ class TrainOptions(Keys):
     one, each rank of a node its own."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the process; null leaves the choice to PyTorch. Small models are fastest with 1."""
-    precision: Literal["fp32", "fp64", "bf16"] = "fp32"
-    """bf16: products in bfloat16, weights, geometry, sums and losses in float32."""
+    precision: Literal["fp32", "fp64", "bf16", "tf32"] = "fp32"
+    """bf16: products of a step in bfloat16; weights, geometry, sums and losses in float32. tf32: float32, but products
+    round what they multiply to 10 bits of mantissa (NVIDIA GPUs since Ampere). Evaluations never round."""
     checkpointing: Literal["none", "layers"] = "none"
     """`layers`: of every layer of the encoder only what enters it is kept for the backward pass, and the rest is
     calculated again there: much less memory, about a third more time; the same result to the bit."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from ramify.checkpoint import Checkpoint
 from ramify.data.batch import Batch
 from ramify.data.loader import Loader, Share, SplitReader, Work
@@ -28,6 +26,7 @@ from ramify.train.objective import Objective
 from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, guard, set_rate
 from ramify.train.origin import choose_trained, part_of_rate
 from ramify.train.passes import make_passes
+from ramify.train.precision import Precision
 from ramify.train.record import Record, Watch
 from ramify.train.run import Run
 from ramify.train.state import Progress, State
@@ -68,7 +67,8 @@ class Trainer:
         self.stream = Stream(sizes, weights, options.batch, options.seed)
         epochs = max(1, round(options.epochs * self.stream.steps_per_epoch))
         self.total_steps = epochs if options.max_steps is None else options.max_steps
-        self.dtype = torch.float64 if options.precision == "fp64" else torch.float32
+        self.precision = Precision(options.precision, layout.device)
+        self.dtype = self.precision.dtype
         self.train, self.val = self._hosted(self.train), self._hosted(self.val)
 
         spreads = {name: Spread.of_manifest(self.data[name]) for name in self.branch_of}
@@ -174,7 +174,7 @@ class Trainer:
         self.model.train()
         ledger = Ledger(self.stream.counts(work.share.step), self.layout)
         self.gradients.clear({self.branch_of[name] for name in work.share.labels})
-        with self.shards.gathered():
+        with self.precision.products(), self.shards.gathered():
             for batch in work.batches[:-1]:
                 self._accumulate(batch, work, ledger)
             last = work.batches[-1:]  # none where this rank has nothing to do in the step
@@ -187,7 +187,7 @@ class Trainer:
     def _accumulate(self, batch: Batch, work: Work, ledger: Ledger) -> None:
         """Forward and backward pass of one turn."""
         batch = batch.to(self.layout.device)
-        with self._autocast():
+        with self.precision.forward():
             predictions = self.passes.predict(batch, stress=self.recipe.objective.stress > 0)
         loss = self.objective(predictions, batch, work.share.labels)
         loss.total.backward()
@@ -218,9 +218,12 @@ class Trainer:
             self.save(best=improved)
 
     def _evaluate(self) -> bool:
-        """Errors on the validation splits with the averaged weights; True when the metric is the best so far."""
+        """Errors on the validation splits with the averaged weights; True when the metric is the best so far.
+
+        Products are not rounded here, whatever the precision of steps: errors are those that `ramify evaluate` finds.
+        """
         self.watchdog.arrive(f"the evaluation of step {self.progress.step}")
-        with self._averaged(), self.shards.gathered(GATHERED), self._autocast():
+        with self._averaged(), self.shards.gathered(GATHERED):
             found = self.validator(self.model)
         improved = found.metric < self.progress.best
         self.progress.evaluated = self.progress.step
@@ -265,11 +268,6 @@ class Trainer:
 
     def _steps(self, epochs: float) -> int:
         return max(1, round(epochs * self.stream.steps_per_epoch))
-
-    def _autocast(self) -> torch.autocast:
-        """bf16: products in bfloat16; the model itself keeps geometry, sums and energies in float32."""
-        kind = self.layout.device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

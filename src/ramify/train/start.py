@@ -26,6 +26,7 @@ from ramify.recipe import Recipe, parse_recipe
 from ramify.train.changes import Changes, compare
 from ramify.train.loop import Trainer
 from ramify.train.origin import read_origin, take_over
+from ramify.train.precision import Precision
 from ramify.train.record import Watch
 from ramify.train.run import Run
 from ramify.train.stop import Stop
@@ -58,7 +59,7 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
         RamifyError: there is no such device, or the others do not come, or one of them is lost.
     """
     site, timeout = find_site(), recipe.parallel.timeout
-    device = choose_device(recipe.train.device, site)
+    device = _device(recipe, site)
     with (
         Stop(recipe.train.time_limit) as stop,
         joined(site, device, timeout) as store,
@@ -77,6 +78,13 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
                 fix="look for the first error that another rank gave; then go on from the last checkpoint with "
                 "`ramify train --resume`",
             ) from error
+
+
+def _device(recipe: Recipe, site: Site) -> torch.device:
+    """Where the model of this process lives, which must be able to do what the recipe asks for."""
+    device = choose_device(recipe.train.device, site)
+    Precision(recipe.train.precision, device)
+    return device
 
 
 def _is_of_a_sum(error: RuntimeError) -> bool:
@@ -272,7 +280,7 @@ def torchrun_restarts() -> int:
 
 def alone(recipe: Recipe) -> Process:
     """One process by itself."""
-    return Process(device=choose_device(recipe.train.device, Site()))
+    return Process(device=_device(recipe, Site()))
 
 
 def settle(recipe: Recipe) -> None:
