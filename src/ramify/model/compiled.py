@@ -241,8 +241,8 @@ def _compiling() -> Iterator[None]:
         with shapes.patch(use_duck_shape=False):
             yield
     except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
         raise RamifyError(
-            f"train.compile: the model cannot be compiled here: {lines[0] if lines else type(error).__name__}",
-            fix="set train.compile: none; the details are above when TORCHDYNAMO_VERBOSE=1 is set",
+            f"train.compile: the model cannot be compiled here: {type(error).__name__}: {reason}",
+            fix="set train.compile: none, or look for the cause with TORCH_LOGS=dynamo,inductor in the environment",
         ) from error
