@@ -142,7 +142,7 @@ def test_one_program_for_all_sizes_gives_the_same(
 ) -> None:
     branches = ("only",) if kind.endswith("one-branch") else BRANCHES
     stress = kind != "direct"
-    model = make(kind.split("-")[0], branches, message_layers, layers=2)
+    model = make(kind.split("-")[0], branches, message_layers, layers=1 if branches == ("only",) else 2)
     program = CompiledModel(model, "default")
     for number, chosen in enumerate(SIZES):
         batch = batch_of(images, *chosen, branches)
@@ -151,14 +151,11 @@ def test_one_program_for_all_sizes_gives_the_same(
     assert len(counted) == 1
 
 
-def test_branches_without_forces_beside_conservative_ones(make: Make, images: list[Atoms], counted: list[int]) -> None:
+def test_low_rank_updates_of_a_frozen_encoder_and_a_branch_without_forces(
+    make: Make, images: list[Atoms], counted: list[int]
+) -> None:
     model = make("conservative")
     model.branch("molecules").forces = None
-    assert_same(model, CompiledModel(model, "default"), batch_of(images, *SIZES[0]), Padding(BRANCHES, 8), stress=True)
-
-
-def test_low_rank_updates_of_a_frozen_encoder(make: Make, images: list[Atoms], counted: list[int]) -> None:
-    model = make("conservative")
     add_low_rank(model.encoder, 2, 0)
     model.double()
     with torch.no_grad():
