@@ -128,8 +128,8 @@ def rounded_up(count: int) -> int:
 def tile_for(atoms: float, branches: int) -> int:
     """Atoms of a tile where batches have about so many atoms of so many branches.
 
-    A branch leaves half a tile empty on average: with about four tiles to a branch that is an eighth of all atoms or
-    less. Every tile takes a copy of the weights of its energy head, which is why they are not smaller.
+    A branch leaves half a tile empty on average: with four tiles or more to a branch that is an eighth of all atoms at
+    most. Every tile takes a copy of the weights of its energy head, which is why they are not smaller.
     """
     if branches == 1:
         return 1

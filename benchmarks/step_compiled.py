@@ -1,0 +1,97 @@
+"""Compiled training steps against plain ones, in turn, in one process, on the same batches. Prints JSON.
+
+    OMP_NUM_THREADS=1 python benchmarks/step_compiled.py five --stores stores
+    OMP_NUM_THREADS=1 python benchmarks/step_compiled.py paper --datasets qm7x --stores stores train.batch=32
+
+The program is made in the first step, whose seconds are given by themselves. Both models start alike; how far their
+weights are apart at the end is given too.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ramify.bench.limits import wait_for
+from ramify.bench.measure import amounts, make_trainer
+from ramify.bench.step import chosen
+from ramify.data.store import Store
+from ramify.model.build import Spread
+from ramify.parallel.dry_run import model_cost
+from ramify.parallel.layout import Layout
+from ramify.recipe import Recipe, load_recipe, parse_recipe
+from ramify.train.loop import Trainer
+from ramify.train.start import alone, settle
+
+WARMUP = 3
+
+
+def make(recipe: Recipe, mode: str) -> Trainer:
+    """A trainer at step 0."""
+    content = recipe.model_dump(mode="json")
+    content["train"]["compile"] = mode
+    changed = parse_recipe(content, "benchmark")
+    stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
+    process = alone(changed)
+    return make_trainer(changed, stores, Layout.alone(list(recipe.datasets_of_branches()), process.device), process)
+
+
+def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:
+    """Seconds of every mode, steps in turn; and the share of padding."""
+    trainers = {mode: make(recipe, mode) for mode in modes}
+    spreads = {name: Spread.of_manifest(data) for name, data in trainers[modes[0]].data.items()}
+    cost = model_cost(recipe, spreads)
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    real, rows = {"atoms": 0, "edges": 0}, {mode: {"atoms": 0, "edges": 0} for mode in modes}
+    with ExitStack() as stack:
+        loaders = {mode: stack.enter_context(trainer.loader()) for mode, trainer in trainers.items()}
+        for _ in range(WARMUP + steps):
+            for mode, trainer in trainers.items():
+                work = next(loaders[mode])
+                began = time.perf_counter()
+                trainer.step(work)
+                wait_for(trainer.layout.device)
+                seconds[mode].append(time.perf_counter() - began)
+                for batch in work.batches:
+                    rows[mode]["atoms"] += len(batch.numbers)
+                    rows[mode]["edges"] += len(batch.receiver)
+                    for of in real if mode == modes[0] else ():
+                        real[of] += amounts(batch, cost)[of]
+    plain, *others = (trainer.model.state_dict() for trainer in trainers.values())
+    apart = [max(float((a - b).abs().max()) for a, b in zip(plain.values(), o.values(), strict=True)) for o in others]
+    counted = {mode: taken[WARMUP:] for mode, taken in seconds.items()}
+    ratios = {m: [a / b for a, b in zip(counted[modes[0]], counted[m], strict=True)] for m in modes[1:]}
+    return {
+        "device": trainers[modes[0]].layout.device.type,
+        "threads": torch.get_num_threads(),
+        "seconds": {mode: statistics.median(taken) for mode, taken in counted.items()},
+        "first_step": {mode: taken[0] for mode, taken in seconds.items()},
+        "times_faster_than_plain": {mode: statistics.median(ratio) for mode, ratio in ratios.items()},
+        "padding": {mode: {of: 1 - real[of] / rows[mode][of] for of in real} for mode in modes[1:]},
+        "weights_apart": dict(zip(modes[1:], apart, strict=True)),
+    }
+
+
+def main() -> None:
+    """Parses, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--datasets", default="", help="only these, separated by commas")
+    parser.add_argument("--stores", required=True)
+    parser.add_argument("--modes", default="default", help="of train.compile: default,cuda-graphs")
+    parser.add_argument("--steps", type=int, default=20)
+    given = parser.parse_args()
+    recipe = load_recipe(given.recipe, [*given.overrides, f"stores={given.stores}"])
+    recipe = chosen(recipe, [name for name in given.datasets.split(",") if name])
+    settle(recipe)
+    print(json.dumps(measure(recipe, ["none", *given.modes.split(",")], given.steps), indent=1))
+
+
+if __name__ == "__main__":
+    main()
