@@ -24,7 +24,7 @@ def test_two_ranks_in_turns(five: MakeFive, tmp_path: Path) -> None:
     """To 1e-11 of the largest number of each tensor: products of padded rows add up in another order."""
     (alone,) = train_each(0, 1, [steps_of(five, "conservative", {})], tmp_path)
     recipe = steps_of(five, "conservative", {"parallel__placement": "balanced", "train__compile": "default", **TURNS})
-    for (rank,) in run_world(2, train_compiled, 2, [recipe], tmp_path, limit=2000):
+    for (rank,) in run_world(2, train_compiled, 2, [recipe], tmp_path, limit=280):
         for name, array in rank.state.items():
             limit = 1e-11 * np.abs(alone.state[name]).max()
             np.testing.assert_allclose(array, alone.state[name], rtol=0, atol=limit, err_msg=name)
