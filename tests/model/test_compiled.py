@@ -226,6 +226,7 @@ def _has_compiler() -> bool:
     return True
 
 
+@pytest.mark.timeout(600)  # a minute on a quiet core
 @pytest.mark.skipif(not _has_compiler(), reason="there is no C++ compiler")
 def test_a_program_in_cpp(make: Make, images: list[Atoms]) -> None:
     """What users run on a CPU; one size, then another."""
