@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--stores", required=True)
     parser.add_argument("--modes", default="default", help="of train.compile: default,cuda-graphs")
     parser.add_argument("--steps", type=int, default=20)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     recipe = load_recipe(given.recipe, [*given.overrides, f"stores={given.stores}"])
     recipe = chosen(recipe, [name for name in given.datasets.split(",") if name])
     settle(recipe)

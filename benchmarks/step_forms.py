@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     recipe = load_recipe(given.recipe, [*given.overrides, f"stores={given.stores}", f"train.batch={given.batch}"])
     recipe = chosen(recipe, given.datasets.split(","))
     settle(recipe)

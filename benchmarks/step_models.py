@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--stores", required=True)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     always = [f"stores={given.stores}", f"train.batch={given.batch}", "model.force_head.kind=conservative"]
     recipes = {name: chosen(load_recipe(name, always), [given.dataset]) for name in given.recipes}
     settle(next(iter(recipes.values())))

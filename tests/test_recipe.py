@@ -103,7 +103,7 @@ def test_formats() -> None:
         ("train__batch", 2.5, "train.batch: Input should be a valid integer, got a number with a fractional part"),
         ("train__seed", -1, "train.seed: Input should be greater than or equal to 0, found -1"),
         ("train__epochs", 0, "train.epochs: Input should be greater than 0, found 0"),
-        ("train__precision", "fp16", "train.precision: Input should be 'fp32', 'fp64' or 'bf16', found 'fp16'"),
+        ("train__precision", "fp16", "train.precision: Input should be 'fp32', 'fp64', 'bf16' or 'tf32', found 'fp16'"),
         ("model__encoder__cutoff", 0, "model.encoder.cutoff: Input should be greater than 0, found 0"),
         ("model__encoder__max_neighbors", 0, "model.encoder.max_neighbors: Input should be greater than or equal to 1"),
         ("model__encoder__kind", "mace", "model.encoder.kind: Input should be 'egnn', found 'mace'"),
