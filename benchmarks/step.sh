@@ -1,6 +1,6 @@
 #!/bin/sh
-# All figures of docs/step.md but the curves, into a folder. Two free cores, a quarter of an hour; STORES holds a prepared
-# store `qm7x`. Models of packages that are not installed are left out.
+# All figures of docs/step.md but the curves, into a folder. Two free cores, 20 minutes; STORES holds prepared
+# stores of the recipe `five`. Models of packages that are not installed are left out.
 #     STORES=stores benchmarks/step.sh results
 set -eu
 out=${1:-step-results}
@@ -15,8 +15,13 @@ for threads in 1 2; do
     measure train.threads=$threads --precision fp32,bf16 --forces direct,conservative --steps 5 --out "$out/threads-$threads"
 done
 measure --precision fp32,bf16 --steps 3 --profile --out "$out/profile"
+for threads in 1 2; do # needs a C++ compiler
+    measure train.threads=$threads train.compile=default --precision fp32 --forces direct,conservative --steps 5 --out "$out/compiled-$threads"
+done
 measure train.checkpointing=layers --precision fp32 --forces direct,conservative --steps 3 --out "$out/checkpointing"
 OMP_NUM_THREADS=1 $python benchmarks/step_forms.py paper --datasets qm7x --stores "$stores" > "$out/forms.json"
 cat "$out/forms.json"
+$python benchmarks/step_compiled.py five --stores "$stores" > "$out/compiled.json"
+cat "$out/compiled.json"
 $python benchmarks/step_models.py paper five --dataset qm7x --stores "$stores" --steps 3 > "$out/models.json"
 cat "$out/models.json"
