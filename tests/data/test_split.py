@@ -1,5 +1,6 @@
 """Splits: by group, by a hash that never changes, with every element in train."""
 
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -108,7 +109,10 @@ def test_train_holds_every_element(seed: int) -> None:
     for name in moved:
         assert found[groups.index(name)] == Split.TRAIN
     assert moved == sorted(moved)
-    assert np.bincount(found, minlength=4)[[Split.VAL, Split.TEST]].tolist() == [6, 6]  # others take their places
+    # others take the places of what has moved, as long as there are any that training can do without
+    holders = Counter(z for s, row in zip(found, held, strict=True) if s == Split.TRAIN for z in set(row))
+    spare = [s == Split.TRAIN and all(holders[z] > 1 for z in row) for s, row in zip(found, held, strict=True)]
+    assert np.bincount(found, minlength=4)[[Split.VAL, Split.TEST]].tolist() == [6, 6] or not any(spare)
 
 
 def test_groups_with_rare_elements_are_listed() -> None:
