@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from ase import Atoms
 from ase.io import write
@@ -107,6 +108,18 @@ def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
     for name, tensor in found.items():
         assert tensor.dtype == expected[name].dtype
         assert torch.equal(tensor, expected[name]), name
+
+
+def assert_near(found: Any, expected: Any, *, rel: float, abs: float) -> None:
+    """Lines of a log: numbers to that much, all else exactly."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_near(found[key], value, rel=rel, abs=abs)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=rel, abs=abs)
+    else:
+        assert found == expected
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

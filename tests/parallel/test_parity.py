@@ -19,7 +19,7 @@ from ramify.train.loop import Trainer
 from ramify.train.record import Watch
 from ramify.train.start import Process, start_run
 from ramify.train.validation import Validation
-from tests.small import metrics
+from tests.small import assert_near, metrics
 from tests.worlds import run_world
 
 from .conftest import MakeFive
@@ -175,20 +175,8 @@ def test_logs(outcomes: list[Outcome], expected: dict[str, Outcome]) -> None:
         alone = expected[outcome.kind].log
         assert len(outcome.log) == len(alone) == STEPS + 2
         for line, same in zip(outcome.log, alone, strict=True):
-            assert_same(line, same)
+            assert_near(line, same, rel=1e-11, abs=1e-13)  # sums of many parts
         assert max(line.get("grad_norm", 0.0) for line in alone) > outcome.recipe.optimizer.clip
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    """Numbers to 1e-11 (sums of many parts), all else exactly."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_same(found[key], value)
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-11, abs=1e-13)
-    else:
-        assert found == expected
 
 
 def test_errors_of_equal_weights_are_equal_to_the_bit(outcomes: list[Outcome], expected: dict[str, Outcome]) -> None:

@@ -26,11 +26,11 @@ from ramify.train.record import Watch
 from ramify.train.start import Process, resume_run, start_run
 from ramify.train.state import MOMENTS
 from ramify.train.stop import Stop
-from tests.small import metrics
+from tests.small import assert_near, metrics
 from tests.worlds import run_world
 
 from .conftest import MakeFive
-from .test_parity import APART, STEPS, TURNS, UNEVEN, Outcome, assert_same, expected, steps_of
+from .test_parity import APART, STEPS, TURNS, UNEVEN, Outcome, expected, steps_of
 
 __all__ = ["expected"]
 
@@ -128,7 +128,7 @@ def test_as_one_process(five: MakeFive, expected: dict[str, Outcome], tmp_path: 
         lines = metrics(tmp_path / f"{world}-{number}")
         assert len(lines) == len(log) == STEPS + 2
         for line, same in zip(lines, log, strict=True):
-            assert_same(line, same)
+            assert_near(line, same, rel=1e-11, abs=1e-13)
 
 
 @pytest.mark.parametrize(("world", "copies", "hosts"), [(2, 1, UNEVEN), (4, 2, APART)])

@@ -9,7 +9,7 @@ import torch
 from ramify.errors import RamifyError
 from ramify.model import compiled
 from ramify.train.changes import compare
-from tests.small import metrics, tensors, train
+from tests.small import assert_near, metrics, tensors, train
 
 from .conftest import MakeRecipe
 
@@ -29,23 +29,11 @@ def test_five_steps(small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.Monke
     plain, found = metrics(tmp_path / "none"), metrics(tmp_path / "default")
     assert len(plain) == len(found) > 5
     for line, same in zip(found, plain, strict=True):
-        assert_close(line, same)
+        assert_near(line, same, rel=1e-10, abs=1e-12)
     expected = tensors(tmp_path / "none")
     for name, tensor in tensors(tmp_path / "default").items():
         limit = 1e-10 * float(expected[name].abs().max())
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=limit, msg=name)
-
-
-def assert_close(found: Any, expected: Any) -> None:
-    """Numbers to 1e-10, all else exactly."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_close(found[key], value)
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-10, abs=1e-12)
-    else:
-        assert found == expected
 
 
 @pytest.mark.parametrize(

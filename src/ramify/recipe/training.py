@@ -99,7 +99,7 @@ class TrainOptions(Keys):
     """Epochs between checkpoints of the latest state."""
     time_limit: float | None = Field(None, gt=0)
     """Minutes after which the program writes a checkpoint and ends with status 75, to be continued by another; counted
-    from its start. Leave room for a step, an evaluation and a checkpoint."""
+    from its start. Leave room for two steps, an evaluation and a checkpoint."""
     resume: ResumeOptions = ResumeOptions()
     log_every: int = Field(20, ge=1)
     """Steps between lines of training errors."""
