@@ -33,18 +33,18 @@ from typing import Any
 import torch
 from ase.io import iread
 
-from ramify.data.loader import SplitReader
-from ramify.data.open import open_stores
-from ramify.data.prepare import prepare_dataset
-from ramify.evaluate.drawing import INK, MUTED, Canvas, colors, log_axis
+from ramify.batches.loader import SplitReader
+from ramify.batches.open import open_stores
 from ramify.files import write_json, write_whole
-from ramify.finetune.errors import OldData, Row, old_data
-from ramify.finetune.resolve import Wish
+from ramify.finetune.errors import FinetuneRow, OldData, old_data
+from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import finetune
 from ramify.inference.model import load
-from ramify.parallel.agree import Alone
+from ramify.parallel.sync import SingleProcess
+from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe, load_recipe, parse_recipe
-from ramify.train.record import Watch
+from ramify.report.svg import INK, MUTED, Canvas, colors, log_axis
+from ramify.train.reporting import Callbacks
 from ramify.train.start import start_run
 
 START = {"wb97x": "qm7x", "qm7x": "wb97x", "orca_pbe": "wb97x", "mlearn": "mad", "mad": "mlearn"}
@@ -96,7 +96,7 @@ class Benchmark:
         """Four datasets."""
         others = [name for name in self.base["datasets"] if name != target]
         recipe = self.recipe(dict.fromkeys(others, ALL), epochs=self.options.passes, evaluate_every=1.0)
-        trainer = start_run(recipe, self.out / "runs" / f"pre-{target}", Watch())
+        trainer = start_run(recipe, self.out / "runs" / f"pre-{target}", Callbacks())
         trainer.fit()
         return {"target": target, "kind": "pre", "steps": trainer.progress.step, "datasets": others}
 
@@ -109,8 +109,8 @@ class Benchmark:
             datasets |= {name: ALL for name in self.base["datasets"] if name != target}
         recipe = self.recipe(datasets, lr=self.options.lr, new=target if mode == "replay" else None)
         steps = self.options.replay_steps if mode == "replay" else self.options.steps
-        wish = Wish(mode, str(pre), START[target], steps)
-        found = finetune(wish, recipe, path, Watch())
+        wish = FinetuneRequest(mode, str(pre), START[target], steps)
+        found = finetune(wish, recipe, path, Callbacks())
         found.fit()
         result = {"target": target, "size": size, "kind": "replay" if mode == "replay" else "tuned"}
         result |= {
@@ -123,15 +123,15 @@ class Benchmark:
             alone = self.recipe({target: size})
             before, after = load(pre), load(path)
             old = old_data(before.saved, alone, "test")
-            result["old_before"] = [row.to_dict() for row in old.rows(before, Alone())]
-            result["old_after"] = [row.to_dict() for row in old.rows(after, Alone())]
+            result["old_before"] = [row.to_dict() for row in old.rows(before, SingleProcess())]
+            result["old_after"] = [row.to_dict() for row in old.rows(after, SingleProcess())]
         return result
 
     def scratch(self, target: str, size: str) -> dict[str, Any]:
         """The same structures and steps, from random numbers."""
         path = self.out / "runs" / f"{target}-{size}-scratch"
         recipe = self.recipe({target: size}, lr=self.options.scratch_lr, max_steps=self.options.steps)
-        trainer = start_run(recipe, path, Watch())
+        trainer = start_run(recipe, path, Callbacks())
         trainer.fit()
         result = {"target": target, "size": size, "kind": "scratch", "structures": trainer.stream.sizes[target]}
         result |= {"steps": trainer.total_steps, "best_step": trainer.progress.best_step}
@@ -142,14 +142,14 @@ class Benchmark:
         """A run has the name of its part."""
         return f"{target}-{size}-{'replay' if mode == 'replay' else 'tuned'}"
 
-    def test_error(self, run: Path, name: str) -> Row:
+    def test_error(self, run: Path, name: str) -> FinetuneRow:
         """Of the best weights of a run on the whole test split of a dataset."""
         recipe = load_recipe(run / "recipe.yaml")
         encoder = recipe.model.encoder
         store, branch = open_stores(recipe)[name], recipe.branch_of_datasets()[name]
         cut = {"cutoff": encoder.cutoff, "max_neighbors": encoder.max_neighbors}
         reader = SplitReader(name, store, "test", branch, **cut, edge_cache=0.0)
-        return OldData({(branch, name): reader}, ()).rows(load(run), Alone())[0]
+        return OldData({(branch, name): reader}, ()).rows(load(run), SingleProcess())[0]
 
     def recipe(self, datasets: Mapping[str, str], *, new: str | None = None, lr: float = 0.0, **train: Any) -> Recipe:
         """A recipe over subsets of datasets, which are prepared if they are not yet.

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from ramify.checkpoint import open_checkpoint
-from ramify.data.prepare import prepare_dataset
 from ramify.minicorpora import FILES
+from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import parse_recipe
 
 EVERY = 3

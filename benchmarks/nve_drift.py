@@ -16,8 +16,8 @@ import ase.io
 import torch
 
 import ramify
-from ramify.inference.dynamics import DynamicsOptions, simulate
-from ramify.inference.relax import RelaxOptions, relax
+from ramify.inference.jobs.dynamics import DynamicsOptions, simulate
+from ramify.inference.jobs.relax import RelaxOptions, relax
 
 
 def main() -> None:

@@ -24,10 +24,10 @@ import h5py
 import numpy as np
 from read_sources import make_mptrj, measured, parse
 
-from ramify.data.prepare import prepare_dataset
-from ramify.data.workers import start_workers
 from ramify.files import sha256
 from ramify.minicorpora import FILES
+from ramify.prepare.prepare import prepare_dataset
+from ramify.prepare.workers import start_workers
 from ramify.sources import formats
 
 NOISE = 0.03

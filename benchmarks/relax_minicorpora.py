@@ -19,8 +19,8 @@ import torch
 
 import ramify
 from ramify.errors import RamifyError, RamifyWarning
-from ramify.inference.calculator import Calculator
-from ramify.inference.relax import RelaxOptions, relax
+from ramify.inference.integrations.ase import Calculator
+from ramify.inference.jobs.relax import RelaxOptions, relax
 from ramify.minicorpora import FILES
 from ramify.quarantine import Quarantine
 from ramify.sources import formats

@@ -20,11 +20,11 @@ import torch
 from ramify.bench.limits import wait_for
 from ramify.bench.measure import amounts, make_trainer
 from ramify.bench.step import chosen
-from ramify.data.store import Store
-from ramify.model.build import Spread
-from ramify.parallel.dry_run import model_cost
+from ramify.model.build import LabelSpread
 from ramify.parallel.layout import Layout
+from ramify.planning.model_profile import profile_model
 from ramify.recipe import Recipe, load_recipe, parse_recipe
+from ramify.store.store import Store
 from ramify.train.loop import Trainer
 from ramify.train.start import alone, settle
 
@@ -44,8 +44,8 @@ def make(recipe: Recipe, mode: str) -> Trainer:
 def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:
     """Seconds of every mode, steps in turn; and the share of padding."""
     trainers = {mode: make(recipe, mode) for mode in modes}
-    spreads = {name: Spread.of_manifest(data) for name, data in trainers[modes[0]].data.items()}
-    cost = model_cost(recipe, spreads)
+    spreads = {name: LabelSpread.of_manifest(data) for name, data in trainers[modes[0]].data.items()}
+    cost = profile_model(recipe, spreads)
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     real, rows = {"atoms": 0, "edges": 0}, {mode: {"atoms": 0, "edges": 0} for mode in modes}
     with ExitStack() as stack:

@@ -23,11 +23,11 @@ from ramify.bench.limits import product_rate
 from ramify.bench.measure import make_trainer
 from ramify.bench.resident import forget_peak, peak_bytes, process_bytes
 from ramify.bench.step import chosen
-from ramify.data.store import Store
-from ramify.model.build import Spread, build_model
-from ramify.parallel.dry_run import model_cost
+from ramify.model.build import LabelSpread, build_model
 from ramify.parallel.layout import Layout
+from ramify.planning.model_profile import profile_model
 from ramify.recipe import Recipe, load_recipe, parse_recipe
+from ramify.store.store import Store
 from ramify.train import loop
 from ramify.train.loop import Trainer
 from ramify.train.start import Process, settle
@@ -51,7 +51,7 @@ def make(form: str, recipe: Recipe) -> Trainer:
 def measure_memory(form: str, recipe: Recipe) -> int:
     """Bytes of model and step, in this process."""
     stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
-    model_cost(recipe, {n: Spread.of_manifest(s.manifest.model_dump(mode="json")) for n, s in stores.items()})
+    profile_model(recipe, {n: LabelSpread.of_manifest(s.manifest.model_dump(mode="json")) for n, s in stores.items()})
     before = process_bytes()  # with all libraries that a step needs
     forget_peak()
     trainer = make(form, recipe)

@@ -21,9 +21,9 @@ import torch
 from step_forms import make
 from torch import Tensor, nn
 
+from ramify.batches.batch import Batch
+from ramify.batches.loader import StepBatches
 from ramify.bench.step import chosen
-from ramify.data.batch import Batch
-from ramify.data.loader import Work
 from ramify.recipe import Recipe, load_recipe
 from ramify.train.start import settle
 
@@ -117,7 +117,7 @@ class Other:
         self.model, self._energies = build(batch)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
-    def step(self, work: Work) -> None:
+    def step(self, work: StepBatches) -> None:
         """Forward, backward, update."""
         (batch,) = work.batches
         positions = batch.positions.detach().requires_grad_()
@@ -136,12 +136,12 @@ class Own:
         self._trainer = make("product", recipe)
         self.model = self._trainer.model
 
-    def step(self, work: Work) -> None:
+    def step(self, work: StepBatches) -> None:
         """As in training, averages of weights included."""
         self._trainer.step(work)
 
 
-def measure(steppers: Mapping[str, Own | Other], works: list[Work]) -> dict[str, dict[str, Any]]:
+def measure(steppers: Mapping[str, Own | Other], works: list[StepBatches]) -> dict[str, dict[str, Any]]:
     """Seconds of every model, steps in turn; the first three do not count, in which TorchScript settles."""
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     for number, work in enumerate([works[0]] * 3 + works):

@@ -22,7 +22,7 @@ class Room:
 
 @dataclass(frozen=True)
 class ThreadRank:
-    """One of them; has what `ramify.parallel.agree.Ranks` asks for."""
+    """One of them; has what `ramify.parallel.sync.Ranks` asks for."""
 
     rank: int
     room: Room

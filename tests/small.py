@@ -12,11 +12,11 @@ from ase import Atoms
 from ase.io import write
 
 from ramify.checkpoint import open_checkpoint
-from ramify.data.prepare import prepare_dataset
 from ramify.minicorpora import FILES
+from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe, parse_recipe
 from ramify.train.loop import Trainer
-from ramify.train.record import Watch
+from ramify.train.reporting import Callbacks
 from ramify.train.start import start_run
 
 MODEL = {
@@ -82,9 +82,9 @@ def make_recipe(folder: Path, entries: Mapping[str, Any], **changes: Any) -> Rec
     return parse_recipe(content, "small recipe")
 
 
-def train(recipe: Recipe, path: Path, watch: Watch | None = None) -> Trainer:
+def train(recipe: Recipe, path: Path, callbacks: Callbacks | None = None) -> Trainer:
     """Trains a new run to its end."""
-    trainer = start_run(recipe, path, watch or Watch())
+    trainer = start_run(recipe, path, callbacks or Callbacks())
     trainer.fit()
     return trainer
 

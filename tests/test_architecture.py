@@ -98,7 +98,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """`ramify.data.store` stands in `data`."""
+    """`ramify.store.store` stands in `data`."""
     return module.split(".")[1] if "." in module else module
 
 
@@ -117,7 +117,7 @@ def upward(imports: dict[str, set[str]]) -> list[str]:
 def test_imports_point_down() -> None:
     assert sum(map(len, graph().values())) > 200  # the parser does find them
     assert upward(graph()) == []
-    assert upward({"ramify.data.store": {"ramify.train.loop"}}) == ["ramify.data.store imports ramify.train.loop"]
+    assert upward({"ramify.store.store": {"ramify.train.loop"}}) == ["ramify.store.store imports ramify.train.loop"]
 
 
 def test_no_cycles() -> None:

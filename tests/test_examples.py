@@ -10,7 +10,7 @@ import typer.main
 
 from ramify import cli
 from ramify.recipe import load_recipe
-from ramify.train.stop import SIGNALS, STOPPED
+from ramify.run.stop import SIGNALS, STOPPED
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "examples/slurm").glob("*.sh"))
 script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ramify.parallel.launch import Site
+from ramify.parallel.launch import LaunchEnv
 
 PRELOADED = ["tests.preloaded"]
 """Of the server that all ranks are forked from."""
@@ -34,7 +34,7 @@ def run_world(world: int, work: Callable[..., Any], *args: Any, limit: float = 1
     port, pipes, processes = free_port(), [], []
     for rank in range(world):
         ours, theirs = context.Pipe(duplex=False)
-        site = Site(rank, world, rank, "127.0.0.1", port, "a test")
+        site = LaunchEnv(rank, world, rank, "127.0.0.1", port, "a test")
         processes.append(context.Process(target=_rank, args=(theirs, site, work, args), daemon=True))
         processes[-1].start()
         theirs.close()
@@ -65,14 +65,14 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _rank(pipe: Connection, site: Site, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(pipe: Connection, site: LaunchEnv, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     import torch
 
-    from ramify.parallel.meeting import joined
+    from ramify.parallel.rendezvous import process_group
 
     torch.set_num_threads(1)
     try:
-        with joined(site, torch.device("cpu"), 60.0):
+        with process_group(site, torch.device("cpu"), 60.0):
             result = work(site.rank, *args)
         pipe.send((None, result))
     except BaseException:

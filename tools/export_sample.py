@@ -1,6 +1,6 @@
 """Writes a sample of today's export format into `tests/inference/exports`, where the tests load it for good.
 
-Run once whenever `VERSION` in `src/ramify/inference/exported.py` is raised, from the root of the source tree; samples
+Run once whenever `VERSION` in `src/ramify/inference/export/exported.py` is raised, from the root of the source tree; samples
 of earlier versions are left as they are.
 
     python -m tools.export_sample
@@ -15,7 +15,7 @@ import torch
 from ase.build import bulk, molecule
 from tests.small import make_recipe, prepare_stores, train
 
-from ramify.inference.exported import VERSION, write_export
+from ramify.inference.export.exported import VERSION, write_export
 from ramify.inference.model import load, read_saved
 
 EXPORTS = Path(__file__).parents[1] / "tests/inference/exports"

@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 _LATER = {
     "load": "ramify.inference.model",
     "Model": "ramify.inference.model",
-    "Calculator": "ramify.inference.calculator",
-    "TorchSimModel": "ramify.inference.torchsim",
+    "Calculator": "ramify.inference.integrations.ase",
+    "TorchSimModel": "ramify.inference.integrations.torchsim",
 }
 """What is imported when it is first asked for: PyTorch takes seconds to load, and most verbs do without it."""
 

@@ -27,7 +27,7 @@ from torch import Tensor
 import ramify
 from ramify.errors import RamifyError
 from ramify.files import disk_full_named, read_json, sha256, sync, write_json
-from ramify.parallel.agree import Alone, Ranks, on_all, on_lead
+from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
 
 VERSION = 1
 ENCODER = "encoder"
@@ -145,13 +145,13 @@ def save_checkpoint(
     Raises:
         RamifyError: on all ranks if one fails, e.g. because the disk is full; earlier checkpoints stay as they are.
     """
-    ranks = ranks or Alone()
+    ranks = ranks or SingleProcess()
     target = folder / f"step-{step:08d}"
-    if on_lead(ranks, target.exists):
-        on_lead(ranks, lambda: _renew_manifest(target, manifest))
+    if on_rank_zero(ranks, target.exists):
+        on_rank_zero(ranks, lambda: _renew_manifest(target, manifest))
     else:
         _write_together(target, {"": weights, "training/": training}, {"step": step} | dict(manifest), ranks)
-    on_lead(ranks, lambda: _settle(folder, target.name, best))
+    on_rank_zero(ranks, lambda: _settle(folder, target.name, best))
     return target
 
 
@@ -159,11 +159,11 @@ def _write_together(
     target: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: dict[str, Any], ranks: Ranks
 ) -> None:
     """Every rank writes its tensors (by folder) into a hidden sibling of `target`, which the first rank then seals."""
-    partial = target.with_name(f".{target.name}.partial-{on_lead(ranks, os.getpid)}")
+    partial = target.with_name(f".{target.name}.partial-{on_rank_zero(ranks, os.getpid)}")
     try:
-        on_lead(ranks, lambda: _make_empty(partial))
+        on_rank_zero(ranks, lambda: _make_empty(partial))
         with_each = on_all(ranks, lambda: _write_parts(target, partial, tensors))
-        on_lead(ranks, lambda: _seal(target, partial, with_each, manifest))
+        on_rank_zero(ranks, lambda: _seal(target, partial, with_each, manifest))
     except BaseException:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)

@@ -62,8 +62,8 @@ def main() -> None:
     try:
         _run_verb()
     except BaseException as error:
-        if "ramify.data.open" in sys.modules:  # a verb that may have left other ranks waiting
-            from ramify.data.open import end_sharing_ranks
+        if "ramify.batches.open" in sys.modules:  # a verb that may have left other ranks waiting
+            from ramify.batches.open import end_sharing_ranks
 
             end_sharing_ranks("" if isinstance(error, SystemExit) else traceback.format_exc())
         raise
@@ -93,9 +93,9 @@ def _run_verb() -> None:
 def _speaks() -> bool:
     """Whether this process prints what all of them could. The others give the one that does a moment to do it: a
     launcher ends all as soon as one has failed."""
-    from ramify.parallel.launch import find_site
+    from ramify.parallel.launch import detect_launcher
 
-    if find_site().rank == 0:
+    if detect_launcher().rank == 0:
         return True
     time.sleep(1.0)
     return False

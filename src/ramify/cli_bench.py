@@ -49,7 +49,7 @@ def bench_scale(
     """Weak and strong scaling by real training steps, over numbers of ranks and placements. Also by srun, mpiexec."""
     from ramify.bench.scale import Sweep, run_scale
     from ramify.bench.words import scale_line
-    from ramify.parallel.workload import read_sizes
+    from ramify.planning.workload import read_sizes
     from ramify.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
@@ -96,7 +96,7 @@ def bench_step(
     """What a training step costs on one process, by phase, beside the machine's own matrix product."""
     from ramify.bench.step import StepBench, run_bench
     from ramify.bench.words import step_lines
-    from ramify.parallel.workload import read_sizes
+    from ramify.planning.workload import read_sizes
     from ramify.recipe import load_recipe
 
     placed = [f"stores={stores}"] if stores else []
@@ -176,7 +176,7 @@ def bench_predict(
     """Step times on up to 1,920 ranks and with up to 64 branches, by a cost model; how far it is off where measured."""
     from ramify.bench.outlook import run_prediction
     from ramify.bench.words import check_lines, prediction_lines
-    from ramify.parallel.workload import dataset_sizes, read_sizes
+    from ramify.planning.workload import dataset_sizes, read_sizes
     from ramify.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])

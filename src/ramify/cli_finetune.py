@@ -52,9 +52,9 @@ def finetune(
     Ends with status 75 where a signal or train.time_limit stopped it: the same command with --continue goes on.
     """
     from ramify.finetune import run as finetuning
-    from ramify.finetune.resolve import Wish
+    from ramify.finetune.resolve import FinetuneRequest
     from ramify.recipe import load_recipe
-    from ramify.train.run import Run
+    from ramify.run.run import Run
     from ramify.train.start import this_process, torchrun_restarts
 
     if run is None:
@@ -66,27 +66,30 @@ def finetune(
             f"--mode {mode}, but finetune.mode of the recipe: {resolved.finetune.mode}",
             fix="give one --mode: new-branch, keep-branch, frozen-encoder, lora or replay",
         )
-    with this_process(resolved) as process, training_said(process.ranks.rank == 0 and not as_json) as (watch, edges):
+    with (
+        this_process(resolved) as process,
+        training_said(process.ranks.rank == 0 and not as_json) as (callbacks, edges),
+    ):
 
         def measured(report: "Report") -> None:
             if not as_json:
                 _say(report)
 
-        wish = Wish(chosen, str(model), start, steps, checkpoint)
+        request = FinetuneRequest(chosen, str(model), start, steps, checkpoint)
         if (go_on or torchrun_restarts()) and Run.exists(run):
-            found = finetuning.go_on(run, watch, edges, process, measured=measured)
+            found = finetuning.go_on(run, callbacks, edges, process, measured=measured)
         else:
-            found = finetuning.finetune(wish, resolved, run, watch, edges, process, measured=measured)
+            found = finetuning.finetune(request, resolved, run, callbacks, edges, process, measured=measured)
         found.fit()
     trainer = found.trainer
-    if trainer.layout.is_lead and found.report is not None and not trainer.stopped_by:
+    if trainer.layout.is_rank_zero and found.report is not None and not trainer.stopped_by:
         if as_json:
             print_json(found.report.to_dict())
         else:
             console.print(errors_table(found.report.to_dict()))
             _say_end(found.report, run)
     if trainer.stopped_by:
-        training_stopped(trainer.stopped_by, trainer.total_steps, run, say=trainer.layout.is_lead)
+        training_stopped(trainer.stopped_by, trainer.total_steps, run, say=trainer.layout.is_rank_zero)
 
 
 def _say(report: "Report") -> None:

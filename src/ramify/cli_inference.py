@@ -24,9 +24,9 @@ from ramify.console import Steps, relaxation_line, step_bar
 from ramify.errors import RamifyError, RamifyWarning
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`
+    from ramify.inference.jobs.relax import Relaxation
+    from ramify.inference.jobs.resumable import OutputProgress
     from ramify.inference.model import Model
-    from ramify.inference.relax import Relaxation
-    from ramify.inference.resumable import Progress
 
 FileArgument = Annotated[Path, typer.Argument(help="Structures, in any format that ASE reads.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Extended XYZ to write; must not exist.")]
@@ -59,11 +59,11 @@ def export(
     precision: Annotated[str, typer.Option(help="Of metatomic; fp32 rounds total energies of heavy atoms.")] = "fp64",
 ) -> None:
     """A small self-contained folder with a model card, which needs neither the run nor its data."""
-    from ramify.inference.exported import write_export
+    from ramify.inference.export.exported import write_export
     from ramify.inference.model import read_saved
 
     if form == "metatomic":
-        from ramify.inference.metatomic import write_metatomic
+        from ramify.inference.integrations.metatomic import write_metatomic
 
         if branch and len(branch) > 1:
             raise RamifyError("a metatomic model has one branch", fix="name one --branch")
@@ -91,7 +91,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Energies, forces and stress for every structure of a file; goes on where it was interrupted."""
-    from ramify.inference.predict_file import predict_file
+    from ramify.inference.jobs.predict_file import predict_file
 
     if all_branches and branch:
         raise RamifyError("--branch and --all-branches exclude one another", fix="give one of them")
@@ -125,8 +125,8 @@ def relax(
     as_json: Json = False,
 ) -> None:
     """Relaxes every structure of a file; says of each whether it converged, and why not."""
-    from ramify.inference.calculator import Calculator
-    from ramify.inference.relax import RelaxOptions, relax_file
+    from ramify.inference.integrations.ase import Calculator
+    from ramify.inference.jobs.relax import RelaxOptions, relax_file
 
     def say(index: int, formula: str, found: "Relaxation | None", why: str) -> None:
         if not as_json:
@@ -162,9 +162,9 @@ def md(
     as_json: Json = False,
 ) -> None:
     """Molecular dynamics of one structure, NVE or NVT; says how the energy drifts."""
-    from ramify.inference.calculator import Calculator
-    from ramify.inference.dynamics import DynamicsOptions
-    from ramify.inference.simulate_file import simulate_file
+    from ramify.inference.integrations.ase import Calculator
+    from ramify.inference.jobs.dynamics import DynamicsOptions
+    from ramify.inference.jobs.simulate_file import simulate_file
 
     options = DynamicsOptions(
         ensemble=ensemble, temperature=temperature, timestep=timestep, steps=steps, every=every, seed=seed
@@ -194,7 +194,7 @@ def _load(model: Path, checkpoint: str, device: str, precision: str | None) -> "
     return load(model, checkpoint=checkpoint, device=device, precision=precision)
 
 
-def _say_written(out: Path, progress: "Progress", as_json: bool) -> None:
+def _say_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:
     """What came of a file: how many, what was left out and why, what to doubt."""
     facts = {
         "written": progress.written,

@@ -26,16 +26,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Exact errors of every branch on every dataset -> evaluation.json, tables. Also by torchrun, srun, mpiexec."""
-    from ramify.evaluate import tables as paper_tables
     from ramify.evaluate.evaluate import Evaluator, met
     from ramify.recipe import load_recipe
+    from ramify.report import tables as paper_tables
 
     if split not in ("train", "val", "test"):
         raise RamifyError(f"--split {split}: accepted are train, val and test")
     if device not in ("auto", "cpu", "cuda", "xpu"):
         raise RamifyError(f"--device {device}: accepted are auto, cpu, cuda and xpu")
     with met(device) as ranks:
-        quiet = as_json or not ranks.is_lead
+        quiet = as_json or not ranks.is_rank_zero
         with Steps(console, f"evaluate {escape(str(run))}", quiet=quiet) as steps:
             result = Evaluator(
                 run,
@@ -46,7 +46,7 @@ def evaluate(
                 ranks=ranks,
                 progress=lambda dataset, branch, done: steps.counted(done),
             ).evaluate()
-        if not ranks.is_lead:
+        if not ranks.is_rank_zero:
             return
     paper_tables.write(run)
     if as_json:
@@ -62,7 +62,7 @@ def tables(
     as_json: Json = False,
 ) -> None:
     """The paper's Tables 1 and 2 for several runs side by side, trivial predictors below."""
-    from ramify.evaluate import tables as paper_tables
+    from ramify.report import tables as paper_tables
 
     built = paper_tables.build(runs)
     if as_json:
@@ -76,7 +76,7 @@ def tables(
 @verbs.command(rich_help_panel=RESULTS)
 def report(run: RunArgument) -> None:
     """One self-contained report.html of an evaluated run."""
-    from ramify.evaluate.report import write_report
+    from ramify.report.report import write_report
 
     console.print(str(write_report(run)), markup=False, soft_wrap=True)
 

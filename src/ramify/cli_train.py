@@ -41,8 +41,8 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Original files -> stores: units, quality gates, splits, reference energies; says what was dropped and why."""
-    from ramify.data.prepare import prepare_dataset
-    from ramify.data.workers import Served, start_workers
+    from ramify.prepare.prepare import prepare_dataset
+    from ramify.prepare.workers import Served, start_workers
     from ramify.recipe import load_recipe
 
     resolved, manifests = load_recipe(recipe, overrides or []), {}
@@ -72,7 +72,7 @@ def convert(
     ] = None,
 ) -> None:
     """A store in its other form, with the same values to the bit; every checksum is compared on the way."""
-    from ramify.data.convert import convert_store
+    from ramify.store.convert import convert_store
 
     written = convert_store(store, to, out)
     console.print(f"store: [bold]{escape(str(written))}[/bold]", soft_wrap=True)
@@ -94,9 +94,9 @@ def plan(
 ) -> None:
     """Which ranks host which branches, memory, traffic and work of each, and why; before anything runs."""
     from ramify.console import print_plan
-    from ramify.parallel.plan import make_plan
-    from ramify.parallel.plan_data import as_data
-    from ramify.parallel.workload import dataset_sizes, read_sizes
+    from ramify.planning.plan import make_plan
+    from ramify.planning.report import as_data
+    from ramify.planning.workload import dataset_sizes, read_sizes
     from ramify.recipe import load_recipe
 
     changed = [*(overrides or []), *([f"parallel.memory={_gigabytes(memory)}"] if memory else [])]
@@ -135,17 +135,17 @@ def train(
         recipe = load_recipe(str(source), words)
     else:
         recipe = load_recipe(source or _recipe_of(Path(str(resume))), words)
-    with this_process(recipe) as process, training_said(process.ranks.rank == 0) as (watch, edges):
+    with this_process(recipe) as process, training_said(process.ranks.rank == 0) as (callbacks, edges):
         if resume is not None:
             own = source is None and not words
             trainer = resume_run(
-                resume, watch, edges, process, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
+                resume, callbacks, edges, process, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
             )
         elif go_on or torchrun_restarts():
-            trainer = continue_run(recipe, Path(str(run)), watch, edges, process)
+            trainer = continue_run(recipe, Path(str(run)), callbacks, edges, process)
         else:
-            trainer = start_run(recipe, Path(str(run)), watch, edges, process)
-        lead = trainer.layout.is_lead
+            trainer = start_run(recipe, Path(str(run)), callbacks, edges, process)
+        lead = trainer.layout.is_rank_zero
         if lead and trainer.progress.step:
             console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
         if lead and trainer.run.changed:
@@ -176,7 +176,7 @@ def _workers(text: str) -> int | Literal["mpi"]:
 
 def _recipe_of(run: Path) -> Path:
     """The recipe that a run keeps."""
-    from ramify.train.run import Run
+    from ramify.run.run import Run
 
     return Run.open(run).path / "recipe.yaml"
 

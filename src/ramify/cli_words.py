@@ -13,7 +13,7 @@ from rich.console import Console
 from ramify.console import say_training
 
 if TYPE_CHECKING:
-    from ramify.train.record import Watch
+    from ramify.train.reporting import Callbacks
 
 MAKING = "From data to a trained model"
 RESULTS = "What came of it"
@@ -46,21 +46,21 @@ SplitOption = Annotated[str, typer.Option(help="train, val or test.")]
 
 
 @contextmanager
-def training_said(aloud: bool) -> Iterator[tuple["Watch", Callable[[str, int], None]]]:
+def training_said(aloud: bool) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
     """`say_training`, on the one process that speaks."""
     if aloud:
         with say_training(console) as listeners:
             yield listeners
     else:
-        from ramify.train.record import Watch
+        from ramify.train.reporting import Callbacks
 
-        yield Watch(), lambda dataset, structures: None
+        yield Callbacks(), lambda dataset, structures: None
 
 
 def training_stopped(reason: str, total: int, run: Path, *, say: bool) -> None:
     """Ends the program as one that stopped before its end."""
+    from ramify.run.stop import STOPPED
     from ramify.train.start import under_torchrun
-    from ramify.train.stop import STOPPED
 
     if say:
         text = f"stopped ({reason}) before step {total}; go on with `ramify train --resume {run}`"

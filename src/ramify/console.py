@@ -18,11 +18,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ramify.data.consistency import ACCEPTED
+from ramify.prepare.consistency import ACCEPTED
 
 if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
-    from ramify.inference.relax import Relaxation
-    from ramify.train.record import Watch
+    from ramify.inference.jobs.relax import Relaxation
+    from ramify.train.reporting import Callbacks
 
 
 class Steps:
@@ -53,12 +53,12 @@ class Steps:
 
 
 @contextmanager
-def say_training(console: Console) -> Iterator[tuple["Watch", Callable[[str, int], None]]]:
+def say_training(console: Console) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
     """Shows a training: a bar of steps, a line per evaluation, warnings.
 
     Gives (watch, listener for edges being found).
     """
-    from ramify.train.record import Watch
+    from ramify.train.reporting import Callbacks
 
     progress = Progress(
         TextColumn("{task.description}"),
@@ -84,7 +84,7 @@ def say_training(console: Console) -> Iterator[tuple["Watch", Callable[[str, int
 
     with progress:
         yield (
-            Watch(
+            Callbacks(
                 step=on_step,
                 trained=on_trained,
                 evaluated=lambda entry: console.print(evaluation_text(entry, console.width), highlight=False),
@@ -191,7 +191,7 @@ def _error(value: float | None) -> str:
 
 
 def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
-    """A plan (as `ramify.parallel.plan_data` gives it): its datasets, its ranks, what else was considered, and why."""
+    """A plan (as `ramify.planning.report` gives it): its datasets, its ranks, what else was considered, and why."""
     for table in (_datasets_table(plan), _ranks_table(plan), _considered_table(plan)):
         console.print(table)
     model, machine = plan["model"], plan["machine"]

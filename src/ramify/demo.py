@@ -7,11 +7,11 @@ from rich.console import Console
 
 from ramify import minicorpora
 from ramify.console import Steps, counts_table, say_training
-from ramify.data.prepare import prepare_dataset
-from ramify.evaluate import tables
 from ramify.evaluate.evaluate import Evaluator
-from ramify.evaluate.report import write_report
+from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import RECIPES, load_recipe
+from ramify.report import tables
+from ramify.report.report import write_report
 from ramify.train.start import start_run
 
 
@@ -34,8 +34,8 @@ def run_demo(wanted: Path, overrides: list[str], console: Console) -> Path:
                 name, options, Path(recipe.stores), base=minicorpora.FOLDER, progress=steps.counted
             )
     console.print(counts_table({name: manifest.model_dump(mode="json") for name, manifest in manifests.items()}))
-    with say_training(console) as (watch, edges):
-        start_run(recipe, path, watch, edges).fit()
+    with say_training(console) as (callbacks, edges):
+        start_run(recipe, path, callbacks, edges).fit()
     with Steps(console, "evaluate") as steps:
         Evaluator(path, progress=lambda dataset, branch, done: steps.counted(done)).evaluate()
     tables.write(path).render(console)

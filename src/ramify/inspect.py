@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ramify.checkpoint import open_checkpoint
-from ramify.data.open_files import open_files
-from ramify.data.store_files import verify as verify_files
 from ramify.errors import RamifyError
 from ramify.files import read_json
-from ramify.inference.exported import read_export
-from ramify.train.run import Run
+from ramify.inference.export.exported import read_export
+from ramify.run.run import Run
+from ramify.store.files import verify as verify_files
+from ramify.store.open_files import open_files
 
 
 def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:

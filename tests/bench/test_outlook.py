@@ -7,7 +7,7 @@ import pytest
 from ramify.bench.machines import find_machine
 from ramify.bench.outlook import Outlook, first_win
 from ramify.errors import RamifyError
-from ramify.parallel.workload import dataset_sizes, read_sizes
+from ramify.planning.workload import dataset_sizes, read_sizes
 from ramify.recipe import load_recipe
 
 

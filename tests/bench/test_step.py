@@ -12,14 +12,14 @@ from ramify.bench.words import step_lines
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.model import compiled
-from ramify.parallel.workload import StatedSize
+from ramify.planning.workload import StatedSize
 from tests.bench.conftest import MakeRecipe
 
 SIZE = {"qm7x": StatedSize(structures=1000, atoms=12, neighbors=8)}
 
 
 def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path: Path) -> None:
-    """Direct forces with two message layers; operations against the equation of `ramify.parallel.dry_run`, tripled but
+    """Direct forces with two message layers; operations against the equation of `ramify.planning.model_profile`, tripled but
     for the derivatives that nobody needs."""
     recipe = paper(60, "train.batch=4", "model.encoder.vector_channels=8")
     heard: list[dict[str, Any]] = []

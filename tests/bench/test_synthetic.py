@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ramify.bench.synthetic import STRUCTURES, make_structures, of_sizes
-from ramify.data.neighbors import find_edges
-from ramify.data.store import Store
-from ramify.parallel.workload import StatedSize, dataset_sizes, measure, read_sizes, step_shares
+from ramify.neighbors.edges import find_edges
+from ramify.planning.workload import StatedSize, dataset_sizes, measure, read_sizes, step_shares
+from ramify.store.store import Store
 from tests.bench.conftest import MakeRecipe
 
 

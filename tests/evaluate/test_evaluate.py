@@ -10,18 +10,19 @@ import pytest
 import torch
 from tests.small import files_of, make_recipe, metrics, prepare_stores, train
 
+from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.loader import SplitReader
+from ramify.batches.open import open_split, open_stores
 from ramify.checkpoint import open_checkpoint
-from ramify.data.batch import Batch, Part
-from ramify.data.loader import SplitReader
-from ramify.data.neighbors import find_edges
-from ramify.data.open import open_split, open_stores
-from ramify.data.store import Store
 from ramify.errors import RamifyError
-from ramify.evaluate import exact, tables
+from ramify.evaluate import predict_split
 from ramify.evaluate.evaluate import UNITS, Evaluator, load_model
 from ramify.evaluate.trivial import trivial_errors
 from ramify.model.multibranch import MultiBranch
+from ramify.neighbors.edges import find_edges
 from ramify.recipe import Recipe
+from ramify.report import tables
+from ramify.store.store import Store
 
 DATASETS = ("qm7x", "mptrj", "bare")
 ERRORS = {"energy_mae", "forces_mae", "energy_rmse", "forces_rmse"}
@@ -68,7 +69,7 @@ def one_by_one(model: MultiBranch, branch: str, store: Store, split: str) -> dic
     found: dict[str, list[np.ndarray]] = {"energy": [], "energy_label": [], "forces": [], "forces_label": []}
     for row in store.range(split):
         structure = store.take([row])
-        part = Part("any", branch, structure, find_edges(structure, 4.0, 8), store.references)
+        part = BatchPart("any", branch, structure, find_edges(structure, 4.0, 8), store.references)
         with torch.no_grad():
             predicted = model(Batch.make([part], torch.float64))
         found["energy"].append(predicted.energy.numpy())
@@ -83,14 +84,14 @@ def one_by_one(model: MultiBranch, branch: str, store: Store, split: str) -> dic
 def test_errors_equal_plain_numpy_whatever_the_batches(
     run: Path, stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch, atoms_at_once: int
 ) -> None:
-    monkeypatch.setattr(exact, "ATOMS_AT_ONCE", atoms_at_once)
+    monkeypatch.setattr(predict_split, "ATOMS_AT_ONCE", atoms_at_once)
     recipe, model = load_model(open_checkpoint(run / "checkpoints/best"))
     readers = open_split(recipe, stores, "test")
     for dataset in ("qm7x", "mptrj"):
         plain = one_by_one(model, dataset, stores[dataset], "test")
-        found = exact.add_in_order(
-            (number, exact.predict_batch(model, indices, batch, dataset, CPU).errors().totals)
-            for number, indices, batch in exact.split_batches(readers[dataset], torch.float64)
+        found = predict_split.add_in_order(
+            (number, predict_split.predict_batch(model, indices, batch, dataset, CPU).errors().totals)
+            for number, indices, batch in predict_split.split_batches(readers[dataset], torch.float64)
         )
         energy, forces = plain["energy"] - plain["energy_label"], plain["forces"] - plain["forces_label"]
         assert found.energy_mae == pytest.approx(np.abs(energy).mean(), rel=1e-10)

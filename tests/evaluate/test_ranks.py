@@ -12,7 +12,7 @@ from tests.ranks import on_threads
 from tests.small import make_recipe, prepare_stores, train
 
 from ramify.errors import RamifyError
-from ramify.evaluate import exact, keep
+from ramify.evaluate import predict_split, predictions_file
 from ramify.evaluate.evaluate import Evaluator, met
 
 CUT = 60
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(run: Path) -> dict[str, Any]:
     """What one process finds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "ATOMS_AT_ONCE", CUT)
+        patch.setattr(predict_split, "ATOMS_AT_ONCE", CUT)
         Evaluator(run).evaluate()
     return written(run)
 
@@ -74,7 +74,7 @@ def test_processes_find_the_same_to_the_bit(run: Path, alone: dict[str, Any], tm
 @pytest.mark.parametrize("world", [1, 2, 3, 12])
 def test_any_number_of_ranks(run: Path, alone: dict[str, Any], monkeypatch: pytest.MonkeyPatch, world: int) -> None:
     """Also more ranks than batches. Threads stand for processes: what they exchange is the same."""
-    monkeypatch.setattr(exact, "ATOMS_AT_ONCE", CUT)
+    monkeypatch.setattr(predict_split, "ATOMS_AT_ONCE", CUT)
     results = on_threads(world, lambda rank: Evaluator(run, ranks=rank).evaluate())
     assert all(result == results[0] for result in results)
     assert_same(written(run), alone)
@@ -89,7 +89,7 @@ def test_a_device_that_is_not_there() -> None:
 
 
 def failing(at: int) -> Callable[..., None]:
-    write = keep.write_part
+    write = predictions_file.write_part
 
     def fail(folder: Path, dataset: str, rank: int, kept: Any, *, stress: bool) -> None:
         if rank == at:
@@ -100,7 +100,7 @@ def failing(at: int) -> Callable[..., None]:
 
 
 def test_what_fails_on_one_rank_ends_all(run: Path, alone: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keep, "write_part", failing(1))
+    monkeypatch.setattr(predictions_file, "write_part", failing(1))
     outcomes = on_threads(3, lambda rank: Evaluator(run, ranks=rank).evaluate())
     assert [str(outcome) for outcome in outcomes] == ["rank 1 of 3: no space for qm7x"] * 3
     assert_same(written(run), alone)
@@ -109,13 +109,13 @@ def test_what_fails_on_one_rank_ends_all(run: Path, alone: dict[str, Any], monke
 
 def test_parts_that_the_first_rank_does_not_see(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes that do not share a file system."""
-    monkeypatch.setattr(exact, "ATOMS_AT_ONCE", CUT)
-    write = keep.write_part
+    monkeypatch.setattr(predict_split, "ATOMS_AT_ONCE", CUT)
+    write = predictions_file.write_part
 
     def elsewhere(folder: Path, dataset: str, rank: int, kept: Any, *, stress: bool) -> None:
         write(folder if rank == 0 else folder.with_name("elsewhere"), dataset, rank, kept, stress=stress)
 
-    monkeypatch.setattr(keep, "write_part", elsewhere)
+    monkeypatch.setattr(predictions_file, "write_part", elsewhere)
     outcomes = on_threads(2, lambda rank: Evaluator(run, ranks=rank).evaluate())
     assert all("some predictions of qm7x are not in" in str(outcome) for outcome in outcomes)
     assert all("share" in str(outcome) for outcome in outcomes)

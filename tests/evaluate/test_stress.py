@@ -10,14 +10,14 @@ import pytest
 import torch
 from tests.small import ENTRIES, make_recipe, prepare_stores, train
 
+from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.open import open_stores
 from ramify.checkpoint import open_checkpoint
-from ramify.data.batch import Batch, Part
-from ramify.data.neighbors import find_edges
-from ramify.data.open import open_stores
-from ramify.evaluate import report, tables
 from ramify.evaluate.evaluate import Evaluator, load_model
 from ramify.evaluate.results import Results
+from ramify.neighbors.edges import find_edges
 from ramify.recipe import Recipe
+from ramify.report import report, tables
 from ramify.structures import Structures
 
 STEP = 1e-4
@@ -66,7 +66,7 @@ def by_finite_differences(run: Path, structures: Structures, references: np.ndar
             strain[i, j] += 0.5 * sign * STEP
             strain[j, i] += 0.5 * sign * STEP
             moved = replace(structures, cell=cell @ strain, positions=positions @ strain)
-            part = Part("any", "mptrj", moved, find_edges(moved, 4.0, 8), references)
+            part = BatchPart("any", "mptrj", moved, find_edges(moved, 4.0, 8), references)
             with torch.no_grad():
                 per_atom = model(Batch.make([part], torch.float64)).energy.numpy()
             energies.append(per_atom * structures.n_atoms)

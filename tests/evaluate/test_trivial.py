@@ -8,13 +8,14 @@ import pytest
 import torch
 from tests.small import ENTRIES, make_recipe, metrics, train
 
-from ramify.data.open import open_split, open_stores
-from ramify.data.prepare import prepare_dataset
-from ramify.data.store import Store
-from ramify.evaluate import report, tables, trivial
+from ramify.batches.open import open_split, open_stores
+from ramify.evaluate import trivial
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.results import Results
+from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe
+from ramify.report import report, tables
+from ramify.store.store import Store
 
 
 @pytest.fixture(scope="module")

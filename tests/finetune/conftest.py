@@ -10,10 +10,10 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from ramify.finetune.resolve import Wish
+from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import Finetuning, finetune
 from ramify.inference.model import load
-from ramify.train.record import Watch
+from ramify.train.reporting import Callbacks
 from tests.small import make_recipe, prepare_stores, train
 
 Predicted = dict[str, tuple[np.ndarray, np.ndarray | None]]
@@ -73,8 +73,8 @@ def tune(folder: Path, tmp_path: Path) -> Callable[..., Finetuning]:
         path: str = "run",
         **changes: Any,
     ) -> Finetuning:
-        wish = Wish(mode, str(model or folder / "base"), start, steps)
-        return finetune(wish, recipe_for(folder, *datasets, **changes), tmp_path / path, Watch())
+        request = FinetuneRequest(mode, str(model or folder / "base"), start, steps)
+        return finetune(request, recipe_for(folder, *datasets, **changes), tmp_path / path, Callbacks())
 
     return make
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from ramify.batches.open import open_stores
 from ramify.checkpoint import open_checkpoint
-from ramify.data.open import open_stores
-from ramify.data.prepare import prepare_dataset
 from ramify.errors import RamifyError
-from ramify.finetune.resolve import Wish, resolve
+from ramify.finetune.resolve import FinetuneRequest, resolve
 from ramify.finetune.run import Finetuning, finetune, go_on
 from ramify.inference.model import load, read_saved
+from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import parse_recipe
-from ramify.train.record import Watch
+from ramify.train.reporting import Callbacks
 from ramify.train.start import Process, resume_run
 from tests.small import metrics, tensors
 
@@ -144,7 +144,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tune: Tune, tmp_path: Path, 
     half.stop = type("Asked", (type(half.stop),), {"reason": reason})()
     half.fit()
     assert half.progress.step == 4
-    resumed = resume_run(tmp_path / "half", Watch())
+    resumed = resume_run(tmp_path / "half", Callbacks())
     assert resumed.progress.step == 4
     resumed.fit()
     found, expected = tensors(tmp_path / "half"), tensors(tmp_path / "whole")
@@ -159,7 +159,9 @@ def test_one_that_was_killed_before_its_first_checkpoint_begins_again(tune: Tune
     """From the model, not from random numbers."""
     tune("qm7x", mode="new-branch", start="ani1x", steps=0).trainer.run.unlock()
     assert not any((tmp_path / "run/checkpoints").iterdir())
-    go_on(tmp_path / "run", Watch(), lambda dataset, structures: None, Process(), measured=lambda report: None).fit()
+    go_on(
+        tmp_path / "run", Callbacks(), lambda dataset, structures: None, Process(), measured=lambda report: None
+    ).fit()
     assert_same(predictions(tmp_path / "run"), predictions(folder / "base"))
 
 
@@ -176,7 +178,9 @@ def test_a_store_prepared_anew_does_not_bring_its_own_references(folder: Path, t
         name: prepare_dataset(name, options, Path(recipe.stores), base=folder).references.energies
         for name, options in recipe.datasets.items()
     }
-    tuning = finetune(Wish("replay", str(folder / "base"), "fresh", 0), recipe, tmp_path / "run", Watch())
+    tuning = finetune(
+        FinetuneRequest("replay", str(folder / "base"), "fresh", 0), recipe, tmp_path / "run", Callbacks()
+    )
     tuning.fit()
     old, new = load(folder / "base"), load(tmp_path / "run")
     for name in ("ani1x", "mptrj"):
@@ -215,7 +219,7 @@ def test_contradictions_are_refused(
     recipe = recipe_for(folder, *datasets, **changes)
     saved = read_saved(folder / "base")
     with pytest.raises(RamifyError, match=message):
-        open_stores(resolve(saved, recipe, open_stores(recipe), Wish(mode, "-", start)))
+        open_stores(resolve(saved, recipe, open_stores(recipe), FinetuneRequest(mode, "-", start)))
 
 
 def test_asked(folder: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from ramify.finetune.resolve import Wish
+from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import finetune
-from ramify.parallel.agree import Met
-from ramify.train.record import Watch
+from ramify.parallel.sync import ConnectedRanks
+from ramify.train.reporting import Callbacks
 from ramify.train.start import Process
 from tests.small import make_recipe, tensors, train
 from tests.worlds import run_world
@@ -24,9 +24,9 @@ def tuned(rank: int, folder: Path, base: Path, path: Path, mode: str, datasets: 
     changes: dict[str, Any] = {"train__precision": "fp64"}
     if world > 1:
         changes["parallel__placement"] = "per-branch" if len(datasets) > 1 else "replicated"
-    process = Process(Met(rank, world)) if world > 1 else Process()
-    wish = Wish(mode, str(base), "ani1x", 4)
-    found = finetune(wish, recipe_for(folder, *datasets, **changes), path, Watch(), process=process)
+    process = Process(ConnectedRanks(rank, world)) if world > 1 else Process()
+    request = FinetuneRequest(mode, str(base), "ani1x", 4)
+    found = finetune(request, recipe_for(folder, *datasets, **changes), path, Callbacks(), process=process)
     found.fit()
     return found.report.to_dict() if found.report is not None else None
 

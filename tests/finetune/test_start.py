@@ -8,7 +8,7 @@ import pytest
 
 from ramify.errors import RamifyError
 from ramify.finetune.run import Finetuning
-from ramify.inference.exported import write_export
+from ramify.inference.export.exported import write_export
 from ramify.inference.model import load, read_saved
 from tests.small import metrics, tensors
 
@@ -122,11 +122,11 @@ def test_a_frozen_encoder_leaves_old_branches_alone(tune: Tune, folder: Path, tm
 
 
 def test_a_model_that_has_changed_is_not_taken_for_the_same(tune: Tune, folder: Path, tmp_path: Path) -> None:
-    from ramify.train.origin import read_origin
+    from ramify.train.init_weights import read_pretrained
 
     tuning = tune("qm7x", mode="lora", start="ani1x", steps=0)
     options = tuning.trainer.recipe.finetune
     with pytest.raises(RamifyError, match="other weights than the one this run is to start from"):
-        read_origin(options.model_copy(update={"weights": "0" * 64}))
+        read_pretrained(options.model_copy(update={"weights": "0" * 64}))
     with pytest.raises(RamifyError, match="needs a trained model to start from"):
-        read_origin(options.model_copy(update={"weights": ""}))
+        read_pretrained(options.model_copy(update={"weights": ""}))

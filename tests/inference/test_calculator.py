@@ -13,7 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase.vibrations import Vibrations
 
 from ramify.errors import RamifyError, RamifyWarning
-from ramify.inference.calculator import Calculator
+from ramify.inference.integrations.ase import Calculator
 from ramify.inference.model import Model
 
 
@@ -94,7 +94,7 @@ def test_equation_of_state_agrees_with_the_stress(stiff: Model) -> None:
 
 def test_vibrations_are_real_numbers_and_six_are_zero(exact: Model, tmp_path) -> None:
     """Finite differences of forces: the matrix is symmetric, and neither moving nor turning costs energy."""
-    from ramify.inference.relax import RelaxOptions, relax
+    from ramify.inference.jobs.relax import RelaxOptions, relax
 
     relaxed = relax(molecule("H2O"), Calculator(exact, "qm7x"), RelaxOptions(fmax=1e-5, steps=2000, optimizer="bfgs"))
     atoms = relaxed.atoms.copy()

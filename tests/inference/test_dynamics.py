@@ -11,11 +11,11 @@ from ase.build import molecule
 from ase.io import read, write
 
 from ramify.errors import RamifyError, RamifyWarning
-from ramify.inference.calculator import Calculator
-from ramify.inference.dynamics import DynamicsOptions, _Line, set_temperature, simulate
+from ramify.inference.integrations.ase import Calculator
+from ramify.inference.jobs.dynamics import DynamicsOptions, _Line, set_temperature, simulate
+from ramify.inference.jobs.relax import RelaxOptions, relax
+from ramify.inference.jobs.simulate_file import simulate_file
 from ramify.inference.model import Model
-from ramify.inference.relax import RelaxOptions, relax
-from ramify.inference.simulate_file import simulate_file
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_first_velocities() -> None:
 
 def test_the_thermostat_warms() -> None:
     """Langevin alone, against theory: a gas that starts cold comes to T (1 - exp(-2 γ t))."""
-    from ramify.inference.dynamics import FRICTION, _dynamics
+    from ramify.inference.jobs.dynamics import FRICTION, _dynamics
 
     class Nothing(Calculator):
         def __init__(self) -> None:

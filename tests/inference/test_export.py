@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator
 from ramify.files import content_sha256
-from ramify.inference.exported import VERSION, write_export
+from ramify.inference.export.exported import VERSION, write_export
 from ramify.inference.model import Model, load, read_saved
 from ramify.inspect import describe
 from tests.small import files_of, flip_byte

@@ -12,9 +12,9 @@ from ase import Atoms
 from ase.build import bulk
 
 from ramify.errors import RamifyError
-from ramify.inference import calculator as calculator_module
 from ramify.inference import memory
-from ramify.inference.calculator import Calculator
+from ramify.inference.integrations import ase as calculator_module
+from ramify.inference.integrations.ase import Calculator
 from ramify.inference.memory import available_memory, budget_for, readable, search_memory
 from ramify.inference.model import Model
 
@@ -22,8 +22,8 @@ MEASURE = """
 import ctypes, json, sys, torch
 import numpy as np
 from ase.build import bulk
-from ramify.data.batch import Batch, Part
-from ramify.data.neighbors import find_edges
+from ramify.batches.batch import Batch, Part
+from ramify.neighbors.edges import find_edges
 from ramify.inference.memory import memory_needed
 from ramify.model.build import Spread, build_model
 from ramify.recipe import parse_recipe

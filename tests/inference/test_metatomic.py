@@ -21,7 +21,7 @@ from metatomic.torch import (
 from metatomic_ase import MetatomicCalculator
 from vesin.metatomic import compute_requested_neighbors
 
-from ramify.inference.metatomic import write_metatomic
+from ramify.inference.integrations.metatomic import write_metatomic
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's, which metatomic is built on
 

@@ -11,13 +11,13 @@ from ase.build import bulk, molecule
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ramify.data.batch import Batch, Part
-from ramify.data.neighbors import find_edges
-from ramify.data.store import Store
+from ramify.batches.batch import Batch, BatchPart
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference import predictor as predictor_module
-from ramify.inference.batches import Budget, plan
+from ramify.inference.batching import MemoryBudget, plan
 from ramify.inference.model import Model
+from ramify.neighbors.edges import find_edges
+from ramify.store.store import Store
 from ramify.structures import Structures
 
 
@@ -27,7 +27,7 @@ def test_energies_are_the_networks_and_the_references(exact: Model, runs: Path) 
     structures = store.take(store.range("test"))
     encoder = exact.options.encoder
     edges = find_edges(structures, encoder.cutoff, encoder.max_neighbors)
-    batch = Batch.make([Part("qm7x", "qm7x", structures, edges, store.references)], torch.float64)
+    batch = Batch.make([BatchPart("qm7x", "qm7x", structures, edges, store.references)], torch.float64)
     with torch.no_grad():
         by_hand = exact.network(batch)
     found = exact.predict(structures, "qm7x")
@@ -57,10 +57,11 @@ def test_one_structure_or_many(conservative: Model, molecules: list[Atoms]) -> N
 
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    order=st.permutations(range(10)), budget=st.builds(Budget, st.integers(1, 60), st.integers(1, 400), st.just(1e9))
+    order=st.permutations(range(10)),
+    budget=st.builds(MemoryBudget, st.integers(1, 60), st.integers(1, 400), st.just(1e9)),
 )
 def test_batches_do_not_matter(
-    exact: Model, molecules: list[Atoms], crystals: list[Atoms], order: list[int], budget: Budget
+    exact: Model, molecules: list[Atoms], crystals: list[Atoms], order: list[int], budget: MemoryBudget
 ) -> None:
     """Any order, any budget; elements are checked by the branch, so molecules and crystals take turns."""
     for images, branch in ((molecules, "qm7x"), (crystals, "mptrj")):
@@ -79,7 +80,7 @@ def test_batches_do_not_matter(
 )
 def test_plan_keeps_to_the_budget(counts: list[tuple[int, int]], atoms: int, edges: int) -> None:
     n_atoms, n_edges = (np.array([c[k] for c in counts], np.int64) for k in (0, 1))
-    spans = list(plan(n_atoms, n_edges, Budget(atoms, edges, 1e9)))
+    spans = list(plan(n_atoms, n_edges, MemoryBudget(atoms, edges, 1e9)))
     assert [k for s in spans for k in range(s.start, s.stop)] == list(range(len(counts)))
     for span in spans:
         fits = n_atoms[span].sum() <= atoms and n_edges[span].sum() <= edges

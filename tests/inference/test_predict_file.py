@@ -15,9 +15,9 @@ from ase.build import molecule
 from ase.io import read, write
 
 from ramify.errors import RamifyError
-from ramify.inference import predict_file as module
+from ramify.inference.jobs import predict_file as module
+from ramify.inference.jobs.predict_file import predict_file
 from ramify.inference.model import Model
-from ramify.inference.predict_file import predict_file
 
 NAMES = ("H2O", "CH4", "NH3", "SiH4", "CH3OH", "C2H2")
 """Molecules in turn; qm7x has no silicon."""
@@ -79,7 +79,7 @@ def test_goes_on_where_it_was_stopped(
     monkeypatch.setattr(module, "CHUNK_STRUCTURES", chunk)
     whole, broken = tmp_path / "whole.extxyz", tmp_path / "broken.extxyz"
     predict_file(conservative, source, whole, ["qm7x"])
-    from ramify.inference import resumable
+    from ramify.inference.jobs import resumable
 
     calls: list[int] = []
     write_json = resumable.write_json
@@ -110,7 +110,9 @@ def test_killed_and_taken_up_again(runs: Path, conservative: Model, tmp_path: Pa
     write(tmp_path / "in.extxyz", make_images(50) * 20)
     verb = ["predict", tmp_path / "in.extxyz", "-m", runs / "conservative", "-b", "qm7x", "-o", tmp_path / "out.extxyz"]
     state = tmp_path / "out.extxyz.part.json"
-    code = "import ramify.inference.predict_file as m; m.CHUNK_STRUCTURES = 20; from ramify.cli import main; main()"
+    code = (
+        "import ramify.inference.jobs.predict_file as m; m.CHUNK_STRUCTURES = 20; from ramify.cli import main; main()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, verb)],
         stdout=subprocess.DEVNULL,
@@ -134,7 +136,7 @@ def test_killed_and_taken_up_again(runs: Path, conservative: Model, tmp_path: Pa
 def test_another_job_does_not_go_on(
     conservative: Model, direct: Model, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ramify.inference.resumable import ResumableOutput
+    from ramify.inference.jobs.resumable import ResumableOutput
 
     with monkeypatch.context() as patched:
         patched.setattr(ResumableOutput, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -234,7 +236,7 @@ def test_memory_does_not_grow_with_the_file(runs: Path, tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-import ramify.inference.predict_file as m
+import ramify.inference.jobs.predict_file as m
 m.CHUNK_STRUCTURES = 200
 from ramify.inference.model import load
 model = load(Path(sys.argv[1]))

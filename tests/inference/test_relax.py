@@ -10,10 +10,10 @@ from ase.build import bulk, molecule
 from ase.io import read, write
 
 from ramify.errors import RamifyError
-from ramify.inference import relax as module
-from ramify.inference.calculator import Calculator
+from ramify.inference.integrations.ase import Calculator
+from ramify.inference.jobs import relax as module
+from ramify.inference.jobs.relax import Relaxation, RelaxOptions, relax, relax_file
 from ramify.inference.model import Model
-from ramify.inference.relax import Relaxation, RelaxOptions, relax, relax_file
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from ase.build import bulk, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.data.neighbors import Edges, find_edges
 from ramify.inference.skin import SkinNeighbors
+from ramify.neighbors.edges import Edges, find_edges
 from ramify.structures import Structures
 
 CUTOFF, MAX_NEIGHBORS = 4.0, 12
@@ -16,13 +16,16 @@ CUTOFF, MAX_NEIGHBORS = 4.0, 12
 
 def assert_equal(found: Edges, expected: Edges) -> None:
     """The same edges; the order of equally distant ones is free, and reaches agree to rounding."""
-    for a, b in ((found, expected), (found.rim, expected.rim)):
+    for a, b in ((found, expected), (found.cutoff_pairs, expected.cutoff_pairs)):
         rows = [np.column_stack([e.receiver, e.sender, e.shift]) for e in (a, b)]
         orders = [np.lexsort(r.T) for r in rows]
         np.testing.assert_array_equal(rows[0][orders[0]], rows[1][orders[1]])
-    np.testing.assert_allclose(found.reach, expected.reach, atol=1e-10)
-    order = [np.lexsort(np.column_stack([e.rim.receiver, e.rim.sender, e.rim.shift]).T) for e in (found, expected)]
-    np.testing.assert_allclose(found.rim.gain[order[0]], expected.rim.gain[order[1]], atol=1e-8)
+    np.testing.assert_allclose(found.atom_cutoff, expected.atom_cutoff, atol=1e-10)
+    order = [
+        np.lexsort(np.column_stack([e.cutoff_pairs.receiver, e.cutoff_pairs.sender, e.cutoff_pairs.shift]).T)
+        for e in (found, expected)
+    ]
+    np.testing.assert_allclose(found.cutoff_pairs.gain[order[0]], expected.cutoff_pairs.gain[order[1]], atol=1e-8)
 
 
 def systems() -> dict[str, list[Atoms]]:

@@ -10,7 +10,7 @@ from ase.build import molecule
 
 import ramify
 from ramify.errors import RamifyError
-from ramify.inference.calculator import Calculator
+from ramify.inference.integrations.ase import Calculator
 from ramify.inference.model import Model
 
 ts = pytest.importorskip("torch_sim", reason="needs the package torch-sim-atomistic")
@@ -107,6 +107,6 @@ def test_bad_systems_are_named(conservative: Model, direct: Model, crystals: lis
 def test_named_when_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_sim", None)
     monkeypatch.setitem(sys.modules, "torch_sim.models.interface", None)
-    monkeypatch.delitem(sys.modules, "ramify.inference.torchsim")
+    monkeypatch.delitem(sys.modules, "ramify.inference.integrations.torchsim")
     with pytest.raises(RamifyError, match="install it: pip install torch-sim-atomistic"):
         _ = ramify.TorchSimModel

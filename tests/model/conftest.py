@@ -8,11 +8,11 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from ramify.data.batch import Batch, Part
-from ramify.data.neighbors import find_edges
-from ramify.model.branch import Branch, ForceKind
+from ramify.batches.batch import Batch, BatchPart
 from ramify.model.encoders.egnn import EGNN
+from ramify.model.heads import Branch, ForceKind
 from ramify.model.multibranch import MultiBranch
+from ramify.neighbors.edges import find_edges
 from ramify.structures import Structures
 
 CUTOFF, MAX_NEIGHBORS = 5.0, 12
@@ -22,7 +22,7 @@ NO_REFERENCES = np.zeros(119)
 def batch_of(images: list[Atoms], dtype: torch.dtype, max_neighbors: int | None = MAX_NEIGHBORS) -> Batch:
     """All images in one segment of the branch `b`."""
     structures = Structures.from_ase(images)
-    part = Part("d", "b", structures, find_edges(structures, CUTOFF, max_neighbors), NO_REFERENCES)
+    part = BatchPart("d", "b", structures, find_edges(structures, CUTOFF, max_neighbors), NO_REFERENCES)
     return Batch.make([part], dtype)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from ramify.model.build import Spread, build_model
+from ramify.model.build import LabelSpread, build_model
 from ramify.recipe import Recipe, parse_recipe
 from tests.small import MODEL
 
-SPREADS = {"a": Spread(0.5, 1.5, 10), "b": Spread(0.7, None, 10), "c": Spread(0.1, 0.2, 30)}
+SPREADS = {"a": LabelSpread(0.5, 1.5, 10), "b": LabelSpread(0.7, None, 10), "c": LabelSpread(0.1, 0.2, 30)}
 
 
 def recipe_of(*names: str, seed: int = 3, **changes: Any) -> Recipe:

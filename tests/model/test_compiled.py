@@ -13,16 +13,16 @@ from torch import Tensor
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 
-from ramify.data.batch import Batch, Part
-from ramify.data.neighbors import find_edges
-from ramify.data.padding import Padding
+from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.padding import Padding
 from ramify.errors import RamifyError
 from ramify.model import compiled
-from ramify.model.branch import Branch
 from ramify.model.compiled import CompiledModel
 from ramify.model.encoders.egnn import EGNN
-from ramify.model.low_rank import add_low_rank
-from ramify.model.multibranch import MultiBranch, Predictions
+from ramify.model.heads import Branch
+from ramify.model.lora import add_lora
+from ramify.model.multibranch import BatchPredictions, MultiBranch
+from ramify.neighbors.edges import find_edges
 from ramify.structures import Structures
 
 CUTOFF = 4.0
@@ -68,11 +68,11 @@ def batch_of(images: list[Atoms], crystals: slice, molecules: slice, branches: t
         if chosen:
             structures = Structures.from_ase(chosen)
             branch = name if name in branches else branches[0]
-            parts.append(Part(name, branch, structures, find_edges(structures, CUTOFF, 8), np.zeros(119)))
+            parts.append(BatchPart(name, branch, structures, find_edges(structures, CUTOFF, 8), np.zeros(119)))
     return Batch.make(parts, torch.float64)
 
 
-def gradients(model: MultiBranch, predictions: Predictions, batch: Batch) -> dict[str, Tensor | None]:
+def gradients(model: MultiBranch, predictions: BatchPredictions, batch: Batch) -> dict[str, Tensor | None]:
     """Of a function of all that is predicted of real rows."""
     model.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
@@ -156,7 +156,7 @@ def test_low_rank_updates_of_a_frozen_encoder_and_a_branch_without_forces(
 ) -> None:
     model = make("conservative")
     model.branch("molecules").forces = None
-    add_low_rank(model.encoder, 2, 0)
+    add_lora(model.encoder, 2, 0)
     model.double()
     with torch.no_grad():
         for parameter in model.encoder.parameters():

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ramify.data.batch import Batch
-from ramify.model import messages
-from ramify.model.aligned import aligned, aligned_linear, filled
-from ramify.model.counting import counting
+from ramify.batches.batch import Batch
 from ramify.model.encoders.egnn import EGNN
-from ramify.model.messages import MessageWeights, blockwise, plain
+from ramify.model.kernels import messages
+from ramify.model.kernels.aligned import aligned, aligned_linear, filled
+from ramify.model.kernels.counting import counting
+from ramify.model.kernels.messages import MessageWeights, blockwise, plain
 from ramify.model.multibranch import MultiBranch
 
 from .conftest import batch_of

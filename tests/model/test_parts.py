@@ -9,10 +9,10 @@ from ase.data import atomic_numbers
 from scipy.special import spherical_jn
 
 from ramify.elements import NUMBERS, SYMBOLS, element_features, period_and_group
-from ramify.model.activation import silu
-from ramify.model.branch import SILU_GAIN, EnergyHead, fully_connected
-from ramify.model.build import Spread, build_model
+from ramify.model.build import LabelSpread, build_model
 from ramify.model.encoders.egnn import ElementFeatures, normalised
+from ramify.model.heads import SILU_GAIN, EnergyHead, fully_connected
+from ramify.model.kernels.activation import silu
 from ramify.model.radial import BesselBasis, envelope
 from ramify.recipe import parse_recipe
 
@@ -126,7 +126,7 @@ def test_what_tells_elements_apart(elements: str) -> None:
         "datasets": {"a": {"format": "extxyz", "path": "a.extxyz"}},
         "model": {"encoder": {"width": 8, "layers": 1, "elements": elements}},
     }
-    embedding = build_model(parse_recipe(content, where="test"), {"a": Spread(0.2, 0.6, 300)}).encoder.embedding
+    embedding = build_model(parse_recipe(content, where="test"), {"a": LabelSpread(0.2, 0.6, 300)}).encoder.embedding
     assert embedding(torch.tensor([1, 118])).shape == (2, 8)
     assert sum(p.numel() for p in embedding.parameters()) == (28 if elements == "features" else 119) * 8
 
@@ -138,7 +138,7 @@ def test_a_recipe_becomes_the_same_model_twice() -> None:
         "model": {"encoder": {"width": 8, "layers": 1}, "force_head": {"kind": "conservative"}},
     }
     recipe = parse_recipe(content, where="test")
-    spreads = {"a": Spread(0.2, 0.6, 300), "b": Spread(0.5, None, 100)}
+    spreads = {"a": LabelSpread(0.2, 0.6, 300), "b": LabelSpread(0.5, None, 100)}
     first, second = build_model(recipe, spreads), build_model(recipe, spreads)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])

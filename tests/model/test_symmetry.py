@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.build import make_supercell
 from scipy.spatial.transform import Rotation
 
-from ramify.model.multibranch import MultiBranch, Predictions
+from ramify.model.multibranch import BatchPredictions, MultiBranch
 
 from .conftest import batch_of
 
@@ -18,7 +18,7 @@ CASES = [(f, d, m) for f in ("direct", "conservative") for d in TOLERANCE for m 
 pytestmark = pytest.mark.parametrize(("forces", "dtype", "message_layers"), CASES)
 
 
-def predict(model: MultiBranch, images: list[Atoms], dtype: torch.dtype) -> Predictions:
+def predict(model: MultiBranch, images: list[Atoms], dtype: torch.dtype) -> BatchPredictions:
     with torch.no_grad():
         return model(batch_of(images, dtype), stress=True)
 

@@ -13,7 +13,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from ramify.data.prepare import prepare_dataset
+from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe
 from tests.small import make_recipe
 

@@ -10,7 +10,7 @@ from ramify.recipe import Recipe
 from tests.worlds import run_world
 
 from .conftest import MakeFive
-from .test_parity import TURNS, Trained, steps_of, train_each
+from .test_parity import MICRO_BATCHES, Trained, steps_of, train_each
 
 
 def train_compiled(rank: int, world: int, recipes: list[Recipe], folder: Path) -> list[Trained]:
@@ -23,7 +23,9 @@ def train_compiled(rank: int, world: int, recipes: list[Recipe], folder: Path) -
 def test_two_ranks_in_turns(five: MakeFive, tmp_path: Path) -> None:
     """To 1e-11 of the largest number of each tensor: products of padded rows add up in another order."""
     (alone,) = train_each(0, 1, [steps_of(five, "conservative", {})], tmp_path)
-    recipe = steps_of(five, "conservative", {"parallel__placement": "balanced", "train__compile": "default", **TURNS})
+    recipe = steps_of(
+        five, "conservative", {"parallel__placement": "balanced", "train__compile": "default", **MICRO_BATCHES}
+    )
     for (rank,) in run_world(2, train_compiled, 2, [recipe], tmp_path, limit=280):
         for name, array in rank.state.items():
             limit = 1e-11 * np.abs(alone.state[name]).max()

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from ramify.batches.batch import Batch
 from ramify.checkpoint import open_checkpoint
-from ramify.data.batch import Batch
-from ramify.data.store import LabelCounts
 from ramify.errors import RamifyError
-from ramify.model.multibranch import Predictions
-from ramify.parallel.agree import Alone, Met
+from ramify.model.multibranch import BatchPredictions
+from ramify.parallel.sync import ConnectedRanks, SingleProcess
 from ramify.recipe import Recipe
+from ramify.run.stop import Stop
+from ramify.store.store import LabelCounts
 from ramify.train.loop import Trainer
 from ramify.train.objective import Loss, Objective
-from ramify.train.record import Watch
+from ramify.train.reporting import Callbacks
 from ramify.train.start import Process, start_run
-from ramify.train.stop import Stop
 from tests.small import metrics
 from tests.worlds import run_world
 
@@ -48,7 +48,7 @@ class Broken:
     def __init__(self, objective: Objective) -> None:
         self._objective, self._calls = objective, 0
 
-    def __call__(self, predictions: Predictions, batch: Batch, labels: Mapping[str, LabelCounts]) -> Loss:
+    def __call__(self, predictions: BatchPredictions, batch: Batch, labels: Mapping[str, LabelCounts]) -> Loss:
         self._calls += 1
         loss = self._objective(predictions, batch, labels)
         return loss if self._calls < 3 else Loss(loss.total * torch.nan, loss.datasets)
@@ -76,7 +76,12 @@ def run_each(rank: int, world: int, recipes: Mapping[str, Recipe], folder: Path)
     """Every run, spoilt on the last rank only."""
     ends = {}
     for name, recipe in recipes.items():
-        trainer = start_run(recipe, folder / name, Watch(), process=Process(Met(rank, world) if world > 1 else Alone()))
+        trainer = start_run(
+            recipe,
+            folder / name,
+            Callbacks(),
+            process=Process(ConnectedRanks(rank, world) if world > 1 else SingleProcess()),
+        )
         if rank == world - 1:
             spoil(trainer, name)
         error, everywhere = "", False

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ramify.checkpoint import open_checkpoint
-from ramify.train.stop import STOPPED
+from ramify.run.stop import STOPPED
 from tests.programs import TERM, USR1, run
 from tests.small import assert_same, files_of, metrics, tensors
 

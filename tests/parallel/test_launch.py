@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ramify.errors import RamifyError
-from ramify.parallel.launch import PORTS, Site, choose_device, find_site, first_of_nodelist
+from ramify.parallel.launch import PORTS, LaunchEnv, choose_device, detect_launcher, first_of_nodelist
 
 TORCHRUN = {
     "RANK": "5",
@@ -43,38 +43,40 @@ OPEN_MPI = {
 
 
 def test_torchrun() -> None:
-    assert find_site(TORCHRUN) == Site(5, 8, 1, "n1", 29400, "torchrun")
-    assert find_site(SRUN | TORCHRUN) == Site(5, 8, 1, "n1", 29400, "torchrun")  # started by srun, one per node
+    assert detect_launcher(TORCHRUN) == LaunchEnv(5, 8, 1, "n1", 29400, "torchrun")
+    assert detect_launcher(SRUN | TORCHRUN) == LaunchEnv(
+        5, 8, 1, "n1", 29400, "torchrun"
+    )  # started by srun, one per node
 
 
 def test_srun() -> None:
-    site = find_site(SRUN)
+    site = detect_launcher(SRUN)
     assert (site.rank, site.world, site.local_rank, site.address) == (5, 8, 1, "frontier00125")
     assert site.port in PORTS
-    assert find_site(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).port == site.port
-    assert find_site(SRUN | {"SLURM_STEP_ID": "3"}).port != site.port
-    stated = find_site(SRUN | {"MASTER_ADDR": "elsewhere", "MASTER_PORT": "1234"})
+    assert detect_launcher(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).port == site.port
+    assert detect_launcher(SRUN | {"SLURM_STEP_ID": "3"}).port != site.port
+    stated = detect_launcher(SRUN | {"MASTER_ADDR": "elsewhere", "MASTER_PORT": "1234"})
     assert (stated.address, stated.port) == ("elsewhere", 1234)
 
 
 def test_srun_with_pmi() -> None:
     """srun --mpi=pmi2 tells the rank a second time, but not which process of the node it is."""
-    site = find_site(SRUN | {"PMI_RANK": "5", "PMI_SIZE": "8"})
+    site = detect_launcher(SRUN | {"PMI_RANK": "5", "PMI_SIZE": "8"})
     assert (site.rank, site.world, site.local_rank, site.address) == (5, 8, 1, "frontier00125")
 
 
 def test_mpiexec(tmp_path: Path) -> None:
-    site = find_site(HYDRA)
+    site = detect_launcher(HYDRA)
     assert (site.rank, site.world, site.local_rank, site.address) == (1, 2, 1, "127.0.0.1")
-    assert find_site(HYDRA | {"PMI_RANK": "0", "MPI_LOCALRANKID": "0"}).port == site.port
-    site = find_site(OPEN_MPI)
+    assert detect_launcher(HYDRA | {"PMI_RANK": "0", "MPI_LOCALRANKID": "0"}).port == site.port
+    site = detect_launcher(OPEN_MPI)
     assert (site.rank, site.world, site.local_rank, site.address) == (1, 2, 1, "127.0.0.1")
     assert site.port in PORTS
     (tmp_path / "nodes").write_text("x4217c0s3b0n0.hsn\nx4217c0s4b0n0.hsn\n")
-    site = find_site(PALS | {"PBS_NODEFILE": str(tmp_path / "nodes")})
+    site = detect_launcher(PALS | {"PBS_NODEFILE": str(tmp_path / "nodes")})
     assert (site.rank, site.world, site.local_rank, site.address) == (13, 24, 1, "x4217c0s3b0n0.hsn")
     helper = SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}  # hydra starts its helpers by srun
-    site = find_site(helper | HYDRA | {"PMI_RANK": "5", "PMI_SIZE": "8"})
+    site = detect_launcher(helper | HYDRA | {"PMI_RANK": "5", "PMI_SIZE": "8"})
     assert (site.rank, site.world, site.local_rank, site.address) == (5, 8, 1, "frontier00125")
 
 
@@ -90,30 +92,30 @@ def test_mpiexec(tmp_path: Path) -> None:
     ],
 )
 def test_alone(environ: dict[str, str]) -> None:
-    assert find_site(environ) == Site()
+    assert detect_launcher(environ) == LaunchEnv()
 
 
 @pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_half_of_torchrun(missing: str) -> None:
     with pytest.raises(RamifyError, match=rf"(is|are) set.*but {missing} is not\n  fix: start all processes by one"):
-        find_site({key: value for key, value in TORCHRUN.items() if key != missing})
+        detect_launcher({key: value for key, value in TORCHRUN.items() if key != missing})
 
 
 @pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_LOCALID"])
 def test_half_of_srun(missing: str) -> None:
     with pytest.raises(RamifyError, match=rf"SLURM_STEP_NUM_TASKS is set, as srun does, but {missing} is not"):
-        find_site({key: value for key, value in SRUN.items() if key != missing})
+        detect_launcher({key: value for key, value in SRUN.items() if key != missing})
 
 
 def test_nonsense_is_refused() -> None:
     with pytest.raises(RamifyError, match=r"torchrun: RANK=8 does not fit WORLD_SIZE=8"):
-        find_site(TORCHRUN | {"RANK": "8"})
+        detect_launcher(TORCHRUN | {"RANK": "8"})
     with pytest.raises(RamifyError, match=r"MASTER_PORT=http is not a whole number"):
-        find_site(TORCHRUN | {"MASTER_PORT": "http"})
+        detect_launcher(TORCHRUN | {"MASTER_PORT": "http"})
     with pytest.raises(
         RamifyError, match=r"24 processes on several nodes and does not say where rank 0 is\n.*MASTER_A"
     ):
-        find_site(PALS)
+        detect_launcher(PALS)
 
 
 @pytest.mark.parametrize(
@@ -133,18 +135,18 @@ def test_short_forms_of_hosts(nodes: str, first: str) -> None:
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_device("cpu", Site()) == torch.device("cpu")
+    assert choose_device("cpu", LaunchEnv()) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
-    assert choose_device("auto", Site()) == torch.device("cpu")
+    assert choose_device("auto", LaunchEnv()) == torch.device("cpu")
     with pytest.raises(RamifyError, match=r"train.device: cuda, but PyTorch .* finds none here"):
-        choose_device("cuda", Site())
+        choose_device("cuda", LaunchEnv())
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
     monkeypatch.setattr(torch.xpu, "set_device", chosen.append)
     for count, local_rank, expected in ((6, 4, "xpu:4"), (1, 4, "xpu:0")):  # the second: each process sees but its own
         monkeypatch.setattr(torch.xpu, "device_count", lambda count=count: count)
-        assert choose_device("auto", Site(16, 24, local_rank)) == torch.device(expected) == chosen[-1]
+        assert choose_device("auto", LaunchEnv(16, 24, local_rank)) == torch.device(expected) == chosen[-1]
     monkeypatch.setattr(torch.xpu, "device_count", lambda: 4)
     with pytest.raises(RamifyError, match=r"rank 16 is process 4 \(from 0\) of its node, which has 4 devices"):
-        choose_device("auto", Site(16, 24, 4))
+        choose_device("auto", LaunchEnv(16, 24, 4))

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ramify.parallel.layout import Layout
-from ramify.parallel.placement import Placement, place
+from ramify.planning.placement import Placement, place
 from tests.worlds import run_world
 
 WORK = {"a": 5.0, "b": 3.0, "c": 1.0}
@@ -38,7 +38,7 @@ def look(rank: int, placements: dict[str, Placement]) -> dict[str, Seen]:
     found = {}
     for name, placement in placements.items():
         layout = Layout.spread(placement, torch.device("cpu"))
-        assert (layout.rank, layout.world, layout.is_lead) == (rank, 4, rank == 0)
+        assert (layout.rank, layout.world, layout.is_rank_zero) == (rank, 4, rank == 0)
         own = torch.tensor([10.0**rank, 1.0], dtype=torch.float64)
         world, branches = own.clone(), {branch: own.clone() for branch in layout.hosted}
         layout.sum_over_world(world)
@@ -107,7 +107,7 @@ def test_rectangles_are_meshes(seen: list[dict[str, Seen]]) -> None:
 
 def test_alone_there_is_no_group() -> None:
     layout = Layout.alone(["a", "b"])
-    assert (layout.rank, layout.world, layout.hosted, layout.is_lead) == (0, 1, ("a", "b"), True)
+    assert (layout.rank, layout.world, layout.hosted, layout.is_rank_zero) == (0, 1, ("a", "b"), True)
     tensor = torch.ones(3)
     layout.sum_over_world(tensor)
     layout.sum_over_branch("a", tensor)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ramify.parallel.agree import Alone, Met
-from ramify.parallel.costs import rank_costs
-from ramify.parallel.dry_run import model_cost
-from ramify.parallel.placement import Placement
-from ramify.parallel.workload import dataset_sizes, step_shares
+from ramify.parallel.sync import ConnectedRanks, SingleProcess
+from ramify.planning.costs import rank_costs
+from ramify.planning.model_profile import profile_model
+from ramify.planning.placement import Placement
+from ramify.planning.workload import dataset_sizes, step_shares
 from ramify.recipe import Recipe
 from ramify.train.loop import Trainer
-from ramify.train.record import Watch
+from ramify.train.reporting import Callbacks
 from ramify.train.start import Process, start_run
 from ramify.train.validation import Validation
 from tests.small import assert_near, metrics
@@ -32,14 +32,14 @@ KINDS: dict[str, dict[str, Any]] = {
 UNEVEN = {"alloys": [0, 1], "waters": [1], "bare": [0], "partly": [0, 1], "clusters": [1]}
 APART = {"alloys": [0, 3], "waters": [1, 2], "bare": [0], "partly": [1, 3], "clusters": [2]}
 SIX = {"alloys": [0, 1, 2], "waters": [4], "bare": [3], "partly": [1, 3, 5], "clusters": [2, 4]}
-TURNS = {"parallel__micro_batch_atoms": 12, "parallel__micro_batch_edges": 90}
+MICRO_BATCHES = {"parallel__micro_batch_atoms": 12, "parallel__micro_batch_edges": 90}
 WORLDS: dict[int, list[tuple[str, dict[str, Any]]]] = {
-    1: [("conservative", TURNS), ("direct", TURNS)],
+    1: [("conservative", MICRO_BATCHES), ("direct", MICRO_BATCHES)],
     2: [
         ("conservative", {"parallel__placement": "replicated"}),
         ("conservative", {"parallel__placement": "per-branch"}),  # several branches on a rank
         ("direct", {"parallel__placement": UNEVEN}),
-        ("conservative", {"parallel__placement": "balanced", **TURNS}),
+        ("conservative", {"parallel__placement": "balanced", **MICRO_BATCHES}),
     ],
     3: [
         ("conservative", {"parallel__placement": "per-branch-even"}),
@@ -52,7 +52,7 @@ WORLDS: dict[int, list[tuple[str, dict[str, Any]]]] = {
     6: [
         ("conservative", {"parallel__placement": "per-branch"}),  # groups by work
         ("conservative", {"parallel__placement": "replicated"}),  # some ranks have nothing to do
-        ("direct", {"parallel__placement": SIX, **TURNS}),
+        ("direct", {"parallel__placement": SIX, **MICRO_BATCHES}),
         ("direct", {"parallel__placement": "per-branch-even"}),
     ],
 }
@@ -100,12 +100,12 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
     """Trains one run after the other on this rank."""
     found = []
     for number, recipe in enumerate(recipes):
-        process = Process(Met(rank, world) if world > 1 else Alone())
-        trainer = start_run(recipe, folder / f"{world}-{number}", Watch(), process=process)
+        process = Process(ConnectedRanks(rank, world) if world > 1 else SingleProcess())
+        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), process=process)
         fresh = trainer.validator(trainer.model)
         trainer.fit()
         assert trainer.progress.step == STEPS
-        counts = [trainer.stream.counts(step) for step in range(STEPS)]
+        counts = [trainer.sampler.counts(step) for step in range(STEPS)]
         present = {branch: sum(c[branch] > 0 for c in counts) for branch in recipe.datasets}
         found.append(Trained(state_of(trainer), trainer.layout.placement, dict(trainer.layout.traffic), present, fresh))
         trainer.run.unlock()
@@ -191,7 +191,7 @@ def planned(five: MakeFive) -> Planned:
     sizes = dataset_sizes(five(), {})
     spreads = {name: size.spread for name, size in sizes.items()}
     recipes = {kind: steps_of(five, kind, {}) for kind in KINDS}
-    models = {kind: model_cost(recipe, spreads) for kind, recipe in recipes.items()}
+    models = {kind: profile_model(recipe, spreads) for kind, recipe in recipes.items()}
 
     def traffic(kind: str, placement: Placement) -> list[dict[str, int]]:
         costs = rank_costs(recipes[kind], models[kind], step_shares(recipes[kind], sizes), placement)

@@ -13,7 +13,7 @@ from ase.build import bulk, molecule
 from ase.io import write
 
 from ramify.errors import RamifyError
-from ramify.inference.exported import write_export
+from ramify.inference.export.exported import write_export
 from ramify.inference.model import load, read_saved
 from ramify.inference.saved import ROUTER
 from ramify.route.features import features

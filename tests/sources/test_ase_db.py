@@ -13,7 +13,7 @@ from ase.constraints import FixAtoms
 from ase.db import connect
 
 from ramify.errors import RamifyError
-from ramify.sources import ase_db
+from ramify.sources.formats import ase_db
 
 RNG = np.random.default_rng(1)
 

@@ -8,7 +8,7 @@ import torch
 
 from ramify.errors import RamifyError
 from ramify.model import compiled
-from ramify.train.changes import compare
+from ramify.run.changes import compare
 from tests.small import assert_near, metrics, tensors, train
 
 from .conftest import MakeRecipe

@@ -11,14 +11,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ramify.data.batch import Batch, Part
-from ramify.data.loader import Loader, SplitReader
-from ramify.data.neighbors import Edges, find_edges
-from ramify.data.open import open_split, open_stores
-from ramify.data.stream import Stream, sampling_weights
+from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.loader import Loader, SplitReader
+from ramify.batches.open import open_split, open_stores
+from ramify.batches.sampler import BatchSampler, sampling_weights
 from ramify.errors import RamifyError
-from ramify.parallel.division import Division
-from ramify.parallel.placement import Placement
+from ramify.neighbors.edges import Edges, find_edges
+from ramify.parallel.assignment import Assigner
+from ramify.planning.placement import Placement
 from tests.small import assert_same, metrics, tensors, train
 
 from .conftest import MakeRecipe
@@ -33,15 +33,15 @@ def readers(small: MakeRecipe) -> dict[str, SplitReader]:
 
 
 @pytest.fixture
-def stream(readers: dict[str, SplitReader]) -> Stream:
+def sampler(readers: dict[str, SplitReader]) -> BatchSampler:
     sizes = {name: len(reader) for name, reader in readers.items()}
-    return Stream(sizes, sampling_weights(sizes, "equal", 2.0), 7, 0)
+    return BatchSampler(sizes, sampling_weights(sizes, "equal", 2.0), 7, 0)
 
 
-def loader_of(stream: Stream, readers: dict[str, SplitReader], start: int, ahead: int = 2) -> Loader:
+def loader_of(sampler: BatchSampler, readers: dict[str, SplitReader], start: int, ahead: int = 2) -> Loader:
     """Of one process that has all branches, its parts in the order of their names."""
     ordered = dict(sorted(readers.items()))
-    return Loader(ordered, Division(stream, ordered, Placement.alone(NAMES), 0).shares(start), torch.float32, ahead)
+    return Loader(ordered, Assigner(sampler, ordered, Placement.alone(NAMES), 0).shares(start), torch.float32, ahead)
 
 
 def same(found: Batch, expected: Batch) -> None:
@@ -54,12 +54,12 @@ def same(found: Batch, expected: Batch) -> None:
             assert a == b
 
 
-def by_hand(stream: Stream, readers: dict[str, SplitReader], step: int) -> Batch:
+def by_hand(sampler: BatchSampler, readers: dict[str, SplitReader], step: int) -> Batch:
     """The batch of a step, without a thread: parts in the order of their branches, rows sorted."""
-    counts, position = stream.counts(step), stream.position(step)
+    counts, position = sampler.counts(step), sampler.position(step)
     parts = []
     for name in sorted(NAMES):
-        rows = np.sort(stream.rows(name, position[name], counts[name]))
+        rows = np.sort(sampler.rows(name, position[name], counts[name]))
         if len(rows):
             parts.append(readers[name].part(rows))
     return Batch.make(parts, torch.float32)
@@ -67,19 +67,19 @@ def by_hand(stream: Stream, readers: dict[str, SplitReader], step: int) -> Batch
 
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_batches_are_those_of_the_stream(
-    stream: Stream, readers: dict[str, SplitReader], monkeypatch: pytest.MonkeyPatch, ahead: int
+    sampler: BatchSampler, readers: dict[str, SplitReader], monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     """With a thread that is now faster, now slower than the one who asks."""
-    expected = [by_hand(stream, readers, step) for step in range(5, 15)]
+    expected = [by_hand(sampler, readers, step) for step in range(5, 15)]
     part = SplitReader.part
     pauses = iter(np.random.default_rng(0).choice([0.0, 0.02], 1000))
 
-    def slow(reader: SplitReader, indices: NDArray[np.int64]) -> Part:
+    def slow(reader: SplitReader, indices: NDArray[np.int64]) -> BatchPart:
         time.sleep(next(pauses))
         return part(reader, indices)
 
     monkeypatch.setattr(SplitReader, "part", slow)
-    with loader_of(stream, readers, 5, ahead) as loader:
+    with loader_of(sampler, readers, 5, ahead) as loader:
         for k, wanted in enumerate(expected):
             time.sleep(0.03 * (k % 3 == 0))
             (batch,) = next(loader).batches
@@ -87,18 +87,18 @@ def test_batches_are_those_of_the_stream(
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_with_its_place(
-    stream: Stream, readers: dict[str, SplitReader], monkeypatch: pytest.MonkeyPatch
+    sampler: BatchSampler, readers: dict[str, SplitReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(100))
     part = SplitReader.part
 
-    def broken(reader: SplitReader, indices: NDArray[np.int64]) -> Part:
+    def broken(reader: SplitReader, indices: NDArray[np.int64]) -> BatchPart:
         if next(calls) == 7:
             raise RamifyError("the store is gone")
         return part(reader, indices)
 
     monkeypatch.setattr(SplitReader, "part", broken)
-    with loader_of(stream, readers, 0) as loader:
+    with loader_of(sampler, readers, 0) as loader:
         next(loader)
         next(loader)
         with pytest.raises(RamifyError, match="gone") as caught:
@@ -109,19 +109,21 @@ def test_what_goes_wrong_in_the_thread_is_raised_with_its_place(
     assert "while the batch of step 2 was made" in notes
 
 
-def test_the_thread_ends_with_the_loader(stream: Stream, readers: dict[str, SplitReader]) -> None:
+def test_the_thread_ends_with_the_loader(sampler: BatchSampler, readers: dict[str, SplitReader]) -> None:
     before = threading.active_count()
     for _ in range(3):
-        with loader_of(stream, readers, 0) as loader:
+        with loader_of(sampler, readers, 0) as loader:
             next(loader)
     assert threading.active_count() == before
 
 
 def edges_equal(found: Edges, expected: Edges) -> None:
-    for name in ("receiver", "sender", "shift", "reach"):
+    for name in ("receiver", "sender", "shift", "atom_cutoff"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     for name in ("receiver", "sender", "shift", "gain"):
-        np.testing.assert_array_equal(getattr(found.rim, name), getattr(expected.rim, name), err_msg=name)
+        np.testing.assert_array_equal(
+            getattr(found.cutoff_pairs, name), getattr(expected.cutoff_pairs, name), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ramify.checkpoint import open_checkpoint
-from ramify.data.store import Store
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import load_model
+from ramify.run.run import MetricsLog, Run
+from ramify.store.store import Store
 from ramify.train.loop import Trainer
-from ramify.train.record import Watch
-from ramify.train.run import MetricsLog, Run
+from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run, start_run
 from ramify.train.validation import Validation, Validator
 from tests.small import assert_same, files_of, metrics, tensors, train
@@ -117,16 +117,16 @@ def test_a_run_directory_is_never_overwritten(small: MakeRecipe, tmp_path: Path)
     train(recipe, tmp_path / "run")
     before = files_of(tmp_path / "run")
     with pytest.raises(RamifyError, match="exists already; a run is never overwritten"):
-        start_run(recipe, tmp_path / "run", Watch())
+        start_run(recipe, tmp_path / "run", Callbacks())
     assert files_of(tmp_path / "run") == before
     (tmp_path / "file").write_text("something else")
     with pytest.raises(RamifyError, match="exists already"):
-        start_run(recipe, tmp_path / "file", Watch())
+        start_run(recipe, tmp_path / "file", Callbacks())
 
 
 def test_nothing_is_left_when_the_data_are_wrong(small: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(RamifyError, match="has no store at"):
-        start_run(small("bare", stores=str(tmp_path / "nowhere")), tmp_path / "run", Watch())
+        start_run(small("bare", stores=str(tmp_path / "nowhere")), tmp_path / "run", Callbacks())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,14 +134,14 @@ def test_nothing_is_left_when_the_data_are_wrong(small: MakeRecipe, tmp_path: Pa
 def test_broken_numbers_end_the_run(small: MakeRecipe, tmp_path: Path, kind: str) -> None:
     """A step that overflows makes the next loss NaN: the run stops there and keeps the state before that step."""
     recipe = small("qm7x", optimizer__lr=1e30, schedule__warmup_steps=0, model__force_head__kind=kind)
-    trainer = start_run(recipe, tmp_path / "run", Watch())
+    trainer = start_run(recipe, tmp_path / "run", Callbacks())
     with pytest.raises(RamifyError, match=r"step \d+: the loss is (nan|inf).*'qm7x': \[.*kept as `latest`"):
         trainer.fit()
     latest = open_checkpoint(tmp_path / "run" / "checkpoints" / "latest")
     assert latest.step == trainer.progress.step < 12
     assert all(torch.isfinite(tensor).all() for tensor in tensors(tmp_path / "run").values())
     load_model(latest)
-    again = resume_run(tmp_path / "run", Watch())
+    again = resume_run(tmp_path / "run", Callbacks())
     assert again.progress.step == latest.step
     with pytest.raises(RamifyError, match="the loss is"):
         again.fit()
@@ -163,8 +163,8 @@ def test_heads_no_better_than_trivial_are_warned_of(small: MakeRecipe, tmp_path:
     """A model that hardly learns: after the warm-up, a warning for exactly the heads whose errors are not below."""
     warnings: list[str] = []
     entries: list[dict[str, Any]] = []
-    watch = Watch(warned=warnings.append, evaluated=entries.append)
-    train(small("qm7x", "mptrj", "bare", optimizer__lr=1e-9, train__max_steps=12), tmp_path / "run", watch)
+    callbacks = Callbacks(warned=warnings.append, evaluated=entries.append)
+    train(small("qm7x", "mptrj", "bare", optimizer__lr=1e-9, train__max_steps=12), tmp_path / "run", callbacks)
     expected = [
         (entry["step"], name, label)
         for entry in entries
@@ -199,7 +199,7 @@ def test_early_stopping(small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.M
     assert (trainer.progress.best, trainer.progress.best_step) == (2.0, 2 * every)
     assert open_checkpoint(tmp_path / "run/checkpoints/best").step == 2 * every
     assert open_checkpoint(tmp_path / "run/checkpoints/latest").step == 4 * every
-    resumed = resume_run(tmp_path / "run", Watch())
+    resumed = resume_run(tmp_path / "run", Callbacks())
     assert resumed.fit().step == 4 * every  # nothing more to do
 
 

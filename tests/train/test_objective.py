@@ -9,14 +9,14 @@ import pytest
 import torch
 from ase import Atoms
 
-from ramify.data.batch import Batch, Part
-from ramify.data.neighbors import find_edges
-from ramify.data.references import reference_energy
-from ramify.data.store import LabelCounts
-from ramify.model.branch import Branch
+from ramify.batches.batch import Batch, BatchPart
 from ramify.model.encoders.egnn import EGNN
-from ramify.model.multibranch import MultiBranch, Predictions
+from ramify.model.heads import Branch
+from ramify.model.multibranch import BatchPredictions, MultiBranch
+from ramify.neighbors.edges import find_edges
 from ramify.recipe import ObjectiveOptions
+from ramify.references import reference_energy
+from ramify.store.store import LabelCounts
 from ramify.structures import Structures
 from ramify.train.objective import Loss, Objective
 
@@ -52,14 +52,14 @@ def labelled(seed: int, count: int, *, periodic: bool = True) -> Structures:
 def batch_of(datasets: dict[str, Structures]) -> Batch:
     """One part per dataset, each read by a branch of its name."""
     references = np.linspace(-1, 1, 119)
-    return Batch.make([Part(n, n, s, find_edges(s, 3.0), references) for n, s in datasets.items()], torch.float64)
+    return Batch.make([BatchPart(n, n, s, find_edges(s, 3.0), references) for n, s in datasets.items()], torch.float64)
 
 
-def predictions_of(batch: Batch, seed: int = 9) -> Predictions:
+def predictions_of(batch: Batch, seed: int = 9) -> BatchPredictions:
     rng = np.random.default_rng(seed)
     S, N = len(batch.n_atoms), len(batch.numbers)
     made = (rng.normal(size=shape) for shape in ((S,), (N, 3), (S, 3, 3)))
-    return Predictions(*(torch.from_numpy(array).requires_grad_() for array in made))
+    return BatchPredictions(*(torch.from_numpy(array).requires_grad_() for array in made))
 
 
 def labels_of(batch: Batch) -> dict[str, LabelCounts]:
@@ -73,7 +73,7 @@ def labels_of(batch: Batch) -> dict[str, LabelCounts]:
     return counts
 
 
-def loss_of(objective: Objective, predictions: Predictions, batch: Batch) -> Loss:
+def loss_of(objective: Objective, predictions: BatchPredictions, batch: Batch) -> Loss:
     """Of a batch that is the whole step."""
     return objective(predictions, batch, labels_of(batch))
 
@@ -186,7 +186,7 @@ def test_weights_are_shares_whatever_is_in_the_batch() -> None:
     objective = Objective(ObjectiveOptions(weights={"a": 3.0}), SCALES)
     predictions = predictions_of(both)
     atoms = len(one.numbers)
-    cut = Predictions(predictions.energy[:4], predictions.forces[:atoms], None)
+    cut = BatchPredictions(predictions.energy[:4], predictions.forces[:atoms], None)
     alone = loss_of(objective, cut, one)
     together = loss_of(objective, predictions, both)
     assert float(alone.total.detach()) == pytest.approx(0.75 * float(alone.datasets["a"][0]))
@@ -242,7 +242,7 @@ def test_parts_of_a_step_add_up(form: Any) -> None:
         structures = slice(start, None if others else stop)
         own = [predictions.energy[structures], predictions.forces[atoms], predictions.stress[structures]]
         own = [tensor.detach().requires_grad_() for tensor in own]
-        loss = objective(Predictions(*own), part, labels_of(whole))
+        loss = objective(BatchPredictions(*own), part, labels_of(whole))
         total += float(loss.total.detach())
         for name, values in loss.datasets.items():
             datasets[name] += plain(values)
@@ -259,6 +259,6 @@ def test_loss_of_a_perfect_model_is_zero() -> None:
     atoms = Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.7]])
     structures = replace(Structures.from_ase([atoms]), energy=np.array([2.0]), forces=np.ones((2, 3)))
     batch = batch_of({"a": structures})
-    perfect = Predictions(batch.energy.clone(), batch.forces.clone(), None)
+    perfect = BatchPredictions(batch.energy.clone(), batch.forces.clone(), None)
     for form in ("mae", "mse", "huber"):
         assert float(loss_of(Objective(ObjectiveOptions(form=form), {"a": 0.1}), perfect, batch).total) == 0.0

@@ -10,7 +10,7 @@ from ramify.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator
 from ramify.train.precision import Precision
-from ramify.train.record import Watch
+from ramify.train.reporting import Callbacks
 from ramify.train.start import start_run
 
 from .conftest import MakeRecipe
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def test_tf32_is_refused_where_there_is_none(small: MakeRecipe, tmp_path: Path) -> None:
     recipe = small("qm7x", train__precision="tf32", train__device="cpu")
     with pytest.raises(RamifyError, match=r"train.precision: tf32 is for NVIDIA GPUs .* this run is on device cpu"):
-        start_run(recipe, tmp_path / "run", Watch())
+        start_run(recipe, tmp_path / "run", Callbacks())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -52,7 +52,7 @@ def test_errors_of_a_run_in_bf16_are_those_of_evaluate(small: MakeRecipe, tmp_pa
     """Steps round their products, evaluations do not: what chose the best model is what `ramify evaluate` finds."""
     recipe = small("qm7x", train__precision="bf16", train__max_steps=3)
     run = tmp_path / "run"
-    start_run(recipe, run, Watch()).fit()
+    start_run(recipe, run, Callbacks()).fit()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = open_checkpoint(run / "checkpoints" / "best").step
     (logged,) = [line["datasets"]["qm7x"] for line in lines if line["kind"] == "val" and line["step"] == best]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ramify.batches.loader import StepBatches
 from ramify.bench.measure import make_trainer
-from ramify.data.loader import Work
-from ramify.data.store import Store
 from ramify.parallel.layout import Layout
+from ramify.store.store import Store
 from ramify.train.loop import Trainer
 from ramify.train.start import Process
 
@@ -113,7 +113,7 @@ def test_an_accelerator_is_never_waited_for(small: MakeRecipe, kind: str) -> Non
 
 def _trainer_and_works(
     small: MakeRecipe, device: torch.device, kind: str, precision: str
-) -> tuple[Trainer, list[Work]]:
+) -> tuple[Trainer, list[StepBatches]]:
     recipe = small("qm7x", "mptrj", model__force_head__kind=kind, train__precision=precision, optimizer__clip=1e-3)
     stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
     trainer = make_trainer(recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), device), Process())

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from ramify.checkpoint import open_checkpoint
-from ramify.data.prepare import prepare_dataset
 from ramify.errors import RamifyError
-from ramify.train.record import Watch
+from ramify.prepare.prepare import prepare_dataset
+from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run, start_run
 from tests.small import assert_same, files_of, flip_byte, make_recipe, metrics, tensors, train
 
@@ -43,11 +43,11 @@ def cut_at(*steps: int) -> Callable[[int, int], None]:
 
 def trained_in_pieces(recipe: Any, path: Path, *cuts: int) -> None:
     """Cuts a run off after each of the steps `cuts` and takes it up again."""
-    trainer = start_run(recipe, path, Watch(step=cut_at(cuts[0])))
+    trainer = start_run(recipe, path, Callbacks(step=cut_at(cuts[0])))
     for following in (*cuts[1:], -1):
         with pytest.raises(Cut):
             trainer.fit()
-        trainer = resume_run(path, Watch(step=cut_at(following)))
+        trainer = resume_run(path, Callbacks(step=cut_at(following)))
     trainer.fit()
 
 
@@ -95,7 +95,7 @@ def test_lines_past_the_checkpoint_are_taken_back(small: MakeRecipe, tmp_path: P
     before = metrics(tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 7, "loss": 1.0}\n{"kind": "train", "ste')
-    resume_run(tmp_path / "run", Watch()).fit()
+    resume_run(tmp_path / "run", Callbacks()).fit()
     assert metrics(tmp_path / "run") == before
 
 
@@ -108,7 +108,7 @@ def test_a_finished_run_stays_as_it_is(small: MakeRecipe, tmp_path: Path) -> Non
 
     train(small("bare", train__max_steps=6), tmp_path / "run")
     before = kept()
-    resume_run(tmp_path / "run", Watch()).fit()
+    resume_run(tmp_path / "run", Callbacks()).fit()
     assert kept() == before
 
 
@@ -135,7 +135,7 @@ def test_a_changed_store_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
     finally:
         source.write_text(original)
     with pytest.raises(RamifyError, match=r"store of dataset 'bare' is not the one .*\(columns, references differ\)"):
-        resume_run(folder / "run", Watch())
+        resume_run(folder / "run", Callbacks())
 
 
 def test_a_changed_recipe_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
@@ -144,44 +144,44 @@ def test_a_changed_recipe_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
     content = yaml.safe_load(path.read_text())
     content["name"] = "a better name"  # names nothing that training depends on
     path.write_text(yaml.safe_dump(content))
-    resume_run(folder / "run", Watch())
+    resume_run(folder / "run", Callbacks())
     content["model"]["encoder"]["width"] = 16
     path.write_text(yaml.safe_dump(content))
     refused = r"recipe.yaml is not what this run was trained by \(model\.encoder\.width: 8, now 16\)"
     with pytest.raises(RamifyError, match=refused):
-        resume_run(folder / "run", Watch())
+        resume_run(folder / "run", Callbacks())
     path.write_text("datasets: [")
     with pytest.raises(RamifyError, match=r"recipe\.yaml is not valid YAML"):
-        resume_run(folder / "run", Watch())
+        resume_run(folder / "run", Callbacks())
 
 
 def test_what_is_not_a_run_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = own
     with pytest.raises(RamifyError, match="is not a run directory"):
-        resume_run(folder / "stores", Watch())
+        resume_run(folder / "stores", Callbacks())
     shutil.rmtree(folder / "run" / "checkpoints")
     (folder / "run" / "checkpoints").mkdir()
     with pytest.raises(RamifyError, match=r"run has had checkpoints, but .*/checkpoints/latest is gone\n  fix: bring"):
-        resume_run(folder / "run", Watch(), automatic=True)
+        resume_run(folder / "run", Callbacks(), automatic=True)
     (folder / "run" / "sessions.jsonl").unlink()
     with pytest.raises(RamifyError, match=r"the run ended before its first one\n  fix: start it again .* --continue"):
-        resume_run(folder / "run", Watch())
+        resume_run(folder / "run", Callbacks())
 
 
 def test_a_damaged_checkpoint_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = own
     flip_byte(folder / "run" / "checkpoints" / "latest" / "training" / "encoder.safetensors")
     with pytest.raises(RamifyError, match="its checksum differs from the manifest"):
-        resume_run(folder / "run", Watch())
+        resume_run(folder / "run", Callbacks())
 
 
 def test_weights_of_the_first_steps_are_there(small: MakeRecipe, tmp_path: Path) -> None:
     """A run that breaks in its first step can be taken up too: there are no moments yet."""
     recipe = small("bare", train__max_steps=3)
-    trainer = start_run(recipe, tmp_path / "run", Watch())
+    trainer = start_run(recipe, tmp_path / "run", Callbacks())
     trainer.save(best=False)
     whole = train(recipe, tmp_path / "whole")
-    resumed = resume_run(tmp_path / "run", Watch())
+    resumed = resume_run(tmp_path / "run", Callbacks())
     assert resumed.progress.step == 0
     resumed.fit()
     assert_same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))

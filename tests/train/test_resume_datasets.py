@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from ramify.batches.sampler import BatchSampler
 from ramify.checkpoint import open_checkpoint
-from ramify.data.stream import Stream
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import load_model
-from ramify.model.build import Spread, build_model
+from ramify.model.build import LabelSpread, build_model
+from ramify.run.stop import Stop
 from ramify.train.optimizer import AveragedWeights
-from ramify.train.record import Watch
+from ramify.train.reporting import Callbacks
 from ramify.train.start import Process, resume_run, start_run
-from ramify.train.stop import Stop
 from tests.small import metrics, tensors
 
 from .conftest import MakeRecipe
@@ -32,7 +32,7 @@ def stopped_at(step: int, recipe: Any, path: Path) -> Any:
         def reason(self) -> str:
             return "SIGTERM" if trainer.progress.step == step - 1 else ""
 
-    trainer = start_run(recipe, path, Watch(), process=Process(stop=Asked()))
+    trainer = start_run(recipe, path, Callbacks(), process=Process(stop=Asked()))
     trainer.fit()
     assert trainer.progress.step == step
     return trainer
@@ -42,14 +42,14 @@ def test_a_dataset_comes(small: MakeRecipe, tmp_path: Path) -> None:
     recipe = small("qm7x", "mptrj", train__max_steps=20, **SHORT)
     trainer = stopped_at(8, recipe, tmp_path / "run")
     before = tensors(tmp_path / "run")
-    positions = trainer.stream.position(8)
+    positions = trainer.sampler.position(8)
     now = small("qm7x", "mptrj", "bare", train__max_steps=20, train__resume={"add": ["bare"]}, **SHORT)
     with pytest.raises(RamifyError, match=r"datasets\.bare: the run has no such dataset, and train\.resume\.add does"):
-        resume_run(tmp_path / "run", Watch(), recipe=small("qm7x", "mptrj", "bare", train__max_steps=20, **SHORT))
-    resumed = resume_run(tmp_path / "run", Watch(), recipe=now)
+        resume_run(tmp_path / "run", Callbacks(), recipe=small("qm7x", "mptrj", "bare", train__max_steps=20, **SHORT))
+    resumed = resume_run(tmp_path / "run", Callbacks(), recipe=now)
     assert resumed.progress.step == 8
     found = dict(resumed.model.named_parameters())
-    fresh = build_model(now, {n: Spread.of_manifest(m) for n, m in resumed.data.items()})
+    fresh = build_model(now, {n: LabelSpread.of_manifest(m) for n, m in resumed.data.items()})
     for name, parameter in fresh.branch("bare").named_parameters():
         assert torch.equal(found[f"branches.bare.{name}"], parameter)
         assert found[f"branches.bare.{name}"] not in resumed.optimizer.state
@@ -58,7 +58,7 @@ def test_a_dataset_comes(small: MakeRecipe, tmp_path: Path) -> None:
         if kind == "training" and "/" not in rest:
             assert torch.equal(found[rest], tensor)
             assert float(resumed.optimizer.state[found[rest]]["step"]) == float(before[f"training {rest}/step"])
-    assert resumed.stream.position(8) == positions | {"bare": 0}
+    assert resumed.sampler.position(8) == positions | {"bare": 0}
     assert resumed.progress.born == {"bare": 8}
     resumed.fit()
     latest = open_checkpoint(tmp_path / "run" / "checkpoints" / "latest")
@@ -68,7 +68,7 @@ def test_a_dataset_comes(small: MakeRecipe, tmp_path: Path) -> None:
     steps = {
         n: float(t) for n, t in latest.training(["bare"]).items() if n.startswith("branches.bare") and "/step" in n
     }
-    taken = sum(resumed.stream.counts(step)["bare"] > 0 for step in range(8, 20))
+    taken = sum(resumed.sampler.counts(step)["bare"] > 0 for step in range(8, 20))
     assert set(steps.values()) == {float(taken)}
     best = [line["best"] for line in metrics(tmp_path / "run", "val") if "bare" in line["datasets"]]
     assert best[0]  # the first evaluation with other datasets: a mean over others cannot be compared
@@ -76,9 +76,9 @@ def test_a_dataset_comes(small: MakeRecipe, tmp_path: Path) -> None:
     starts = [line for line in resumed.run.sessions.lines() if line["kind"] == "start"]
     assert starts[-1]["changed"]["train.resume.add"] == [[], ["bare"]]
     assert "datasets.bare.path" in starts[-1]["changed"]
-    again = resume_run(tmp_path / "run", Watch())  # by its own recipe, which still lists it
+    again = resume_run(tmp_path / "run", Callbacks())  # by its own recipe, which still lists it
     assert again.progress.born == {"bare": 8}
-    assert again.stream.position(20) == resumed.stream.position(20)
+    assert again.sampler.position(20) == resumed.sampler.position(20)
     again.fit()
 
 
@@ -88,7 +88,7 @@ def test_a_dataset_goes(small: MakeRecipe, tmp_path: Path) -> None:
     stopped_at(8, small("qm7x", "mptrj", "bare", train__max_steps=20, **SHORT), path)
     before = tensors(path)
     now = small("qm7x", "bare", train__max_steps=20, train__resume={"drop": ["mptrj"]}, **SHORT)
-    resumed = resume_run(path, Watch(), recipe=now)
+    resumed = resume_run(path, Callbacks(), recipe=now)
     assert (path / "checkpoints" / "with-mptrj").readlink() == Path("step-00000008")
     resumed.fit()
     assert open_checkpoint(path / "checkpoints" / "latest").branches == ("bare", "qm7x")
@@ -98,7 +98,7 @@ def test_a_dataset_goes(small: MakeRecipe, tmp_path: Path) -> None:
     without = [line["best"] for line in metrics(path, "val") if "mptrj" not in line["datasets"]]
     assert without[0]  # a mean over others cannot be compared
     back = small("qm7x", "mptrj", "bare", train__max_steps=20, train__resume={"add": ["mptrj"]}, **SHORT)
-    again = resume_run(path, Watch(), recipe=back)
+    again = resume_run(path, Callbacks(), recipe=back)
     assert again.progress.born == {"mptrj": 20}  # it starts anew, it does not remember
 
 
@@ -107,8 +107,8 @@ def test_one_that_was_killed_in_between_changes_again(small: MakeRecipe, tmp_pat
     path = tmp_path / "run"
     stopped_at(8, small("qm7x", "mptrj", train__max_steps=20, **SHORT), path)
     now = small("qm7x", "mptrj", "bare", train__max_steps=20, train__resume={"add": ["bare"]}, **SHORT)
-    resume_run(path, Watch(), recipe=now).run.unlock()  # and no step is taken
-    resumed = resume_run(path, Watch())
+    resume_run(path, Callbacks(), recipe=now).run.unlock()  # and no step is taken
+    resumed = resume_run(path, Callbacks())
     assert resumed.progress.born == {"bare": 8}
     resumed.fit()
     assert open_checkpoint(path / "checkpoints" / "latest").step == 20
@@ -121,7 +121,7 @@ def test_a_branch_keeps_its_units(small: MakeRecipe, tmp_path: Path) -> None:
     stopped_at(8, small("qm7x", train__max_steps=20, branches=one, **SHORT), path)
     before = tensors(path)
     now = small("qm7x", "ani1x", train__max_steps=20, branches=both, train__resume={"add": ["ani1x"]}, **SHORT)
-    resumed = resume_run(path, Watch(), recipe=now)
+    resumed = resume_run(path, Callbacks(), recipe=now)
     assert torch.equal(
         resumed.model.branch("molecules").energy_scale, before["weights branches.molecules.energy_scale"]
     )
@@ -136,22 +136,22 @@ def test_a_branch_without_forces_cannot_take_them_up(small: MakeRecipe, tmp_path
         "bare", "qm7x", train__max_steps=8, branches={"a": ["bare", "qm7x"]}, train__resume={"add": ["qm7x"]}, **SHORT
     )
     with pytest.raises(RamifyError, match=r"does not fit the model of the recipe: branches\.a\.force\S* is missing"):
-        resume_run(path, Watch(), recipe=now)
+        resume_run(path, Callbacks(), recipe=now)
     assert not (path / "lock.json").exists()
-    resume_run(path, Watch()).fit()
+    resume_run(path, Callbacks()).fit()
 
 
 def test_streams_go_on_where_they_stood() -> None:
     """Each dataset with its next structure, none skipped, none twice, though the shares of a step have changed."""
-    before = Stream({"a": 30, "b": 50}, {"a": 30.0, "b": 50.0}, 8, seed=3)
-    after = Stream({"a": 30, "b": 50, "c": 20}, {"a": 30.0, "b": 50.0, "c": 20.0}, 8, seed=3)
+    before = BatchSampler({"a": 30, "b": 50}, {"a": 30.0, "b": 50.0}, 8, seed=3)
+    after = BatchSampler({"a": 30, "b": 50, "c": 20}, {"a": 30.0, "b": 50.0, "c": 20.0}, 8, seed=3)
     after.start_at(5, before.position(5))
     seen: dict[str, list[int]] = {"a": [], "b": [], "c": []}
-    for stream, steps in ((before, range(5)), (after, range(5, 12))):
+    for sampler, steps in ((before, range(5)), (after, range(5, 12))):
         for step in steps:
-            positions, counts = stream.position(step), stream.counts(step)
+            positions, counts = sampler.position(step), sampler.counts(step)
             for name, count in counts.items():
-                seen[name] += stream.rows(name, positions[name], count).tolist()
+                seen[name] += sampler.rows(name, positions[name], count).tolist()
     for name, rows in seen.items():
         assert rows == after.rows(name, 0, len(rows)).tolist()
     assert sum(map(len, seen.values())) == 12 * 8

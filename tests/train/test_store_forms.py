@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ramify.data.convert import convert_store
+from ramify.store.convert import convert_store
 from tests import programs
 from tests.data.test_distributed import mpiexec
 from tests.small import assert_same, make_recipe, prepare_stores, tensors

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ramify.data.batch import Batch
-from ramify.data.open import open_split, open_stores
-from ramify.data.store import LabelCounts
-from ramify.model.build import Spread, build_model
+from ramify.batches.batch import Batch
+from ramify.batches.open import open_split, open_stores
+from ramify.model.build import LabelSpread, build_model
 from ramify.recipe import ObjectiveOptions
+from ramify.store.store import LabelCounts
 from ramify.train.loop import Trainer
 from ramify.train.objective import Objective
 from tests.small import train
@@ -30,7 +30,7 @@ def batch_and_model(small: MakeRecipe, **changes: object) -> tuple[Batch, Labels
     reader = open_split(recipe, stores, "train")["mptrj"]
     rows = np.arange(0, 70, 10)
     batch, labels = Batch.make([reader.part(rows)], torch.float64), {"mptrj": reader.label_counts(rows, stress=True)}
-    spread = Spread.of_manifest(stores["mptrj"].manifest.model_dump(mode="json"))
+    spread = LabelSpread.of_manifest(stores["mptrj"].manifest.model_dump(mode="json"))
     model = build_model(recipe, {"mptrj": spread}).train()
     with torch.no_grad():
         for parameter in model.parameters():

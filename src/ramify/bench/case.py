@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ramify.data.store import Store
 from ramify.errors import RamifyError
-from ramify.model.build import Spread
-from ramify.parallel.dry_run import ModelCost, model_cost
+from ramify.model.build import LabelSpread
+from ramify.planning.model_profile import ModelProfile, profile_model
 from ramify.recipe import Recipe, parse_recipe
+from ramify.store.store import Store
 
 SHARDED = "+shard"
 """After the name of a placement: with the encoder cut up among all ranks (`parallel.shard: encoder`)."""
@@ -36,7 +36,7 @@ class Case:
 
     recipe: Recipe
     stores: dict[str, Path]
-    model: ModelCost
+    model: ModelProfile
     mode: str
     placement: str
     ranks: int
@@ -74,8 +74,8 @@ class Case:
         spreads = {}
         for path in set(stores.values()):
             with Store.open(path) as store:
-                spreads[path] = Spread.of_manifest(store.manifest.model_dump(mode="json"))
-        cost = model_cost(changed, {name: spreads[path] for name, path in stores.items()})
+                spreads[path] = LabelSpread.of_manifest(store.manifest.model_dump(mode="json"))
+        cost = profile_model(changed, {name: spreads[path] for name, path in stores.items()})
         return cls(changed, dict(stores), cost, mode, placement, ranks, warmup, steps)
 
     def open_stores(self) -> dict[str, Store]:
@@ -101,5 +101,5 @@ class Case:
         """What `to_data` gave."""
         recipe = parse_recipe(content["recipe"], "benchmark")
         stores = {name: Path(path) for name, path in content["stores"].items()}
-        cost = ModelCost.of_data(content["model"])
+        cost = ModelProfile.of_data(content["model"])
         return cls(recipe, stores, cost, *(content[key] for key in ("mode", "placement", "ranks", "warmup", "steps")))

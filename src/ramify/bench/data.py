@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ramify.batches.batch import Batch, BatchPart
 from ramify.bench.machine import (
     copy_bandwidth,
     drop_from_cache,
@@ -25,12 +26,11 @@ from ramify.bench.machine import (
 from ramify.bench.rates import BATCH, draws, rate
 from ramify.bench.stores import Kind, column_bytes, make_store
 from ramify.bench.waiting import serve_consumers, step_waits
-from ramify.data.batch import Batch, Part
-from ramify.data.convert import convert_store
-from ramify.data.manifest import read_manifest
-from ramify.data.neighbors import find_edges
-from ramify.data.store import Store
 from ramify.errors import RamifyError
+from ramify.neighbors.edges import find_edges
+from ramify.store.convert import convert_store
+from ramify.store.manifest import read_manifest
+from ramify.store.store import Store
 
 CUTOFF = 5.0
 """Å."""
@@ -124,7 +124,7 @@ def _batches(path: Path) -> Result:
         def batch(max_neighbors: int | None) -> Batch:
             structures = store.take(next(rows))
             edges = find_edges(structures, CUTOFF, max_neighbors)
-            return Batch.make([Part("bench", "bench", structures, edges, store.references)])
+            return Batch.make([BatchPart("bench", "bench", structures, edges, store.references)])
 
         example = batch(None)
         return {

@@ -5,7 +5,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from ramify.evaluate.drawing import INK, MUTED, Canvas, colors, log_axis
+from ramify.report.svg import INK, MUTED, Canvas, colors, log_axis
 
 TITLES = {"weak": "weak scaling", "strong": "strong scaling"}
 PNG_DPI = 160

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 
+from ramify.batches.sampler import BatchSampler
 from ramify.bench.process_memory import memory_bytes
 from ramify.bench.rates import BATCH, draws, rate
-from ramify.data.store import Store
-from ramify.data.stream import Stream
+from ramify.store.store import Store
 
 ROWS_AT_ONCE = 1 << 16
 
@@ -27,7 +27,7 @@ def main(path: str) -> None:
 
     size = len(store.range("train"))
     before_order = memory_bytes()["private"]
-    stream = Stream({"large": size}, {"large": 1.0}, BATCH, 0)
+    stream = BatchSampler({"large": size}, {"large": 1.0}, BATCH, 0)
     begun = time.perf_counter()
     stream.rows("large", 0, BATCH)
     first = time.perf_counter() - begun

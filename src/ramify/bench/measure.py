@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ramify.batches.batch import Batch
+from ramify.batches.loader import StepBatches
+from ramify.batches.open import open_split
 from ramify.bench.case import Case
 from ramify.bench.limits import measure_limits, wait_for
 from ramify.bench.resident import peak_bytes, resident_bytes
-from ramify.data.batch import Batch
-from ramify.data.loader import Work
-from ramify.data.open import open_split
-from ramify.data.store import Store
-from ramify.parallel.dry_run import ModelCost
 from ramify.parallel.layout import CONTROL, Layout
-from ramify.parallel.plan import make_plan
-from ramify.parallel.workload import measure
+from ramify.planning.model_profile import ModelProfile
+from ramify.planning.plan import make_plan
+from ramify.planning.workload import measure
 from ramify.recipe import Recipe
+from ramify.run.run import Run
+from ramify.store.store import Store
 from ramify.train.loop import Trainer
-from ramify.train.run import Run
 from ramify.train.start import Process, settle
 
 NOWHERE = "benchmark"
@@ -42,7 +42,7 @@ def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout, proce
     return Trainer(recipe, Run(Path(NOWHERE)), data, readers, {}, layout, process.stop, process.watchdog)
 
 
-def take_steps(trainer: Trainer, steps: int) -> Iterator[Work]:
+def take_steps(trainer: Trainer, steps: int) -> Iterator[StepBatches]:
     """Takes so many steps, giving after each what this rank did in it."""
     with trainer.loader() as loader:
         for _ in range(steps):
@@ -86,7 +86,7 @@ def measure_case(case: Case, process: Process) -> dict[str, Any]:
     return _result(case, placement.kind, process.device, everyone, planned)
 
 
-def _time_steps(trainer: Trainer, case: Case, model: ModelCost) -> dict[str, Any]:
+def _time_steps(trainer: Trainer, case: Case, model: ModelProfile) -> dict[str, Any]:
     """Seconds of the counted steps, and what this rank did and sent in them on average."""
     layout, warmup = trainer.layout, case.warmup
     times: list[float] = []
@@ -113,7 +113,7 @@ def _time_steps(trainer: Trainer, case: Case, model: ModelCost) -> dict[str, Any
     }
 
 
-def amounts(batch: Batch, model: ModelCost) -> dict[str, int]:
+def amounts(batch: Batch, model: ModelProfile) -> dict[str, int]:
     """What a batch holds, padding not counted, and the operations that a step on it takes; segments are branches that
     have structures."""
     found = dict.fromkeys(("structures", "atoms", "edges"), 0)

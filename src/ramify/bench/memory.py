@@ -27,9 +27,9 @@ from ramify.bench.synthetic import alike
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.parallel.layout import Layout
-from ramify.parallel.placement import Placement
-from ramify.parallel.plan import Plan, make_plan
-from ramify.parallel.workload import measure
+from ramify.planning.placement import Placement
+from ramify.planning.plan import Plan, make_plan
+from ramify.planning.workload import measure
 from ramify.recipe import Recipe, parse_recipe
 from ramify.train.start import Process, settle, this_process
 

@@ -12,10 +12,10 @@ from ramify.bench.machines import Machine, find_machine, measured_machine
 from ramify.bench.speed import Load, step_seconds
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
-from ramify.parallel.costs import ENCODER, branch_work, cuts_of_encoder, rank_costs
-from ramify.parallel.dry_run import ModelCost, model_cost
-from ramify.parallel.placement import Placement, place
-from ramify.parallel.workload import DatasetSize, step_shares
+from ramify.planning.costs import ENCODER, branch_work, cuts_of_encoder, rank_costs
+from ramify.planning.model_profile import ModelProfile, profile_model
+from ramify.planning.placement import Placement, place
+from ramify.planning.workload import DatasetSize, step_shares
 from ramify.recipe import MachineOptions, Recipe
 
 PLACEMENTS = ("replicated", "per-branch-even", "per-branch", "balanced", "replicated+shard", "per-branch+shard")
@@ -56,7 +56,7 @@ class Outlook:
 
     def predict(self) -> dict[str, Any]:
         """Weak and strong scaling, growth with the number of branches, and where per-branch starts to win."""
-        model = model_cost(self.recipe, {name: size.spread for name, size in self.sizes.items()})
+        model = profile_model(self.recipe, {name: size.spread for name, size in self.sizes.items()})
         scaling = [
             {
                 "mode": mode,
@@ -86,14 +86,14 @@ class Outlook:
         ranks, found = GROWTH_RANKS, []
         for count in self.branches:
             recipe, sizes = _alike(self.recipe, self.sizes, count)
-            model = model_cost(recipe, {name: size.spread for name, size in sizes.items()})
+            model = profile_model(recipe, {name: size.spread for name, size in sizes.items()})
             seconds = self._seconds(recipe, sizes, model, ranks, self.total)
             parameters = {"encoder_parameters": model.encoder, "branch_parameters": sum(model.branches.values())}
             found.append({"branches": count, "ranks": ranks, "batch": self.total, "seconds": seconds, **parameters})
         return found
 
     def _seconds(
-        self, recipe: Recipe, sizes: Mapping[str, DatasetSize], model: ModelCost, ranks: int, batch: int
+        self, recipe: Recipe, sizes: Mapping[str, DatasetSize], model: ModelProfile, ranks: int, batch: int
     ) -> dict[str, float]:
         """By placement."""
         changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch": batch})})
@@ -124,7 +124,7 @@ def first_win(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     return wins
 
 
-def _load(cost: Any, placement: Placement, recipe: Recipe, model: ModelCost) -> Load:
+def _load(cost: Any, placement: Placement, recipe: Recipe, model: ModelProfile) -> Load:
     """A planned rank. One that takes less than a structure per step has a whole one in the steps in which it has any,
     and the others wait for it; a rank meets at most as many branches as it has structures."""
     busy = max(1.0, 1.0 / cost.structures)

@@ -7,8 +7,8 @@ import time
 from ramify.bench.process_memory import memory_bytes
 from ramify.bench.rates import BATCH, draws, rate
 from ramify.bench.stores import column_bytes
-from ramify.data.distributed import open_distributed
-from ramify.data.store import Store
+from ramify.store.shared.distributed import open_distributed
+from ramify.store.store import Store
 
 
 def main(path: str) -> None:

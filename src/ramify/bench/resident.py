@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ramify.parallel.pieces import own
+from ramify.parallel.sharded_tensors import to_local
 from ramify.train.loop import Trainer
 
 STATUS = Path("/proc/self/status")
@@ -32,7 +32,7 @@ def _kinds(trainer: Trainer) -> Iterator[tuple[str, list[Tensor]]]:
 def _size(tensors: list[Tensor], seen: set[int]) -> int:
     total = 0
     for tensor in tensors:
-        storage = own(tensor).untyped_storage()
+        storage = to_local(tensor).untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             total += storage.nbytes()

@@ -18,9 +18,9 @@ from ramify.bench.speed import CALIBRATION
 from ramify.bench.synthetic import alike, of_sizes
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
-from ramify.parallel.agree import on_lead
-from ramify.parallel.launch import find_site
-from ramify.parallel.workload import StatedSize
+from ramify.parallel.launch import detect_launcher
+from ramify.parallel.sync import on_rank_zero
+from ramify.planning.workload import StatedSize
 from ramify.recipe import Recipe
 from ramify.train.start import this_process
 
@@ -117,7 +117,7 @@ def run_scale(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None], li
     Returns:
         What `scale.json` holds; None on all ranks but the first of those that a launcher started.
     """
-    if find_site().world > 1:
+    if detect_launcher().world > 1:
         return _by_launcher(sweep, out, say)
     recipe, stores = sweep.data(out / "stores")
     threads, content = recipe.train.threads or 1, _before(out)
@@ -141,7 +141,7 @@ def run_case(source: Path, target: Path) -> None:
 def _by_launcher(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
     with this_process(sweep.recipe) as process:
         ranks = process.ranks
-        on_lead(ranks, lambda: [None, sweep.data(out / "stores")][0])
+        on_rank_zero(ranks, lambda: [None, sweep.data(out / "stores")][0])
         recipe, stores = sweep.data(out / "stores")
         content = _before(out)
         for case in sweep.cases(recipe, stores, [ranks.world]):  # nothing to calibrate: that takes one rank

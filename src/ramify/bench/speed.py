@@ -1,7 +1,7 @@
 """How fast a rank and its network are, as a few numbers, fitted to measured cases; and the time of a step from them.
 
 With s_0 seconds per step, s_b per branch that has structures, s_o per operation, s_p per parameter that is updated, and
-messages of b bytes among g ranks by `ramify.parallel.costs.all_reduce_seconds`:
+messages of b bytes among g ranks by `ramify.planning.costs.all_reduce_seconds`:
     compute = s_0 + s_b branches + s_o operations
     messages = sum of those of the encoder and of every hosted branch, of which the backward pass hides the part
                `overlap` at most: all on an accelerator, none on a CPU, whose cores have to do both
@@ -20,7 +20,7 @@ import torch
 
 from ramify.bench.limits import fit_messages
 from ramify.errors import RamifyError
-from ramify.parallel.costs import ENCODER, FORWARD, all_reduce_seconds
+from ramify.planning.costs import ENCODER, FORWARD, all_reduce_seconds
 from ramify.recipe import MachineOptions
 
 CALIBRATION = "calibration"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ramify.batches.loader import StepBatches
 from ramify.bench.limits import product_rate, wait_for
 from ramify.bench.measure import amounts, describe, make_trainer
 from ramify.bench.phases import Phases
@@ -19,15 +20,14 @@ from ramify.bench.resident import forget_peak, peak_bytes, process_bytes, reside
 from ramify.bench.spawn import spawn
 from ramify.bench.synthetic import of_sizes
 from ramify.bench.trace import profile_step
-from ramify.data.loader import Work
-from ramify.data.store import Store
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
-from ramify.model.build import Spread
-from ramify.parallel.dry_run import ModelCost, model_cost
+from ramify.model.build import LabelSpread
 from ramify.parallel.layout import Layout
-from ramify.parallel.workload import StatedSize
+from ramify.planning.model_profile import ModelProfile, profile_model
+from ramify.planning.workload import StatedSize
 from ramify.recipe import Recipe, parse_recipe
+from ramify.store.store import Store
 from ramify.train.loop import Trainer
 from ramify.train.start import settle, this_process
 
@@ -127,8 +127,8 @@ def run_case(source: Path, target: Path) -> None:
     with this_process(recipe) as process:
         settle(recipe)
         stores = {name: Store.open(Path(path)) for name, path in case["stores"].items()}
-        spreads = {name: Spread.of_manifest(s.manifest.model_dump(mode="json")) for name, s in stores.items()}
-        cost = model_cost(_plain(recipe), spreads)
+        spreads = {name: LabelSpread.of_manifest(s.manifest.model_dump(mode="json")) for name, s in stores.items()}
+        cost = profile_model(_plain(recipe), spreads)
         before = process_bytes()
         trainer = make_trainer(
             recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), process.device), process
@@ -147,7 +147,7 @@ def _plain(recipe: Recipe) -> Recipe:
     return parse_recipe(content, "benchmark")
 
 
-def measure_steps(trainer: Trainer, cost: ModelCost, warmup: int, steps: int, before: int = 0) -> dict[str, Any]:
+def measure_steps(trainer: Trainer, cost: ModelProfile, warmup: int, steps: int, before: int = 0) -> dict[str, Any]:
     """Takes steps, each beside a measurement of the machine's matrix product.
 
     Args:
@@ -178,7 +178,7 @@ def measure_steps(trainer: Trainer, cost: ModelCost, warmup: int, steps: int, be
     return _summary(trainer, rows, split, {"before": before, "peak": peak, "resident": resident_bytes(trainer)})
 
 
-def _one_step(trainer: Trainer, work: Work, phases: Phases) -> float:
+def _one_step(trainer: Trainer, work: StepBatches, phases: Phases) -> float:
     phases.begin()
     began = time.perf_counter()
     trainer.step(work)
@@ -186,7 +186,7 @@ def _one_step(trainer: Trainer, work: Work, phases: Phases) -> float:
     return time.perf_counter() - began
 
 
-def _split_step(trainer: Trainer, loader: Iterator[Work], phases: Phases) -> dict[str, float]:
+def _split_step(trainer: Trainer, loader: Iterator[StepBatches], phases: Phases) -> dict[str, float]:
     phases.begin()
     work = next(loader)
     phases.mark("data")
@@ -196,7 +196,7 @@ def _split_step(trainer: Trainer, loader: Iterator[Work], phases: Phases) -> dic
     return phases.taken()
 
 
-def _contents(work: Work, cost: ModelCost) -> dict[str, int]:
+def _contents(work: StepBatches, cost: ModelProfile) -> dict[str, int]:
     """What a step holds, over all its turns; and how many atoms and edges with padding."""
     found = [
         amounts(batch, cost) | {"atoms_padded": len(batch.numbers), "edges_padded": len(batch.receiver)}

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ramify
-from ramify.data.columns import COLUMNS, NpyFile
-from ramify.data.manifest import (
+from ramify.elements import MAX_NUMBER, SYMBOLS
+from ramify.files import sha256, write_json
+from ramify.store.columns import COLUMNS, NpyFile
+from ramify.store.manifest import (
     Consistency,
     Labels,
     Manifest,
@@ -24,9 +26,7 @@ from ramify.data.manifest import (
     Statistics,
     Versions,
 )
-from ramify.data.replace import replaced_store
-from ramify.elements import MAX_NUMBER, SYMBOLS
-from ramify.files import sha256, write_json
+from ramify.store.replace import replaced_store
 
 Kind = Literal["molecules", "crystals"]
 Columns = dict[str, NDArray[Any]]

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.neighbors import find_edges
-from ramify.data.prepare import prepare_dataset
-from ramify.data.store import Store
-from ramify.data.stream import sampling_weights
-from ramify.parallel.workload import StatedSize
+from ramify.batches.sampler import sampling_weights
+from ramify.neighbors.edges import find_edges
+from ramify.planning.workload import StatedSize
+from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe, parse_recipe
+from ramify.store.store import Store
 from ramify.structures import Structures
 
 STRUCTURES = 256

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from ramify.batches.loader import Loader, SplitReader, StepAssignment
+from ramify.batches.sampler import BatchSampler
 from ramify.bench.rates import BATCH
-from ramify.data.loader import Loader, Share, SplitReader
-from ramify.data.store import Store
-from ramify.data.stream import Stream
-from ramify.model.build import Spread, build_model
+from ramify.model.build import LabelSpread, build_model
 from ramify.recipe import Recipe, parse_recipe
+from ramify.store.store import Store
 
 CUTOFF = 5.0
 """Å."""
@@ -64,7 +64,7 @@ def step_waits(path: Path, steps: int, width: int) -> dict[str, Any]:
     with Store.open(path) as store:
         reader = _reader(store, recipe.model.encoder.max_neighbors)
         statistics = store.manifest.statistics
-        spread = Spread(statistics.energy_std, statistics.forces_mae, len(reader))
+        spread = LabelSpread(statistics.energy_std, statistics.forces_mae, len(reader))
         model = build_model(recipe, {"bench": spread})
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         with Loader({"bench": reader}, _shares(reader, STEP_STRUCTURES), torch.float32, ahead=2) as loader:
@@ -107,9 +107,9 @@ def _reader(store: Store, max_neighbors: int | None) -> SplitReader:
     return SplitReader("bench", store, "train", "bench", cutoff=CUTOFF, max_neighbors=max_neighbors, edge_cache=0.0)
 
 
-def _shares(reader: SplitReader, batch: int) -> Iterator[Share]:
+def _shares(reader: SplitReader, batch: int) -> Iterator[StepAssignment]:
     """Random structures, each once in a pass."""
-    stream, step = Stream({"bench": len(reader)}, {"bench": 1.0}, batch, 0), 0
+    stream, step = BatchSampler({"bench": len(reader)}, {"bench": 1.0}, batch, 0), 0
     while True:
-        yield Share(step, ({"bench": stream.rows("bench", step * batch, batch)},), {})
+        yield StepAssignment(step, ({"bench": stream.rows("bench", step * batch, batch)},), {})
         step += 1

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ramify.batches.loader import SplitReader
+from ramify.batches.open import check_same_data, open_split, open_stores
 from ramify.checkpoint import Checkpoint, open_checkpoint
-from ramify.data.loader import SplitReader
-from ramify.data.open import check_same_data, open_split, open_stores
 from ramify.errors import RamifyError
-from ramify.evaluate import keep
-from ramify.evaluate.exact import add_in_order, predict_batch, split_batches
+from ramify.evaluate import predictions_file
+from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
 from ramify.evaluate.trivial import Trivial, trivial_predictors
 from ramify.files import whole_folder, write_json
-from ramify.model.build import Spread, build_model
+from ramify.model.build import LabelSpread, build_model
 from ramify.model.multibranch import MultiBranch
-from ramify.parallel.agree import Alone, Ranks, on_all, on_lead
-from ramify.parallel.launch import choose_device, find_site
+from ramify.parallel.launch import choose_device, detect_launcher
 from ramify.parallel.layout import Layout
-from ramify.parallel.meeting import joined
-from ramify.parallel.placement import replicated
+from ramify.parallel.rendezvous import process_group
+from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
+from ramify.planning.placement import replicated
 from ramify.recipe import ParallelOptions, Recipe, parse_recipe
 
 UNITS = {
@@ -44,7 +44,7 @@ def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
     along: they read no dataset of its recipe."""
     manifest = checkpoint.manifest
     recipe = parse_recipe(manifest["recipe"], where=f"{checkpoint.path}/manifest.json")
-    model = build_model(recipe, {name: Spread.of_manifest(m) for name, m in manifest["datasets"].items()})
+    model = build_model(recipe, {name: LabelSpread.of_manifest(m) for name, m in manifest["datasets"].items()})
     try:
         model.load_state_dict(checkpoint.weights(recipe.datasets_of_branches()), strict=True)
     except RuntimeError as error:
@@ -62,11 +62,11 @@ def met(device: str = "auto") -> Iterator[Layout]:
     Raises:
         RamifyError: there is no such device, or the others do not come.
     """
-    site = find_site()
-    chosen = choose_device(device, site, key="--device")
-    with joined(site, chosen, ParallelOptions().timeout):
-        every_rank = replicated(("all branches",), site.world)
-        yield Layout.alone(("all branches",), chosen) if site.world == 1 else Layout.spread(every_rank, chosen)
+    launch_env = detect_launcher()
+    chosen = choose_device(device, launch_env, key="--device")
+    with process_group(launch_env, chosen, ParallelOptions().timeout):
+        every_rank = replicated(("all branches",), launch_env.world)
+        yield Layout.alone(("all branches",), chosen) if launch_env.world == 1 else Layout.spread(every_rank, chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Evaluator:
     which: str = "best"
     others: Recipe | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    ranks: Ranks = field(default_factory=Alone)
+    ranks: Ranks = field(default_factory=SingleProcess)
     progress: Callable[[str, str, int], None] = lambda dataset, branch, structures: None
 
     def evaluate(self) -> dict[str, Any]:
@@ -104,10 +104,10 @@ class Evaluator:
         opened: list[_Opened] = []
         on_all(self.ranks, lambda: opened.append(self._open()))
         parts = self.run / "predictions.parts"
-        on_lead(self.ranks, lambda: shutil.rmtree(parts, ignore_errors=True))  # of an evaluation that was killed
+        on_rank_zero(self.ranks, lambda: shutil.rmtree(parts, ignore_errors=True))  # of an evaluation that was killed
         try:
             shares = on_all(self.ranks, lambda: self._share(opened[0], parts))
-            return on_lead(self.ranks, lambda: self._finish(opened[0], shares, parts))
+            return on_rank_zero(self.ranks, lambda: self._finish(opened[0], shares, parts))
         finally:
             if self.ranks.rank == 0:
                 shutil.rmtree(parts, ignore_errors=True)
@@ -142,7 +142,7 @@ class Evaluator:
                     if own.get(dataset) == branch:
                         kept.append((number, seen))
                     self.progress(dataset, branch, len(indices))
-            keep.write_part(parts, dataset, self.ranks.rank, kept, stress=stress and predicts_stress)
+            predictions_file.write_part(parts, dataset, self.ranks.rank, kept, stress=stress and predicts_stress)
         return totals
 
     def _finish(self, opened: "_Opened", shares: Sequence[Totals], parts: Path) -> dict[str, Any]:
@@ -164,7 +164,9 @@ class Evaluator:
         shutil.rmtree(self.run / "predictions.new", ignore_errors=True)  # of an evaluation that was killed
         with whole_folder(self.run / "predictions.new") as partial:
             for dataset in opened.recipe.datasets:
-                keep.merge_parts(parts, partial, opened.readers[dataset], trivial[dataset], self.ranks.world)
+                predictions_file.merge_parts(
+                    parts, partial, opened.readers[dataset], trivial[dataset], self.ranks.world
+                )
         _replace_folder(self.run / "predictions.new", self.run / "predictions")
         write_json(self.run / "evaluation.json", result)
         return result

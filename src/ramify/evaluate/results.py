@@ -14,10 +14,10 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from ramify.data.manifest import Manifest
 from ramify.errors import RamifyError
 from ramify.evaluate.metrics import REFERENCES
 from ramify.files import read_json
+from ramify.store.manifest import Manifest
 
 
 class Means(BaseModel):
@@ -32,7 +32,7 @@ class Means(BaseModel):
     stress_rmse: float | None = None
 
 
-class Trivial(Means):
+class TrivialRow(Means):
     """Errors of the trivial predictors on one dataset: no forces, no stress, and one energy per element."""
 
     energy_predictor: str = REFERENCES
@@ -41,7 +41,7 @@ class Trivial(Means):
     """Mean absolute error, eV/atom, by predictor of energies."""
 
 
-class Row(Means):
+class ErrorRow(Means):
     """Errors of one branch on one dataset; None where the dataset has no such label or the branch no such head."""
 
     branch: str
@@ -54,19 +54,19 @@ class Evaluation(BaseModel):
 
     split: str
     units: dict[str, str] = {}
-    rows: list[Row]
-    trivial: list[Trivial]
+    rows: list[ErrorRow]
+    trivial: list[TrivialRow]
     branch_of: dict[str, str]
     step: int
     model: dict[str, Any] = {}
 
-    def row(self, branch: str | None, dataset: str) -> Row | None:
+    def row(self, branch: str | None, dataset: str) -> ErrorRow | None:
         """What `branch` did on `dataset`, or None if that was not evaluated."""
         return next((r for r in self.rows if r.branch == branch and r.dataset == dataset), None)
 
-    def trivial_of(self, dataset: str) -> Trivial:
+    def trivial_of(self, dataset: str) -> TrivialRow:
         """The trivial predictor on `dataset`; all None where it was not evaluated."""
-        return next((t for t in self.trivial if t.dataset == dataset), Trivial(dataset=dataset))
+        return next((t for t in self.trivial if t.dataset == dataset), TrivialRow(dataset=dataset))
 
     @property
     def branches(self) -> list[str]:
@@ -75,7 +75,7 @@ class Evaluation(BaseModel):
 
 
 @dataclass(frozen=True)
-class Predictions:
+class StoredPredictions:
     """Labels and predictions of a dataset's own branch on the evaluated split (`predictions/<dataset>.npz`).
 
     Energies (S,) in eV/atom after the reference energies, forces (N, 3) in eV/Å; NaN without label or head.
@@ -194,11 +194,11 @@ class Results:
         branches = self.evaluation.branches
         return self.evaluation.branch_of.get(dataset, branches[0] if len(branches) == 1 else None)
 
-    def own_row(self, dataset: str) -> Row | None:
+    def own_row(self, dataset: str) -> ErrorRow | None:
         """Errors of the branch that predicts `dataset`."""
         return self.evaluation.row(self.own_branch(dataset), dataset)
 
-    def predictions(self, dataset: str) -> Predictions | None:
+    def predictions(self, dataset: str) -> StoredPredictions | None:
         """Saved predictions of a dataset, or None if the run kept none.
 
         Raises:
@@ -209,9 +209,11 @@ class Results:
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in Predictions.__dataclass_fields__ if name != "energy_trivial"}
+                found = {
+                    name: file[name] for name in StoredPredictions.__dataclass_fields__ if name != "energy_trivial"
+                }
                 trivial = file["energy_trivial"] if "energy_trivial" in file else np.zeros(len(found["energy_true"]))
-                return Predictions(**found, energy_trivial=trivial)
+                return StoredPredictions(**found, energy_trivial=trivial)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RamifyError(f"{path} is damaged: {error}", fix=f"ramify evaluate {self.path}") from None
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.loader import SplitReader
-from ramify.data.references import fit_references, reference_energy
-from ramify.data.store import Store
+from ramify.batches.loader import SplitReader
 from ramify.evaluate.metrics import LEAST_SQUARES, REFERENCES, Errors
+from ramify.references import fit_references, reference_energy
+from ramify.store.store import Store
 from ramify.structures import Structures
 
 ATOMS_AT_ONCE = 200_000

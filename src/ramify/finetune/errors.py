@@ -5,21 +5,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ramify.data.loader import SplitReader
-from ramify.data.store import Store
+from ramify.batches.loader import SplitReader
 from ramify.errors import RamifyError
-from ramify.evaluate.exact import add_in_order, predict_batch, split_batches
+from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
 from ramify.evaluate.trivial import trivial_errors
 from ramify.files import content_sha256
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.model import Model
 from ramify.inference.saved import Saved
-from ramify.parallel.agree import Ranks
+from ramify.parallel.sync import Ranks
 from ramify.recipe import Recipe, Scale
+from ramify.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FinetuneRow:
     """Errors of a branch on a dataset.
 
     Attributes:
@@ -42,11 +42,11 @@ class Row:
         return asdict(self)
 
 
-def trained_rows(entry: Mapping[str, Any]) -> list[Row]:
+def trained_rows(entry: Mapping[str, Any]) -> list[FinetuneRow]:
     """What an evaluation of the run says (a `val` line of metrics.jsonl)."""
     labels = ("energy_mae", "forces_mae", "trivial_energy_mae", "trivial_forces_mae")
     return [
-        Row(found["branch"], name, True, **{label: found[label] for label in labels})
+        FinetuneRow(found["branch"], name, True, **{label: found[label] for label in labels})
         for name, found in entry["datasets"].items()
     ]
 
@@ -63,7 +63,7 @@ class OldData:
     readers: Mapping[tuple[str, str], SplitReader]
     missing: Sequence[str]
 
-    def rows(self, model: Model, ranks: Ranks) -> list[Row]:
+    def rows(self, model: Model, ranks: Ranks) -> list[FinetuneRow]:
         """Errors of `model` on them; the ranks share the work, and all must ask."""
         totals = {}
         for (branch, dataset), reader in self.readers.items():
@@ -74,9 +74,9 @@ class OldData:
             totals[branch, dataset] = [part for share in ranks.gather(mine) for part in share]
         return [self._row(pair, parts) for pair, parts in totals.items()]
 
-    def _row(self, pair: tuple[str, str], parts: Sequence[Any]) -> Row:
+    def _row(self, pair: tuple[str, str], parts: Sequence[Any]) -> FinetuneRow:
         found, trivial = add_in_order(parts), trivial_errors(self.readers[pair])
-        return Row(*pair, False, found.energy_mae, found.forces_mae, trivial.energy_mae, trivial.forces_mae)
+        return FinetuneRow(*pair, False, found.energy_mae, found.forces_mae, trivial.energy_mae, trivial.forces_mae)
 
 
 def old_data(saved: Saved, recipe: Recipe, split: str) -> OldData:

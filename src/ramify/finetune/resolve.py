@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ramify.data.store import Store
 from ramify.errors import RamifyError, nearest
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.saved import Saved
 from ramify.recipe import ModelOptions, Recipe, parse_recipe
-from ramify.train.origin import FRESH
+from ramify.store.store import Store
+from ramify.train.init_weights import FRESH
 
 MODES = ("new-branch", "keep-branch", "frozen-encoder", "lora", "replay")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class FinetuneRequest:
     """What a user asks of a fine-tuning, besides model and recipe.
 
     Attributes:
@@ -37,7 +37,7 @@ class Wish:
     checkpoint: str = "best"
 
 
-def resolve(saved: Saved, recipe: Recipe, stores: Mapping[str, Store], wish: Wish) -> Recipe:
+def resolve(saved: Saved, recipe: Recipe, stores: Mapping[str, Store], request: FinetuneRequest) -> Recipe:
     """The recipe of the run.
 
     Args:
@@ -50,27 +50,27 @@ def resolve(saved: Saved, recipe: Recipe, stores: Mapping[str, Store], wish: Wis
         RamifyError: an unknown mode or branch, a recipe that contradicts the model or the mode, a new branch of which
             nobody said what it starts from, or data that do not fit a branch.
     """
-    if wish.mode not in MODES:
-        hint = nearest(wish.mode, MODES)
-        raise RamifyError(f"mode '{wish.mode}' is unknown{hint}", fix=f"name one of: {', '.join(MODES)}")
+    if request.mode not in MODES:
+        hint = nearest(request.mode, MODES)
+        raise RamifyError(f"mode '{request.mode}' is unknown{hint}", fix=f"name one of: {', '.join(MODES)}")
     model = ModelOptions.model_validate(saved.options)
     _agree(recipe, model, saved)
-    branches = _branches(saved, recipe, wish)
+    branches = _branches(saved, recipe, request)
     _check_names(saved, branches)
-    _check_mode(saved, branches, wish)
-    start = _start(saved, recipe, branches, wish)
+    _check_mode(saved, branches, request)
+    start = _start(saved, recipe, branches, request)
     scales = dict(_scales(saved, branches, stores))
     content = recipe.model_dump(mode="json")
     content |= {"model": model.model_dump(mode="json"), "branches": branches}
     content["train"] |= {"precision": _precision(saved, recipe)}
-    if wish.steps is not None:
-        content["train"] |= {"max_steps": wish.steps}
+    if request.steps is not None:
+        content["train"] |= {"max_steps": request.steps}
     content["finetune"] |= {
-        "mode": wish.mode,
+        "mode": request.mode,
         "start": start,
         "scales": scales,
-        "model": wish.model,
-        "checkpoint": wish.checkpoint,
+        "model": request.model,
+        "checkpoint": request.checkpoint,
         "weights": saved.weights_sha256,
     }
     return parse_recipe(content, "the recipe of the fine-tuning")
@@ -99,14 +99,14 @@ def _precision(saved: Saved, recipe: Recipe) -> str:
     return stated
 
 
-def _branches(saved: Saved, recipe: Recipe, wish: Wish) -> dict[str, list[str]]:
+def _branches(saved: Saved, recipe: Recipe, request: FinetuneRequest) -> dict[str, list[str]]:
     """The datasets of each branch. `--from` names the branch that goes on where that is the mode; datasets that a
     branch of the model was trained on stay with it, unless the recipe states branches."""
-    if wish.mode == "keep-branch" and wish.start is not None:
-        _must_have(saved, wish.start)
-        if recipe.branches != "per-dataset" and list(recipe.datasets_of_branches()) != [wish.start]:
-            raise RamifyError(f"--from {wish.start} and the recipe's `branches` disagree", fix="give one of them")
-        return {wish.start: list(recipe.datasets)}
+    if request.mode == "keep-branch" and request.start is not None:
+        _must_have(saved, request.start)
+        if recipe.branches != "per-dataset" and list(recipe.datasets_of_branches()) != [request.start]:
+            raise RamifyError(f"--from {request.start} and the recipe's `branches` disagree", fix="give one of them")
+        return {request.start: list(recipe.datasets)}
     if recipe.branches != "per-dataset":
         return recipe.datasets_of_branches()
     known = {dataset: branch for branch, group in saved.branches.items() for dataset in group}
@@ -127,34 +127,34 @@ def _check_names(saved: Saved, branches: Mapping[str, list[str]]) -> None:
                 )
 
 
-def _check_mode(saved: Saved, branches: Mapping[str, list[str]], wish: Wish) -> None:
+def _check_mode(saved: Saved, branches: Mapping[str, list[str]], request: FinetuneRequest) -> None:
     """Whether the branches of the recipe are those that the mode is for."""
     listed = ", ".join(saved.branches)
     old = [branch for branch in branches if branch in saved.branches]
     new = [branch for branch in branches if branch not in saved.branches]
-    if wish.mode == "new-branch" and old:
+    if request.mode == "new-branch" and old:
         raise RamifyError(
             f"the model has a branch '{old[0]}' already, which --mode new-branch would train",
             fix="give the new dataset (or its branch) another name, or take --mode keep-branch, or --mode replay",
         )
-    if wish.mode == "keep-branch" and new:
+    if request.mode == "keep-branch" and new:
         raise RamifyError(
             f"--mode keep-branch: the model has no branch '{new[0]}'{nearest(new[0], saved.branches)}",
             fix=f"say which branch goes on: --from BRANCH, one of {listed}; or take --mode new-branch",
         )
     missing = [branch for branch in saved.branches if branch not in branches]
-    if wish.mode == "replay" and missing:
+    if request.mode == "replay" and missing:
         raise RamifyError(
             f"--mode replay mixes in the old datasets, but the recipe has none for {', '.join(missing)}",
             fix="add them to `datasets` (by the names the model has: "
             f"{', '.join(name for branch in missing for name in saved.branches[branch])}), or leave their branches out "
             "of the model: ramify export MODEL --branch NAME",
         )
-    if wish.mode == "replay" and not new and all(set(saved.branches[b]) >= set(branches[b]) for b in old):
+    if request.mode == "replay" and not new and all(set(saved.branches[b]) >= set(branches[b]) for b in old):
         raise RamifyError("--mode replay: the recipe has no new dataset", fix="add one, or take --mode keep-branch")
 
 
-def _start(saved: Saved, recipe: Recipe, branches: Mapping[str, list[str]], wish: Wish) -> dict[str, str]:
+def _start(saved: Saved, recipe: Recipe, branches: Mapping[str, list[str]], request: FinetuneRequest) -> dict[str, str]:
     """Where each branch comes from. Old ones go on; of a new one somebody must have said it."""
     start = {}
     for branch in branches:
@@ -167,7 +167,7 @@ def _start(saved: Saved, recipe: Recipe, branches: Mapping[str, list[str]], wish
                 )
             start[branch] = branch
             continue
-        origin = stated or wish.start
+        origin = stated or request.start
         if origin is None:
             raise RamifyError(
                 f"what does the new branch '{branch}' start from?",

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ramify.data.open import open_stores
+from ramify.batches.open import open_stores
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
-from ramify.finetune.errors import OldData, Row, old_data, trained_rows
-from ramify.finetune.resolve import Wish, resolve
+from ramify.finetune.errors import FinetuneRow, OldData, old_data, trained_rows
+from ramify.finetune.resolve import FinetuneRequest, resolve
 from ramify.inference.model import Model, load
-from ramify.parallel.agree import Ranks, each, on_lead
+from ramify.parallel.sync import Ranks, each, on_rank_zero
 from ramify.recipe import Recipe
+from ramify.run.run import Run
+from ramify.train.init_weights import read_pretrained
 from ramify.train.loop import Trainer
-from ramify.train.origin import read_origin
-from ramify.train.record import Watch
-from ramify.train.run import Run
+from ramify.train.reporting import Callbacks
 from ramify.train.start import EdgeProgress, Process, alone, continue_run, settle, start_run
 
 SPLIT = "val"
@@ -40,8 +40,8 @@ class Report:
 
     mode: str
     start: Mapping[str, str]
-    before: Sequence[Row]
-    after: Sequence[Row] | None
+    before: Sequence[FinetuneRow]
+    after: Sequence[FinetuneRow] | None
     missing: Sequence[str]
     best_step: int = 0
 
@@ -95,7 +95,7 @@ class Finetuning:
         layout, run = self.trainer.layout, self.trainer.run
         best = each(layout, lambda: load(run.path, device=layout.device))
         rows = self.old.rows(best, layout)
-        if layout.is_lead and self.report is not None:
+        if layout.is_rank_zero and self.report is not None:
             lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
             entry = [line for line in lines if line["kind"] == "val" and line["step"] == progress.best_step][-1]
             self.report = replace(self.report, after=[*trained_rows(entry), *rows], best_step=progress.best_step)
@@ -103,10 +103,10 @@ class Finetuning:
 
 
 def finetune(
-    wish: Wish,
+    request: FinetuneRequest,
     recipe: Recipe,
     path: Path,
-    watch: Watch,
+    callbacks: Callbacks,
     edges: EdgeProgress = lambda dataset, structures: None,
     process: Process | None = None,
     *,
@@ -128,20 +128,20 @@ def finetune(
     process = process or alone(recipe)
     settle(recipe)
     ranks = process.ranks
-    on_lead(ranks, lambda: Run.require_free(path))
-    model = each(ranks, lambda: load(wish.model, checkpoint=wish.checkpoint, device=process.device))
+    on_rank_zero(ranks, lambda: Run.require_free(path))
+    model = each(ranks, lambda: load(request.model, checkpoint=request.checkpoint, device=process.device))
     own = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"scales": {}})})
-    whole = each(ranks, lambda: resolve(model.saved, own, open_stores(own), wish))
+    whole = each(ranks, lambda: resolve(model.saved, own, open_stores(own), request))
     old, rows = _old(model, whole, ranks)
-    hearer = _Hearer(watch, whole, rows, old.missing, path, measured)
-    trainer = start_run(whole, path, replace(watch, evaluated=hearer.evaluated), edges, process)
+    hearer = _Hearer(callbacks, whole, rows, old.missing, path, measured)
+    trainer = start_run(whole, path, replace(callbacks, evaluated=hearer.evaluated), edges, process)
     found = Finetuning(trainer, old, None)
     hearer.tell = lambda report: setattr(found, "report", report)
     return found
 
 
 def go_on(
-    path: Path, watch: Watch, edges: EdgeProgress, process: Process, *, measured: Callable[[Report], None]
+    path: Path, callbacks: Callbacks, edges: EdgeProgress, process: Process, *, measured: Callable[[Report], None]
 ) -> Finetuning:
     """Takes up the fine-tuning in `path` where it was interrupted. Arguments and errors as for `finetune`."""
     ranks = process.ranks
@@ -149,18 +149,18 @@ def go_on(
     if recipe.finetune.mode is None:
         raise RamifyError(f"{path} is not the run of a fine-tuning", fix=f"ramify train --resume {path}")
     settle(recipe)
-    each(ranks, lambda: read_origin(recipe.finetune))
+    each(ranks, lambda: read_pretrained(recipe.finetune))
     options = recipe.finetune
     model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=process.device))
     old, rows = _old(model, recipe, ranks)
-    hearer = _Hearer(watch, recipe, rows, old.missing, path, measured)
-    trainer = continue_run(recipe, path, replace(watch, evaluated=hearer.evaluated), edges, process)
+    hearer = _Hearer(callbacks, recipe, rows, old.missing, path, measured)
+    trainer = continue_run(recipe, path, replace(callbacks, evaluated=hearer.evaluated), edges, process)
     found = Finetuning(trainer, old, _read(path))
     hearer.tell = lambda report: setattr(found, "report", report)
     return found
 
 
-def _old(model: Model, recipe: Recipe, ranks: Ranks) -> tuple[OldData, list[Row]]:
+def _old(model: Model, recipe: Recipe, ranks: Ranks) -> tuple[OldData, list[FinetuneRow]]:
     """Old data at hand, and the errors on them before the first step."""
     old = each(ranks, lambda: old_data(model.saved, recipe, SPLIT))
     return old, old.rows(model, ranks)
@@ -170,9 +170,9 @@ def _old(model: Model, recipe: Recipe, ranks: Ranks) -> tuple[OldData, list[Row]
 class _Hearer:
     """Puts the evaluation of the start beside the errors on old data."""
 
-    watch: Watch
+    callbacks: Callbacks
     recipe: Recipe
-    rows: Sequence[Row]
+    rows: Sequence[FinetuneRow]
     missing: Sequence[str]
     path: Path
     measured: Callable[[Report], None]
@@ -180,7 +180,7 @@ class _Hearer:
 
     def evaluated(self, entry: dict[str, Any]) -> None:
         if entry["step"]:
-            self.watch.evaluated(entry)
+            self.callbacks.evaluated(entry)
             return
         options = self.recipe.finetune
         before = [*trained_rows(entry), *self.rows]
@@ -195,15 +195,15 @@ def _read(path: Path) -> Report | None:
     if not (path / REPORT).is_file():
         return None
     kept = read_json(path / REPORT)
-    after = None if kept["after"] is None else [Row(**row) for row in kept["after"]]
-    before = [Row(**row) for row in kept["before"]]
+    after = None if kept["after"] is None else [FinetuneRow(**row) for row in kept["after"]]
+    before = [FinetuneRow(**row) for row in kept["before"]]
     return Report(kept["mode"], kept["start"], before, after, kept["missing"], kept["best_step"])
 
 
-def _worse(row: Row) -> bool:
+def _worse(row: FinetuneRow) -> bool:
     return bool(row.energy_mae is not None and row.trivial_energy_mae and not row.energy_mae <= row.trivial_energy_mae)
 
 
-def _finite(row: Row) -> dict[str, Any]:
+def _finite(row: FinetuneRow) -> dict[str, Any]:
     found = row.to_dict()
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}

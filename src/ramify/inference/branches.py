@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError, nearest
 from ramify.files import content_sha256
-from ramify.model.branch import ForceKind
-from ramify.model.build import Spread
+from ramify.model.build import LabelSpread
+from ramify.model.heads import ForceKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class DatasetInfo:
     theory: str
     references: Mapping[str, float]
     rank: int
-    spread: Spread
+    spread: LabelSpread
     structures: int
     atoms: int
     min_distance: float | None
@@ -61,7 +61,7 @@ class DatasetInfo:
             theory=manifest["theory"],
             references=dict(manifest["references"]["energies"]),
             rank=manifest["references"]["rank"],
-            spread=Spread.of_manifest(manifest),
+            spread=LabelSpread.of_manifest(manifest),
             structures=train["structures"],
             atoms=train["atoms"],
             min_distance=manifest["statistics"]["min_distance"],
@@ -75,7 +75,7 @@ class DatasetInfo:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """From `to_dict`."""
-        return cls(**{**content, "spread": Spread(**content["spread"])})
+        return cls(**{**content, "spread": LabelSpread(**content["spread"])})
 
 
 @dataclass(frozen=True, slots=True)

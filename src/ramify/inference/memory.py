@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ramify.inference.batches import Budget
-from ramify.model.branch import ForceKind
+from ramify.inference.batching import MemoryBudget
+from ramify.model.heads import ForceKind
 from ramify.recipe import ModelOptions
 
 MARGIN = 1.3
@@ -34,7 +34,7 @@ def memory_needed(options: ModelOptions, forces: ForceKind | None, atoms: int, e
 
     Conservative forces keep what every layer computed until the backward pass comes to it. Without them a layer's
     numbers are dropped when the next begins, and the wide ones of edges are there for a block of edges at a time
-    (`ramify.model.messages`): what is left goes with the vector channels of edges and the width of atoms. Its
+    (`ramify.model.kernels.messages`): what is left goes with the vector channels of edges and the width of atoms. Its
     factors are fitted to peaks measured over 7 shapes (1 to 4 layers, width 64 to 866, 16 to 64 channels, 18
     neighbours), which came to between 0.3 (one layer) and 0.9 of the product with `MARGIN`.
     """
@@ -62,7 +62,9 @@ def available_memory(device: torch.device) -> float:
     return min(_free_in_system(), _free_in_group())
 
 
-def budget_for(options: ModelOptions, forces: ForceKind | None, device: torch.device, memory: float | None) -> Budget:
+def budget_for(
+    options: ModelOptions, forces: ForceKind | None, device: torch.device, memory: float | None
+) -> MemoryBudget:
     """What a batch may hold.
 
     Args:
@@ -74,7 +76,7 @@ def budget_for(options: ModelOptions, forces: ForceKind | None, device: torch.de
     free = available_memory(device) if memory is None else memory
     fitting = GPU_PART * free / memory_needed(options, forces, 1, 1)
     edges = max(1, int(fitting if device.type == "cuda" else min(fitting, CPU_EDGES)))
-    return Budget(atoms=max(1, int(ATOMS_PER_EDGE * edges)), edges=edges, memory=free)
+    return MemoryBudget(atoms=max(1, int(ATOMS_PER_EDGE * edges)), edges=edges, memory=free)
 
 
 def readable(size: float) -> str:

@@ -14,7 +14,7 @@ from ramify.checkpoint import open_checkpoint
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.files import read_json
 from ramify.inference.branches import BranchInfo, choose_branch, choose_dataset
-from ramify.inference.exported import read_export
+from ramify.inference.export.exported import read_export
 from ramify.inference.memory import budget_for
 from ramify.inference.predictions import Prediction, Predictions
 from ramify.inference.predictor import Predictor

@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ramify.data.batch import Batch, Part
-from ramify.data.neighbors import Edges, edges_among, find_pairs, search_radius
-from ramify.data.references import reference_energy
-from ramify.inference.batches import Budget, edges_of_span, plan
+from ramify.batches.batch import Batch, BatchPart
+from ramify.inference.batching import MemoryBudget, edges_of_span, plan
 from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.inference.memory import memory_needed, readable, search_memory
 from ramify.inference.predictions import Floats, Predictions
@@ -24,7 +22,9 @@ from ramify.inference.screen import (
     screen_distances,
 )
 from ramify.model.multibranch import MultiBranch
+from ramify.neighbors.edges import Edges, edges_among, find_pairs, search_radius
 from ramify.recipe import ModelOptions
+from ramify.references import reference_energy
 from ramify.structures import Structures, atom_rows
 
 Rows = NDArray[np.int64]
@@ -53,7 +53,7 @@ class Predictor:
         """Total energies (S,) eV, forces (N, 3) eV/Å and stresses (S, 3, 3) eV/Å³ of structures that were screened."""
         references = self.dataset.reference_table()
         scale = self.network.branch(self.branch.name).energy_scale
-        part = Part(self.dataset.name, self.branch.name, structures, edges, references)
+        part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references)
         periodic = structures.pbc.any(axis=1)
         with torch.no_grad():
             batch = Batch.make([part], scale.dtype).to(scale.device)
@@ -65,7 +65,7 @@ class Predictor:
         return energy, _float64(found.forces), stress
 
     def predict(
-        self, structures: Structures, budget: Budget, progress: Callable[[int], None] = lambda structures: None
+        self, structures: Structures, budget: MemoryBudget, progress: Callable[[int], None] = lambda structures: None
     ) -> Predictions:
         """Predicts what can be predicted; a structure that cannot is refused with its reason, never an exception.
 
@@ -83,7 +83,7 @@ class Predictor:
             progress(len(rows))
         return work.predictions()
 
-    def _predict_rows(self, work: "_Work", rows: Rows, budget: Budget) -> None:
+    def _predict_rows(self, work: "_Work", rows: Rows, budget: MemoryBudget) -> None:
         """Finds the edges of `rows`, refuses what they show, and predicts the rest batch by batch."""
         encoder = self.options.encoder
         some = work.structures.take(rows)
@@ -120,7 +120,7 @@ class Predictor:
         double = self.network.branch(self.branch.name).energy_scale.dtype == torch.float64
         return (2 if double else 1) * memory_needed(self.options, self.branch.forces, atoms, edges)
 
-    def _too_large_to_search(self, structures: Structures, budget: Budget) -> Refused:
+    def _too_large_to_search(self, structures: Structures, budget: MemoryBudget) -> Refused:
         """Structures that would not even leave room to find their neighbours."""
         refused: Refused = {}
         for index in np.flatnonzero(structures.n_atoms > SEARCHED_ATOMS).tolist():
@@ -174,7 +174,7 @@ def _searches(n_atoms: Rows, refused: Refused) -> Iterator[Rows]:
     return (part for part in np.split(rows, np.flatnonzero(np.diff(bins)) + 1) if len(part))
 
 
-def _too_large(atoms: int, edges: int | None, needed: float, budget: Budget) -> tuple[str, str]:
+def _too_large(atoms: int, edges: int | None, needed: float, budget: MemoryBudget) -> tuple[str, str]:
     size = f"{atoms:,} atoms" + ("" if edges is None else f" with {edges:,} edges")
     return TOO_LARGE, f"{size} take about {readable(needed)} of memory, {readable(budget.memory)} are free"
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.all_pairs import Pairs
-from ramify.data.distances import degenerate_cells
 from ramify.elements import NUMBERS, SYMBOLS
 from ramify.inference.branches import BranchInfo, DatasetInfo
+from ramify.neighbors.all_pairs import Pairs
+from ramify.neighbors.distances import degenerate_cells
 from ramify.structures import Structures
 
 NO_ATOMS = "no atoms"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.all_pairs import Pairs
-from ramify.data.neighbors import Edges, edges_among, find_pairs, search_radius
 from ramify.inference.screen import closest_pairs
+from ramify.neighbors.all_pairs import Pairs
+from ramify.neighbors.edges import Edges, edges_among, find_pairs, search_radius
 from ramify.structures import Structures
 
 

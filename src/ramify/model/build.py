@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ramify.model.branch import Branch, ForceKind
 from ramify.model.encoders.egnn import EGNN
+from ramify.model.heads import Branch, ForceKind
 from ramify.model.multibranch import MultiBranch
 from ramify.recipe import EncoderOptions, ModelOptions, Recipe
 
@@ -18,7 +18,7 @@ TYPICAL_NEIGHBORS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class LabelSpread:
     """How far labels of a training split spread: the units that heads and losses work in.
 
     Attributes:
@@ -38,14 +38,16 @@ class Spread:
         return max(self.energy, self.forces or 0.0)
 
     @classmethod
-    def of_manifest(cls, manifest: Mapping[str, Any]) -> "Spread":
+    def of_manifest(cls, manifest: Mapping[str, Any]) -> "LabelSpread":
         """From a store's manifest (as plain data)."""
         statistics = manifest["statistics"]
         structures = manifest["splits"]["train"]["structures"]
         return cls(statistics["energy_std"] or 1.0, statistics["forces_mae"] or None, structures)
 
 
-def build_model(recipe: Recipe, spreads: Mapping[str, Spread], hosted: Collection[str] | None = None) -> MultiBranch:
+def build_model(
+    recipe: Recipe, spreads: Mapping[str, LabelSpread], hosted: Collection[str] | None = None
+) -> MultiBranch:
     """The model of a recipe, initialised from `train.seed` (float32 or float64, by `train.precision`).
 
     Encoder and branches start from random numbers of their own, so that a part has the same weights whatever other
@@ -88,7 +90,7 @@ def _build_encoder(options: EncoderOptions, checkpointing: bool) -> EGNN:
     )
 
 
-def _build_branch(options: ModelOptions, spreads: Sequence[Spread]) -> Branch:
+def _build_branch(options: ModelOptions, spreads: Sequence[LabelSpread]) -> Branch:
     energy = _mean([(s.energy, s.structures) for s in spreads])
     with_forces = [(s.forces, s.structures) for s in spreads if s.forces is not None]
     forces: ForceKind | None = options.force_head.kind if with_forces else None

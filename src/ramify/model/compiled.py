@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch._dynamo import mark_dynamic
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from ramify.data.batch import Segment
-from ramify.data.padding import PaddedBatch
+from ramify.batches.batch import Segment
+from ramify.batches.padding import PaddedBatch
 from ramify.errors import RamifyError
-from ramify.model.branch import EnergyHead
 from ramify.model.graph import build_graph
-from ramify.model.low_rank import weight_of
-from ramify.model.multibranch import MultiBranch, Predictions
+from ramify.model.heads import EnergyHead
+from ramify.model.lora import weight_of
+from ramify.model.multibranch import BatchPredictions, MultiBranch
 
 CompileMode = Literal["default", "cuda-graphs"]
 
@@ -108,7 +108,7 @@ class CompiledModel:
                     # what a recorded backward pass leaves is written over by the next one
                     parameter.register_hook(torch.clone)
 
-    def __call__(self, batch: PaddedBatch, *, stress: bool = False) -> Predictions:
+    def __call__(self, batch: PaddedBatch, *, stress: bool = False) -> BatchPredictions:
         """As `MultiBranch.forward`; rows that belong to no segment hold nothing of use.
 
         Raises:
@@ -121,7 +121,7 @@ class CompiledModel:
             if self.conservative:
                 heads = self._stacked({segment.name for segment in batch.segments})
                 total, minus_forces, virial = self.program(batch, heads, stress)
-                return Predictions(
+                return BatchPredictions(
                     energy=total / batch.n_atoms,
                     forces=self._conservative_forces(batch.segments, minus_forces),
                     stress=None if not stress else self._model.stress_of(batch, virial),
@@ -132,7 +132,7 @@ class CompiledModel:
         atom_energy, all_forces = (_with_gaps(batch.segments, rows, len(batch.numbers)) for rows in (energies, forces))
         total = atom_energy.new_zeros(len(batch.n_atoms)).index_add(0, batch.structure, atom_energy)
         none = self._model.stress_of(batch, None) if stress else None
-        return Predictions(energy=total / batch.n_atoms, forces=all_forces, stress=none)
+        return BatchPredictions(energy=total / batch.n_atoms, forces=all_forces, stress=none)
 
     def _encoded(self, batch: PaddedBatch) -> Any:
         """Scalars and vectors of all atoms. Compiled."""

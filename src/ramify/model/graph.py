@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ramify.data.batch import Batch
+from ramify.batches.batch import Batch
 from ramify.model.radial import envelope
 
 
@@ -42,7 +42,7 @@ def build_graph(
         differentiated: whether derivatives with respect to positions will be asked for; None to see it by whether they
             require gradients, which a function that is transformed by `torch.func` cannot.
 
-    The reach of an atom with many neighbours moves with the atoms near it (`ramify.data.neighbors`): its value comes
+    The reach of an atom with many neighbours moves with the atoms near it (`ramify.neighbors.edges`): its value comes
     with the batch, its first derivative is put in here, so conservative forces are exact.
     """
 
@@ -55,11 +55,15 @@ def build_graph(
 
     vector = vectors(batch.receiver, batch.sender, batch.shift)
     distance = torch.linalg.vector_norm(vector, dim=1)
-    reach = batch.reach
+    atom_cutoff = batch.atom_cutoff
     if differentiated is None:
         differentiated = positions.requires_grad
-    if len(batch.rim_gain) and differentiated:
-        rim = torch.linalg.vector_norm(vectors(batch.rim_receiver, batch.rim_sender, batch.rim_shift), dim=1)
-        reach = reach.index_add(0, batch.rim_receiver, batch.rim_gain * (rim - rim.detach()))
-    weight = envelope(distance / reach.index_select(0, batch.receiver))
+    if len(batch.cutoff_gain) and differentiated:
+        cutoff_pairs = torch.linalg.vector_norm(
+            vectors(batch.cutoff_receiver, batch.cutoff_sender, batch.cutoff_shift), dim=1
+        )
+        atom_cutoff = atom_cutoff.index_add(
+            0, batch.cutoff_receiver, batch.cutoff_gain * (cutoff_pairs - cutoff_pairs.detach())
+        )
+    weight = envelope(distance / atom_cutoff.index_select(0, batch.receiver))
     return Graph(batch.numbers, batch.receiver, batch.sender, vector / distance[:, None], distance, weight)

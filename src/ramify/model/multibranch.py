@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ramify.data.batch import Batch, Segment
-from ramify.model.branch import Branch
+from ramify.batches.batch import Batch, Segment
 from ramify.model.graph import build_graph
+from ramify.model.heads import Branch
 
 
 @dataclass(frozen=True, slots=True)
-class Predictions:
+class BatchPredictions:
     """What the branches say about a batch; rows follow the batch.
 
     Attributes:
@@ -50,7 +50,7 @@ class MultiBranch(nn.Module):
         assert isinstance(found, Branch)
         return found
 
-    def forward(self, batch: Batch, *, stress: bool = False) -> Predictions:
+    def forward(self, batch: Batch, *, stress: bool = False) -> BatchPredictions:
         """Predicts every segment by its own branch.
 
         Conservative forces are -dE/dx of the sum of all energies (structures do not touch, so each gets its own),
@@ -68,7 +68,7 @@ class MultiBranch(nn.Module):
             atom_energy = torch.cat([self.atom_energies(s, scalars) for s in batch.segments])
             total = atom_energy.new_zeros(len(batch.n_atoms)).index_add(0, batch.structure, atom_energy)
             minus_forces, virial = self._derivatives(total, positions, strain) if differentiate else (None, None)
-        return Predictions(
+        return BatchPredictions(
             energy=total / batch.n_atoms,
             forces=torch.cat([self.forces_of(s, scalars, vectors, minus_forces) for s in batch.segments]),
             stress=None if not stress else self.stress_of(batch, virial),

@@ -53,7 +53,7 @@ LAUNCHERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class LaunchEnv:
     """One process of a run.
 
     Attributes:
@@ -71,7 +71,7 @@ class Site:
     launcher: str = ""
 
 
-def find_site(environ: Mapping[str, str] = os.environ) -> Site:
+def detect_launcher(environ: Mapping[str, str] = os.environ) -> LaunchEnv:
     """Reads the environment of this process.
 
     Raises:
@@ -85,14 +85,14 @@ def find_site(environ: Mapping[str, str] = os.environ) -> Site:
                     f"{launcher.name}: {launcher.rank}={rank} does not fit {launcher.world}={world}", fix=_ANEW
                 )
             if world == 1:
-                return Site()
+                return LaunchEnv()
             local = next((name for name in launcher.local_rank if name in environ), launcher.local_rank[0])
             local_rank = _number(environ, launcher, local)
-            return Site(rank, world, local_rank, *_meeting_point(environ, launcher, world), launcher.name)
-    return Site()
+            return LaunchEnv(rank, world, local_rank, *_meeting_point(environ, launcher, world), launcher.name)
+    return LaunchEnv()
 
 
-def choose_device(wanted: str, site: Site, key: str = "train.device") -> torch.device:
+def choose_device(wanted: str, launch_env: LaunchEnv, key: str = "train.device") -> torch.device:
     """The device of this process: `auto`, `cpu`, `cuda` (NVIDIA, AMD) or `xpu` (Intel); `key` is where that is set.
 
     Raises:
@@ -105,12 +105,12 @@ def choose_device(wanted: str, site: Site, key: str = "train.device") -> torch.d
     if kind not in kinds:
         raise RamifyError(f"{key}: {kind}, but PyTorch {torch.__version__} finds none here", fix=f"set {key}: auto")
     found = getattr(torch, kind).device_count()
-    if site.local_rank >= found > 1:
+    if launch_env.local_rank >= found > 1:
         raise RamifyError(
-            f"rank {site.rank} is process {site.local_rank} (from 0) of its node, which has {found} devices",
+            f"rank {launch_env.rank} is process {launch_env.local_rank} (from 0) of its node, which has {found} devices",
             fix=f"start at most {found} processes on each node",
         )
-    device = torch.device(kind, site.local_rank if found > 1 else 0)  # 1: each process is shown only its own
+    device = torch.device(kind, launch_env.local_rank if found > 1 else 0)  # 1: each process is shown only its own
     getattr(torch, kind).set_device(device)
     return device
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from ramify.parallel.placement import Placement
+from ramify.planning.placement import Placement
 
 T = TypeVar("T")
 ENCODER = "encoder"
@@ -72,7 +72,7 @@ class Layout:
         return self.placement.ranks
 
     @property
-    def is_lead(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this rank writes the log and speaks to the terminal."""
         return self.rank == 0
 

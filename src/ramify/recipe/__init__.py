@@ -4,12 +4,12 @@ A recipe is a YAML file. Unknown keys are errors that name the nearest known key
 """
 
 from ramify.recipe.data import DataOptions
-from ramify.recipe.finetuning import FinetuneOptions, Scale
+from ramify.recipe.finetune import FinetuneOptions, Scale
+from ramify.recipe.load import RECIPES, load_recipe, parse_recipe
 from ramify.recipe.model import EncoderOptions, ForceHeadOptions, HeadOptions, ModelOptions
 from ramify.recipe.parallel import MachineOptions, ParallelOptions
-from ramify.recipe.read import RECIPES, load_recipe, parse_recipe
+from ramify.recipe.recipe import Recipe
 from ramify.recipe.training import ObjectiveOptions, OptimizerOptions, ResumeOptions, ScheduleOptions, TrainOptions
-from ramify.recipe.whole import Recipe
 
 __all__ = [
     "RECIPES",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ramify.recipe.keys import Keys
+from ramify.recipe.base import Keys
 
 
 class DataOptions(Keys):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ramify.errors import nearest
-from ramify.recipe.mistakes import mistakes
+from ramify.recipe.validation_errors import mistakes
 from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
 

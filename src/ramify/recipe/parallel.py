@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ramify.recipe.keys import Keys, Rank
+from ramify.recipe.base import Keys, Rank
 
 
 class MachineOptions(Keys):

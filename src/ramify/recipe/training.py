@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ramify.recipe.keys import Decay, Keys, Weight
+from ramify.recipe.base import Decay, Keys, Weight
 
 
 class ObjectiveOptions(Keys):

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ramify.data.batch import Batch, Part
-from ramify.data.neighbors import find_edges
+from ramify.batches.batch import Batch, BatchPart
 from ramify.elements import MAX_NUMBER
 from ramify.inference.model import Model
 from ramify.model.graph import build_graph
+from ramify.neighbors.edges import find_edges
 from ramify.structures import Structures
 
 ATOMS_AT_ONCE = 1500
@@ -40,7 +40,7 @@ def _composition(structures: Structures) -> Floats:
 def _encoded(model: Model, structures: Structures) -> Floats:
     options = model.options.encoder
     edges = find_edges(structures, options.cutoff, options.max_neighbors)
-    part = Part("-", "-", structures, edges, np.zeros(MAX_NUMBER + 1))
+    part = BatchPart("-", "-", structures, edges, np.zeros(MAX_NUMBER + 1))
     with torch.no_grad():
         batch = Batch.make([part], model.dtype).to(model.device)
         scalars, _ = model.network.encoder(build_graph(batch, options.cutoff, batch.positions))

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.open import open_stores
-from ramify.data.store import Store
+from ramify.batches.open import open_stores
 from ramify.errors import RamifyError
 from ramify.inference.model import Model, load
 from ramify.inference.saved import ROUTER
@@ -15,6 +14,7 @@ from ramify.recipe import load_recipe
 from ramify.route.classifier import Floats, Labels, calibration_error, fit, fit_temperature
 from ramify.route.features import features
 from ramify.route.router import Router, nearest_distance
+from ramify.store.store import Store
 
 TRAINING, VALIDATION = 1000, 600
 """Structures of each branch, at most, evenly spread over its splits."""

@@ -8,11 +8,11 @@ import numpy as np
 from ase import Atoms
 
 from ramify.errors import RamifyError
-from ramify.inference.frames import frames
+from ramify.inference.jobs.frames import frames
 from ramify.inference.model import Model
 from ramify.quarantine import Quarantine
 from ramify.route.router import CONFIDENT, Choice, router_of
-from ramify.route.spread import Spread, spreads
+from ramify.route.spread import BranchSpread, spreads
 from ramify.structures import Structures
 
 CHUNK = 256
@@ -33,7 +33,7 @@ class Line:
     index: int
     formula: str
     choice: Choice
-    spread: Spread
+    spread: BranchSpread
 
     def text(self) -> str:
         """For people."""

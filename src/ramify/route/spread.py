@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ramify.data.references import reference_energy
 from ramify.inference.memory import budget_for
 from ramify.inference.model import Model
 from ramify.inference.predictions import Floats
+from ramify.references import reference_energy
 from ramify.structures import Structures
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class BranchSpread:
     """Of the branches that know all elements of a structure.
 
     Attributes:
@@ -32,7 +32,7 @@ class Spread:
     forces: float | None
 
 
-def spreads(model: Model, structures: Structures) -> tuple[list[Spread], dict[int, str]]:
+def spreads(model: Model, structures: Structures) -> tuple[list[BranchSpread], dict[int, str]]:
     """The spread for each structure; and by its place why a structure has no prediction by any branch.
 
     Args:
@@ -60,9 +60,9 @@ def spreads(model: Model, structures: Structures) -> tuple[list[Spread], dict[in
     return [_spread(e, f) for e, f in zip(energies, forces, strict=True)], unknown
 
 
-def _spread(energies: list[tuple[str, float]], forces: list[Floats]) -> Spread:
+def _spread(energies: list[tuple[str, float]], forces: list[Floats]) -> BranchSpread:
     values = [energy for _, energy in energies]
-    return Spread(
+    return BranchSpread(
         tuple(name for name, _ in energies),
         float(np.std(values)) if len(values) > 1 else None,
         float(np.sqrt(np.var(np.stack(forces), axis=0).mean())) if len(forces) > 1 else None,

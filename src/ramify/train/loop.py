@@ -8,29 +8,29 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from ramify.batches.batch import Batch
+from ramify.batches.loader import Loader, SplitReader, StepAssignment, StepBatches
+from ramify.batches.sampler import BatchSampler, sampling_weights
 from ramify.checkpoint import Checkpoint
-from ramify.data.batch import Batch
-from ramify.data.loader import Loader, Share, SplitReader, Work
-from ramify.data.stream import Stream, sampling_weights
 from ramify.errors import RamifyError
-from ramify.model.build import Spread, build_model
-from ramify.parallel.division import Budget, Division
-from ramify.parallel.gradients import Gradients
+from ramify.model.build import LabelSpread, build_model
+from ramify.parallel.assignment import Assigner, MicroBatchLimit
+from ramify.parallel.fsdp import shard_encoder
+from ramify.parallel.grad_sync import GradientSync
 from ramify.parallel.layout import GATHERED, Layout
-from ramify.parallel.shard import shard_encoder
 from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe
-from ramify.train.changes import Changes
-from ramify.train.ledger import Balance, Ledger, Outcome
+from ramify.run.changes import Changes
+from ramify.run.run import Run
+from ramify.run.stop import Stop
+from ramify.train.forward import make_forward
+from ramify.train.init_weights import choose_trained, part_of_rate
 from ramify.train.objective import Objective
 from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, guard, set_rate
-from ramify.train.origin import choose_trained, part_of_rate
-from ramify.train.passes import make_passes
 from ramify.train.precision import Precision
-from ramify.train.record import Record, Watch
-from ramify.train.run import Run
-from ramify.train.state import Progress, State
-from ramify.train.stop import Stop
+from ramify.train.reporting import Callbacks, RunReporter
+from ramify.train.state import State, TrainingProgress
+from ramify.train.step_metrics import PendingMetrics, StepMetrics, StepResult
 from ramify.train.validation import Validator
 
 
@@ -57,42 +57,46 @@ class Trainer:
     layout: Layout
     stop: Stop = field(default_factory=Stop)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None, math.inf))
-    watch: Watch = field(default_factory=Watch)
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
     def __post_init__(self) -> None:
         options, layout = self.recipe.train, self.layout
         self.branch_of = self.recipe.branch_of_datasets()
         sizes = {name: self.data[name]["splits"]["train"]["structures"] for name in self.branch_of}
         weights = sampling_weights(sizes, options.sampling, options.temperature)
-        self.stream = Stream(sizes, weights, options.batch, options.seed)
-        epochs = max(1, round(options.epochs * self.stream.steps_per_epoch))
+        self.sampler = BatchSampler(sizes, weights, options.batch, options.seed)
+        epochs = max(1, round(options.epochs * self.sampler.steps_per_epoch))
         self.total_steps = epochs if options.max_steps is None else options.max_steps
         self.precision = Precision(options.precision, layout.device)
         self.dtype = self.precision.dtype
         self.train, self.val = self._hosted(self.train), self._hosted(self.val)
 
-        spreads = {name: Spread.of_manifest(self.data[name]) for name in self.branch_of}
+        spreads = {name: LabelSpread.of_manifest(self.data[name]) for name in self.branch_of}
         self.model = build_model(self.recipe, spreads, layout.hosted)
         choose_trained(self.model, self.recipe)
         self.model.to(layout.device)
         forceless = [name for name in self.train if self.model.branch(self.branch_of[name]).forces is None]
         self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
-        self.passes = make_passes(self.model, self.recipe, layout, self.stream.shares(), self.data)
+        self.forward = make_forward(self.model, self.recipe, layout, self.sampler.shares(), self.data)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
-        self.gradients = Gradients(self.model, layout, self.shards.part)
+        self.gradients = GradientSync(self.model, layout, self.shards.part)
         part = partial(part_of_rate, self.recipe.finetune)
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
         self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.watchdog.beat)
-        self.progress = Progress()
-        self.state = State(layout, self.model, self.optimizer, self.averages, self.schedule, self.stream, self.progress)
+        self.progress = TrainingProgress()
+        self.state = State(
+            layout, self.model, self.optimizer, self.averages, self.schedule, self.sampler, self.progress
+        )
         self.stopping, self.stopped_by = False, ""
-        self._unsettled: Balance | None = None
-        epoch, warmup = self.stream.steps_per_epoch, self.recipe.schedule.warmup_steps
-        self.record = Record(self.run, layout, self.progress, steps_per_epoch=epoch, warmup=warmup, watch=self.watch)
+        self._pending: PendingMetrics | None = None
+        epoch, warmup = self.sampler.steps_per_epoch, self.recipe.schedule.warmup_steps
+        self.record = RunReporter(
+            self.run, layout, self.progress, steps_per_epoch=epoch, warmup=warmup, callbacks=self.callbacks
+        )
 
-    def fit(self) -> Progress:
+    def fit(self) -> TrainingProgress:
         """Trains to the end: all steps, or until the metric stops improving, or until a rank is asked to stop
         (`stopped_by` says why; the state is kept and can be gone on with).
 
@@ -120,23 +124,23 @@ class Trainer:
         """The work of this rank from the next step on."""
         data, device = self.recipe.data, self.layout.device
         ahead = data.workers * data.ahead
-        shares, padding = self._shares(), self.passes.padding
+        shares, padding = self._shares(), self.forward.padding
         return Loader(self.train, shares, self.dtype, ahead, workers=data.workers, device=device, padding=padding)
 
-    def step(self, work: Work) -> None:
+    def step(self, work: StepBatches) -> None:
         """One optimizer step, on all ranks at once; `fit` takes them all.
 
         What it comes to is known to the device alone when this returns, and read by `settle`, at the latest in the next
         step: the device has work by then, and never waits for the host. A step is not taken where the one before it
         says that a rank is `stopping`.
         """
-        ledger = self._differentiate(work)
+        step_metrics = self._differentiate(work)
         self.settle()
         if self.stopping:
             return
         step = self.progress.step
-        self._unsettled = ledger.close(step, self.gradients.squared_norm(), stop=bool(self.stop.reason))
-        guard(self.optimizer, self._unsettled.norm, self.recipe.optimizer.clip)
+        self._pending = step_metrics.close(step, self.gradients.squared_norm(), stop=bool(self.stop.reason))
+        guard(self.optimizer, self._pending.norm, self.recipe.optimizer.clip)
         set_rate(self.optimizer, self.schedule.rate(step))
         self.optimizer.step()
         self.progress.step += 1
@@ -147,9 +151,9 @@ class Trainer:
         Raises:
             RamifyError: on all ranks: the loss was not finite. The step has changed nothing then, and is taken back.
         """
-        if self._unsettled is None:
+        if self._pending is None:
             return
-        step, outcome, self._unsettled = self._unsettled.step, self._unsettled.read(), None
+        step, outcome, self._pending = self._pending.step, self._pending.read(), None
         if not math.isfinite(outcome.norm):
             self.progress.step = step
             self._refuse(outcome)
@@ -168,33 +172,33 @@ class Trainer:
         """Takes up the run where `checkpoint` was written, to the bit."""
         self.state.restore(checkpoint, changes)
 
-    def _differentiate(self, work: Work) -> Ledger:
+    def _differentiate(self, work: StepBatches) -> StepMetrics:
         """The gradients of a step, added up over the ranks."""
-        self.watchdog.arrive(f"step {work.share.step + 1}")
+        self.watchdog.arrive(f"step {work.assignment.step + 1}")
         self.model.train()
-        ledger = Ledger(self.stream.counts(work.share.step), self.layout)
-        self.gradients.clear({self.branch_of[name] for name in work.share.labels})
+        step_metrics = StepMetrics(self.sampler.counts(work.assignment.step), self.layout)
+        self.gradients.clear({self.branch_of[name] for name in work.assignment.labels})
         with self.precision.products(), self.shards.gathered():
             for batch in work.batches[:-1]:
-                self._accumulate(batch, work, ledger)
+                self._accumulate(batch, work, step_metrics)
             last = work.batches[-1:]  # none where this rank has nothing to do in the step
             with self.gradients.summed([segment.name for batch in last for segment in batch.segments]):
                 for batch in last:
-                    self._accumulate(batch, work, ledger)
-                self.watchdog.arrive(f"the sums of step {work.share.step + 1}")
-        return ledger
+                    self._accumulate(batch, work, step_metrics)
+                self.watchdog.arrive(f"the sums of step {work.assignment.step + 1}")
+        return step_metrics
 
-    def _accumulate(self, batch: Batch, work: Work, ledger: Ledger) -> None:
+    def _accumulate(self, batch: Batch, work: StepBatches, step_metrics: StepMetrics) -> None:
         """Forward and backward pass of one turn."""
         batch = batch.to(self.layout.device)
         with self.precision.forward():
-            predictions = self.passes.predict(batch, stress=self.recipe.objective.stress > 0)
-        loss = self.objective(predictions, batch, work.share.labels)
+            predictions = self.forward.predict(batch, stress=self.recipe.objective.stress > 0)
+        loss = self.objective(predictions, batch, work.assignment.labels)
         loss.total.backward()
-        ledger.add(loss)
+        step_metrics.add(loss)
         self.watchdog.beat()
 
-    def _refuse(self, outcome: Outcome) -> None:
+    def _refuse(self, outcome: StepResult) -> None:
         """Ends the run, on all ranks alike, before the step that would have ruined the weights."""
         self.save(best=False)
         parts = {name: [round(value, 4) for value in values] for name, values in outcome.datasets.items()}
@@ -240,12 +244,12 @@ class Trainer:
         chosen = {n: r for n, r in readers.items() if self.branch_of[n] in self.layout.hosted}
         return dict(sorted(chosen.items(), key=lambda item: item[1].branch))
 
-    def _shares(self) -> Iterator[Share]:
+    def _shares(self) -> Iterator[StepAssignment]:
         options = self.recipe.parallel
-        budget = Budget(options.micro_batch_atoms or math.inf, options.micro_batch_edges or math.inf)
+        budget = MicroBatchLimit(options.micro_batch_atoms or math.inf, options.micro_batch_edges or math.inf)
         stress = self.recipe.objective.stress > 0
-        division = Division(self.stream, self.train, self.layout.placement, self.layout.rank, budget, stress=stress)
-        return division.shares(self.progress.step)
+        assigner = Assigner(self.sampler, self.train, self.layout.placement, self.layout.rank, budget, stress=stress)
+        return assigner.assignments(self.progress.step)
 
     def _is_over(self) -> bool:
         return self.progress.step >= self.total_steps or self._patience_is_over()
@@ -267,7 +271,7 @@ class Trainer:
         return self.progress.step % every == 0 or self.progress.step == self.total_steps
 
     def _steps(self, epochs: float) -> int:
-        return max(1, round(epochs * self.stream.steps_per_epoch))
+        return max(1, round(epochs * self.sampler.steps_per_epoch))
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

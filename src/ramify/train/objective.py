@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ramify.data.batch import Batch, Segment
-from ramify.data.store import LabelCounts
-from ramify.model.multibranch import Predictions
+from ramify.batches.batch import Batch, Segment
+from ramify.model.multibranch import BatchPredictions
 from ramify.recipe import ObjectiveOptions
+from ramify.store.store import LabelCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Objective:
         self._weights = {name: options.weights.get(name, 1.0) for name in scales}
         self._weight_sum = sum(self._weights.values())
 
-    def __call__(self, predictions: Predictions, batch: Batch, labels: Mapping[str, LabelCounts]) -> Loss:
+    def __call__(self, predictions: BatchPredictions, batch: Batch, labels: Mapping[str, LabelCounts]) -> Loss:
         """What `batch` adds to the loss of a step that has `labels` by dataset; absent labels (NaN) count nowhere.
 
         A prediction that is NaN where there is a label makes the loss NaN: a broken model must not pass for a good one.
@@ -60,7 +60,7 @@ class Objective:
         return Loss(total, datasets)
 
     def _dataset(
-        self, segment: Segment, predictions: Predictions, batch: Batch, labels: LabelCounts
+        self, segment: Segment, predictions: BatchPredictions, batch: Batch, labels: LabelCounts
     ) -> tuple[Tensor, Tensor, Tensor]:
         o, scale = self._options, self._scales[segment.name]
         has_forces = segment.name not in self._forceless

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from ramify.parallel.pieces import is_cut, own
+from ramify.parallel.sharded_tensors import is_sharded, to_local
 from ramify.recipe import OptimizerOptions, ScheduleOptions
 
 
@@ -22,7 +22,7 @@ def build_optimizer(
         if p.requires_grad:
             decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
             # PyTorch takes no step on cut and whole ones together
-            groups.setdefault((decay, part_of_rate(name), is_cut(p)), []).append(p)
+            groups.setdefault((decay, part_of_rate(name), is_sharded(p)), []).append(p)
     chosen = [{"params": members, "weight_decay": decay, "part": part} for (decay, part, _), members in groups.items()]
     return torch.optim.AdamW(chosen, lr=options.lr, betas=options.betas, fused=True)
 
@@ -131,9 +131,9 @@ class AveragedWeights:
         for since, members in self._since.items():
             t = updates - since
             decay = min(self.decay, (1 + t) / (10 + t))
-            weights = [own(self._parameters[k].detach()) for k in members]
+            weights = [to_local(self._parameters[k].detach()) for k in members]
             if weights:
-                torch._foreach_lerp_([own(self._averages[k]) for k in members], weights, 1.0 - decay)
+                torch._foreach_lerp_([to_local(self._averages[k]) for k in members], weights, 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -12,24 +12,24 @@ from typing import Any
 
 import torch
 
+from ramify.batches.open import check_same_data, close_shared_stores, open_split, open_stores, place_stores
 from ramify.checkpoint import Checkpoint, keep_checkpoint, tidy
-from ramify.data.open import check_same_data, close_shared_stores, house_stores, open_split, open_stores
-from ramify.data.store import Store
 from ramify.errors import RamifyError
-from ramify.parallel.agree import Alone, Met, Ranks, each, on_lead
-from ramify.parallel.launch import Site, choose_device, find_site
+from ramify.parallel.launch import LaunchEnv, choose_device, detect_launcher
 from ramify.parallel.layout import Layout
-from ramify.parallel.meeting import joined
-from ramify.parallel.plan import choose_placement, weighed_cost
+from ramify.parallel.rendezvous import process_group
+from ramify.parallel.sync import ConnectedRanks, Ranks, SingleProcess, each, on_rank_zero
 from ramify.parallel.watchdog import Watchdog
+from ramify.planning.plan import choose_placement, weighed_cost
 from ramify.recipe import Recipe, parse_recipe
-from ramify.train.changes import Changes, compare
+from ramify.run.changes import Changes, compare
+from ramify.run.run import Run
+from ramify.run.stop import Stop
+from ramify.store.store import Store
+from ramify.train.init_weights import load_pretrained, read_pretrained
 from ramify.train.loop import Trainer
-from ramify.train.origin import read_origin, take_over
 from ramify.train.precision import Precision
-from ramify.train.record import Watch
-from ramify.train.run import Run
-from ramify.train.stop import Stop
+from ramify.train.reporting import Callbacks
 
 EdgeProgress = Callable[[str, int], None]
 
@@ -45,7 +45,7 @@ class Process:
         watchdog: ends a run that hangs.
     """
 
-    ranks: Ranks = field(default_factory=Alone)
+    ranks: Ranks = field(default_factory=SingleProcess)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stop: Stop = field(default_factory=Stop)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None, 1.0))
@@ -58,31 +58,31 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
     Raises:
         RamifyError: there is no such device, or the others do not come, or one of them is lost.
     """
-    site, timeout = find_site(), recipe.parallel.timeout
-    device = _device(recipe, site)
+    launch_env, timeout = detect_launcher(), recipe.parallel.timeout
+    device = _device(recipe, launch_env)
     with (
         Stop(recipe.train.time_limit) as stop,
-        joined(site, device, timeout) as store,
-        Watchdog(site.rank, site.world, store, timeout) as watchdog,
+        process_group(launch_env, device, timeout) as store,
+        Watchdog(launch_env.rank, launch_env.world, store, timeout) as watchdog,
     ):
-        ranks = Met(site.rank, site.world) if site.world > 1 else Alone()
+        ranks = ConnectedRanks(launch_env.rank, launch_env.world) if launch_env.world > 1 else SingleProcess()
         try:
             yield Process(ranks, device, stop, watchdog)
             close_shared_stores()
         except RuntimeError as error:
-            if site.world == 1 or not _is_of_a_sum(error):
+            if launch_env.world == 1 or not _is_of_a_sum(error):
                 raise
             reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without lines of C++
             raise RamifyError(
-                f"rank {site.rank} of {site.world} has lost another rank at {watchdog.place}: {reason}",
+                f"rank {launch_env.rank} of {launch_env.world} has lost another rank at {watchdog.place}: {reason}",
                 fix="look for the first error that another rank gave; then go on from the last checkpoint with "
                 "`ramify train --resume`",
             ) from error
 
 
-def _device(recipe: Recipe, site: Site) -> torch.device:
+def _device(recipe: Recipe, launch_env: LaunchEnv) -> torch.device:
     """Where the model of this process lives, which must be able to do what the recipe asks for."""
-    device = choose_device(recipe.train.device, site)
+    device = choose_device(recipe.train.device, launch_env)
     Precision(recipe.train.precision, device)
     return device
 
@@ -95,7 +95,7 @@ def _is_of_a_sum(error: RuntimeError) -> bool:
 def start_run(
     recipe: Recipe,
     path: Path,
-    watch: Watch,
+    callbacks: Callbacks,
     edges: EdgeProgress = lambda dataset, structures: None,
     process: Process | None = None,
 ) -> Trainer:
@@ -106,25 +106,25 @@ def start_run(
     """
     process = process or alone(recipe)
     settle(recipe)
-    on_lead(process.ranks, lambda: Run.require_free(path))
+    on_rank_zero(process.ranks, lambda: Run.require_free(path))
     stores = each(process.ranks, lambda: open_stores(recipe))
-    maker = _Maker(recipe, process, stores, watch, edges)
+    maker = _Maker(recipe, process, stores, callbacks, edges)
     layout, run = maker.layout(), Run(path)
     trainer = maker.trainer(run, layout, maker.readers(layout))
     each(layout, lambda: _begin(trainer))
-    on_lead(layout, lambda: run.create(recipe, maker.data))
+    on_rank_zero(layout, lambda: run.create(recipe, maker.data))
     return trainer
 
 
 def _begin(trainer: Trainer) -> None:
     """Takes over the weights that a run starts from, where it does not start from random numbers."""
     if trainer.recipe.finetune.mode is not None:
-        take_over(trainer.state, trainer.recipe, read_origin(trainer.recipe.finetune))
+        load_pretrained(trainer.state, trainer.recipe, read_pretrained(trainer.recipe.finetune))
 
 
 def resume_run(
     path: Path,
-    watch: Watch,
+    callbacks: Callbacks,
     edges: EdgeProgress = lambda dataset, structures: None,
     process: Process | None = None,
     *,
@@ -145,13 +145,13 @@ def resume_run(
         RamifyError: no run or no checkpoint there, a damaged one, one that another process trains, or a recipe or
             stores that have changed since in a way that a run cannot; on all ranks alike.
     """
-    ranks = process.ranks if process is not None else Alone()
+    ranks = process.ranks if process is not None else SingleProcess()
     run = each(ranks, lambda: Run.open(path))
     now, where = (recipe, "the recipe") if recipe else (each(ranks, run.recipe), str(run.path / "recipe.yaml"))
-    on_lead(ranks, lambda: _take(run, automatic))
+    on_rank_zero(ranks, lambda: _take(run, automatic))
     try:
         checkpoint, changes, stores = each(ranks, lambda: _look(run, now, where, automatic))
-        return _resume(run, now, checkpoint, changes, stores, process or alone(now), watch, edges)
+        return _resume(run, now, checkpoint, changes, stores, process or alone(now), callbacks, edges)
     except BaseException:
         run.unlock()
         raise
@@ -160,15 +160,15 @@ def resume_run(
 def continue_run(
     recipe: Recipe,
     path: Path,
-    watch: Watch,
+    callbacks: Callbacks,
     edges: EdgeProgress = lambda dataset, structures: None,
     process: Process | None = None,
 ) -> Trainer:
     """Goes on with the run at `path` by `recipe` if there is one, else starts it. Raises as those two."""
     process = process or alone(recipe)
-    if on_lead(process.ranks, lambda: Run.exists(path)):
-        return resume_run(path, watch, edges, process, recipe=recipe, automatic=True)
-    return start_run(recipe, path, watch, edges, process)
+    if on_rank_zero(process.ranks, lambda: Run.exists(path)):
+        return resume_run(path, callbacks, edges, process, recipe=recipe, automatic=True)
+    return start_run(recipe, path, callbacks, edges, process)
 
 
 def _take(run: Run, automatic: bool) -> None:
@@ -195,18 +195,18 @@ def _resume(
     changes: Changes,
     stores: Mapping[str, Store],
     process: Process,
-    watch: Watch,
+    callbacks: Callbacks,
     edges: EdgeProgress,
 ) -> Trainer:
     settle(recipe)
-    maker = _Maker(recipe, process, stores, watch, edges)
+    maker = _Maker(recipe, process, stores, callbacks, edges)
     layout = maker.layout()
     trainer = maker.trainer(run, layout, maker.readers(layout))
     if checkpoint is not None:
         each(layout, lambda: trainer.restore(checkpoint, changes))
     else:
         each(layout, lambda: _begin(trainer))
-    on_lead(layout, lambda: _adopt(run, recipe, maker.data, checkpoint, changes))
+    on_rank_zero(layout, lambda: _adopt(run, recipe, maker.data, checkpoint, changes))
     return trainer
 
 
@@ -227,7 +227,7 @@ class _Maker:
     recipe: Recipe
     process: Process
     stores: Mapping[str, Store]
-    watch: Watch
+    callbacks: Callbacks
     edges: EdgeProgress
 
     @property
@@ -238,7 +238,7 @@ class _Maker:
     def layout(self) -> Layout:
         """What this rank hosts."""
         ranks, device = self.process.ranks, self.process.device
-        model = on_lead(ranks, lambda: weighed_cost(self.recipe, self.stores, ranks.world))
+        model = on_rank_zero(ranks, lambda: weighed_cost(self.recipe, self.stores, ranks.world))
         placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.world, model))
         if ranks.world == 1:
             return Layout.alone(list(self.recipe.datasets_of_branches()), device)
@@ -252,7 +252,7 @@ class _Maker:
         hosts = {name: layout.placement.hosts[branch_of[name]] for name in stores}
 
         def open_both() -> dict[str, Any]:
-            housed = house_stores(self.recipe, stores, hosts)
+            housed = place_stores(self.recipe, stores, hosts)
             return {split: open_split(self.recipe, housed, split, self.edges) for split in ("train", "val")}
 
         return each(layout, open_both)
@@ -263,7 +263,7 @@ class _Maker:
         return each(
             layout,
             lambda: Trainer(
-                self.recipe, run, self.data, readers["train"], readers["val"], layout, stop, watchdog, self.watch
+                self.recipe, run, self.data, readers["train"], readers["val"], layout, stop, watchdog, self.callbacks
             ),
         )
 
@@ -280,7 +280,7 @@ def torchrun_restarts() -> int:
 
 def alone(recipe: Recipe) -> Process:
     """One process by itself."""
-    return Process(device=_device(recipe, Site()))
+    return Process(device=_device(recipe, LaunchEnv()))
 
 
 def settle(recipe: Recipe) -> None:

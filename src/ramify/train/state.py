@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ramify.batches.sampler import BatchSampler
 from ramify.checkpoint import Checkpoint, save_checkpoint
-from ramify.data.stream import Stream
 from ramify.errors import RamifyError
-from ramify.model.low_rank import is_update, merged
+from ramify.model.lora import is_lora_weight, merge_lora
 from ramify.model.multibranch import MultiBranch
 from ramify.parallel.layout import Layout
-from ramify.parallel.pieces import cut_like, whole
+from ramify.parallel.sharded_tensors import distribute_like, full_tensor
 from ramify.recipe import Recipe
-from ramify.train.changes import Changes
+from ramify.run.changes import Changes
 from ramify.train.optimizer import AveragedWeights, Schedule
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -36,7 +36,7 @@ ENCODER = ""
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands besides weights and moments; kept in the checkpoint's manifest, the same on all ranks.
 
     Attributes:
@@ -81,8 +81,8 @@ class State:
     optimizer: torch.optim.Optimizer
     averages: AveragedWeights
     schedule: Schedule
-    stream: Stream
-    progress: Progress
+    sampler: BatchSampler
+    progress: TrainingProgress
     carried: Carried = field(default_factory=Carried)
 
     def save(self, folder: Path, recipe: Recipe, data: Mapping[str, Any], *, best: bool) -> None:
@@ -101,13 +101,13 @@ class State:
         training: dict[str, Tensor] = {}
         weights |= {name: buffer for name, buffer in self.buffers().items() if self._owns(name)}
         for (name, parameter), average in zip(self.model.named_parameters(), self.averages.averages, strict=True):
-            whole_average, whole_parameter = whole(average), whole(parameter)
+            whole_average, whole_parameter = full_tensor(average), full_tensor(parameter)
             state = self.optimizer.state.get(parameter, {})
-            moments = {f"{name}/{moment}": whole(state[moment]) for moment in MOMENTS if moment in state}
+            moments = {f"{name}/{moment}": full_tensor(state[moment]) for moment in MOMENTS if moment in state}
             if self._owns(name):
                 weights[name] = whole_average
                 training |= {name: whole_parameter} | moments
-                if is_update(name):
+                if is_lora_weight(name):
                     training[f"{name}/{AVERAGE}"] = whole_average
         about = {
             "recipe": recipe.model_dump(mode="json"),
@@ -117,11 +117,11 @@ class State:
             "trainer": {
                 "progress": {k: v for k, v in vars(self.progress).items() if v != math.inf},
                 "schedule": {k: v for k, v in self.schedule.state().items() if v != math.inf},
-                "positions": self.stream.position(self.progress.step),
+                "positions": self.sampler.position(self.progress.step),
             },
         }
-        weights = merged(weights)
-        if self.layout.is_lead:
+        weights = merge_lora(weights)
+        if self.layout.is_rank_zero:
             weights |= self.carried.weights
         save_checkpoint(folder, self.progress.step, weights, training, about, best=best, ranks=self.layout)
 
@@ -146,14 +146,14 @@ class State:
             setattr(self.progress, key, value)
         self.schedule.restore({"best": math.inf} | trainer["schedule"])
         if "positions" in trainer:  # checkpoints of 0.1 have none: their datasets have not changed
-            self.stream.start_at(self.progress.step, trainer["positions"])
+            self.sampler.start_at(self.progress.step, trainer["positions"])
         if changes is not None and changes.of_data:
             self.progress.best, self.progress.best_step, self.progress.waited = math.inf, 0, 0
             self.schedule.restore(self.schedule.state() | {"best": math.inf, "waited": 0})
         self._count_from_birth(checkpoint)
         self.carried.datasets = checkpoint.manifest.get("carried", {})
         others = [branch for branch in self.carried.datasets if branch not in self.layout.placement.hosts]
-        if self.layout.is_lead and others:
+        if self.layout.is_rank_zero and others:
             found_weights = checkpoint.weights(others)
             self.carried.weights = {n: t for n, t in found_weights.items() if self.part_of(n) in others}
 
@@ -162,18 +162,18 @@ class State:
         named = zip(self.model.named_parameters(), self.averages.averages, strict=True)
         parameters = [(name, p, average) for (name, p), average in named if self.part_of(name) in there]
         buffers = {name: buffer for name, buffer in self.buffers().items() if self.part_of(name) in there}
-        expected = {name: p.shape for name, p, _ in parameters if not is_update(name)}
+        expected = {name: p.shape for name, p, _ in parameters if not is_lora_weight(name)}
         expected |= {name: b.shape for name, b in buffers.items()}
         _must_fit(checkpoint, expected, weights)
         with torch.no_grad():
             for name, buffer in buffers.items():
                 buffer.copy_(weights[name])
             for name, parameter, average in parameters:
-                parameter.copy_(cut_like(parameter, training[name]))
-                average.copy_(cut_like(average, _average_of(name, parameter, weights, training)))
+                parameter.copy_(distribute_like(parameter, training[name]))
+                average.copy_(distribute_like(average, _average_of(name, parameter, weights, training)))
                 moments = {m: training[f"{name}/{m}"] for m in MOMENTS if f"{name}/{m}" in training}
                 if moments:
-                    self.optimizer.state[parameter] = {m: cut_like(parameter, t) for m, t in moments.items()}
+                    self.optimizer.state[parameter] = {m: distribute_like(parameter, t) for m, t in moments.items()}
 
     def _count_from_birth(self, checkpoint: Checkpoint) -> None:
         """Branches that have just joined begin here: the average of their weights must forget their random start."""
@@ -192,7 +192,7 @@ class State:
     def _owns(self, name: str) -> bool:
         """Whether this rank writes the tensor called `name`: the first one the encoder, the owner of a branch its."""
         part = self.part_of(name)
-        return self.layout.is_lead if part == ENCODER else self.layout.owns(part)
+        return self.layout.is_rank_zero if part == ENCODER else self.layout.owns(part)
 
     @staticmethod
     def part_of(name: str) -> str:
@@ -203,7 +203,7 @@ class State:
 
 def _average_of(name: str, parameter: Tensor, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> Tensor:
     """The averaged weight of a parameter. The weights to use are not that where low-rank updates are merged in."""
-    if is_update(name):
+    if is_lora_weight(name):
         return training[f"{name}/{AVERAGE}"]
     return weights[name] if parameter.requires_grad else training[name]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from ramify.data.loader import SplitReader
-from ramify.evaluate.exact import add_in_order, predict_batch, split_batches
+from ramify.batches.loader import SplitReader
 from ramify.evaluate.metrics import Errors
+from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
 from ramify.evaluate.trivial import trivial_errors
 from ramify.model.multibranch import MultiBranch
 from ramify.parallel.layout import Layout

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ramify.elements import MAX_NUMBER, element_features
-from ramify.model.activation import SiLU
-from ramify.model.aligned import aligned, aligned_linear, filled
-from ramify.model.counting import is_counting
 from ramify.model.graph import Graph
-from ramify.model.low_rank import weight_of
-from ramify.model.messages import MessageWeights, blockwise, plain
+from ramify.model.kernels.activation import SiLU
+from ramify.model.kernels.aligned import aligned, aligned_linear, filled
+from ramify.model.kernels.counting import is_counting
+from ramify.model.kernels.messages import MessageWeights, blockwise, plain
+from ramify.model.lora import weight_of
 from ramify.model.radial import BesselBasis
 
 

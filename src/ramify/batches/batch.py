@@ -1,0 +1,191 @@
+"""`Batch`: what one step trains on, as tensors; a row of segments, one per branch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ramify.neighbors.edges import CutoffPairs, Edges
+from ramify.references import reference_energy
+from ramify.structures import Structures
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A contiguous part of a batch: what one branch reads, or what one dataset gives."""
+
+    name: str
+    structures: slice
+    atoms: slice
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPart:
+    """What one dataset gives to a batch.
+
+    Attributes:
+        dataset: its name.
+        branch: the branch that reads it.
+        structures: the structures themselves.
+        edges: their edges, numbered within `structures`.
+        references: (119,) eV per element, by atomic number.
+    """
+
+    dataset: str
+    branch: str
+    structures: Structures
+    edges: Edges
+    references: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """S structures, N atoms, E edges. Labels that are absent are NaN.
+
+    Attributes:
+        numbers: (N,) int64.
+        positions: (N, 3) Å.
+        structure: (N,) int64, the structure of each atom.
+        n_atoms: (S,) atoms of each structure, as floats of the batch's precision.
+        receiver, sender: (E,) int64, sorted by receiver.
+        shift: (E, 3) Å, what moves the sender to its periodic image.
+        reach: (N,) Å, where the atom's neighbourhood ends.
+        rim_receiver, rim_sender: (H,) int64, rim_shift: (H, 3) Å, rim_gain: (H,): the pairs that move reaches, and how
+            far each moves its receiver's (see `ramify.neighbors.edges`).
+        volume: (S,) Å³, 0 without a cell.
+        energy: (S,) eV per atom, reference energies taken out.
+        forces: (N, 3) eV/Å.
+        stress: (S, 3, 3) eV/Å³.
+        segments: one per branch that has structures here, in order.
+        datasets: one per dataset that has structures here, in order.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    structure: Tensor
+    n_atoms: Tensor
+    receiver: Tensor
+    sender: Tensor
+    shift: Tensor
+    atom_cutoff: Tensor
+    cutoff_receiver: Tensor
+    cutoff_sender: Tensor
+    cutoff_shift: Tensor
+    cutoff_gain: Tensor
+    volume: Tensor
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    segments: tuple[Segment, ...]
+    datasets: tuple[Segment, ...]
+
+    @classmethod
+    def make(cls, parts: Sequence[BatchPart], dtype: torch.dtype = torch.float32) -> Self:
+        """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64."""
+        n_atoms, cell = _joined(parts, "n_atoms"), _joined(parts, "cell").astype(np.float64)
+        structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        receiver, sender, shift = _join(parts, [p.edges for p in parts], structure, cell, kind)
+        cutoff_receiver, cutoff_sender, cutoff_shift = _join(
+            parts, [p.edges.cutoff_pairs for p in parts], structure, cell, kind
+        )
+        energy = [
+            (p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts
+        ]
+
+        def real(array: np.ndarray) -> Tensor:
+            # converted by numpy: PyTorch would start its threads from the thread that makes batches
+            return torch.from_numpy(np.ascontiguousarray(array, kind))
+
+        return cls(
+            numbers=torch.from_numpy(_joined(parts, "numbers").astype(np.int64)),
+            positions=real(_joined(parts, "positions")),
+            structure=torch.from_numpy(structure),
+            n_atoms=real(n_atoms),
+            receiver=torch.from_numpy(receiver),
+            sender=torch.from_numpy(sender),
+            shift=torch.from_numpy(shift),
+            atom_cutoff=real(_one([p.edges.atom_cutoff for p in parts])),
+            cutoff_receiver=torch.from_numpy(cutoff_receiver),
+            cutoff_sender=torch.from_numpy(cutoff_sender),
+            cutoff_shift=torch.from_numpy(cutoff_shift),
+            cutoff_gain=real(_one([p.edges.cutoff_pairs.gain for p in parts])),
+            volume=real(np.abs(np.linalg.det(cell))),
+            energy=real(_one(energy)),
+            forces=real(_joined(parts, "forces")),
+            stress=real(_joined(parts, "stress")),
+            segments=_segments([p.branch for p in parts], parts),
+            datasets=_segments([p.dataset for p in parts], parts),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device; `non_blocking` returns before it has arrived."""
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()}
+        return replace(self, **moved)
+
+    def pinned(self) -> Self:
+        """The same batch in page-locked memory, from which a device copies by itself."""
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+        return replace(self, **pinned)
+
+
+def _joined(parts: Sequence[BatchPart], column: str) -> np.ndarray:
+    """A column of all structures; their names, which may be millions, are not wanted here."""
+    return _one([getattr(p.structures, column) for p in parts])
+
+
+def _one(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """All rows in one array; a copy only where there are several."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _join(
+    parts: Sequence[BatchPart],
+    pairs: Sequence[Edges | CutoffPairs],
+    structure: np.ndarray,
+    cell: np.ndarray,
+    kind: type[np.floating],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Receivers and senders numbered within the batch, and lattice steps as vectors in Å."""
+    atoms = np.array([len(p.structures.numbers) for p in parts])
+    first = np.cumsum(atoms) - atoms
+    receiver = _one([p.receiver + a if a else p.receiver for p, a in zip(pairs, first.tolist(), strict=True)])
+    sender = _one([p.sender + a if a else p.sender for p, a in zip(pairs, first.tolist(), strict=True)])
+    steps = _one([p.shift for p in pairs])
+    shift = np.zeros((len(steps), 3), kind)
+    if cell.any() and steps.any():
+        of_pair = structure[receiver]
+        step = [steps[:, k].astype(np.float64) for k in range(3)]
+        for c in range(3):
+            along = step[0] * np.take(cell[:, 0, c], of_pair)
+            for k in (1, 2):
+                along += step[k] * np.take(cell[:, k, c], of_pair)
+            shift[:, c] = along
+    return receiver, sender, shift
+
+
+def _segments(names: Sequence[str], parts: Sequence[BatchPart]) -> tuple[Segment, ...]:
+    """The stretch of each name; neighbouring parts of one name make one segment."""
+    segments: dict[str, Segment] = {}
+    structure = atom = 0
+    previous = None
+    for name, part in zip(names, parts, strict=True):
+        if name in segments and name != previous:
+            raise ValueError(f"the parts of '{name}' do not stand side by side")
+        next_structure, next_atom = structure + len(part.structures), atom + len(part.structures.numbers)
+        begun = segments.get(name)
+        segments[name] = Segment(
+            name,
+            slice(begun.structures.start if begun else structure, next_structure),
+            slice(begun.atoms.start if begun else atom, next_atom),
+        )
+        structure, atom, previous = next_structure, next_atom, name
+    return tuple(segments.values())

@@ -1,0 +1,195 @@
+"""Batches for the steps to come, assembled by threads while the current step runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.padding import Padding
+from ramify.batches.prefetch import Prefetcher
+from ramify.batches.transfer import transfer_to
+from ramify.neighbors.cache import BYTES_PER_EDGE, EdgeCache
+from ramify.neighbors.edges import find_edges
+from ramify.store.store import LabelCounts, Store
+
+TYPICAL_NEIGHBORS = 50
+"""Neighbours per atom assumed when the size of an edge table is estimated and `max_neighbors` sets no limit."""
+
+
+class SplitReader:
+    """One split of one dataset as parts of batches: structures from the store, edges from a table or on the fly.
+
+    Args:
+        dataset: its name.
+        store: of the dataset.
+        split: `train`, `val` or `test`.
+        branch: that reads the dataset.
+        cutoff: Å.
+        max_neighbors: per atom.
+        edge_cache: GB that a table of edges may take; beyond that edges are found for every batch.
+        progress: called with the number of structures whose edges have been found.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        store: Store,
+        split: str,
+        branch: str,
+        *,
+        cutoff: float,
+        max_neighbors: int | None,
+        edge_cache: float,
+        progress: Callable[[int], None] = lambda structures: None,
+    ) -> None:
+        self.dataset, self.branch = dataset, branch
+        self.store, self.rows = store, store.range(split)
+        self._cutoff, self._max_neighbors = cutoff, max_neighbors
+        atoms = int(store.n_atoms[self.rows.start : self.rows.stop].sum())
+        estimate = atoms * ((max_neighbors or TYPICAL_NEIGHBORS) + 1) * BYTES_PER_EDGE
+        self._table = None
+        if len(self.rows) and estimate <= edge_cache * 1e9:
+            self._table = EdgeCache(store, self.rows, cutoff, max_neighbors, progress)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def edge_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(T,) edges of the structures at `indices`, the same on every process: from the table, or where there is none
+        estimated as `max_neighbors` (else `TYPICAL_NEIGHBORS`) for each atom."""
+        rows = self.rows.start + indices
+        if self._table is not None:
+            return self._table.edge_counts(rows)
+        return self.atom_counts(indices) * (self._max_neighbors or TYPICAL_NEIGHBORS)
+
+    def atom_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(T,) atoms of the structures at `indices`."""
+        return self.store.n_atoms[self.rows.start + indices].astype(np.int64)
+
+    def label_counts(self, indices: NDArray[np.int64], *, stress: bool) -> LabelCounts:
+        """How many labels the structures at `indices` have; those of stress are only looked for when asked for."""
+        return self.store.label_counts(self.rows.start + indices, stress=stress)
+
+    def part(self, indices: NDArray[np.int64]) -> BatchPart:
+        """The structures at `indices` of the split, with their edges."""
+        rows = self.rows.start + indices
+        structures = self.store.take(rows)
+        if self._table is not None:
+            edges = self._table.take(rows)
+        else:
+            edges = find_edges(structures, self._cutoff, self._max_neighbors)
+        return BatchPart(self.dataset, self.branch, structures, edges, self.store.references)
+
+    def culprit(self, indices: NDArray[np.int64]) -> str:
+        """Which of the structures at `indices` cannot be read by itself: its place in the original files; empty if all
+        can."""
+        for index in indices.tolist():
+            try:
+                self.part(np.array([index]))
+            except Exception:
+                try:
+                    return f"is row {index}, {self.store.take([self.rows.start + index]).name(0)}"
+                except Exception:  # where it comes from cannot be read either
+                    return f"is row {index}"
+        return ""
+
+    def batches(
+        self, atoms_at_once: int, dtype: torch.dtype, *, first: int = 0, step: int = 1
+    ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """The whole split in order, in batches of about `atoms_at_once` atoms: (indices, batch).
+
+        With `first` and `step` only every `step`-th of these batches, from the one numbered `first` on.
+        """
+        n_atoms = self.store.n_atoms[self.rows.start : self.rows.stop]
+        bin_of = (np.cumsum(n_atoms) - n_atoms) // atoms_at_once
+        for indices in np.split(np.arange(len(self)), np.flatnonzero(np.diff(bin_of)) + 1)[first::step]:
+            if len(indices):
+                yield indices, Batch.make([self.part(indices)], dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class StepAssignment:
+    """What one process does in one step.
+
+    Attributes:
+        step: from 0.
+        turns: one micro-batch after the other: which rows of its training split each dataset gives; none where the
+            process has nothing to do in this step.
+        labels: by dataset of a branch on this process, the labels that its structures of the step have, over all
+            processes; datasets without structures in the step are not named.
+    """
+
+    step: int
+    micro_batches: tuple[Mapping[str, NDArray[np.int64]], ...]
+    labels: Mapping[str, LabelCounts]
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """A share as tensors: one batch for each of its turns."""
+
+    assignment: StepAssignment
+    batches: tuple[Batch, ...]
+
+
+class Loader(Prefetcher[StepAssignment, StepBatches]):
+    """Iterates over the work of one step after the other; use as a context manager.
+
+    Threads work ahead, so the step need not wait; memory is bounded, and the batches are those that would be made
+    without them, however many there are. What goes wrong is raised by the `next()` of the step it concerns, with that
+    step, the dataset and the structure.
+
+    Args:
+        readers: of the training splits; a turn's parts stand in their order, so those of one branch must be neighbours.
+        assignments: what to do in each step.
+        dtype: of the batches.
+        ahead: steps that may be ready or under way.
+        workers: threads.
+        device: where the batches are sent, while earlier steps run.
+        padding: how batches are filled up; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        readers: Mapping[str, SplitReader],
+        assignments: Iterator[StepAssignment],
+        dtype: torch.dtype,
+        ahead: int = 2,
+        *,
+        workers: int = 1,
+        device: torch.device | None = None,
+        padding: Padding | None = None,
+    ) -> None:
+        self._readers, self._dtype, self._sending, self._padding = readers, dtype, transfer_to(device), padding
+        super().__init__(assignments, self._work_of, workers=workers, ahead=ahead)
+
+    def __next__(self) -> StepBatches:
+        work = super().__next__()
+        return replace(work, batches=tuple(self._sending.receive(batch) for batch in work.batches))
+
+    def _work_of(self, assignment: StepAssignment) -> StepBatches:
+        return StepBatches(
+            assignment,
+            tuple(
+                self._sending.send(self._batch(assignment.step, micro_batch))
+                for micro_batch in assignment.micro_batches
+            ),
+        )
+
+    def _batch(self, step: int, micro_batch: Mapping[str, NDArray[np.int64]]) -> Batch:
+        parts = []
+        for name, reader in self._readers.items():
+            if name in micro_batch:
+                try:
+                    parts.append(reader.part(micro_batch[name]))
+                except Exception as error:
+                    error.add_note(f"in dataset '{name}', training rows {micro_batch[name].tolist()}")
+                    if culprit := reader.culprit(micro_batch[name]):
+                        error.add_note(f"which {culprit}")
+                    error.add_note(f"while the batch of step {step} was made")
+                    raise
+        batch = Batch.make(parts, self._dtype)
+        return batch if self._padding is None else self._padding(batch)

@@ -1,0 +1,80 @@
+"""predictions/DATASET.npz: what a dataset's own branch says, beside the labels; written in parts, one by each rank."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.batches.loader import SplitReader
+from ramify.errors import RamifyError
+from ramify.evaluate.predict_split import Labelled
+from ramify.evaluate.trivial import Trivial
+from ramify.files import disk_full_named
+from ramify.references import reference_energy
+
+PER_ATOM = ("forces_true", "forces_predicted")
+
+
+def write_part(folder: Path, dataset: str, rank: int, kept: Sequence[tuple[int, Labelled]], *, stress: bool) -> None:
+    """Writes what `rank` predicted, if anything, with the number of each batch in its split; `stress` or not.
+
+    Raises:
+        RamifyError: the disk is full.
+    """
+    if not kept:
+        return
+    arrays: dict[str, NDArray[Any]] = {
+        "batch": np.array([number for number, _ in kept]),
+        "structures": np.array([len(seen.indices) for _, seen in kept]),
+        "atoms": np.array([len(seen.numbers) for _, seen in kept]),
+        "energy_true": np.concatenate([seen.energy_label for _, seen in kept]),
+        "energy_predicted": np.concatenate([seen.energy for _, seen in kept]),
+        "forces_true": np.concatenate([seen.forces_label for _, seen in kept]).astype(np.float32),
+        "forces_predicted": np.concatenate([seen.forces for _, seen in kept]).astype(np.float32),
+    }
+    if stress:
+        arrays["stress_true"] = np.concatenate([seen.stress_label for _, seen in kept]).astype(np.float32)
+        arrays["stress_predicted"] = np.concatenate([seen.stress for _, seen in kept]).astype(np.float32)
+    with disk_full_named(folder):
+        folder.mkdir(exist_ok=True)
+        np.savez(_part(folder, dataset, rank), **arrays)  # type: ignore[arg-type]  # the stubs know no names
+
+
+def merge_parts(parts: Path, folder: Path, reader: SplitReader, trivial: Trivial, world: int) -> None:
+    """Joins the parts of all ranks in the order of the split, and adds what is known of its structures.
+
+    Raises:
+        RamifyError: a part is not here.
+    """
+    pieces: dict[str, dict[int, NDArray[Any]]] = {}
+    for rank in range(world):
+        path = _part(parts, reader.dataset, rank)
+        if path.is_file():
+            with np.load(path) as part:
+                _collect(part, pieces)
+    joined = {name: np.concatenate([found[k] for k in sorted(found)]) for name, found in pieces.items()}
+    if len(joined.get("energy_true", ())) != len(reader):
+        raise RamifyError(
+            f"some predictions of {reader.dataset} are not in {parts}",
+            fix="the run directory must lie on a file system that all ranks share",
+        )
+    structures = reader.store.take(np.arange(reader.rows.start, reader.rows.stop))
+    shift = reference_energy(structures, trivial.references) - reference_energy(structures, reader.store.references)
+    joined["energy_trivial"] = shift / structures.n_atoms
+    joined |= {"n_atoms": structures.n_atoms, "numbers": structures.numbers}
+    joined["names"] = np.array([structures.name(i) for i in range(len(structures))])
+    np.savez_compressed(folder / f"{reader.dataset}.npz", **joined)  # type: ignore[arg-type]  # the stubs know no names
+
+
+def _part(folder: Path, dataset: str, rank: int) -> Path:
+    return folder / f"{dataset}.{rank}.npz"
+
+
+def _collect(part: Any, pieces: dict[str, dict[int, NDArray[Any]]]) -> None:
+    """Cuts the arrays of a part into batches again."""
+    for name in set(part.files) - {"batch", "structures", "atoms"}:
+        sizes = part["atoms" if name in PER_ATOM else "structures"]
+        for number, piece in zip(part["batch"], np.split(part[name], np.cumsum(sizes)[:-1]), strict=True):
+            pieces.setdefault(name, {})[int(number)] = piece

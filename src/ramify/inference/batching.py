@@ -1,0 +1,54 @@
+"""Batches within a budget: structures in the order they come, as many at a time as the budget of edges lets in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.neighbors.edges import CutoffPairs, Edges
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """What one batch may hold; a single larger structure makes a batch of its own.
+
+    Attributes:
+        atoms, edges: at most.
+        memory: bytes that the computation of one batch may take.
+    """
+
+    atoms: int
+    edges: int
+    memory: float
+
+
+def plan(n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64], budget: MemoryBudget) -> Iterator[slice]:
+    """Cuts a row of structures into batches: consecutive structures that keep to the budget together."""
+    start = atoms = edges = 0
+    for index, (more_atoms, more_edges) in enumerate(zip(n_atoms.tolist(), n_edges.tolist(), strict=True)):
+        if index > start and (atoms + more_atoms > budget.atoms or edges + more_edges > budget.edges):
+            yield slice(start, index)
+            start, atoms, edges = index, 0, 0
+        atoms, edges = atoms + more_atoms, edges + more_edges
+    if start < len(n_atoms):
+        yield slice(start, len(n_atoms))
+
+
+def edges_of_span(edges: Edges, first: int, last: int) -> Edges:
+    """The edges of the atoms `first` to `last`, which share none with other atoms, numbered from `first`."""
+    a, b = np.searchsorted(edges.receiver, (first, last))
+    c, d = np.searchsorted(edges.cutoff_pairs.receiver, (first, last))
+    cutoff_pairs = edges.cutoff_pairs
+    return Edges(
+        edges.receiver[a:b] - first,
+        edges.sender[a:b] - first,
+        edges.shift[a:b],
+        edges.atom_cutoff[first:last],
+        CutoffPairs(
+            cutoff_pairs.receiver[c:d] - first,
+            cutoff_pairs.sender[c:d] - first,
+            cutoff_pairs.shift[c:d],
+            cutoff_pairs.gain[c:d],
+        ),
+    )

@@ -1,0 +1,129 @@
+"""The model card of an export: what the model is, what it may be used for, how well it does."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+import ramify
+from ramify.inference.branches import DatasetInfo
+from ramify.inference.saved import Saved
+from ramify.report.table_format import format_error
+
+Branches = Mapping[str, Mapping[str, DatasetInfo]]
+
+
+def model_card(saved: Saved, branches: Branches, evaluation: Mapping[str, Any] | None, version: int) -> str:
+    """The card in Markdown.
+
+    Args:
+        saved: the model.
+        branches: those that are exported.
+        evaluation: `evaluation.json`, rows of these branches; None where the model was not evaluated.
+        version: of the export's format.
+    """
+    first = next(iter(branches))
+    sections = [
+        f"# {saved.recipe.get('name') or ' + '.join(branches)}",
+        _summary(saved, branches),
+        "## Branches",
+        "\n".join(_branch_table(branches)),
+        f"{_FORCES[saved.options['force_head']['kind']]} Energies are total energies on the scale of the branch's "
+        "dataset, in eV; forces in eV/Å; stress in eV/Å³, tension positive.",
+        "## Use",
+        _USE.format(branch=first),
+        "## Accuracy",
+        "\n".join(_accuracy(evaluation)),
+        "## Limits",
+        _LIMITS,
+        "## Training",
+        "\n".join(_data(branches)),
+        f"The whole recipe, also of branches that were not exported:\n\n```yaml\n{_yaml(saved.recipe)}```",
+        f"Format `ramify-model` version {version}, written by ramify {ramify.__version__}: `manifest.json` holds "
+        "options, reference energies, the recipe and checksums, the `.safetensors` files the weights.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+_FORCES = {
+    "conservative": "Forces are −dE/dx of the energy, so energy is conserved, and stress comes with them.",
+    "direct": "Forces are predicted by a head of their own: they need not conserve energy, and there is no stress.",
+}
+
+_USE = """```python
+import ramify
+
+model = ramify.load("path/to/this/folder")
+found = model.predict(atoms, branch="{branch}")  # ASE atoms, or a list of them
+atoms.calc = ramify.Calculator(model, branch="{branch}")
+```
+
+```bash
+ramify predict structures.extxyz --model path/to/this/folder --branch {branch} --out predicted.extxyz
+```"""
+
+_LIMITS = (
+    "A branch answers only for elements of its training data; others are an error. It interpolates: structures, "
+    "temperatures and pressures unlike the training data have larger errors than the tables say, and atoms closer than "
+    "any in the data are predicted with a warning. Energies of two branches lie on two scales and must not be "
+    "subtracted from each other. The licences of the training data are not recorded here."
+)
+
+
+def _summary(saved: Saved, branches: Branches) -> str:
+    encoder = saved.options["encoder"]
+    parameters = sum(t.numel() for name, t in saved.weights.items() if _part(name) in {"encoder", *branches})
+    return (
+        f"An interatomic model trained with Ramify: one shared encoder, and {len(branches)} branch"
+        f"{'' if len(branches) == 1 else 'es'}. {parameters:,} parameters; encoder `{encoder['kind']}` of "
+        f"{encoder['layers']} layers and width {encoder['width']}, cutoff {encoder['cutoff']} Å; trained for "
+        f"{saved.step:,} steps with ramify {saved.ramify}."
+    )
+
+
+def _branch_table(branches: Branches) -> Iterator[str]:
+    yield "| branch | dataset | level of theory | structures | elements |"
+    yield "|---|---|---|---:|---|"
+    for branch, group in branches.items():
+        for info in group.values():
+            theory = info.theory or "not stated"
+            yield f"| {branch} | {info.name} | {theory} | {info.structures:,} | {' '.join(info.elements)} |"
+
+
+def _accuracy(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
+    if evaluation is None:
+        yield "Not evaluated: `ramify evaluate RUN` before `ramify export RUN` puts the errors here."
+        return
+    yield (
+        f"Mean absolute errors over the whole {evaluation['split']} split: energy in eV/atom after reference energies, "
+        "forces in eV/Å and stress in eV/Å³ per component. Behind each stands that of the trivial predictor, which "
+        "knows one energy per element, no force and no stress."
+    )
+    yield ""
+    yield "| branch | dataset | structures | energy | trivial | forces | trivial | stress | trivial |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    trivial = {row["dataset"]: row for row in evaluation["trivial"]}
+    for row in evaluation["rows"]:
+        if evaluation["branch_of"].get(row["dataset"]) == row["branch"]:
+            labels = [f"{label}_mae" for label in ("energy", "forces", "stress")]
+            errors = [entry.get(label) for label in labels for entry in (row, trivial[row["dataset"]])]
+            cells = ["—" if error is None else format_error(error) for error in errors]
+            yield f"| {row['branch']} | {row['dataset']} | {row['structures']} | {' | '.join(cells)} |"
+
+
+def _data(branches: Branches) -> Iterator[str]:
+    yield "Checksums of the manifests of the prepared datasets, which name the original files:"
+    yield ""
+    for group in branches.values():
+        for info in group.values():
+            yield f"- {info.name}: `{info.manifest_sha256}`"
+
+
+def _yaml(recipe: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def _part(name: str) -> str:
+    """`branches.mptrj.energy.weight` belongs to `mptrj`, `encoder.norm.weight` to `encoder`."""
+    kind, rest = name.split(".", 1)
+    return rest.split(".", 1)[0] if kind == "branches" else "encoder"

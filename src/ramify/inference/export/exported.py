@@ -1,0 +1,231 @@
+"""An export: a trained model as a small folder that needs neither its run nor its data.
+
+    model/
+        encoder.safetensors
+        branches/NAME.safetensors
+        README.md                   model card
+        router.safetensors          only if one was fitted: which branch suits a structure
+        manifest.json               written last: options, references, recipe, checksums
+
+Only safetensors, JSON and Markdown: loading one runs no code. Version 1 is kept readable for good; a sample of each
+version is among the tests.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+import ramify
+from ramify.errors import RamifyError, nearest
+from ramify.files import content_sha256, read_json, sha256, whole_folder, write_json, write_whole
+from ramify.inference.branches import DatasetInfo
+from ramify.inference.export.card import model_card
+from ramify.inference.saved import ROUTER, Saved
+
+FORMAT: Literal["ramify-model"] = "ramify-model"
+VERSION = 1
+_AGAIN = "export the run again, or take another copy"
+
+
+class ExportManifest(BaseModel):
+    """`manifest.json` of an export."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["ramify-model"] = FORMAT
+    version: int = VERSION
+    ramify: str
+    """Version that trained the model."""
+    exported_by: str
+    """Version that wrote the export."""
+    model: dict[str, Any]
+    """Encoder and heads, as in a recipe."""
+    precision: str
+    """It was trained in: `fp32`, `fp64` or `bf16`."""
+    branches: dict[str, list[str]]
+    """The datasets that each branch read."""
+    datasets: dict[str, dict[str, Any]]
+    """What is kept of each: level of theory, reference energies, spreads, checksum of its manifest."""
+    recipe: dict[str, Any]
+    """The whole recipe of the training, also of parts that were not exported; absolute paths without their folders,
+    which concern nobody else."""
+    step: int
+    """Optimizer steps taken."""
+    evaluation: dict[str, Any] | None
+    """`evaluation.json` of the run, rows of the exported branches; null where it was not evaluated."""
+    files: dict[str, str]
+    """SHA-256 of each file of weights."""
+
+
+def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Path:
+    """Writes an export in one piece.
+
+    Args:
+        saved: the model.
+        target: the folder; must not exist.
+        branches: which to take; all if empty.
+
+    Raises:
+        RamifyError: something is at `target`, an unknown branch, or the disk is full.
+    """
+    if target.exists():
+        raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another folder")
+    for name in branches:
+        if name not in saved.branches:
+            raise RamifyError(
+                f"{saved.path} has no branch '{name}'{nearest(name, saved.branches)}",
+                fix=f"name one of: {', '.join(saved.branches)}",
+            )
+    kept = {name: group for name, group in saved.branches.items() if not branches or name in branches}
+    evaluation, recipe = _rows_of(saved.evaluation, kept), _without_folders(saved.recipe)
+    with whole_folder(target) as partial:
+        files = _write_weights(partial, saved.weights, list(kept))
+        if saved.router is not None:
+            shutil.copyfile(saved.router, partial / ROUTER)
+            files[ROUTER] = sha256(partial / ROUTER)
+        about = ExportManifest(
+            ramify=saved.ramify,
+            exported_by=ramify.__version__,
+            model=dict(saved.options),
+            precision=saved.precision,
+            branches={name: list(group) for name, group in kept.items()},
+            datasets={info.name: info.to_dict() for group in kept.values() for info in group.values()},
+            recipe=recipe,
+            step=saved.step,
+            evaluation=evaluation,
+            files=files,
+        ).model_dump(mode="json")
+        write_whole(partial / "README.md", model_card(replace(saved, recipe=recipe), kept, evaluation, VERSION))
+        write_json(partial / "manifest.json", about | {"checksum": content_sha256(about)})
+    return target
+
+
+def read_export(path: Path) -> Saved:
+    """The model of an export.
+
+    Raises:
+        RamifyError: no export there, a damaged one, or one of a newer version.
+    """
+    manifest = _read_manifest(path)
+    infos = {}
+    for name, content in manifest.datasets.items():
+        try:
+            infos[name] = DatasetInfo.from_dict(content)
+        except (TypeError, KeyError) as error:
+            raise RamifyError(f"{path / 'manifest.json'} is damaged at datasets.{name}: {error}", fix=_AGAIN) from None
+    weights = {f"encoder.{key}": tensor for key, tensor in _load(path, manifest, "encoder").items()}
+    for branch in manifest.branches:
+        loaded = _load(path, manifest, f"branches/{branch}")
+        weights |= {f"branches.{branch}.{key}": tensor for key, tensor in loaded.items()}
+    return Saved(
+        path=path,
+        options=manifest.model,
+        precision=manifest.precision,
+        branches={branch: {name: infos[name] for name in group} for branch, group in manifest.branches.items()},
+        weights=weights,
+        recipe=manifest.recipe,
+        step=manifest.step,
+        evaluation=manifest.evaluation,
+        ramify=manifest.ramify,
+        router=_router(path, manifest),
+    )
+
+
+def _router(path: Path, manifest: ExportManifest) -> Path | None:
+    """Its file, if one was exported."""
+    expected = manifest.files.get(ROUTER)
+    if expected is None:
+        return None
+    if not (path / ROUTER).is_file() or sha256(path / ROUTER) != expected:
+        raise RamifyError(f"{path / ROUTER} is missing or damaged: its checksum differs from the manifest", fix=_AGAIN)
+    return path / ROUTER
+
+
+def _read_manifest(path: Path) -> ExportManifest:
+    file = path / "manifest.json"
+    content = read_json(file)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RamifyError(f"{path} holds no model: its manifest.json is that of something else")
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise RamifyError(
+            f"the model in {path} has format version {version}, this program reads up to {VERSION}",
+            fix="use the version of ramify that wrote it "
+            f"({content.get('exported_by', 'unknown')}, here is {ramify.__version__}), or a newer one",
+        )
+    checksum = content.pop("checksum", None)
+    if checksum != content_sha256(content):
+        raise RamifyError(f"{file} is damaged: it differs from its checksum", fix=_AGAIN)
+    try:
+        manifest = ExportManifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RamifyError(f"{file} is damaged at '{where}': {first['msg']}", fix=_AGAIN) from None
+    for name in manifest.branches:
+        if not re.fullmatch(r"\w[\w-]*", name):  # it becomes a path
+            raise RamifyError(f"{file} names a branch {name!r}, which cannot be a name", fix=_AGAIN)
+    return manifest
+
+
+def _load(path: Path, manifest: ExportManifest, part: str) -> dict[str, Tensor]:
+    file = path / f"{part}.safetensors"
+    if not file.is_file():
+        raise RamifyError(f"{file} is missing", fix=_AGAIN)
+    if sha256(file) != manifest.files.get(f"{part}.safetensors"):
+        raise RamifyError(f"{file} is damaged: its checksum differs from the manifest", fix=_AGAIN)
+    try:
+        return load(file.read_bytes())
+    except SafetensorError as error:
+        raise RamifyError(f"{file} is damaged: {error}", fix=_AGAIN) from None
+
+
+def _write_weights(folder: Path, weights: Mapping[str, Tensor], branches: Sequence[str]) -> dict[str, str]:
+    """One file for the encoder and one for each branch; returns their checksums."""
+    (folder / "branches").mkdir()
+    files = {}
+    for part in ("encoder", *(f"branches/{name}" for name in branches)):
+        prefix = f"{part.replace('/', '.')}."
+        tensors = {k.removeprefix(prefix): t.cpu().contiguous() for k, t in weights.items() if k.startswith(prefix)}
+        file = folder / f"{part}.safetensors"
+        file.write_bytes(save(tensors))  # `save_file` loses the reason when a disk is full
+        files[f"{part}.safetensors"] = sha256(file)
+    return files
+
+
+def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with absolute paths cut down to the names of their files."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            return Path(value).name if Path(value).is_absolute() else value
+        if isinstance(value, Mapping):
+            return {key: cut(entry) for key, entry in value.items()}
+        return [cut(entry) for entry in value] if isinstance(value, list) else value
+
+    datasets = {name: {**entry, "path": cut(entry["path"])} for name, entry in recipe["datasets"].items()}
+    found = {**recipe, "stores": cut(recipe["stores"]), "datasets": datasets}
+    if "finetune" in recipe:  # recipes of 0.1 have none
+        found["finetune"] = {**recipe["finetune"], "model": cut(recipe["finetune"]["model"])}
+    return found
+
+
+def _rows_of(
+    evaluation: Mapping[str, Any] | None, branches: Mapping[str, Mapping[str, DatasetInfo]]
+) -> dict[str, Any] | None:
+    """The evaluation without the rows of branches that are left out."""
+    if evaluation is None:
+        return None
+    rows = [row for row in evaluation["rows"] if row["branch"] in branches]
+    datasets = {row["dataset"] for row in rows}
+    trivial = [row for row in evaluation["trivial"] if row["dataset"] in datasets]
+    branch_of = {name: branch for name, branch in evaluation["branch_of"].items() if branch in branches}
+    return {**evaluation, "rows": rows, "trivial": trivial, "branch_of": branch_of}

@@ -1,0 +1,217 @@
+"""A branch as a metatomic model, which LAMMPS, i-PI, ASE and other programs run.
+
+metatomic (https://docs.metatensor.org/metatomic, the package `metatomic-torch`) is an optional dependency. It runs
+TorchScript, without Python: the network is traced, and what lies between the engine's pairs and the network (the reach
+of every atom, reference energies) is written in TorchScript here. Forces and stress are the engine's derivatives of the
+energy; a branch with direct forces offers those as non-conservative forces.
+"""
+
+# ruff: noqa: UP006, UP035, UP045 - metatomic asks for these spellings of types
+
+import os
+import warnings
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ramify
+from ramify.elements import NUMBERS
+from ramify.errors import RamifyError
+from ramify.inference.predictor import Predictor
+from ramify.inference.screen import ONE_SPOT
+from ramify.model.adaptive_cutoff import differentiable_cutoff
+from ramify.model.graph import Graph
+from ramify.model.radial import envelope
+from ramify.neighbors.edges import ROUNDING, SOFTNESS, search_radius
+
+try:
+    from metatensor.torch import Labels, TensorBlock, TensorMap
+    from metatomic.torch import (
+        AtomisticModel,
+        ModelCapabilities,
+        ModelMetadata,
+        ModelOutput,
+        NeighborListOptions,
+        System,
+    )
+except ImportError as error:
+    raise RamifyError(f"metatomic cannot be imported: {error}", fix="install it: pip install metatomic-torch") from None
+
+
+class _Network(torch.nn.Module):
+    """Encoder and one branch on tensors alone, to be traced.
+
+    Maps atomic numbers (N,), and of E edges receiver, sender, vector (E, 3) Å and the receiver's reach (E,) Å, to
+    atomic energies (N,) in eV without references and forces (N, 3) in eV/Å (zeros without a force head).
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.encoder = predictor.network.encoder
+        self.branch = predictor.network.branch(predictor.branch.name)
+
+    def forward(
+        self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, atom_cutoff: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        distance = torch.linalg.vector_norm(vector, dim=1)
+        weight = envelope(distance / atom_cutoff)
+        graph = Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight)
+        scalars, vectors = self.encoder(graph)
+        energy = self.branch.energy(scalars) * self.branch.energy_scale
+        if self.branch.force is None:
+            return energy, torch.zeros_like(vectors[:, :, 0])
+        return energy, self.branch.force(scalars, vectors) * self.branch.forces_scale
+
+
+class _MetatomicModel(torch.nn.Module):
+    """What metatomic calls; compiled to TorchScript, hence the plain style."""
+
+    references: Tensor
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        encoder = predictor.options.encoder
+        dtype = predictor.network.branch(predictor.branch.name).energy_scale.dtype
+        with warnings.catch_warnings():
+            # what is read in Python while tracing are widths of the model, constants; metatomic is built on TorchScript
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.network = torch.jit.trace(_Network(predictor).eval(), _example(dtype), check_trace=False)
+        self.cutoff = float(encoder.cutoff)
+        self.limited = encoder.max_neighbors is not None
+        self.max_neighbors = int(encoder.max_neighbors or 0)
+        self.softness, self.rounding, self.one_spot = float(SOFTNESS), float(ROUNDING), float(ONE_SPOT)
+        self.radius = float(search_radius(encoder.cutoff, encoder.max_neighbors))
+        self.register_buffer("references", torch.from_numpy(np.nan_to_num(predictor.dataset.reference_table())))
+
+    def requested_neighbor_lists(self) -> List[NeighborListOptions]:
+        return [NeighborListOptions(cutoff=self.radius, full_list=True, strict=True)]
+
+    def forward(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,
+    ) -> Dict[str, TensorMap]:
+        device = systems[0].positions.device
+        types: list[Tensor] = []
+        owners: list[Tensor] = []
+        places: list[Tensor] = []
+        receivers: list[Tensor] = []
+        senders: list[Tensor] = []
+        vectors: list[Tensor] = []
+        firsts: list[int] = []
+        n_atoms = 0
+        for index, system in enumerate(systems):
+            pairs = system.get_neighbor_list(NeighborListOptions(cutoff=self.radius, full_list=True, strict=True))
+            ends = pairs.samples.values.to(torch.int64)
+            receivers.append(ends[:, 0] + n_atoms)
+            senders.append(ends[:, 1] + n_atoms)
+            vectors.append(pairs.values.reshape(-1, 3))
+            types.append(system.types.to(torch.int64))
+            owners.append(torch.full([len(system)], index, dtype=torch.int64, device=device))
+            places.append(torch.arange(len(system), device=device))
+            firsts.append(n_atoms)
+            n_atoms += len(system)
+        numbers, owner, place = torch.cat(types), torch.cat(owners), torch.cat(places)
+        energy, forces = self.predict(numbers, torch.cat(receivers), torch.cat(senders), torch.cat(vectors))
+
+        chosen = torch.ones([n_atoms], dtype=torch.bool, device=device)
+        if selected_atoms is not None:
+            first = torch.tensor(firsts, dtype=torch.int64, device=device)
+            rows = selected_atoms.values.to(torch.int64)
+            chosen = torch.zeros([n_atoms], dtype=torch.bool, device=device)
+            chosen[first[rows[:, 0]] + rows[:, 1]] = True
+        atoms = Labels(["system", "atom"], torch.stack([owner, place], 1)[chosen].to(torch.int32))
+        nothing: list[Labels] = []
+        results: dict[str, TensorMap] = {}
+        for name, output in outputs.items():
+            if name == "energy":
+                labels, values = atoms, energy[chosen]
+                if output.sample_kind == "system":
+                    whole = torch.arange(len(systems), dtype=torch.int32, device=device)
+                    labels = Labels(["system"], whole.reshape(-1, 1))
+                    values = torch.zeros([len(systems)], dtype=energy.dtype, device=device)
+                    values = values.index_add(0, owner[chosen], energy[chosen])
+                results[name] = self.one_block(values.reshape(-1, 1), labels, nothing, "energy")
+            else:
+                axes = [Labels(["xyz"], torch.arange(3, dtype=torch.int32, device=device).reshape(-1, 1))]
+                values = forces[chosen].reshape(-1, 3, 1)
+                results[name] = self.one_block(values, atoms, axes, "non_conservative_force")
+        return results
+
+    def predict(self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Total energies by atom (N,) and direct forces (N, 3), from all pairs within the search radius."""
+        distance = torch.linalg.vector_norm(vector, dim=1)
+        if bool((distance < self.one_spot).any()):
+            raise ValueError("two atoms on one spot")
+        atom_cutoff = torch.full([numbers.shape[0]], self.cutoff, dtype=vector.dtype, device=vector.device)
+        if self.limited:
+            atom_cutoff = differentiable_cutoff(
+                distance, receiver, numbers.shape[0], self.cutoff, self.max_neighbors, self.softness, self.rounding
+            )
+        inside = torch.nonzero(distance < atom_cutoff[receiver]).squeeze(1)
+        receiver, sender, vector = receiver[inside], sender[inside], vector[inside]
+        energy, forces = self.network(numbers, receiver, sender, vector, atom_cutoff[receiver])
+        return energy + self.references[numbers].to(energy.dtype), forces
+
+    def one_block(self, values: Tensor, samples: Labels, components: list[Labels], name: str) -> TensorMap:
+        """Values as metatensor's map with one block."""
+        zero = torch.zeros([1, 1], dtype=torch.int32, device=values.device)
+        block = TensorBlock(values, samples, components, Labels([name], zero))
+        return TensorMap(Labels(["_"], zero), [block])
+
+
+def write_metatomic(predictor: Predictor, target: Path) -> Path:
+    """Writes a branch as a metatomic model.
+
+    Args:
+        predictor: the branch; the model computes in the precision of its network. In float32, total energies of heavy
+            atoms lose digits: at -30,000 eV the step is 2 meV.
+        target: a file, by custom `NAME.pt`; must not exist.
+
+    Raises:
+        RamifyError: something is at `target`.
+    """
+    if target.exists():
+        raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another file")
+    branch, dataset = predictor.branch, predictor.dataset
+    dtype = predictor.network.branch(branch.name).energy_scale.dtype
+    outputs = {"energy": ModelOutput(unit="eV", sample_kind="atom")}
+    if branch.forces == "direct":
+        outputs["non_conservative_force"] = ModelOutput(unit="eV/Angstrom", sample_kind="atom")
+    encoder = predictor.options.encoder
+    capabilities = ModelCapabilities(
+        outputs=outputs,
+        atomic_types=[NUMBERS[symbol] for symbol in dataset.elements],
+        interaction_range=encoder.layers * search_radius(encoder.cutoff, encoder.max_neighbors),
+        length_unit="angstrom",
+        supported_devices=["cuda", "cpu"],
+        dtype="float64" if dtype == torch.float64 else "float32",
+    )
+    theory = dataset.theory or "level of theory not stated"
+    metadata = ModelMetadata(
+        name=branch.name,
+        description=f"Branch '{branch.name}' on the energy scale of dataset '{dataset.name}' ({theory}). Written by "
+        f"ramify {ramify.__version__}.",
+    )
+    model = AtomisticModel(_MetatomicModel(predictor).eval(), metadata, capabilities)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.partial-{os.getpid()}.pt")
+    try:
+        model.save(str(partial))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _example(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Three atoms, four edges: what the network is traced with."""
+    numbers, receiver = torch.tensor([1, 1, 8]), torch.tensor([0, 1, 2, 2])
+    sender = torch.tensor([2, 2, 0, 1])
+    vector = torch.arange(12, dtype=dtype).reshape(4, 3) / 6.0 + 0.5
+    return numbers, receiver, sender, vector, torch.full([4], 4.0, dtype=dtype)

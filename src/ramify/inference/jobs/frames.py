@@ -1,0 +1,82 @@
+"""Structures out of any file that ASE reads, one after the other, and back into extended XYZ."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import iread
+from ase.io.extxyz import write_xyz
+from ase.io.formats import UnknownFileTypeError, filetype
+
+from ramify.errors import RamifyError
+from ramify.quarantine import Quarantine
+from ramify.sources.formats.extxyz import read_frames
+
+RESULTS = ("energy", "forces", "stress")
+"""Labels that a file may bring; they are kept under names that begin with `REF_`."""
+
+
+def frames(path: Path, quarantine: Quarantine, start: int = 0, form: str | None = None) -> Iterator[tuple[int, Atoms]]:
+    """Every structure of a file with its place in it, from `start` on.
+
+    Extended XYZ is read in bounded memory, and a frame that cannot be read goes to the quarantine. Other formats are
+    read as ASE reads them: `traj` and databases one by one, most others whole.
+
+    Args:
+        path: the file.
+        quarantine: for frames that cannot be read.
+        start: how many frames to pass over.
+        form: ASE's name of the format; None to tell it from the file.
+
+    Raises:
+        RamifyError: no such file, a format that ASE does not know, one that it cannot read, or no structure in it.
+    """
+    if not path.is_file():
+        raise RamifyError(f"{path} does not exist", fix="correct the path of the structures")
+    found = start
+    nothing = RamifyError(f"{path} holds no structure", fix="correct the path or the --format")
+    if not path.stat().st_size:
+        raise nothing
+    try:
+        form = form or filetype(str(path), read=True)
+        if form == "extxyz" and path.suffix not in (".gz", ".bz2", ".xz"):
+            read = read_frames(path, quarantine, start)
+        else:
+            read = enumerate(iread(str(path), index=f"{start}:", format=form), start)
+        for index, atoms in read:
+            found += 1
+            yield index, atoms
+    except RamifyError:
+        raise
+    except UnknownFileTypeError:
+        raise RamifyError(
+            f"{path}: ASE does not know this format", fix="name it with --format, as `ase info --formats` lists them"
+        ) from None
+    except Exception as error:  # whatever a reader of ASE raises on a file that it cannot read
+        raise RamifyError(f"{path}: ASE cannot read it as '{form}': {type(error).__name__}: {error}") from error
+    if not found and not quarantine.total:
+        raise nothing
+
+
+def keep_labels(atoms: Atoms) -> Atoms:
+    """A copy without calculator, whose own labels stand as `REF_energy`, `REF_forces`, `REF_stress`."""
+    labels = dict(atoms.calc.results) if atoms.calc is not None else {}
+    copy = atoms.copy()
+    for name in RESULTS:
+        if name in labels:
+            (copy.arrays if name == "forces" else copy.info)[f"REF_{name}"] = labels[name]
+    return copy
+
+
+def with_results(atoms: Atoms, results: Mapping[str, Any]) -> Atoms:
+    """A copy that carries energy, forces and stress as they are, and no calculator that could change them."""
+    copy = atoms.copy()
+    copy.calc = SinglePointCalculator(copy, **{name: results[name] for name in RESULTS if name in results})
+    return copy
+
+
+def append_frames(file: IO[str], images: Sequence[Atoms]) -> None:
+    """Writes frames with all their values and results."""
+    write_xyz(file, list(images), write_results=True)

@@ -1,0 +1,177 @@
+"""Relaxation: moves atoms, and the cell if asked, until the forces vanish; says why where they do not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from ase import Atoms
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+
+from ramify.errors import RamifyError
+from ramify.files import content_sha256, disk_full_named
+from ramify.inference.integrations.ase import Calculator
+from ramify.inference.jobs.frames import frames, with_results
+from ramify.inference.jobs.resumable import OutputProgress, ResumableOutput
+
+Optimizer = Literal["fire", "bfgs", "lbfgs"]
+OPTIMIZERS = {"fire": FIRE, "bfgs": BFGS, "lbfgs": LBFGS}
+
+NOT_CONVERGED = "not converged"
+VOLUME_CHANGE = 1.5
+"""Where the volume changes by more than this factor, the crystal found is hardly the one that was asked about."""
+
+RISE = 1e-4
+"""eV/atom by which a relaxation may end above its start: rounding in float32, and steps that end where they began."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelaxOptions:
+    """How to relax.
+
+    Attributes:
+        fmax: eV/Å, largest norm of a force (and of the derivative by the cell, as ASE's `FrechetCellFilter` scales it)
+            at which the structure counts as relaxed.
+        steps: at most.
+        cell: relax the cell too; needs three periodic axes and a conservative branch.
+        optimizer: of ASE. `fire` is steady far from a minimum; `bfgs` takes fewer steps near one, with time that grows
+            with the cube of the atoms; `lbfgs` is for many atoms, and may run in circles where the cell moves too.
+    """
+
+    fmax: float = 0.05
+    steps: int = 500
+    cell: bool = False
+    optimizer: Optimizer = "fire"
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """What came of relaxing one structure.
+
+    Attributes:
+        atoms: the last structure, with its energy, forces and stress.
+        converged: whether the forces fell below the limit.
+        steps: taken.
+        max_force: eV/Å, at the end, what `RelaxOptions.fmax` limits.
+        energy_change: eV, last energy less first one.
+        why: what kept it from converging, or what to doubt where it converged; empty where all is well.
+    """
+
+    atoms: Atoms
+    converged: bool
+    steps: int
+    max_force: float
+    energy_change: float
+    why: str
+
+
+def relax(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> Relaxation:
+    """Relaxes a copy of one structure.
+
+    Raises:
+        RamifyError: a structure that the branch cannot predict, no forces, an unknown optimizer, or a cell that cannot
+            be relaxed.
+    """
+    atoms = atoms.copy()
+    _check(atoms, calculator, options)
+    atoms.calc = calculator
+    before, volume = atoms.get_potential_energy(), atoms.cell.volume
+    moved = FrechetCellFilter(atoms) if options.cell else atoms
+    optimizer = OPTIMIZERS[options.optimizer](moved, logfile=None)
+    last, why, taken = atoms.copy(), "", -1
+    try:
+        for _ in optimizer.irun(fmax=options.fmax, steps=options.steps):  # yields before the first step, too
+            taken += 1
+            last, results = atoms.copy(), dict(calculator.results)
+            largest = float(np.linalg.norm(moved.get_forces(), axis=1).max())
+        converged = largest < options.fmax
+        if not converged:
+            why = f"{NOT_CONVERGED} in {taken} steps: largest force {largest:.4f} eV/Å"
+    except RamifyError as error:  # atoms were driven where the branch gives no answer: the step before is kept
+        converged, why = False, f"step {taken + 1} was refused: {str(error).splitlines()[0]}"
+    ratio = last.cell.volume / volume if options.cell else 1.0
+    change = results["energy"] - before
+    if converged and not 1 / VOLUME_CHANGE < ratio < VOLUME_CHANGE:
+        why = f"the volume changed by a factor of {ratio:.2f}"
+    elif converged and change > RISE * len(atoms):
+        why = f"the energy rose by {change:.4f} eV: forces vanish at maxima, too"
+    return Relaxation(with_results(last, results), converged, taken, largest, change, why)
+
+
+def _check(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> None:
+    if options.optimizer not in OPTIMIZERS:
+        raise RamifyError(f"optimizer '{options.optimizer}' is unknown; accepted: {', '.join(OPTIMIZERS)}")
+    if "forces" not in calculator.implemented_properties:
+        raise RamifyError(
+            f"branch '{calculator.predictor.branch.name}' predicts no forces, nothing can be relaxed by it",
+            fix="name a branch whose datasets have forces",
+        )
+    if not options.cell:
+        return
+    if "stress" not in calculator.implemented_properties:
+        raise RamifyError(
+            f"branch '{calculator.predictor.branch.name}' has direct forces and no stress: the cell cannot be relaxed",
+            fix="leave the cell as it is, or take a model with conservative forces",
+        )
+    if not atoms.pbc.all():
+        raise RamifyError(
+            f"pbc {atoms.pbc.tolist()}: a cell is relaxed along three periodic axes or not at all",
+            fix="leave the cell as it is",
+        )
+
+
+def relax_file(
+    calculator: Calculator,
+    source: Path,
+    target: Path,
+    options: RelaxOptions,
+    *,
+    form: str | None = None,
+    restart: bool = False,
+    done: Callable[[int, str, Relaxation | None, str], None] = lambda index, formula, found, why: None,
+) -> OutputProgress:
+    """Relaxes every structure of a file; streamed, and taken up again after a stop.
+
+    Args:
+        calculator: of the branch.
+        source: any file that ASE reads.
+        target: extended XYZ; must not exist. Frames say under `converged`, `steps`, `max_force`, `energy_change` and
+            `why` what came of them.
+        options: how to relax.
+        form: ASE's name of the source's format; None to tell it from the file.
+        restart: begin anew where an earlier attempt was cut off.
+        done: called with place, formula, result and reason of each structure; the result is None where there is none.
+
+    Raises:
+        RamifyError: `target` exists, an earlier attempt was another job, a file that cannot be read, or a full disk.
+    """
+    if not source.is_file():
+        raise RamifyError(f"{source} does not exist", fix="correct the path of the structures")
+    status, predictor = source.stat(), calculator.predictor
+    of_source = [str(source.resolve()), status.st_size, status.st_mtime_ns]
+    asked = [calculator.model.saved.weights_sha256, predictor.branch.name, predictor.dataset.name, repr(options)]
+    output = ResumableOutput(target, content_sha256([of_source, asked]), restart=restart)
+    with disk_full_named(target, left="what was relaxed is kept", fix="free some space and run the same again"):
+        for index, atoms in frames(source, output.quarantine, output.progress.frames, form):
+            found, why, images = None, "", []
+            try:
+                found = relax(atoms, calculator, options)
+            except RamifyError as error:
+                why = str(error).splitlines()[0]
+                reason, _, detail = why.partition(": ")
+                output.quarantine.add(f"{source.name}[{index}]", reason, detail)
+            if found is not None:
+                why = found.why
+                image = found.atoms
+                image.info |= {"source_index": index, "branch": predictor.branch.name, "converged": found.converged}
+                image.info |= {"steps": found.steps, "max_force": found.max_force}
+                image.info |= {"energy_change": found.energy_change} | ({"why": why} if why else {})
+                images = [image]
+                output.progress.warnings += bool(why)
+            output.progress.frames = index + 1
+            output.put(images)
+            done(index, str(atoms.symbols), found, why)
+        output.finish()
+    return output.progress

@@ -1,0 +1,126 @@
+"""An extended XYZ file that grows chunk by chunk and is taken up again after a stop at any moment.
+
+OUT.part grows, OUT.skipped.jsonl lists what was left out, and OUT.part.json says how many bytes of both belong to how
+many frames of the input. The latter is replaced after each chunk, in one move; what was written past it is cut off when
+the work is taken up again. When all is done OUT.part becomes OUT.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from ase import Atoms
+
+from ramify.errors import RamifyError
+from ramify.files import read_json, write_json
+from ramify.inference.jobs.frames import append_frames
+from ramify.quarantine import Quarantine
+
+
+@dataclass
+class OutputProgress:
+    """How far a file has come.
+
+    Attributes:
+        job: checksum of what is done by what.
+        frames: frames of the input that are done.
+        written: structures written.
+        skipped: structures left out, by reason.
+        warnings: results to be doubted.
+        bytes, skipped_bytes: of the two files.
+    """
+
+    job: str
+    frames: int = 0
+    written: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    warnings: int = 0
+    bytes: int = 0
+    skipped_bytes: int = 0
+
+
+class ResumableOutput:
+    """The output of one job.
+
+    Args:
+        target: must not exist.
+        job: checksum of all that the output depends on.
+        restart: forget an earlier attempt.
+
+    Attributes:
+        progress: how far it has come; the caller counts on.
+        quarantine: takes what is left out.
+
+    Raises:
+        RamifyError: `target` exists, or an earlier attempt was another job.
+    """
+
+    def __init__(self, target: Path, job: str, *, restart: bool) -> None:
+        if target.exists():
+            raise RamifyError(f"{target} exists already", fix="choose another --out, or move it away")
+        self.target, self._part = target, target.with_name(f"{target.name}.part")
+        self._state = target.with_name(f"{target.name}.part.json")
+        self._skipped = target.with_name(f"{target.name}.skipped.jsonl")
+        self.quarantine = _Lines()
+        self.progress = OutputProgress(job)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self._state.is_file() and not restart:
+            content = read_json(self._state)
+            if content["job"] != job:
+                raise RamifyError(
+                    f"{self._part} was begun with another input, model, branch or option",
+                    fix="choose another --out, or begin anew with --restart",
+                )
+            self.progress = OutputProgress(**content)
+        for path, size in ((self._part, self.progress.bytes), (self._skipped, self.progress.skipped_bytes)):
+            if path.exists() or size:
+                os.truncate(path, size)
+
+    def put(self, images: Sequence[Atoms]) -> None:
+        """Appends structures and what was left out since the last call, and makes the state safe."""
+        progress = self.progress
+        with self._part.open("a", encoding="utf-8") as file:
+            append_frames(file, images)
+            progress.bytes = _settled(file)
+        if lines := self.quarantine.take():
+            with self._skipped.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+                progress.skipped_bytes = _settled(file)
+        progress.written += len(images)
+        progress.skipped = dict(Counter(progress.skipped) + self.quarantine.counts)
+        self.quarantine.counts.clear()
+        write_json(self._state, asdict(progress))
+
+    def finish(self) -> None:
+        """Turns the part into the whole."""
+        self.put([])
+        os.replace(self._part, self.target)
+        self._state.unlink()
+
+
+class _Lines(Quarantine):
+    """Records left out since they were last asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[dict[str, Any]] = []
+
+    def add(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
+        super().add(record, reason, detail, count)
+        self._lines.append({"record": record, "reason": reason, "detail": detail})
+
+    def take(self) -> list[dict[str, Any]]:
+        """The lines since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+
+def _settled(file: TextIO) -> int:
+    """Puts what was written on the disk; returns the size of the file."""
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell()

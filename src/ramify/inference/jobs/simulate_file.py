@@ -1,0 +1,79 @@
+"""`ramify md`: one structure of a file in, a trajectory out."""
+
+import os
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from ase import Atoms
+
+from ramify.errors import RamifyError
+from ramify.files import disk_full_named, sync
+from ramify.inference.integrations.ase import Calculator
+from ramify.inference.jobs.dynamics import DynamicsOptions, DynamicsReport, simulate
+from ramify.inference.jobs.frames import append_frames, frames, with_results
+from ramify.quarantine import Quarantine
+
+
+def simulate_file(
+    calculator: Calculator,
+    source: Path,
+    target: Path,
+    options: DynamicsOptions,
+    *,
+    index: int | None = None,
+    form: str | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> DynamicsReport:
+    """Simulates one structure of a file.
+
+    Frames grow in TARGET.part, which becomes TARGET at the end, also of a simulation that blew up. They hold energies,
+    forces and velocities: one may begin where another ended.
+
+    Args:
+        calculator: of the branch.
+        source: any file that ASE reads.
+        target: extended XYZ; must not exist.
+        options: how to simulate.
+        index: which structure of the file; may be None where it has only one.
+        form: ASE's name of the source's format; None to tell it from the file.
+        on_step: called with the number of steps done.
+
+    Raises:
+        RamifyError: `target` exists, no such structure, several and none named; or what `simulate` raises.
+    """
+    if target.exists():
+        raise RamifyError(f"{target} exists already", fix="choose another --out, or move it away")
+    atoms = _pick(source, index, form)
+    part = target.with_name(f"{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            disk_full_named(target, left=f"what was simulated is in {part}", fix="free some space and run it again"),
+            part.open("w", encoding="utf-8") as file,
+        ):
+
+            def on_frame(now: Atoms) -> None:
+                append_frames(file, [with_results(now, calculator.results)])
+                file.flush()
+
+            report = simulate(atoms, calculator, options, on_frame, on_step)
+            sync(part)
+            os.replace(part, target)
+    finally:
+        if part.exists() and not part.stat().st_size:  # nothing could be simulated
+            part.unlink()
+    return report
+
+
+def _pick(source: Path, index: int | None, form: str | None) -> Atoms:
+    """The structure at `index`, or the only one."""
+    unreadable = Quarantine()
+    found = [atoms for _, atoms in islice(frames(source, unreadable, index or 0, form), 2)]
+    if unreadable.total or not found:
+        raise RamifyError(
+            f"{source} has no structure {index or 0} that can be read", fix="correct --index, counted from 0"
+        )
+    if index is None and len(found) > 1:
+        raise RamifyError(f"{source} holds several structures", fix="name one with --index, counted from 0")
+    return found[0]

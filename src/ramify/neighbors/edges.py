@@ -1,0 +1,237 @@
+"""Neighbour lists, made on the fly so that the cutoff stays a hyper-parameter.
+
+An edge (i, j, n) says that atom j, moved by n lattice vectors, lies within the cutoff of atom i. Small structures go
+through vectorised passes over the whole batch (`ramify.neighbors.all_pairs`); large ones through cell lists
+(`ramify.neighbors.cell_lists`), structure by structure. Which way a structure goes depends on itself alone, and so do
+its edges, to the last bit and in their order.
+
+`max_neighbors` keeps the nearest. A plain limit would make the energy jump when two atoms trade ranks, and would choose
+among equally distant atoms of a crystal by chance. Instead every atom gets a *reach* of its own, at most the cutoff, at
+which the encoder lets all weights fade to zero: the radius at which a smoothed count of neighbours comes to
+`max_neighbors` + 1/2. An atom at distance d begins to count when the radius r comes within `SOFTNESS` of it and counts
+fully at r = d, so at most `max_neighbors` atoms lie inside; the reach moves smoothly with all atoms near it, treats
+equal distances equally, and is differentiated with everything else.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.neighbors.all_pairs import CANDIDATES_OF_ONE, Pairs, all_pairs, images_within, merged, together
+from ramify.neighbors.cell_lists import cell_list_for
+from ramify.structures import Structures
+
+SOFTNESS = 0.25
+"""Å before its own distance over which an atom comes to count. Smaller keeps more of the neighbourhood, larger makes
+the reach follow its atoms more gently."""
+
+ROUNDING = 0.2
+"""Å around the cutoff within which the minimum of reach and cutoff is rounded off."""
+
+CONVERGED = 1e-10
+"""Å, the last step of looking for a reach. Newton's method about squares the error: what is left is rounding."""
+
+RANKED_AT_ONCE = 1 << 20
+"""Distances that are ranked in one table."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """E edges over N atoms, sorted by receiver; and what each atom's reach depends on.
+
+    Attributes:
+        receiver: (E,) int64, atom i that is surrounded.
+        sender: (E,) int64, atom j.
+        shift: (E, 3) int32, lattice vectors added to the sender.
+        reach: (N,) float64, Å, where the atom's neighbourhood ends.
+        rim: the pairs whose distance moves the reach, sorted by receiver.
+    """
+
+    receiver: NDArray[np.int64]
+    sender: NDArray[np.int64]
+    shift: NDArray[np.int32]
+    atom_cutoff: NDArray[np.float64]
+    cutoff_pairs: "CutoffPairs"
+
+    def __len__(self) -> int:
+        return len(self.receiver)
+
+
+@dataclass(frozen=True, slots=True)
+class CutoffPairs:
+    """H pairs near the reach of their receiver.
+
+    Attributes:
+        receiver, sender, shift: as in `Edges`.
+        gain: (H,) float64, derivative of the receiver's reach with respect to the pair's distance.
+    """
+
+    receiver: NDArray[np.int64]
+    sender: NDArray[np.int64]
+    shift: NDArray[np.int32]
+    gain: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.receiver)
+
+
+def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None = None) -> Edges:
+    """All edges of all structures.
+
+    Args:
+        structures: any number of structures.
+        cutoff: Å, for atom pairs strictly closer than this.
+        max_neighbors: the most that an atom may have; None keeps all within the cutoff.
+
+    Returns:
+        edges numbered within `structures` as a whole.
+    """
+    pairs = find_pairs(structures, search_radius(cutoff, max_neighbors), distances=max_neighbors is not None)
+    return edges_among(pairs, len(structures.numbers), cutoff, max_neighbors)
+
+
+def search_radius(cutoff: float, max_neighbors: int | None) -> float:
+    """Å: pairs up to here decide what the edges are; beyond the cutoff they still move reaches."""
+    return cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
+
+
+def find_pairs(structures: Structures, radius: float, *, distances: bool = True, device: str = "cpu") -> Pairs:
+    """All pairs of atoms of one structure strictly closer than `radius` (Å), images included; their distances may be
+    NaN where `distances` are not wanted. Large structures are searched on `device`, see `cell_list_for`."""
+    images = images_within(structures, radius)
+    small = images.candidates <= CANDIDATES_OF_ONE
+    found = list(all_pairs(structures, images, np.flatnonzero(small), radius, distances=distances))
+    if not small.all():
+        found += [_cell_list(structures, int(s), radius, device) for s in np.flatnonzero(~small)]
+        return merged(found, 0, len(structures.numbers))
+    return found[0] if len(found) == 1 else together(found)
+
+
+def edges_among(pairs: Pairs, n_atoms: int, cutoff: float, max_neighbors: int | None) -> Edges:
+    """The edges among all pairs of `n_atoms` atoms within `search_radius` of each other."""
+    if max_neighbors is None:
+        nothing = np.zeros(0, np.int64)
+        cutoff_pairs = CutoffPairs(nothing, nothing, np.zeros((0, 3), np.int32), np.zeros(0))
+        return Edges(pairs.receiver, pairs.sender, pairs.shift, np.full(n_atoms, cutoff), cutoff_pairs)
+    receiver, sender, shift, distance = pairs.receiver, pairs.sender, pairs.shift, pairs.distance
+    count = np.bincount(receiver, minlength=n_atoms)
+    atom_cutoff, near, gain = _adaptive_cutoffs(count, receiver, distance, cutoff, max_neighbors)
+    inside = np.flatnonzero(distance < np.repeat(atom_cutoff, count))
+    return Edges(
+        np.take(receiver, inside),
+        np.take(sender, inside),
+        np.take(shift, inside, axis=0),
+        atom_cutoff,
+        CutoffPairs(receiver[near], sender[near], shift[near], gain),
+    )
+
+
+def _cell_list(structures: Structures, index: int, radius: float, device: str) -> Pairs:
+    """The pairs of one structure by a cell list."""
+    first, last = structures.offsets[index : index + 2]
+    receiver, sender, shift, distance = cell_list_for(device)(
+        np.asarray(structures.positions[first:last], np.float64),
+        np.asarray(structures.cell[index], np.float64),
+        structures.pbc[index],
+        radius,
+    )
+    inside = np.flatnonzero(distance < radius)  # the libraries include the radius itself
+    order = inside[np.lexsort((*shift[inside].T, sender[inside], receiver[inside]))]
+    return Pairs(
+        receiver[order].astype(np.int64) + first,
+        sender[order].astype(np.int64) + first,
+        shift[order].astype(np.int32),
+        distance[order],
+    )
+
+
+def _adaptive_cutoffs(
+    count: NDArray[np.int64], receiver: NDArray[np.int64], distance: Floats, cutoff: float, max_neighbors: int
+) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """(N,) reach; the pairs that move it, and its derivative with respect to the distance of each of these.
+
+    Args:
+        count: (N,) pairs of each atom.
+        receiver, distance: (pairs,) sorted by receiver.
+        cutoff, max_neighbors: see `find_edges`.
+    """
+    atom_cutoff = np.full(len(count), cutoff)
+    crowded = np.flatnonzero(count > max_neighbors)
+    if not len(crowded):
+        return atom_cutoff, np.zeros(0, np.int64), np.zeros(0)
+    # the count passes max_neighbors + 1/2 between d - SOFTNESS and d, d the first distance beyond the limit
+    beyond = np.full(len(count), np.inf)
+    first = np.cumsum(count) - count
+    beyond[crowded] = _ranked(distance, first[crowded], count[crowded], max_neighbors)
+    behind = np.repeat(beyond, count)
+    behind -= distance  # how far inside of the first one beyond the limit a pair is
+    near = np.flatnonzero(np.abs(behind) < SOFTNESS)
+    number = np.zeros(len(count), np.int64)
+    number[crowded] = np.arange(len(crowded))
+    owner, d = number[receiver[near]], distance[near]
+    inside = np.bincount(receiver[np.flatnonzero((behind >= SOFTNESS) & (behind < np.inf))], minlength=len(count))
+    target = (max_neighbors + 0.5 - inside[crowded]).astype(np.float64)
+    free = _where_count_passes(target, owner, d, beyond[crowded])
+    _, slope = _step(free[owner], d)
+    total = np.bincount(owner, slope, minlength=len(crowded))
+    # smooth minimum with the cutoff: (a + b)/2 - (h² + (a - b)²)/(4 h) where |a - b| < h (I. Quilez, polynomial smin)
+    over = np.clip(free - cutoff, -ROUNDING, ROUNDING)
+    rounded = cutoff + 0.5 * over - (ROUNDING**2 + over**2) / (4 * ROUNDING)
+    limited = np.where(free < cutoff - ROUNDING, free, rounded)
+    limited[free >= cutoff + ROUNDING] = cutoff  # exactly: what else is in the batch must not change a bit
+    atom_cutoff[crowded] = limited
+    gain = slope / total[owner] * (0.5 - over / (2 * ROUNDING))[owner]
+    moving = np.flatnonzero(gain > 0)
+    return atom_cutoff, near[moving], gain[moving]
+
+
+def _ranked(distance: Floats, first: NDArray[np.int64], count: NDArray[np.int64], rank: int) -> Floats:
+    """For some atoms, whose pairs begin at `first`, the distance that `rank` others are below."""
+    found = np.empty(len(first))
+    rows = max(1, RANKED_AT_ONCE // int(count.max()))
+    for start in range(0, len(first), rows):
+        some = slice(start, start + rows)
+        width = np.arange(int(count[some].max()))
+        table = np.take(distance, first[some, None] + width, mode="clip")
+        table[width >= count[some, None]] = np.inf
+        found[some] = np.partition(table, rank, axis=1)[:, rank]
+    return found
+
+
+def _where_count_passes(target: Floats, owner: NDArray[np.int64], distance: Floats, beyond: Floats) -> Floats:
+    """(atoms,) Å, the radius at which the smoothed count of the pairs `owner`, `distance` comes to `target`.
+
+    It lies between `beyond` - SOFTNESS and `beyond`. Newton's method, by halves where that leaves the bracket; an atom
+    stops when it has converged, so that its result does not depend on the others.
+    """
+    low, high = beyond - SOFTNESS, beyond.copy()
+    radius = 0.5 * (low + high)
+    active = np.arange(len(target))
+    for _ in range(100):  # by halves alone 40 would do
+        here = radius[active]
+        steps, slopes = _step(np.take(here, owner), distance)
+        excess = np.bincount(owner, steps, minlength=len(active)) - target
+        slope = np.bincount(owner, slopes, minlength=len(active)) / SOFTNESS
+        low, high = np.where(excess < 0, here, low), np.where(excess < 0, high, here)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            there = here - excess / slope
+        there = np.where((there >= low) & (there <= high), there, 0.5 * (low + high))
+        radius[active] = there
+        goes_on = np.abs(there - here) > CONVERGED
+        if not goes_on.any():
+            break
+        pairs = np.flatnonzero(goes_on[owner])
+        owner, distance = (np.cumsum(goes_on) - 1)[owner[pairs]], distance[pairs]
+        active, target, low, high = active[goes_on], target[goes_on], low[goes_on], high[goes_on]
+    return radius
+
+
+def _step(radius: Floats, distance: Floats) -> tuple[Floats, Floats]:
+    """How far an atom counts: 0 at radius <= distance - SOFTNESS, 1 at radius >= distance, twice differentiable, with t
+    from 0 to 1 between them 6 t⁵ - 15 t⁴ + 10 t³; and its derivative with respect to t."""
+    t = np.clip((radius - distance) / SOFTNESS + 1.0, 0.0, 1.0)
+    u = t * (1.0 - t)
+    return t * t * t * (t * (6.0 * t - 15.0) + 10.0), 30.0 * u * u

@@ -1,0 +1,187 @@
+"""Gradients added up over the ranks that share a part of the model, while the backward pass still goes on.
+
+Written by hand and not with DistributedDataParallel: encoder and branches are shared by different ranks, a rank may
+have nothing to do in a step, and a branch that nobody trains in a step must have no gradient at all.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ramify.model.multibranch import MultiBranch
+from ramify.parallel.layout import ENCODER, Layout
+from ramify.parallel.sharded_tensors import to_local
+
+BUCKET_BYTES = 25 * 2**20
+"""Gradients that are sent together: DistributedDataParallel's `bucket_cap_mb`, a compromise between the latency of many
+messages and the wait for the last one."""
+
+
+class Pending(Protocol):
+    """A sum on its way."""
+
+    def wait(self) -> object:
+        """Returns when it is there."""
+        ...
+
+
+class Bucket:
+    """Some parameters of one part, whose gradients are sent together.
+
+    Args:
+        part: its name.
+        parameters: as the backward pass sees them.
+
+    Attributes:
+        part, parameters: as given.
+        missing: how many have no gradient yet of the last backward pass.
+    """
+
+    def __init__(self, part: str, parameters: Sequence[nn.Parameter]) -> None:
+        self.part, self.parameters = part, tuple(parameters)
+        self.missing = len(self.parameters)
+
+    def gradients(self) -> list[Tensor]:
+        """Of the parameters, zeros where there are none."""
+        return [_gradient(p) for p in self.parameters]
+
+    def send(self, layout: Layout) -> Pending | None:
+        """Begins to add up the gradients, side by side in one tensor that is theirs from now on."""
+        flat = torch.cat([gradient.reshape(-1) for gradient in self.gradients()])
+        for piece, p in zip(flat.split([p.numel() for p in self.parameters]), self.parameters, strict=True):
+            p.grad = piece.view_as(p)
+        return layout.start_sum(flat, self.part)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncedPart:
+    """The encoder, or one branch on this rank.
+
+    Attributes:
+        name: `encoder` or `branches.NAME`.
+        parameters: all of them, as the optimizer sees them.
+        is_counted_here: this rank answers for what it has of it when the norm over all ranks is taken.
+        buckets: what is sent, in this order; none where no other rank has the part.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    is_counted_here: bool
+    buckets: Sequence[Bucket]
+
+
+class GradientSync:
+    """The gradients of this rank's part of the model.
+
+    All ranks send in one order, branches in that of the recipe, then the encoder from its end to its beginning, roughly
+    as the backward pass comes to them: what is ready early waits, so that no two groups ever wait for each other.
+
+    Args:
+        model: encoder and the branches hosted here.
+        layout: who shares what.
+        encoder: what this rank has of it; None for all.
+    """
+
+    def __init__(self, model: MultiBranch, layout: Layout, encoder: SyncedPart | None = None) -> None:
+        self._layout = layout
+        branches = [
+            _part(f"branches.{name}", model.branch(name), layout, is_counted_here=layout.owns(name))
+            for name in layout.hosted
+        ]
+        encoder = encoder or _part(ENCODER, model.encoder, layout, is_counted_here=layout.is_rank_zero)
+        self._parts = [*branches, encoder]
+        self._buckets = [bucket for part in self._parts for bucket in part.buckets]
+        self._all = [part.parameters for part in self._parts] + [bucket.parameters for bucket in self._buckets]
+        self._active = self._parts
+        self._queue: list[Bucket] = []
+        self._pending: list[Pending] = []
+        for bucket in self._buckets:
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._accumulated(bucket))
+
+    def clear(self, branches: Collection[str]) -> None:
+        """Begins a step in which these branches of this rank have structures, here or on another rank."""
+        names = {ENCODER, *(f"branches.{branch}" for branch in branches)}
+        self._active = [part for part in self._parts if part.name in names]
+        for parameters in self._all:
+            for parameter in parameters:
+                parameter.grad = None
+
+    @contextmanager
+    def summed(self, branches: Collection[str]) -> Iterator[None]:
+        """Around the last backward pass of a step: sends what is complete, and at the end waits for all.
+
+        Then every parameter of a part that takes part in the step has the gradient of the whole step, and those of
+        other parts have none.
+
+        Args:
+            branches: those that the pass goes through; none where this rank has nothing to do.
+        """
+        active = {part.name for part in self._active}
+        coming = {ENCODER, *(f"branches.{branch}" for branch in branches)} if branches else set()
+        self._queue = [bucket for bucket in self._buckets if bucket.part in active]
+        for bucket in self._queue:
+            bucket.missing = len(bucket.parameters) if bucket.part in coming else 0
+        try:
+            self._send_complete()
+            yield
+            for bucket in self._queue:  # with parameters that the pass did not touch
+                bucket.missing = 0
+            self._send_complete()
+            for pending in self._pending:
+                pending.wait()
+        finally:
+            self._queue, self._pending = [], []
+        for part in self._active:
+            for parameter in part.parameters:
+                parameter.grad = _gradient(parameter)
+
+    def squared_norm(self) -> Tensor:
+        """(), float64: of the gradients that this rank answers for. The sum over all ranks counts each part once."""
+        counted = [to_local(_gradient(p)) for part in self._active if part.is_counted_here for p in part.parameters]
+        if not counted:
+            return torch.zeros((), dtype=torch.float64, device=self._layout.device)
+        return torch.stack(torch._foreach_norm(counted)).double().square().sum()
+
+    def _accumulated(self, bucket: Bucket) -> None:
+        """One more parameter of `bucket` has its gradient of this backward pass."""
+        bucket.missing -= 1
+        self._send_complete()
+
+    def _send_complete(self) -> None:
+        """Sends from the front of the queue as far as it is complete."""
+        while self._queue and self._queue[0].missing == 0:
+            pending = self._queue.pop(0).send(self._layout)
+            if pending is not None:
+                self._pending.append(pending)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Zeros where there is none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _part(name: str, module: nn.Module, layout: Layout, *, is_counted_here: bool) -> SyncedPart:
+    """A part that is whole on this rank."""
+    parameters = tuple(p for p in module.parameters() if p.requires_grad)
+    return SyncedPart(
+        name, parameters, is_counted_here, [*_buckets(name, parameters)] if layout.is_shared(name) else []
+    )
+
+
+def _buckets(part: str, parameters: Sequence[nn.Parameter]) -> Iterator[Bucket]:
+    """The parameters of a part, last ones first, in buckets of about `BUCKET_BYTES`."""
+    held: list[nn.Parameter] = []
+    size = 0
+    for parameter in reversed(parameters):
+        size += parameter.numel() * parameter.element_size()
+        held.append(parameter)
+        if size >= BUCKET_BYTES:
+            yield Bucket(part, held)
+            held, size = [], 0
+    if held:
+        yield Bucket(part, held)

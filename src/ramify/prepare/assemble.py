@@ -1,0 +1,229 @@
+"""The second pass of preparing a dataset: staged structures are put down in the order of their splits, and counted."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.elements import MAX_NUMBER, SYMBOLS
+from ramify.files import sha256
+from ramify.prepare.staging import Staged
+from ramify.references import Fit, fit_references
+from ramify.store.columns import COLUMNS, Array, NpyFile
+from ramify.store.manifest import SPLITS, Column, Labels, References, SplitCounts, SplitName, Statistics
+from ramify.structures import Split, atom_rows
+
+ATOMS_AT_ONCE = 200_000
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted while columns are written.
+
+    Attributes:
+        atoms: (3, 119) atoms by split and atomic number.
+        structures: (3,) structures by split.
+        forces: structures with a force label.
+        stress: structures with a stress label.
+        components: force components of the training split that carry a label.
+        absolute: eV/Å, sum of their absolute values.
+        squared: (eV/Å)², sum of their squares.
+    """
+
+    atoms: NDArray[np.int64]
+    structures: NDArray[np.int64]
+    forces: int = 0
+    stress: int = 0
+    components: int = 0
+    absolute: float = 0.0
+    squared: float = 0.0
+
+    def add(self, split: int, column: str, piece: Array, n_atoms: NDArray[np.int32]) -> None:
+        """Counts one piece of a column of split number `split`; no two columns count into the same attribute."""
+        if column == "n_atoms":
+            self.structures[split] += len(piece)
+        elif column == "numbers":
+            self.atoms[split] += np.bincount(piece, minlength=MAX_NUMBER + 1)
+        elif column == "stress":
+            self.stress += int(np.isfinite(piece[:, 0, 0]).sum())
+        elif column == "forces":
+            labelled = np.isfinite(piece[:, 0])
+            self.forces += int(labelled[np.cumsum(n_atoms, dtype=np.int64) - n_atoms].sum())
+            if SPLITS[split] == "train":
+                values = piece if labelled.all() else piece[labelled]
+                self.components += values.size
+                self.absolute += float(np.abs(values).sum(dtype=np.float64))
+                self.squared += float(np.einsum("nc,nc->", values, values, dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """What the manifest says of the columns written."""
+
+    splits: dict[SplitName, SplitCounts]
+    elements: dict[str, dict[SplitName, int]]
+    labels: Labels
+    references: References
+    statistics: Statistics
+    columns: dict[str, Column]
+    blocks: dict[str, list[int]]
+    names_sha256: str
+    shared_groups: int
+
+
+def assemble(
+    staged: Staged, split: NDArray[np.uint8], folder: Path, *, reference_ridge: float = 0.0, threads: int = 1
+) -> Assembled:
+    """Writes `<column>.npy` and `names.json` into `folder`.
+
+    Args:
+        staged: S structures in source order.
+        split: (S,) a `Split` each; NONE leaves a structure out.
+        folder: of the store.
+        reference_ridge: see `fit_references`.
+        threads: that write columns; the files do not depend on it.
+    """
+    rows = [np.flatnonzero(split == Split[name.upper()]) for name in SPLITS]
+    kept = np.concatenate(rows)
+    tables = {"group": staged.groups, "origin": staged.origins}
+    renumber, used = {}, {}
+    for name, table in tables.items():
+        present = np.unique(staged.columns.map(name)[kept])
+        renumber[name] = np.zeros(len(table), np.int64)
+        renumber[name][present] = np.arange(len(present))
+        used[name] = [table[i] for i in present]
+    columns, blocks, tally = _write_columns(staged, rows, renumber, folder, threads)
+    names = folder / "names.json"
+    with names.open("w", encoding="utf-8") as file:
+        json.dump({"groups": used["group"], "origins": used["origin"]}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    groups = [np.unique(staged.columns.map("group")[part]) for part in rows]
+    fit = _fit(folder, tally, reference_ridge)
+    return Assembled(
+        splits={
+            name: SplitCounts(structures=len(rows[k]), atoms=int(tally.atoms[k].sum()), groups=len(groups[k]))
+            for k, name in enumerate(SPLITS)
+        },
+        elements={
+            SYMBOLS[z]: {name: int(tally.atoms[k, z]) for k, name in enumerate(SPLITS)}
+            for z in np.flatnonzero(tally.atoms.sum(axis=0)).tolist()
+        },
+        labels=Labels(energy=len(kept), forces=tally.forces, stress=tally.stress),
+        references=_references(fit),
+        statistics=_statistics(fit, tally, staged, kept),
+        columns=columns,
+        blocks=blocks,
+        names_sha256=sha256(names),
+        shared_groups=int((np.unique(np.concatenate(groups), return_counts=True)[1] > 1).sum()),
+    )
+
+
+def _write_columns(
+    staged: Staged,
+    rows: Sequence[NDArray[np.int64]],
+    renumber: Mapping[str, NDArray[np.int64]],
+    folder: Path,
+    threads: int,
+) -> tuple[dict[str, Column], dict[str, list[int]], Tally]:
+    """Every column is a task of its own, the largest first."""
+    tally = Tally(np.zeros((len(SPLITS), MAX_NUMBER + 1), np.int64), np.zeros(len(SPLITS), np.int64))
+    largest_first = sorted(COLUMNS, key=lambda name: (not COLUMNS[name].per_atom, -len(COLUMNS[name].row)))
+    with ThreadPoolExecutor(threads, "ramify-assemble") as pool:
+        written = {
+            name: pool.submit(_write_column, name, staged, rows, renumber.get(name), folder, tally)
+            for name in largest_first
+        }
+        try:
+            found = {name: written[name].result() for name in COLUMNS}
+        finally:
+            pool.shutdown(cancel_futures=True)
+    columns = {name: column for name, (column, _) in found.items()}
+    return columns, {name: sums for name, (_, sums) in found.items()}, tally
+
+
+def _write_column(
+    name: str,
+    staged: Staged,
+    rows: Sequence[NDArray[np.int64]],
+    renumber: NDArray[np.int64] | None,
+    folder: Path,
+    tally: Tally,
+) -> tuple[Column, list[int]]:
+    """Writes one column; returns what the manifest says of it, and the checksums of its blocks."""
+    kept = np.concatenate(rows)
+    kind = COLUMNS[name]
+    shape = kind.shape(len(kept), int(staged.n_atoms[kept].sum(dtype=np.int64)))
+    file = NpyFile(folder / f"{name}.npy", kind.dtype, shape)
+    try:
+        for k, part in enumerate(rows):
+            for some in _by_atoms(part, staged.n_atoms):
+                piece = _gather(staged, name, some)
+                piece = piece if renumber is None else renumber[piece]
+                tally.add(k, name, piece, staged.n_atoms[some])
+                file.append(piece)
+        return file.finish(), file.blocks
+    finally:
+        file.close()
+
+
+def _gather(staged: Staged, name: str, rows: NDArray[np.int64]) -> Array:
+    """A column at `rows`, ascending: as a view where they follow one another without a gap."""
+    column, per_atom = staged.columns.map(name), COLUMNS[name].per_atom
+    if rows[-1] - rows[0] + 1 == len(rows):
+        atoms = slice(int(staged.offsets[rows[0]]), int(staged.offsets[rows[-1] + 1]))
+        return column[atoms if per_atom else slice(int(rows[0]), int(rows[-1]) + 1)]
+    index = atom_rows(staged.offsets[rows], staged.n_atoms[rows].astype(np.int64)) if per_atom else rows
+    return np.take(column, index, axis=0)
+
+
+def _by_atoms(rows: NDArray[np.int64], n_atoms: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
+    """`rows` in parts of about `ATOMS_AT_ONCE` atoms."""
+    turn = np.cumsum(n_atoms[rows], dtype=np.int64) // ATOMS_AT_ONCE
+    for part in np.split(rows, np.flatnonzero(np.diff(turn)) + 1):
+        if len(part):
+            yield part
+
+
+def _fit(folder: Path, tally: Tally, ridge: float) -> Fit:
+    """References of the training split, from the columns just written."""
+    train = int(tally.structures[0])
+    n_atoms = np.load(folder / "n_atoms.npy", mmap_mode="r")[:train].astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(n_atoms)])
+
+    def chunks() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.float64]]]:
+        for part in _by_atoms(np.arange(train), n_atoms):
+            a, b = int(part[0]), int(part[-1]) + 1
+            numbers, energy = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("numbers", "energy"))
+            yield n_atoms[a:b], np.asarray(numbers[offsets[a] : offsets[b]]), np.asarray(energy[a:b])
+
+    return fit_references(chunks, np.flatnonzero(tally.atoms[0]), ridge)
+
+
+def _references(fit: Fit) -> References:
+    known = np.flatnonzero(~np.isnan(fit.energies)).tolist()
+    return References(
+        energies={SYMBOLS[z]: float(fit.energies[z]) for z in known},
+        structures=fit.structures,
+        residual_mae=fit.residual_mae,
+        rank=fit.rank,
+    )
+
+
+def _statistics(fit: Fit, tally: Tally, staged: Staged, kept: NDArray[np.int64]) -> Statistics:
+    max_force, closest = staged.scalars["max_force"][kept], staged.scalars["closest"][kept]
+    labelled = tally.components > 0
+    return Statistics(
+        energy_std=fit.residual_std,
+        energy_mae=fit.residual_mae,
+        forces_rms=float(np.sqrt(tally.squared / tally.components)) if labelled else None,
+        forces_mae=tally.absolute / tally.components if labelled else None,
+        mean_atoms=float(tally.atoms[0].sum() / tally.structures[0]),
+        max_force=float(np.nanmax(max_force)) if np.isfinite(max_force).any() else None,
+        min_distance=float(closest.min()) if np.isfinite(closest).any() else None,
+    )

@@ -1,0 +1,64 @@
+"""Which original files a dataset is read from."""
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from ramify.errors import RamifyError
+from ramify.files import sha256
+from ramify.sources.base import DatasetOptions
+from ramify.store.manifest import SourceFile
+from ramify.structures import Split
+
+
+def source_files(dataset: str, options: DatasetOptions, base: Path) -> list[tuple[Path, Split]]:
+    """The files that `path` names, and the split each belongs to (NONE where the recipe does not say).
+
+    Args:
+        dataset: name, for messages.
+        options: its recipe entry; `*` in a path stands for any part of a name, matches are sorted by name.
+        base: folder that relative paths start from.
+
+    Raises:
+        RamifyError: a pattern without a match, a missing file, a folder, or a file named twice.
+    """
+    if isinstance(options.path, dict):
+        named = [(p, Split[s.upper()]) for s, paths in options.path.items() for p in _listed(paths)]
+    else:
+        named = [(p, Split.NONE) for p in _listed(options.path)]
+    files: list[tuple[Path, Split]] = []
+    for pattern, split in named:
+        files += [(file, split) for file in _expand(dataset, pattern, base)]
+    if not files:
+        raise RamifyError(f"datasets.{dataset}.path names no file", fix="state at least one file")
+    seen: set[Path] = set()
+    for file, _ in files:
+        if file.resolve() in seen:
+            raise RamifyError(f"datasets.{dataset}.path names {file} twice", fix="name every file once")
+        seen.add(file.resolve())
+    return files
+
+
+def fingerprint(file: Path) -> SourceFile:
+    """Size and checksum of a source file."""
+    return SourceFile(path=str(file), bytes=file.stat().st_size, sha256=sha256(file))
+
+
+def _listed(paths: str | list[str]) -> list[str]:
+    return [paths] if isinstance(paths, str) else paths
+
+
+def _expand(dataset: str, pattern: str, base: Path) -> Iterator[Path]:
+    where = base / Path(pattern).expanduser()
+    if "*" in pattern:
+        found = sorted(Path(f) for f in glob.glob(glob.escape(str(where)).replace("[*]", "*"), recursive=True))
+        files = [f for f in found if f.is_file()]
+        if not files:
+            raise RamifyError(f"datasets.{dataset}.path: no file matches {where}", fix="correct `path`")
+        yield from files
+    elif where.is_dir():
+        raise RamifyError(f"datasets.{dataset}.path: {where} is a folder, not a file", fix=f"path: {pattern}/*")
+    elif not where.is_file():
+        raise RamifyError(f"datasets.{dataset}.path: {where} does not exist", fix="correct `path`, or get the file")
+    else:
+        yield where

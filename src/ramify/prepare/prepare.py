@@ -1,0 +1,254 @@
+"""From original files to a store: read, screen, split, fit reference energies, write; in one piece or not at all."""
+
+import platform
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+import ramify
+from ramify.errors import RamifyError
+from ramify.files import write_json
+from ramify.prepare.assemble import Assembled, assemble
+from ramify.prepare.duplicates import earlier_equals, equal_structures
+from ramify.prepare.gates import DUPLICATE, OUTLIER, detail, energy_deviations
+from ramify.prepare.inputs import fingerprint, source_files
+from ramify.prepare.read import cut, read_parts
+from ramify.prepare.split import check_given_split, split_by_group
+from ramify.prepare.staging import Staged, Staging
+from ramify.prepare.workers import Workers
+from ramify.quarantine import Quarantine
+from ramify.sources import formats
+from ramify.sources.base import DatasetOptions
+from ramify.store.adios import ADIOS_FILES
+from ramify.store.columns import COLUMNS
+from ramify.store.convert import to_adios
+from ramify.store.files import Form
+from ramify.store.manifest import REBUILD, Consistency, Manifest, SourceFile, Versions
+from ramify.store.open_files import open_files
+from ramify.store.replace import clear_leftovers, replaced_store
+from ramify.structures import Split
+
+Progress = Callable[[int], None]
+"""Hears of every chunk: how many structures more have been read."""
+
+
+class Described(Protocol):
+    """A store, opened or not: what tells whether it is the one that a recipe asks for."""
+
+    path: Path
+    manifest: Manifest
+
+
+FILES = {"manifest.json", "names.json", "quarantine.jsonl", *ADIOS_FILES, *(f"{column}.npy" for column in COLUMNS)}
+"""What a store's folder may hold; a folder with anything else in it is never replaced."""
+
+
+def prepare_dataset(
+    name: str,
+    options: DatasetOptions,
+    stores: Path,
+    *,
+    base: Path,
+    force: bool = False,
+    form: Form = "mapped",
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Makes the store `stores / name`, or finds it made from the same files with the same options.
+
+    Memory: a chunk (for each of several workers, two parts of a file, about 100 MB), and at the most about 130 bytes
+    per structure (1.3 GB for ten million), none per atom. Disk: twice the size of the store while it is being made.
+
+    Args:
+        name: of the dataset.
+        options: its recipe entry.
+        stores: folder of stores; made if need be.
+        base: folder that relative paths in the recipe start from.
+        force: make it anew even if there is one, whatever it was made from.
+        form: how its columns are written; one that exists already in the other form is left as it is.
+        workers: who reads; None for this process alone. The store does not depend on it.
+        progress: hears how many structures more have been read.
+
+    Raises:
+        RamifyError: a source cannot be read, forces contradict energies, no split can be made, the disk is full, or
+            there is a store made from other files or options and `force` is not given. Nothing half-written is left.
+    """
+    files = source_files(name, options, base)
+    target = stores / name
+    clear_leftovers(target)
+    if target.exists():
+        _require_store(target, force)
+    workers = workers or Workers()
+    if target.exists() and not force:
+        with open_files(target) as store:
+            check_matches(store, options)
+            _check_sources(store, list(workers.results(fingerprint, [file for file, _ in files])))
+            return store.manifest
+    with replaced_store(target) as folder:
+        manifest = _build(name, options, files, folder, progress or (lambda structures: None), workers)
+        if form == "adios":
+            to_adios(folder, manifest)
+        return manifest
+
+
+def check_matches(store: Described, options: DatasetOptions) -> None:
+    """Refuses a store that was prepared with other options than the recipe now states.
+
+    Raises:
+        RamifyError: naming each key, what the store was prepared with and what the recipe says.
+    """
+    stated = options.model_dump(mode="json")
+    try:
+        used = type(options).model_validate(store.manifest.options).model_dump(mode="json")
+    except ValidationError:  # another format, or keys that it no longer has
+        used = store.manifest.options
+    differing = [key for key in (*stated, *(k for k in used if k not in stated)) if stated.get(key) != used.get(key)]
+    if differing:
+        changes = "; ".join(f"{key}: prepared with {used.get(key)!r}, now {stated.get(key)!r}" for key in differing)
+        raise RamifyError(
+            f"the store {store.path} was prepared with other options ({changes})",
+            fix="run `ramify prepare RECIPE --force` to make it anew, or name another `stores` folder",
+        )
+
+
+def _check_sources(store: Described, sources: list[SourceFile]) -> None:
+    """Compares contents: files may have moved."""
+    before = [(s.bytes, s.sha256) for s in store.manifest.sources]
+    if before == [(s.bytes, s.sha256) for s in sources]:
+        return
+    known = {s.sha256 for s in store.manifest.sources}
+    changed = ", ".join(s.path for s in sources if s.sha256 not in known) or "their number or order"
+    raise RamifyError(
+        f"the store {store.path} was prepared from other files (changed: {changed})",
+        fix="run `ramify prepare RECIPE --force` to make it anew, or name another `stores` folder",
+    )
+
+
+def _build(
+    name: str,
+    options: DatasetOptions,
+    files: list[tuple[Path, Split]],
+    folder: Path,
+    progress: Progress,
+    workers: Workers,
+) -> Manifest:
+    """Writes a whole store into `folder`, its manifest last."""
+    sources = [workers.submit(fingerprint, file) for file, _ in files]  # read as the rest goes on
+    stage = folder / "staging"
+    stage.mkdir()
+    with Quarantine(folder / "quarantine.jsonl") as quarantine:
+        staged, consistency = _stage(name, options, files, stage, quarantine, progress, workers)
+        keep = _screen_together(staged, options, quarantine)
+        dropped = dict(sorted(quarantine.counts.items()))
+        if not keep.any():
+            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
+            raise RamifyError(f"dataset '{name}': no structure is left ({reasons})", fix="check `path` and `gates`")
+        split, moved = _split(name, options, staged, keep)
+    made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
+    manifest = Manifest(
+        dataset=name,
+        theory=options.theory or formats()[options.format].theory,
+        options=options.model_dump(mode="json"),
+        splits=made.splits,
+        elements=made.elements,
+        labels=made.labels,
+        references=made.references,
+        statistics=made.statistics,
+        consistency=consistency,
+        dropped=dropped,
+        read=int(keep.sum()) + sum(dropped.values()),
+        moved_to_train=moved,
+        shared_groups=made.shared_groups,
+        sources=[source() for source in sources],
+        columns=made.columns,
+        blocks=made.blocks,
+        names_sha256=made.names_sha256,
+        versions=Versions(ramify=ramify.__version__, numpy=np.__version__, python=platform.python_version()),
+    )
+    shutil.rmtree(stage)
+    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _stage(
+    name: str,
+    options: DatasetOptions,
+    files: list[tuple[Path, Split]],
+    folder: Path,
+    quarantine: Quarantine,
+    progress: Progress,
+    workers: Workers,
+) -> tuple[Staged, Consistency]:
+    """Reads every file, and checks that its forces belong to its energies."""
+    parts = (part for file, split in files for part in cut(name, options, file, split))
+    staging = Staging(folder)
+    try:
+        for notes, chunk in read_parts(parts, workers, folder):
+            quarantine.take_over(notes)
+            if chunk is not None:
+                staging.add(chunk)
+                progress(chunk.read)
+        return staging.finish(), staging.slope.check(name)
+    finally:
+        staging.close()
+
+
+def _screen_together(staged: Staged, options: DatasetOptions, quarantine: Quarantine) -> NDArray[np.bool_]:
+    """(S,) what is left after the gates that compare structures with one another."""
+    keep = np.ones(len(staged), np.bool_)
+    if options.gates.duplicates == "drop":
+        earlier = earlier_equals(
+            staged.scalars["sequence"],
+            staged.scalars["projection"],
+            staged.n_atoms,
+            partial(equal_structures, staged, staged.offsets),
+        )
+        for row in np.flatnonzero(earlier >= 0).tolist():
+            quarantine.add(staged.name(row), DUPLICATE, f"equal to {staged.name(int(earlier[row]))}")
+        keep = earlier < 0
+    rows = np.flatnonzero(keep)
+    limit = options.gates.energy_outlier
+    per_atom = staged.columns.map("energy")[rows] / staged.n_atoms[rows]
+    deviations = energy_deviations(per_atom, staged.scalars["composition"][rows], limit)
+    for at in np.flatnonzero(deviations > limit).tolist():
+        quarantine.add(staged.name(int(rows[at])), OUTLIER, detail(OUTLIER, float(deviations[at]), options.gates))
+    keep[rows] = deviations <= limit
+    return keep
+
+
+def _split(
+    name: str, options: DatasetOptions, staged: Staged, keep: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """(S,) the split of each structure, NONE for those not kept, and the groups moved to train."""
+    rows = np.flatnonzero(keep)
+    given = staged.scalars["split"][rows]
+    elements = staged.elements[staged.scalars["composition"][rows]]
+    moved: list[str] = []
+    if given.any():
+        check_given_split(given, elements, dataset=name, name=lambda row: staged.name(int(rows[row])))
+    else:
+        given, moved = split_by_group(
+            staged.columns.map("group")[rows],
+            staged.groups,
+            elements,
+            fractions={str(part): fraction for part, fraction in options.split.items()},
+            seed=options.split_seed,
+            dataset=name,
+        )
+    split = np.full(len(staged), Split.NONE, np.uint8)
+    split[rows] = given
+    return split, moved
+
+
+def _require_store(target: Path, force: bool) -> None:
+    """Only stores, whole or damaged, are ever replaced."""
+    if not target.is_dir() or {entry.name for entry in target.iterdir()} - FILES:
+        raise RamifyError(f"{target} is in the way and is not a store", fix="move it, or name another `stores` folder")
+    if not force and not (target / "manifest.json").is_file():
+        raise RamifyError(f"{target} is a store without its manifest", fix=REBUILD)

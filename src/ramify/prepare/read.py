@@ -1,0 +1,168 @@
+"""One part of an original file, read, screened and measured: the work of preparing that needs nothing else, and that
+any number of processes may therefore do at once."""
+
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.errors import RamifyError
+from ramify.prepare.consistency import SlopeMeter
+from ramify.prepare.fingerprints import Fingerprints, fingerprints
+from ramify.prepare.gates import detail, screen
+from ramify.prepare.workers import Workers
+from ramify.quarantine import Note, Notes, Quarantine
+from ramify.sources import formats
+from ramify.sources.base import DatasetOptions, Gates
+from ramify.structures import Split, Structures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A chunk of S structures that passed the gates which look at one structure at a time.
+
+    Attributes:
+        read: how many there were before the gates.
+        structures: themselves.
+        prints: what tells them apart.
+        max_force: (S,) eV/Å, largest norm of a force; NaN without forces.
+        closest: (S,) Å, distance of the closest two atoms.
+        sampled: slope of energies on the work of forces over some close pairs.
+    """
+
+    read: int
+    structures: Structures
+    prints: Fingerprints
+    max_force: NDArray[np.floating]
+    closest: NDArray[np.floating]
+    sampled: SlopeMeter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartOfFile:
+    """What to read: plain data, for whoever reads it.
+
+    Attributes:
+        dataset: its name.
+        options: its recipe entry.
+        file: an original file.
+        split: that the recipe states for the file; NONE if it states none.
+        part: of the file, as its format cuts it; None for the whole.
+    """
+
+    dataset: str
+    options: DatasetOptions
+    file: Path
+    split: Split
+    part: Any
+
+
+Chunk = tuple[list[Note], Measured | None]
+"""What was left out since the last chunk, and the chunk; None after the last of a part."""
+
+
+def read_parts(parts: Iterable[PartOfFile], workers: Workers, folder: Path) -> Iterator[Chunk]:
+    """The chunks of all parts in order, whoever reads them.
+
+    Args:
+        parts: what to read.
+        workers: who does it.
+        folder: an empty one, for what workers have read of files that cannot be cut, until its turn comes.
+
+    Raises:
+        RamifyError: a part is damaged, or contradicts the recipe.
+    """
+    if workers.alone:
+        for part in parts:
+            yield from read_part(part)
+        return
+    numbered = ((part, folder / f"{number}.pickle") for number, part in enumerate(parts))
+    for read in workers.results(_read_elsewhere, numbered):
+        if isinstance(read, Path):
+            yield from _from_file(read)
+        else:
+            yield from read
+
+
+def cut(dataset: str, options: DatasetOptions, file: Path, split: Split) -> Iterator[PartOfFile]:
+    """The parts of a file in order; they depend on nothing but the file."""
+    format_ = formats()[options.format]
+    for part in format_.cut(file, options) if format_.cut is not None else (None,):
+        yield PartOfFile(dataset=dataset, options=options, file=file, split=split, part=part)
+
+
+def read_part(work: PartOfFile) -> Iterator[Chunk]:
+    """Reads one part, chunk by chunk.
+
+    Raises:
+        RamifyError: it is damaged, or contradicts the recipe.
+    """
+    format_, quarantine = formats()[work.options.format], Notes()
+    if format_.read_part is None:
+        chunks = format_.read(work.file, work.options, quarantine)
+    else:
+        chunks = format_.read_part(work.file, work.options, quarantine, work.part)
+    for chunk in chunks:
+        measured = measure(_as_stated(work, chunk), work.options.gates, quarantine)
+        yield quarantine.handed_over(), measured
+    yield quarantine.handed_over(), None
+
+
+def _read_elsewhere(numbered: tuple[PartOfFile, Path]) -> list[Chunk] | Path:
+    """What a worker does: a part goes back as it is; a whole file may not fit into memory, and is put down."""
+    part, spool = numbered
+    if part.part is not None:
+        return list(read_part(part))
+    with spool.open("wb") as file:
+        for chunk in read_part(part):
+            pickle.dump(chunk, file, pickle.HIGHEST_PROTOCOL)
+    return spool
+
+
+def _from_file(spool: Path) -> Iterator[Chunk]:
+    """What a worker put down; then it is removed."""
+    with spool.open("rb") as file:
+        while True:
+            notes, chunk = pickle.load(file)  # a worker of this program wrote it a moment ago
+            yield notes, chunk
+            if chunk is None:
+                break
+    spool.unlink()
+
+
+def measure(chunk: Structures, gates: Gates, quarantine: Quarantine) -> Measured:
+    """Screens a chunk and measures what passes; failures are noted."""
+    screening, read = screen(chunk, gates), len(chunk)
+    failed = np.flatnonzero(screening.failures)
+    for row in failed.tolist():
+        reason = screening.reasons[screening.failures[row] - 1]
+        quarantine.add(chunk.name(row), reason, detail(reason, float(screening.details[row]), gates))
+    closest, max_force = screening.closest, screening.max_force
+    if len(failed):
+        passed = np.flatnonzero(screening.failures == 0)
+        chunk, closest, max_force = chunk.take(passed), closest[passed], max_force[passed]
+    prints, sampled = fingerprints(chunk), SlopeMeter()
+    if len(chunk):
+        sampled.sample(chunk, prints)
+    return Measured(read=read, structures=chunk, prints=prints, max_force=max_force, closest=closest, sampled=sampled)
+
+
+def _as_stated(work: PartOfFile, chunk: Structures) -> Structures:
+    """The chunk with the sign and the split that the recipe states."""
+    if work.options.forces_sign == -1:
+        chunk = replace(chunk, forces=-chunk.forces)
+    if work.split == Split.NONE:
+        return chunk
+    other = np.flatnonzero((chunk.split != Split.NONE) & (chunk.split != work.split))
+    if len(other):
+        own = Split(int(chunk.split[other[0]])).name.lower()
+        raise RamifyError(
+            f"datasets.{work.dataset}.path puts {work.file} into the {work.split.name.lower()} split, but the file "
+            f"itself puts {chunk.name(int(other[0]))} into {own}",
+            fix="name the file without a split, its own is then honoured",
+        )
+    return replace(chunk, split=np.full(len(chunk), work.split, np.uint8))

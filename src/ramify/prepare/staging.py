@@ -1,0 +1,176 @@
+"""The first pass of preparing a dataset: chunks that were read, screened and measured are put down in source order.
+
+Per structure about 50 bytes stay in memory (what later decisions about all structures need), per atom none.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.prepare.consistency import SlopeMeter
+from ramify.prepare.read import Measured
+from ramify.prepare.split import Elements, element_bits
+from ramify.store.columns import COLUMNS, Array, RawColumns
+from ramify.structures import Structures
+
+SCALARS: dict[str, Any] = {
+    "sequence": np.uint64,
+    "projection": np.float64,
+    "composition": np.int32,
+    "split": np.uint8,
+    "max_force": np.float32,
+    "closest": np.float32,
+}
+
+
+class Names:
+    """Names numbered in the order in which they first come."""
+
+    def __init__(self) -> None:
+        self._position: dict[str, int] = {}
+
+    def translate(self, index: NDArray[np.int64], names: tuple[str, ...]) -> NDArray[np.int64]:
+        """Indices into `names` as indices into this table; only names that are used enter it."""
+        used, inverse = np.unique(index, return_inverse=True)
+        numbers = [self._position.setdefault(names[u], len(self._position)) for u in used.tolist()]
+        return np.array(numbers, np.int64)[inverse]
+
+    def table(self) -> list[str]:
+        """All names so far."""
+        return list(self._position)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """Everything that passed the gates which look at one structure at a time, in source order.
+
+    The columns are mapped anew whenever they are asked for: take what is needed and drop the rest.
+
+    Attributes:
+        columns: the columns of the store on disk.
+        n_atoms: (S,) int32, atoms of each structure.
+        offsets: (S + 1,) the first atom of each structure.
+        scalars: (S, ...) `sequence`, `projection` (see `Fingerprints`), `composition` (index), `split`, `max_force`
+            (eV/Å), `closest` (Å).
+        elements: (C, 2) the elements of each composition, see `element_bits`.
+        groups: names that the column `group` points into.
+        origins: names that the column `origin` points into.
+    """
+
+    columns: RawColumns
+    n_atoms: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    scalars: dict[str, Array]
+    elements: Elements
+    groups: list[str]
+    origins: list[str]
+
+    def __len__(self) -> int:
+        return len(self.n_atoms)
+
+    @property
+    def numbers(self) -> NDArray[np.uint8]:
+        """(N,) atomic numbers."""
+        return self.columns.map("numbers")
+
+    @property
+    def positions(self) -> NDArray[np.floating]:
+        """(N, 3) Å."""
+        return self.columns.map("positions")
+
+    @property
+    def cell(self) -> NDArray[np.floating]:
+        """(S, 3, 3) Å."""
+        return self.columns.map("cell")
+
+    @property
+    def pbc(self) -> NDArray[np.bool_]:
+        """(S, 3)."""
+        return self.columns.map("pbc")
+
+    def name(self, index: int) -> str:
+        """Where structure `index` comes from, as `Structures.name`."""
+        return f"{self.origins[self.columns.map('origin')[index]]}[{self.columns.map('row')[index]}]"
+
+
+class Staging:
+    """Takes chunks up one by one.
+
+    Args:
+        folder: an empty folder for the columns.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.slope = SlopeMeter()
+        self._columns = RawColumns(folder)
+        self._scalars: dict[str, list[Array]] = {name: [] for name in SCALARS}
+        self._groups, self._origins = Names(), Names()
+        self._compositions: dict[int, int] = {}
+        self._elements: list[Elements] = []
+
+    def add(self, measured: Measured) -> None:
+        """Puts a chunk down, in the order of the source."""
+        chunk, prints = measured.structures, measured.prints
+        if not len(chunk):
+            return
+        if self.slope.searching:
+            self.slope.add(chunk, prints)
+        else:
+            self.slope.take_over(measured.sampled)
+        scalars: dict[str, Array] = {
+            "sequence": prints.sequence,
+            "projection": prints.projection,
+            "composition": self._composition_index(prints.composition, chunk),
+            "split": chunk.split,
+            "max_force": measured.max_force,
+            "closest": measured.closest,
+        }
+        for name, values in scalars.items():
+            self._scalars[name].append(values.astype(SCALARS[name]))
+        pieces = {name: getattr(chunk, name) for name in COLUMNS}
+        pieces["group"] = self._groups.translate(chunk.group, chunk.group_names)
+        pieces["origin"] = self._origins.translate(chunk.origin, chunk.origin_names)
+        self._columns.append(pieces)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._columns.close()
+
+    def finish(self) -> Staged:
+        """Everything taken up, mapped."""
+        self.close()
+        n_atoms = np.array(self._columns.map("n_atoms"))
+        scalars = {}
+        for name, kind in SCALARS.items():  # one after the other: pieces and whole are not held at once for all
+            scalars[name] = _joined(self._scalars.pop(name), kind)
+        return Staged(
+            columns=self._columns,
+            n_atoms=n_atoms,
+            offsets=np.concatenate([[0], np.cumsum(n_atoms, dtype=np.int64)]),
+            scalars=scalars,
+            elements=np.concatenate(self._elements) if self._elements else np.zeros((0, 2), np.uint64),
+            groups=self._groups.table(),
+            origins=self._origins.table(),
+        )
+
+    def _composition_index(self, hashes: NDArray[np.uint64], chunk: Structures) -> NDArray[np.int64]:
+        """(S,) a small number for each composition; the elements of new ones are noted."""
+        unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        known = len(self._compositions)
+        index = np.array([self._compositions.setdefault(h, len(self._compositions)) for h in unique.tolist()])
+        new = index >= known
+        if new.any():
+            examples = chunk.take(first[new])
+            bits = element_bits(examples.numbers)
+            self._elements.append(np.bitwise_or.reduceat(bits, examples.offsets[:-1], axis=0))
+        numbered: NDArray[np.int64] = index[inverse]
+        return numbered
+
+
+def _joined(pieces: Iterable[Array], kind: Any) -> Array:
+    pieces = list(pieces)
+    return np.concatenate(pieces) if pieces else np.zeros(0, kind)

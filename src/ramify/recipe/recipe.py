@@ -1,0 +1,133 @@
+"""The whole recipe, and what its groups of keys must agree on."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from ramify.recipe.base import Keys
+from ramify.recipe.data import DataOptions
+from ramify.recipe.finetune import FinetuneOptions
+from ramify.recipe.model import ModelOptions
+from ramify.recipe.names import check_known, check_name, dataset_options
+from ramify.recipe.parallel import ParallelOptions
+from ramify.recipe.training import ObjectiveOptions, OptimizerOptions, ScheduleOptions, TrainOptions
+from ramify.sources.base import DatasetOptions
+
+
+class Recipe(Keys):
+    """One run."""
+
+    name: str = ""
+    """What tables call the model; derived from the branches when empty."""
+    stores: str = "stores"
+    """Folder that holds one store per dataset, relative to the working directory."""
+    datasets: dict[str, SerializeAsAny[DatasetOptions]] = Field(min_length=1)
+    """Datasets by name; the keys of each depend on its `format`."""
+    branches: Literal["per-dataset", "shared"] | dict[str, list[str]] = "per-dataset"
+    """One branch per dataset, one for all (the paper's Baseline-All), or `{branch: [datasets]}`."""
+    model: ModelOptions = ModelOptions()
+    objective: ObjectiveOptions = ObjectiveOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+    train: TrainOptions = TrainOptions()
+    parallel: ParallelOptions = ParallelOptions()
+    data: DataOptions = DataOptions()
+    finetune: FinetuneOptions = FinetuneOptions()
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _datasets_by_format(cls, value: Any) -> Any:
+        """Validates every dataset by the model of its format."""
+        if not isinstance(value, Mapping):
+            return value
+        for name in value:
+            check_name(str(name))
+        return {str(name): dataset_options(str(name), entry) for name, entry in value.items()}
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Recipe":
+        if isinstance(self.branches, dict):
+            for branch in self.branches:
+                check_name(branch)
+            listed = [d for datasets in self.branches.values() for d in datasets]
+            check_known("branches", listed, self.datasets)
+            if missing := sorted(set(self.datasets) - set(listed)):
+                raise ValueError(f"branches: no branch reads {', '.join(missing)}; list every dataset once")
+            if twice := sorted({d for d in listed if listed.count(d) > 1}):
+                raise ValueError(
+                    f"branches: {', '.join(twice)} stands in more than one branch; list every dataset once"
+                )
+            if empty := sorted(b for b, datasets in self.branches.items() if not datasets):
+                raise ValueError(f"branches: {', '.join(empty)} has no dataset")
+        check_known("objective.weights", self.objective.weights, self.datasets)
+        if not any(self.objective.weights.get(name, 1.0) for name in self.datasets):
+            raise ValueError("objective.weights: the weights of all datasets are 0; at least one must be above")
+        if not (self.objective.energy or self.objective.forces or self.objective.stress):
+            raise ValueError("objective: energy, forces and stress are all 0; at least one must be above")
+        if isinstance(self.train.sampling, dict):
+            check_known("train.sampling", self.train.sampling, self.datasets)
+            if wrong := [name for name, factor in self.train.sampling.items() if not factor > 0]:
+                raise ValueError(f"train.sampling: the factor of {', '.join(wrong)} must be above 0")
+        check_known("train.resume.add", self.train.resume.add, self.datasets)
+        if still := [name for name in self.train.resume.drop if name in self.datasets]:
+            raise ValueError(f"train.resume.drop: {', '.join(still)} stands in datasets; take it out there, or here")
+        if self.objective.stress > 0 and self.model.force_head.kind != "conservative":
+            raise ValueError("objective.stress: needs model.force_head.kind: conservative, stress is dE/dε / V")
+        return self
+
+    @model_validator(mode="after")
+    def _finetuning_fits(self) -> "Recipe":
+        branches = self.datasets_of_branches()
+        check_known("finetune.start", self.finetune.start, branches, "branch")
+        check_known("finetune.scales", self.finetune.scales, self.datasets)
+        if self.finetune.mode in ("frozen-encoder", "lora") and self.parallel.shard == "encoder":
+            raise ValueError(f"parallel.shard: mode {self.finetune.mode} leaves no encoder to cut up; take it out")
+        return self
+
+    @model_validator(mode="after")
+    def _compilation_fits(self) -> "Recipe":
+        if self.train.compile == "none":
+            return self
+        if self.train.checkpointing != "none":
+            raise ValueError(
+                f"train.checkpointing: {self.train.checkpointing} does not go with train.compile, whose program "
+                "chooses by itself what it calculates again; set one of the two to none"
+            )
+        if self.parallel.shard != "none":
+            raise ValueError(
+                f"parallel.shard: {self.parallel.shard} does not go with train.compile, whose program needs the whole "
+                "encoder; set one of the two to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_branch_has_ranks(self) -> "Recipe":
+        placement, branches = self.parallel.placement, self.datasets_of_branches()
+        if isinstance(placement, str):
+            return self
+        check_known("parallel.placement", placement, branches, "branch")
+        if missing := [branch for branch in branches if not placement.get(branch)]:
+            raise ValueError(
+                f"parallel.placement: no rank hosts {', '.join(missing)}; name at least one for every branch"
+            )
+        if twice := [branch for branch, ranks in placement.items() if len(set(ranks)) < len(ranks)]:
+            raise ValueError(f"parallel.placement: a rank stands twice in {', '.join(twice)}")
+        return self
+
+    def datasets_of_branches(self) -> dict[str, list[str]]:
+        """The datasets each branch reads, in the recipe's order."""
+        if self.branches == "per-dataset":
+            return {name: [name] for name in self.datasets}
+        if self.branches == "shared":
+            return {"shared": list(self.datasets)}
+        return {branch: list(datasets) for branch, datasets in self.branches.items()}
+
+    def branch_of_datasets(self) -> dict[str, str]:
+        """The branch that reads each dataset."""
+        return {dataset: branch for branch, group in self.datasets_of_branches().items() for dataset in group}
+
+    def to_yaml(self) -> str:
+        """The recipe with every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,174 @@
+"""Which figures a run's report shows, made from its predictions, history and manifests."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.evaluate.metrics import Errors, element_errors
+from ramify.evaluate.results import Results, StoredPredictions
+from ramify.report import plots
+from ramify.report.svg import Drawing, colors
+from ramify.report.table_format import QUANTITIES, Quantity, format_error
+
+WORST = 5
+"""Structures listed by name for each dataset and quantity."""
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class DatasetFigures:
+    """What is shown of one dataset: its own branch's predictions and its learning curves."""
+
+    dataset: str
+    drawings: list[tuple[str, Drawing]]
+    worst: list[tuple[Quantity, list[tuple[str, float]]]]
+
+
+@dataclass(frozen=True)
+class ErrorQuantiles:
+    """Quantiles of the absolute errors of one dataset: energies per structure, force errors (norms) per atom."""
+
+    dataset: str
+    energy: list[float] | None
+    forces: list[float] | None
+
+
+@dataclass
+class Figures:
+    """All figures, with their captions; a list is empty where the run has nothing to draw it from."""
+
+    datasets: list[DatasetFigures] = field(default_factory=list)
+    distributions: list[tuple[str, Drawing]] = field(default_factory=list)
+    spreads: list[ErrorQuantiles] = field(default_factory=list)
+    elements: list[tuple[str, Drawing]] = field(default_factory=list)
+    relative: list[tuple[str, Drawing]] = field(default_factory=list)
+    training: list[tuple[str, Drawing]] = field(default_factory=list)
+    table: Drawing | None = None
+    tables: list[tuple[str, int, Drawing]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def draw(results: Results) -> Figures:
+    """Every figure of a run."""
+    made, palette = Figures(), colors(results.datasets)
+    found = {d: p for d in results.datasets if (p := results.predictions(d)) is not None}
+    epoch = epoch_of(results)
+    for dataset in results.datasets:
+        shown = _dataset(results, dataset, found.get(dataset), palette[dataset], epoch)
+        if shown.drawings:
+            made.datasets.append(shown)
+        if dataset in found:
+            made.notes.extend(_stale(results, dataset, found[dataset]))
+    errors = {d: (np.abs(p.energy_error), np.linalg.norm(p.forces_error, axis=1)) for d, p in found.items()}
+    labels = {
+        d: (np.abs(p.energy_true - p.energy_trivial), np.linalg.norm(p.forces_true, axis=1)) for d, p in found.items()
+    }
+    by_element = {d: element_errors(p.numbers, p.n_atoms, p.energy_error, p.forces_error) for d, p in found.items()}
+    for i, quantity in enumerate(QUANTITIES):
+        chosen, trivial = ({d: pair[i] for d, pair in side.items()} for side in (errors, labels))
+        name = quantity.capitalize()
+        drawing = plots.distribution(chosen, trivial=trivial, quantity=quantity, palette=palette)
+        _keep(made.distributions, name, drawing)
+        _keep(made.elements, name, plots.element_errors(by_element, quantity=quantity, palette=palette))
+        drawing = plots.relative_curves(results.val, quantity=quantity, palette=palette, epoch=epoch)
+        _keep(made.relative, name, drawing)
+    made.spreads = [ErrorQuantiles(d, *map(_quantiles, pair)) for d, pair in errors.items()]
+    for key, label in (("loss", "training loss"), ("lr", "learning rate"), ("grad_norm", "gradient norm")):
+        _keep(made.training, "", plots.training_curve(results.train, key=key, label=label))
+    _count_elements(results, made)
+    return made
+
+
+def epoch_of(results: Results) -> float | None:
+    """The epoch of the step that was evaluated, or None if the history does not hold that step."""
+    step = results.evaluation.step
+    return next((float(r["epoch"]) for r in (*results.val, *results.train) if r["step"] == step), None)
+
+
+def _dataset(
+    results: Results, dataset: str, found: StoredPredictions | None, color: str, epoch: float | None
+) -> DatasetFigures:
+    shown = DatasetFigures(dataset, [], [])
+    pairs: dict[Quantity, tuple[NDArray[np.floating], NDArray[np.floating]]] = {}
+    if found is not None:
+        pairs["energy"] = found.energy_true, found.energy_predicted
+        pairs["forces"] = found.forces_true, found.forces_predicted
+        shown.worst.extend(_worst(found))
+    for quantity, (true, predicted) in pairs.items():
+        caption = "Energy per atom" if quantity == "energy" else "Force components"
+        _keep(shown.drawings, caption, plots.parity(true, predicted, quantity=quantity, color=color, dataset=dataset))
+    for quantity in QUANTITIES:
+        curve = plots.learning_curve(results.val, dataset=dataset, quantity=quantity, color=color, epoch=epoch)
+        _keep(shown.drawings, f"{quantity.capitalize()} while training", curve)
+    return shown
+
+
+def _worst(found: StoredPredictions) -> list[tuple[Quantity, list[tuple[str, float]]]]:
+    """The structures with the largest errors: |energy per atom|, and the largest norm of a force error in them."""
+    norms = np.linalg.norm(found.forces_error, axis=1)
+    first = np.cumsum(found.n_atoms) - found.n_atoms
+    largest = np.maximum.reduceat(np.nan_to_num(norms, nan=-1.0), first) if len(first) else norms
+    listed: list[tuple[Quantity, list[tuple[str, float]]]] = []
+    energy = np.nan_to_num(np.abs(found.energy_error), nan=-1.0)  # -1: without label, never the worst
+    for quantity, values in zip(QUANTITIES, (energy, largest), strict=True):
+        order = np.argsort(-values, kind="stable")[:WORST]
+        rows = [(str(found.names[i]), float(values[i])) for i in order if values[i] >= 0]
+        if rows:
+            listed.append((quantity, rows))
+    return listed
+
+
+def _stale(results: Results, dataset: str, found: StoredPredictions) -> list[str]:
+    """A note if the saved predictions are not those that `evaluation.json` speaks of."""
+    row = results.own_row(dataset)
+    if row is None:
+        return []
+    gathered = Errors()
+    gathered.add(found.energy_error, found.forces_error)
+    notes = []
+    for quantity in QUANTITIES:
+        stated, here = getattr(row, f"{quantity}_mae"), getattr(gathered, f"{quantity}_mae")
+        # 1e-3: forces are saved as float32, whose rounding may be 1e-4 of a very small error
+        if stated is not None and here is not None and not math.isclose(stated, here, rel_tol=1e-3, abs_tol=1e-7):
+            notes.append(
+                f"{dataset}: the saved predictions have an MAE of {format_error(here)} in {quantity}, evaluation.json "
+                f"says {format_error(stated)}: one of them is old, evaluate the run again."
+            )
+    return notes
+
+
+def _quantiles(errors: NDArray[np.floating]) -> list[float] | None:
+    finite = errors[np.isfinite(errors)]
+    return [float(q) for q in np.quantile(finite, QUANTILES)] if len(finite) else None
+
+
+def _count_elements(results: Results, made: Figures) -> None:
+    """The periodic tables: all datasets in one, and each by itself on the same scale."""
+    each = {
+        dataset: Counter({symbol: sum(splits.values()) for symbol, splits in results.data[dataset].elements.items()})
+        for dataset in results.datasets
+        if dataset in results.data
+    }
+    total = sum(each.values(), Counter())
+    if not total:
+        return
+    shares = {
+        symbol: "\n".join(f"{dataset}: {counts[symbol]:,}" for dataset, counts in each.items() if counts[symbol])
+        for symbol in total
+    }
+    made.table = plots.periodic_table(total, tooltips=shares)
+    if len(each) > 1:
+        largest = max(total.values())
+        made.tables = [
+            (d, len(+counts), plots.periodic_table(counts, largest=largest, compact=True)) for d, counts in each.items()
+        ]
+
+
+def _keep(drawings: list[tuple[str, Drawing]], caption: str, drawing: Drawing | None) -> None:
+    if drawing is not None:
+        drawings.append((caption, drawing))

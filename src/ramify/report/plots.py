@@ -1,0 +1,283 @@
+"""The figures of a report: parity, distributions of errors, errors by element, learning curves, element counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgba
+from numpy.typing import NDArray
+
+from ramify.elements import NUMBERS
+from ramify.evaluate.metrics import ElementErrors
+from ramify.report.periodic_table import periodic_table
+from ramify.report.svg import INK, MUTED, PAPER, Canvas, Drawing, colors, line_styles, log_axis, plain
+from ramify.report.table_format import UNITS, Quantity, format_error
+
+__all__ = [
+    "colors",
+    "distribution",
+    "element_errors",
+    "learning_curve",
+    "parity",
+    "periodic_table",
+    "relative_curves",
+    "training_curve",
+]
+
+Array = NDArray[np.floating]
+
+FEW_POINTS = 1500
+"""Up to here a parity plot shows each point; beyond, their density."""
+MOST_POINTS = 2_000_000
+"""A density is drawn from at most as many points, evenly spaced over the split: more would not change the picture."""
+CURVE_POINTS = 240
+"""Points of a line: more than a reader can tell apart at its width."""
+
+
+def parity(true: Array, predicted: Array, *, quantity: Quantity, color: str, dataset: str) -> Drawing | None:
+    """Predictions against labels on equal axes; the logarithm of the density where points are many.
+
+    Args:
+        true, predicted: same shape, energies per atom (eV/atom) or force components (eV/Å); NaN is left out.
+        quantity: which of the two.
+        color: the dataset's colour.
+        dataset: its name, for the description.
+
+    Returns:
+        None where nothing is both labelled and predicted.
+    """
+    x, y = np.ravel(true).astype(np.float64), np.ravel(predicted).astype(np.float64)
+    both = np.isfinite(x) & np.isfinite(y)
+    x, y = x[both], y[both]
+    if not len(x):
+        return None
+    mae, rmse = float(np.abs(y - x).mean()), float(np.sqrt(np.square(y - x).mean()))
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    pad = 0.04 * (high - low) or 0.1
+    with Canvas(204, 196) as canvas:
+        axes = canvas.axes()
+        axes.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), aspect="equal")
+        axes.plot([low - pad, high + pad], [low - pad, high + pad], color=MUTED, linewidth=0.8, zorder=3)
+        _points(axes, x, y, color)
+        axes.locator_params(nbins=5)
+        unit = UNITS[quantity]
+        axes.set_xlabel(f"label, {unit}")
+        axes.set_ylabel(f"prediction, {unit}")
+        lines = f"MAE {format_error(mae)}\nRMSE {format_error(rmse)}"
+        axes.text(0.04, 0.97, lines, transform=axes.transAxes, va="top", color=INK, linespacing=1.35)
+        what = "energies per atom" if quantity == "energy" else "force components"
+        return canvas.drawing(
+            f"{dataset}: {len(x):,} predicted {what} against their labels; MAE {format_error(mae)}, "
+            f"RMSE {format_error(rmse)} {unit}"
+        )
+
+
+def _points(axes: Axes, x: Array, y: Array, color: str) -> None:
+    if len(x) <= FEW_POINTS:
+        axes.scatter(x, y, s=7, color=color, alpha=0.45, linewidths=0, rasterized=True, zorder=2)
+        return
+    step = -(-len(x) // MOST_POINTS)
+    limits = (*axes.get_xlim(), *axes.get_ylim())
+    faint, full = to_rgba(color, 0.28), to_rgba(color, 1.0)
+    axes.hexbin(
+        x[::step],
+        y[::step],
+        gridsize=64,
+        extent=limits,
+        mincnt=1,
+        norm=LogNorm(),
+        cmap=LinearSegmentedColormap.from_list("density", [faint, full]),
+        linewidths=0.1,
+        rasterized=True,
+        zorder=2,
+    )
+
+
+def distribution(
+    errors: Mapping[str, Array], *, trivial: Mapping[str, Array], quantity: Quantity, palette: Mapping[str, str]
+) -> Drawing | None:
+    """Fraction of structures (or atoms) whose error is below x, for each dataset; dotted: the trivial predictor.
+
+    Args:
+        errors: by dataset, absolute errors: (S,) eV/atom, or (N,) norms of the error of a force, eV/Å; NaN left out.
+        trivial: the same of the trivial predictor.
+        quantity: which of the two.
+        palette: colour by dataset.
+    """
+    kept = {d: e for d, e in ((d, _positive(e)) for d, e in errors.items()) if len(e)}
+    if not kept:
+        return None
+    styles = line_styles(palette)
+    with Canvas(400, 262) as canvas:
+        axes = canvas.axes()
+        for dataset, values in kept.items():
+            other = _positive(trivial[dataset])
+            if len(other):
+                axes.plot(*_cumulative(other), color=palette[dataset], linewidth=1, linestyle=(0, (1, 2)), alpha=0.8)
+            axes.plot(*_cumulative(values), color=palette[dataset], linestyle=styles[dataset])
+        # forces that symmetry makes zero are off by rounding only: such errors would stretch the axis over ten decades
+        lowest = max(
+            min(float(np.quantile(values, 0.005)) for values in kept.values()),
+            min(float(np.median(values)) for values in kept.values()) / 1000,
+        )
+        highest = max(float(v.max()) for v in (*kept.values(), *map(_positive, trivial.values())) if len(v))
+        axes.set(xlim=(lowest, highest * 1.1), ylim=(0, 1.0))
+        log_axis(axes, "x")
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 0.95], ["0", "25 %", "50 %", "75 %", "95 %"])
+        structures = "structures" if quantity == "energy" else "atoms"
+        error = "energy error" if quantity == "energy" else "norm of the force error"
+        axes.set_xlabel(f"{error}, {UNITS[quantity]}")
+        axes.set_ylabel(f"{structures} below")
+        medians = ", ".join(f"{d} {format_error(float(np.median(v)))}" for d, v in kept.items())
+        return canvas.drawing(
+            f"Cumulative distribution of the {error} over {structures}; medians in {UNITS[quantity]}: {medians}"
+        )
+
+
+def element_errors(
+    errors: Mapping[str, Mapping[str, ElementErrors]], *, quantity: Quantity, palette: Mapping[str, str]
+) -> Drawing | None:
+    """Error of each element in each dataset: a dot per dataset, on a logarithmic axis, elements by atomic number."""
+    field = f"{quantity}_mae"
+    points = {
+        dataset: {symbol: value for symbol, e in found.items() if (value := getattr(e, field))}
+        for dataset, found in errors.items()
+    }
+    elements = sorted({symbol for found in points.values() for symbol in found}, key=NUMBERS.__getitem__)
+    if not elements:
+        return None
+    with Canvas(max(400.0, min(960.0, 60 + 16.0 * len(elements))), 210) as canvas:
+        axes = canvas.axes()
+        places = {symbol: i for i, symbol in enumerate(elements)}
+        for i, (dataset, found) in enumerate(points.items()):
+            shift = 0.0 if len(points) == 1 else 0.3 * (i / (len(points) - 1) - 0.5)
+            x = [places[symbol] + shift for symbol in found]
+            axes.plot(x, list(found.values()), "o", color=palette[dataset], markersize=4.6, alpha=0.9)
+        axes.set_xlim(-0.8, len(elements) - 0.2)
+        log_axis(axes, "y")
+        small = len(elements) > 40
+        axes.set_xticks(range(len(elements)), elements, fontsize=6.5 if small else 8.5, color=INK)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylabel(f"{'energy' if quantity == 'energy' else 'force'} MAE, {UNITS[quantity]}")
+        worst = max(((v, s, d) for d, found in points.items() for s, v in found.items()), default=None)
+        assert worst is not None
+        return canvas.drawing(
+            f"{quantity} MAE by element, {len(elements)} elements; largest {format_error(worst[0])} {UNITS[quantity]} "
+            f"for {worst[1]} in {worst[2]}"
+        )
+
+
+def learning_curve(
+    val: Sequence[Mapping[str, Any]], *, dataset: str, quantity: Quantity, color: str, epoch: float | None
+) -> Drawing | None:
+    """Validation MAE of one dataset against epochs, the trivial predictor's line, a ring at the evaluated `epoch`."""
+    x, y, trivial = _curve(val, dataset, quantity)
+    if not len(x):
+        return None
+    with Canvas(204, 196) as canvas:
+        axes = canvas.axes()
+        axes.plot(x, y, color=color)
+        _mark_epoch(axes, x, y, epoch, color)
+        if trivial is not None:
+            _trivial_line(axes, trivial)
+            axes.set_ylim(min(y.min(), trivial) / 1.25, max(y.max(), trivial) * 1.35)
+        log_axis(axes, "y")
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"validation MAE, {UNITS[quantity]}")
+        against = f", trivial {format_error(trivial)}" if trivial is not None else ""
+        return canvas.drawing(
+            f"{dataset}: validation {quantity} MAE from {format_error(y[0])} at the first to {format_error(y[-1])} "
+            f"{UNITS[quantity]} at the last evaluation{against}"
+        )
+
+
+def relative_curves(
+    val: Sequence[Mapping[str, Any]], *, quantity: Quantity, palette: Mapping[str, str], epoch: float | None
+) -> Drawing | None:
+    """Validation MAE over the trivial predictor's, all datasets in one: below 1 something has been learnt."""
+    curves = {dataset: _curve(val, dataset, quantity) for dataset in palette}
+    shown = {d: (x, y / trivial) for d, (x, y, trivial) in curves.items() if len(x) and trivial}
+    if not shown:
+        return None
+    styles = line_styles(palette)
+    with Canvas(400, 240) as canvas:
+        axes = canvas.axes()
+        for dataset, (x, y) in shown.items():
+            axes.plot(x, y, color=palette[dataset], linestyle=styles[dataset])
+            _mark_epoch(axes, x, y, epoch, palette[dataset])
+        _trivial_line(axes, 1.0)
+        values = np.concatenate([y for _, y in shown.values()])
+        axes.set_ylim(min(values.min(), 1) / 1.2, max(values.max(), 1) * 1.3)
+        log_axis(axes, "y")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("validation MAE / trivial MAE")
+        last = ", ".join(f"{d} {y[-1]:.2f}" for d, (_, y) in shown.items())
+        return canvas.drawing(f"Validation {quantity} MAE relative to the trivial predictor; at the last: {last}")
+
+
+def training_curve(train: Sequence[Mapping[str, Any]], *, key: str, label: str) -> Drawing | None:
+    """One logged number (`loss`, `lr`, `grad_norm`) against epochs; many are averaged, their range shaded."""
+    pairs = [(r["epoch"], r[key]) for r in train if r.get(key) is not None and np.isfinite(r[key])]
+    if not pairs:
+        return None
+    x, y = np.array(pairs, np.float64).T
+    with Canvas(272, 172) as canvas:
+        axes = canvas.axes()
+        if len(x) > 2 * CURVE_POINTS:
+            bins = np.array_split(np.arange(len(x)), CURVE_POINTS)
+            center = np.array([x[b].mean() for b in bins])
+            low, high = (np.array([np.quantile(y[b], q) for b in bins]) for q in (0.05, 0.95))
+            axes.fill_between(center, low, high, color=INK, alpha=0.16, linewidth=0)
+            axes.plot(center, [y[b].mean() for b in bins], color=INK, linewidth=1.2)
+        else:
+            axes.plot(x, y, color=INK, linewidth=1.2)
+        if (y > 0).all() and y.max() / y.min() > 5:
+            log_axis(axes, "y")
+        else:
+            axes.ticklabel_format(axis="y", useOffset=False)
+            axes.yaxis.set_major_formatter(lambda value, _: plain(value))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        return canvas.drawing(f"{label} during training: first {y[0]:.4g}, last {y[-1]:.4g}, lowest {y.min():.4g}")
+
+
+def _curve(
+    val: Sequence[Mapping[str, Any]], dataset: str, quantity: Quantity
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float | None]:
+    """Epochs and MAE where they were measured, and the trivial predictor's MAE."""
+    records = [(r["epoch"], r["datasets"].get(dataset) or {}) for r in val]
+    pairs = [(epoch, d[f"{quantity}_mae"]) for epoch, d in records if d.get(f"{quantity}_mae") is not None]
+    finite = [(epoch, mae) for epoch, mae in pairs if np.isfinite(mae) and mae > 0]
+    x, y = np.array(finite, np.float64).reshape(-1, 2).T
+    trivial = [t for _, d in records if (t := d.get(f"trivial_{quantity}_mae")) is not None]
+    return x, y, trivial[-1] if trivial else None
+
+
+def _trivial_line(axes: Axes, value: float) -> None:
+    axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
+    axes.annotate("trivial", (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+                  ha="right", color=MUTED)  # fmt: skip
+
+
+def _mark_epoch(axes: Axes, x: Array, y: Array, epoch: float | None, color: str) -> None:
+    """A ring where the evaluated checkpoint lies on a curve."""
+    at = np.flatnonzero(x == epoch)
+    axes.scatter(x[at], y[at], s=36, facecolors=PAPER, edgecolors=color, linewidths=1.6, clip_on=False, zorder=3)
+
+
+def _positive(values: Array) -> Array:
+    """Finite values, zeros raised to the smallest positive one (a logarithmic axis has no zero)."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    positive = finite[finite > 0]
+    return np.maximum(finite, positive.min()) if len(positive) else positive
+
+
+def _cumulative(values: Array) -> tuple[Array, Array]:
+    """(x, fraction of values up to x) at quantiles, dense in the tails."""
+    tails = np.linspace(0, 0.02, 12)[:-1], np.linspace(0.98, 1, 40)[1:]
+    fractions = np.concatenate([tails[0], np.linspace(0.02, 0.98, 120), tails[1]])
+    return np.quantile(values, fractions), fractions

@@ -1,0 +1,228 @@
+"""`report.html`: everything a run directory says about a model, in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import math
+import platform
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+import ramify
+from ramify.elements import NUMBERS
+from ramify.evaluate.results import Results
+from ramify.files import write_whole
+from ramify.report import figures, tables
+from ramify.report.svg import Drawing, colors, short_count
+from ramify.report.table_format import QUANTITIES, UNITS, Quantity, format_error
+
+FEW_GROUPS = 10
+"""Test groups below which a report says so: with n of them a mean error is uncertain by about its 1/sqrt(n)."""
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.html` into a run directory and returns its path.
+
+    Sections whose files the run lacks (predictions, history, manifests) say so instead of standing empty.
+
+    Raises:
+        RamifyError: not a run directory, not evaluated, a damaged file, or the report cannot be written.
+    """
+    path = Path(run) / "report.html"
+    write_whole(path, render(Results.open(Path(run))))
+    return path
+
+
+def render(results: Results) -> str:
+    """The page as text."""
+    made = tables.from_results([results])
+    drawn = figures.draw(results)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ramify.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    keys = itertools.count(1)
+
+    def show(drawing: Drawing) -> Markup:
+        """The figure with ids of its own; its SVG is our making and its texts are escaped in it."""
+        return Markup(drawing.inline(f"p{next(keys)}"))
+
+    def number_of_groups(dataset: str) -> str:
+        groups = groups_of(results, dataset)
+        return "—" if groups is None else f"{groups:,}"
+
+    environment.globals.update(show=show, share=share, share_style=share_style, number_of_groups=number_of_groups)
+    environment.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        evaluation=results.evaluation,
+        tables=made,
+        warnings=[*made.notes, *drawn.notes, *shared_groups(results), *few_groups(results)],
+        palette=colors(results.datasets),
+        verdict=verdict(results),
+        facts=facts(results),
+        evaluated=_when(results.path / "evaluation.json"),
+        matrices=matrices(results) if len(results.evaluation.branches) > 1 else [],
+        drawn=drawn,
+        units=UNITS,
+        references=references(results),
+        ridges={dataset: manifest.options.get("reference_ridge") for dataset, manifest in results.data.items()},
+        versions=versions(results),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def verdict(results: Results) -> str:
+    """Whether the model beats the trivial predictors on the datasets it was trained on, in a sentence or two."""
+    parts, shares = [], []
+    for quantity in (*QUANTITIES, "stress") if results.trained_on_stress else QUANTITIES:
+        judged: dict[str, float] = {}
+        for dataset in results.trained_on:
+            row, trivial = results.own_row(dataset), getattr(results.evaluation.trivial_of(dataset), f"{quantity}_mae")
+            mae = None if row is None else getattr(row, f"{quantity}_mae")
+            if mae is not None and trivial:
+                judged[dataset] = mae / trivial
+        if not judged:
+            parts.append(f"{quantity} is neither labelled nor predicted")
+            continue
+        failed = [dataset for dataset, share in judged.items() if not share < 1]
+        parts.append(f"{quantity} on " + _how_many(len(judged), failed))
+        mean = math.exp(sum(math.log(max(share, 1e-12)) for share in judged.values()) / len(judged))
+        shares.append(f"{100 * mean:.0f} % in {quantity}")
+    if len(shares) < len(parts):
+        return f"Against the trivial predictors: {'; '.join(parts)}."
+    how = " (geometric mean)" if len(results.trained_on) > 1 else ""
+    beaten, errors = (f"{', '.join(p[:-1])} and {p[-1]}" for p in ([f"in {part}" for part in parts], shares))
+    return f"Beats the trivial predictors {beaten}. Of their errors, its own are {errors}{how}."
+
+
+def _how_many(judged: int, failed: list[str]) -> str:
+    if not failed:
+        return "its dataset" if judged == 1 else "every dataset"
+    if len(failed) == judged:
+        return "none of its datasets" if judged > 1 else "no dataset"
+    return f"{judged - len(failed)} of {judged} datasets (not {', '.join(failed)})"
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """The figures at the top: label and value."""
+    found = [("datasets", str(len(results.trained_on)))]
+    trained = [results.data[d] for d in results.trained_on if d in results.data]
+    if trained:
+        found.append(("training structures", f"{sum(m.splits['train'].structures for m in trained):,}"))
+        found.append(("training atoms", short_count(sum(m.splits["train"].atoms for m in trained))))
+        found.append(("elements", str(len({symbol for m in trained for symbol in m.elements}))))
+    if isinstance(parameters := results.evaluation.model.get("parameters"), int):
+        found.append(("parameters", f"{parameters:,}"))
+    if (epoch := figures.epoch_of(results)) is not None:
+        found.append(("epochs seen", f"{epoch:.3g}"))
+    if times := [record["time"] for record in (*results.train, *results.val) if "time" in record]:
+        found.append(("training time", clock(max(times))))
+    return found
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Errors of every branch (rows) on every dataset (columns)."""
+
+    quantity: Quantity
+    unit: str
+    rows: list[tuple[str, list[float | None]]]
+    trivial: list[float | None]
+
+
+def matrices(results: Results) -> list[Matrix]:
+    """Branch by dataset, for energy and forces."""
+    evaluation, found = results.evaluation, []
+    for quantity in QUANTITIES:
+        rows = []
+        for branch in evaluation.branches:
+            cells = [evaluation.row(branch, dataset) for dataset in results.datasets]
+            rows.append((branch, [None if c is None else getattr(c, f"{quantity}_mae") for c in cells]))
+        trivial = [getattr(evaluation.trivial_of(dataset), f"{quantity}_mae") for dataset in results.datasets]
+        found.append(Matrix(quantity, UNITS[quantity], rows, trivial))
+    return found
+
+
+def share(mae: float | None, trivial: float | None) -> float | None:
+    """An error as a share of the trivial predictor's; None where one is missing or the trivial one is zero."""
+    return None if mae is None or not trivial else mae / trivial
+
+
+def share_style(value: float | None) -> str:
+    """Background of a cell: blue the further below trivial, orange the further above, readable on light and dark."""
+    if value is None or not np.isfinite(value):
+        return ""
+    strength = 0.06 + 0.09 * min(5.0, abs(math.log2(max(value, 1e-9))))  # five halvings reach the full colour
+    return f"background: rgb({'0 114 178' if value < 1 else '213 94 0'} / {strength:.2f})"
+
+
+def references(results: Results) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """Datasets with a manifest, and per element the reference energy in each of them, eV."""
+    named = [dataset for dataset in results.datasets if dataset in results.data]
+    energies = {dataset: results.data[dataset].references.energies for dataset in named}
+    elements = sorted({symbol for found in energies.values() for symbol in found}, key=NUMBERS.__getitem__)
+    return named, [(symbol, [energies[dataset].get(symbol) for dataset in named]) for symbol in elements]
+
+
+def shared_groups(results: Results) -> list[str]:
+    """A line for each dataset whose own split lets groups (molecules, materials) stand in more than one part."""
+    return [
+        f"{dataset}: {manifest.shared_groups:,} groups stand in more than one split, as its files bring it: "
+        "its errors are partly on structures like those it was trained on."
+        for dataset, manifest in results.data.items()
+        if manifest.shared_groups
+    ]
+
+
+def groups_of(results: Results, dataset: str) -> int | None:
+    """Groups (molecules, materials, ...) in the evaluated split of a dataset; None without its manifest."""
+    splits = results.data[dataset].splits if dataset in results.data else {}
+    return next((counts.groups for name, counts in splits.items() if name == results.evaluation.split), None)
+
+
+def few_groups(results: Results) -> list[str]:
+    """A line that names the datasets whose errors rest on few groups."""
+    split = results.evaluation.split
+    counts = {dataset: groups_of(results, dataset) for dataset in results.datasets}
+    few = [f"{dataset} {count}" for dataset, count in counts.items() if count is not None and count < FEW_GROUPS]
+    if not few:
+        return []
+    return [
+        f"Few groups (molecules, reactions, materials, ...) stand in the {split} splits of {', '.join(few)}: "
+        "these errors say little about other groups."
+    ]
+
+
+def versions(results: Results) -> list[tuple[str, str]]:
+    """What made the data and this page: label and versions."""
+    found: dict[str, None] = {}
+    for manifest in results.data.values():
+        found[", ".join(f"{name} {version}" for name, version in manifest.versions.model_dump().items())] = None
+    here = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "ase", "matplotlib"))
+    return [
+        *(("stores prepared with", text) for text in found),
+        ("report made with", f"ramify {ramify.__version__}, {here}, Python {platform.python_version()}"),
+    ]
+
+
+def clock(seconds: float) -> str:
+    """A duration in its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _when(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime).astimezone().strftime("%Y-%m-%d %H:%M")

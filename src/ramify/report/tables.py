@@ -1,0 +1,187 @@
+"""The paper's Tables 1 and 2, and one of stress: a row per model, a column per dataset, the trivial predictor below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ramify.errors import RamifyError
+from ramify.evaluate.metrics import LEAST_SQUARES, REFERENCES
+from ramify.evaluate.results import Results
+from ramify.files import write_whole
+from ramify.report.table_format import MARK, UNITS, Cell, Missing, ModelRow, Quantity, Table, Tables, format_error
+
+NEAR_ZERO_FORCES = 0.01
+"""eV/Å. Where even zero forces are this good, the dataset sits at its minima and its forces teach little."""
+PREDICTORS = {
+    REFERENCES: "its regularised reference energies",
+    LEAST_SQUARES: "plain least squares on its training split",
+}
+"""How footnotes call the trivial predictors of energies."""
+
+
+def build(runs: Sequence[Path]) -> Tables:
+    """The tables of one or several run directories, a row each, in the order given.
+
+    Every dataset is predicted by its own branch, or by the only one a model has.
+
+    Raises:
+        RamifyError: a directory is no run or not evaluated, or the runs were evaluated on different splits.
+    """
+    return from_results([Results.open(run) for run in runs])
+
+
+def from_results(runs: Sequence[Results]) -> Tables:
+    """The same for runs already read. A table of stress is made where one of them was trained on it."""
+    splits = {run.evaluation.split: run for run in runs}
+    if not runs:
+        raise RamifyError("no run to make tables of", fix="name at least one run directory")
+    if len(splits) > 1:
+        found = ", ".join(f"{run.path} on {split}" for split, run in splits.items())
+        raise RamifyError(f"the runs were evaluated on different splits: {found}", fix="evaluate all on one split")
+    datasets = list(dict.fromkeys(dataset for run in runs for dataset in run.datasets))
+    notes: list[str] = []
+    tables = [_table(1, "energy", runs, datasets, notes), _table(2, "forces", runs, datasets, notes)]
+    stressed = [d for d in datasets if any(run.evaluation.trivial_of(d).stress_mae is not None for run in runs)]
+    if any(run.trained_on_stress for run in runs) and stressed:
+        tables.append(_table(3, "stress", runs, stressed, notes))
+    notes.extend(_different_splits(runs, datasets))
+    return Tables(
+        runs[0].evaluation.split,
+        datasets,
+        tables,
+        _footnotes(runs, datasets, len(tables) > 2),
+        list(dict.fromkeys(notes)),
+    )
+
+
+def _table(number: int, quantity: Quantity, runs: Sequence[Results], datasets: list[str], notes: list[str]) -> Table:
+    """One table; adds to `notes` what is wrong in it."""
+    unit, names = UNITS[quantity], _unique_names(runs)
+    trivial = {d: _trivial(runs, d, quantity, notes) for d in datasets}
+    rows = [
+        ModelRow(
+            model=name,
+            run=str(run.path),
+            trained_on=run.trained_on,
+            cells={d: _cell(run, d, quantity, trivial[d]) for d in datasets},
+        )
+        for name, run in zip(names, runs, strict=True)
+    ]
+    what = "energy per atom" if quantity == "energy" else f"{quantity} (per component)"
+    title = f"Table {number}. MAE of the {what} on the {runs[0].evaluation.split} split, {unit}"
+    table = Table(quantity, title, unit, datasets, _mark_best(rows, datasets), trivial)
+    judged = [row for row, run in zip(table.rows, runs, strict=True) if quantity != "stress" or run.trained_on_stress]
+    notes.extend(_warnings(table, judged))
+    return table
+
+
+def write(run: Path) -> Tables:
+    """Builds the tables of one run and writes `tables.md` and `tables.json` into it."""
+    tables = build([run])
+    write_whole(Path(run) / "tables.md", tables.markdown())
+    write_whole(Path(run) / "tables.json", tables.to_json())
+    return tables
+
+
+def _cell(run: Results, dataset: str, quantity: Quantity, trivial: float | None) -> Cell:
+    row = run.own_row(dataset)
+    if row is None:
+        return Cell(None, None, None, None, "not evaluated")
+    mae, rmse = getattr(row, f"{quantity}_mae"), getattr(row, f"{quantity}_rmse")
+    beaten = mae is not None and trivial is not None and not mae < trivial  # also true of NaN
+    missing: Missing = ""
+    if mae is None:
+        missing = "no label" if trivial is None else "not predicted" if quantity == "stress" else "no head"
+    elif not math.isfinite(mae):
+        mae, rmse, missing = None, None, "not finite"
+    return Cell(mae, rmse, row.branch, row.structures, missing, no_better_than_trivial=beaten)
+
+
+def _mark_best(rows: list[ModelRow], datasets: list[str]) -> list[ModelRow]:
+    """Marks the best two models of each column, ties included, but never all: of two only the better, of one none."""
+    places = min(2, len(rows) - 1)
+    limit = {}
+    for dataset in datasets:
+        maes = [c.mae for c in (row.cells[dataset] for row in rows) if c.mae is not None]
+        limit[dataset] = sorted(maes)[:places][-1] if maes and places else -math.inf
+    return [
+        replace(row, cells={d: replace(c, best=c.mae is not None and c.mae <= limit[d]) for d, c in row.cells.items()})
+        for row in rows
+    ]
+
+
+def _trivial(runs: Sequence[Results], dataset: str, quantity: Quantity, notes: list[str]) -> float | None:
+    """The trivial predictor's MAE; a note when runs disagree on it, for then they do not share references or split."""
+    found: dict[float, str] = {}
+    for run in runs:
+        value = getattr(run.evaluation.trivial_of(dataset), f"{quantity}_mae")
+        if value is not None and not any(math.isclose(value, other, rel_tol=1e-6) for other in found):
+            found[value] = str(run.path)
+    if len(found) > 1:
+        listed = ", ".join(f"{format_error(value)} in {path}" for value, path in found.items())
+        notes.append(
+            f"{dataset}: runs disagree on the trivial predictor of {quantity} ({listed}): they were evaluated with "
+            "different structures or reference energies, so this column does not compare."
+        )
+    return next(iter(found), None)
+
+
+def _warnings(table: Table, rows: Sequence[ModelRow]) -> list[str]:
+    """A line for each model of `rows` that is no better than trivial on a dataset it was trained on."""
+    lines = []
+    for row in rows:
+        for dataset in (d for d in row.trained_on if d in table.datasets):
+            cell, trivial = row.cells[dataset], table.trivial[dataset]
+            if trivial is None or not cell.no_better_than_trivial:
+                continue
+            small = table.quantity == "forces" and trivial < NEAR_ZERO_FORCES
+            lines.append(
+                f"{MARK} {row.model} is no better than trivial in the {table.quantity} of {dataset}: "
+                f"{cell.value()} against {format_error(trivial)} {table.unit}"
+                + (f" (forces there are below {NEAR_ZERO_FORCES} {table.unit} to begin with)" if small else "")
+                + "."
+            )
+    return lines
+
+
+def _footnotes(runs: Sequence[Results], datasets: list[str], stressed: bool) -> list[str]:
+    """Which predictor the last row of Table 1 shows where there is a choice; who was not trained on stress."""
+    lines = []
+    for dataset in datasets:
+        found = (run.evaluation.trivial_of(dataset).energy_mae_by for run in runs)
+        errors = {k: v for k, v in next((by for by in found if len(by) > 1), {}).items() if v is not None}
+        if len(errors) > 1:
+            (better, low), (other, high) = sorted(errors.items(), key=lambda item: item[1])
+            lines.append(
+                f"Trivial energy of {dataset}: {PREDICTORS[better]} ({format_error(low)}), which errs less than "
+                f"{PREDICTORS[other]} ({format_error(high)})."
+            )
+    names = _unique_names(runs)
+    if stressed and (not_trained := [n for n, run in zip(names, runs, strict=True) if not run.trained_on_stress]):
+        lines.append(f"Stress: {', '.join(not_trained)} predicts it without having been trained on it.")
+    return lines
+
+
+def _different_splits(runs: Sequence[Results], datasets: list[str]) -> list[str]:
+    lines = []
+    for dataset in datasets:
+        counts = {row.structures for row in (run.own_row(dataset) for run in runs) if row is not None}
+        if len(counts) > 1:
+            listed = ", ".join(str(count) for count in sorted(counts))
+            lines.append(f"{dataset}: runs were evaluated on different numbers of structures ({listed}).")
+    return lines
+
+
+def _unique_names(runs: Sequence[Results]) -> list[str]:
+    """Model names; those that occur twice carry their directory's name, or its path if that is not enough."""
+    names = [run.name for run in runs]
+    for places in ([run.path.name for run in runs], [str(run.path) for run in runs]):
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            f"{run.name} ({place})" if name in twice else name
+            for name, run, place in zip(names, runs, places, strict=True)
+        ]
+    return names

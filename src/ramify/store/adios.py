@@ -1,0 +1,227 @@
+"""The columns of a store in one ADIOS2 file (BP5), written and read in large pieces.
+
+ADIOS2 (https://github.com/ornladios/ADIOS2) is made for bulk transfer on parallel file systems: a file is written from
+memory as it stands and read back in long sequential reads. It is not made for random rows, so a store of this form is
+read as a whole when a run begins, into memory that the processes share. Every column is one global array of one step,
+its unit beside it as an attribute; `bpls -la columns.bp` lists them.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.errors import RamifyError
+from ramify.files import read_json, sha256, sync, write_json
+from ramify.store.columns import COLUMNS
+from ramify.store.files import ADIOS_FILE, Form, damaged
+from ramify.store.manifest import Column, Manifest
+
+PARTS_FILE = "columns.json"
+ADIOS_FILES = (ADIOS_FILE, PARTS_FILE)
+
+UNITS = {"positions": "Å", "forces": "eV/Å", "cell": "Å", "energy": "eV", "stress": "eV/Å³"}
+
+PARAMETERS = {
+    "StatsLevel": "0",  # no minima and maxima: they would be a second pass over everything
+    "MinDeferredSize": "1024",  # bytes; larger pieces are written from where they are instead of being copied
+}
+
+
+def write_adios(path: Path, manifest: Manifest, pieces: Mapping[str, Iterable[tuple[int, NDArray[Any]]]]) -> None:
+    """Writes columns as the ADIOS2 file `path`.
+
+    Args:
+        path: to be made.
+        manifest: of the store; states types and shapes.
+        pieces: of every column: first row, and rows (whose memory may be used again for the next piece).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    adios2 = _adios2()
+    io = adios2.Adios().declare_io("write")
+    io.set_engine("BP5")
+    io.set_parameters(PARAMETERS)
+    with _system_errors(path), _Syncing(path) as syncing:
+        engine = io.open(str(path), adios2.bindings.Mode.Write)
+        try:
+            engine.begin_step()
+            for name, parts in pieces.items():
+                _put(adios2, io, engine, name, manifest.columns[name], parts, syncing)
+            engine.end_step()
+        except BaseException:
+            with suppress(RuntimeError):  # it may try again to write what it could not
+                engine.close()
+            raise
+        engine.close()
+    write_json(path.with_name(PARTS_FILE), _parts(path))
+
+
+class _Syncing:
+    """Has the system put on the disk what is written to an ADIOS2 file, beside the writing; without this it would keep
+    it all in memory up to the end and the disk would idle until then.
+
+    An error of the disk is told to one of those who sync a file, so it is raised here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "ramify-sync")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if self._last is not None and kind is None:
+            self._last.result()
+
+    def wrote(self) -> None:
+        """Something more was written.
+
+        Raises:
+            OSError: what was written before could not be put on the disk.
+        """
+        if self._last is not None:
+            if not self._last.done():
+                return
+            self._last.result()
+        self._last = self._thread.submit(self._sync)
+
+    def _sync(self) -> None:
+        for part in self._path.glob("data.*"):
+            sync(part)
+
+
+def _put(
+    adios2: Any,
+    io: Any,
+    engine: Any,
+    name: str,
+    stated: Column,
+    parts: Iterable[tuple[int, NDArray[Any]]],
+    syncing: _Syncing,
+) -> None:
+    """Writes one column."""
+    kind = np.empty(1, _stored(stated.dtype))
+    variable = io.define_variable(name, kind, list(stated.shape), [0] * len(stated.shape), list(stated.shape))
+    if name in UNITS:
+        io.define_attribute("unit", UNITS[name], name)
+    for start, piece in parts:
+        variable.set_selection([[start, *[0] * (piece.ndim - 1)], list(piece.shape)])
+        engine.put(variable, piece.view(kind.dtype), adios2.bindings.Mode.Deferred)
+        engine.perform_data_write()  # before the memory of the piece is used again
+        syncing.wrote()
+
+
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Turns what ADIOS2 says of the system's errors into the errors themselves."""
+    try:
+        yield
+    except RuntimeError as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+class AdiosFiles:
+    """One ADIOS2 file for all columns."""
+
+    form: Form = "adios"
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._adios2 = _adios2()
+        _check_parts(path)
+        self._lock = threading.Lock()  # an engine is not made for several threads
+        self._io = self._adios2.Adios().declare_io("read")
+        self._io.set_engine("BP5")
+        try:
+            self._engine: Any = self._io.open(str(path / ADIOS_FILE), self._adios2.bindings.Mode.ReadRandomAccess)
+        except (RuntimeError, ValueError) as error:
+            raise damaged(path / ADIOS_FILE, f"it cannot be opened ({_short(error)})") from None
+        found = self._io.available_variables()
+        for name, stated in manifest.columns.items():
+            shape = tuple(int(n) for n in found[name]["Shape"].split(",")) if name in found else None
+            kind = self._io.inquire_variable(name).type() if name in found else None
+            if (shape, kind) != (stated.shape, _TYPES[_stored(stated.dtype).str]):
+                self.close()
+                raise damaged(path / ADIOS_FILE, f"column {name} is {kind} {shape} instead of {stated.shape}")
+
+    def read(self, column: str, start: int, out: NDArray[Any]) -> None:
+        """See `StoreFiles`."""
+        with self._lock:
+            variable = self._io.inquire_variable(column)
+            variable.set_selection([[start, *[0] * (out.ndim - 1)], list(out.shape)])
+            try:
+                self._engine.get(variable, out.view(_stored(out.dtype.str)), self._adios2.bindings.Mode.Sync)
+            except (RuntimeError, ValueError) as error:
+                raise damaged(self.path / ADIOS_FILE, f"column {column} cannot be read ({_short(error)})") from None
+
+    def name_of(self, column: str) -> str:
+        """See `StoreFiles`."""
+        return ADIOS_FILE
+
+    def close(self) -> None:
+        """See `StoreFiles`."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def _parts(path: Path) -> dict[str, dict[str, Any]]:
+    """Size of every file that an ADIOS2 file consists of, and checksums of those that describe the data."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in sorted(path.iterdir()):
+        found[part.name] = {"bytes": part.stat().st_size}
+        if not part.name.startswith("data."):
+            found[part.name]["sha256"] = sha256(part)
+    return found
+
+
+def _check_parts(path: Path) -> None:
+    """Refuses files that are not as they were written, before ADIOS2 sees them: on a file that is too short it waits
+    for the rest."""
+    stated = read_json(path / PARTS_FILE)
+    found = _parts(path / ADIOS_FILE)
+    for name in sorted({*stated, *found} - {"profiling.json"}):
+        if stated.get(name) != found.get(name):
+            raise damaged(path / ADIOS_FILE / name, f"{found.get(name)} instead of {stated.get(name)}")
+
+
+_TYPES = {"|u1": "uint8_t", "<f4": "float", "<f8": "double", "<i4": "int32_t", "<i8": "int64_t"}
+"""ADIOS2's names of the types that columns have."""
+assert {np.dtype(kind.dtype).str for kind in COLUMNS.values()} <= {*_TYPES, "|b1"}
+
+
+def _stored(dtype: str) -> np.dtype[Any]:
+    """The type that a column has in the file: ADIOS2 knows no booleans."""
+    return np.dtype(np.uint8 if np.dtype(dtype) == np.bool_ else dtype)
+
+
+def _short(error: Exception) -> str:
+    """What an ADIOS2 error says, without its colours, its time and the names of its own classes."""
+    plain = re.sub(r"\x1b\[[0-9;]*m|\[[^\]]*\]|<\w+>", "", str(error))
+    return " ".join(plain.split()).lstrip(": ") or type(error).__name__
+
+
+def _adios2() -> Any:
+    """The package, which is not needed for stores of the other form."""
+    try:
+        import adios2
+    except ImportError as error:
+        raise RamifyError(
+            f"a store in the form `adios` needs the package adios2 ({error})", fix="pip install 'ramify[scale]'"
+        ) from None
+    return adios2

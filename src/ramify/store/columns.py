@@ -1,0 +1,130 @@
+"""The columns of a store as files: their types, and writing them piece by piece."""
+
+import hashlib
+import io
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.store.blocks import BlockSums, memory_of
+from ramify.store.manifest import Column
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """One column: little-endian type, shape of one row, and whether a row is an atom or a structure."""
+
+    dtype: str
+    row: tuple[int, ...]
+    per_atom: bool = False
+
+    def shape(self, structures: int, atoms: int) -> tuple[int, ...]:
+        """Shape of the whole column."""
+        return (atoms if self.per_atom else structures, *self.row)
+
+
+COLUMNS: Mapping[str, ColumnType] = {
+    "n_atoms": ColumnType("<i4", ()),
+    "numbers": ColumnType("|u1", (), per_atom=True),
+    "positions": ColumnType("<f4", (3,), per_atom=True),
+    "forces": ColumnType("<f4", (3,), per_atom=True),
+    "cell": ColumnType("<f4", (3, 3)),
+    "pbc": ColumnType("|b1", (3,)),
+    "energy": ColumnType("<f8", ()),
+    "stress": ColumnType("<f4", (3, 3)),
+    "group": ColumnType("<i4", ()),
+    "origin": ColumnType("<i4", ()),
+    "row": ColumnType("<i8", ()),
+}
+"""Units as in `Structures`; energy is the total energy, from which references are taken before any cast to float32."""
+
+
+class RawColumns:
+    """Columns appended to in any number of pieces, of a length not known beforehand, then mapped. For staging.
+
+    Args:
+        folder: where `<column>.raw` files are made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, IO[bytes]] = {name: (folder / f"{name}.raw").open("wb") for name in COLUMNS}
+
+    def append(self, pieces: Mapping[str, Array]) -> None:
+        """Adds one piece to every column; values are cast to the column's type."""
+        for name, kind in COLUMNS.items():
+            write(self._files[name], np.ascontiguousarray(pieces[name], kind.dtype))
+
+    def close(self) -> None:
+        """Nothing can be appended any more."""
+        for file in self._files.values():
+            file.close()
+
+    def map(self, name: str) -> Array:
+        """One column, mapped anew: pages that were read leave memory when the result is dropped. `close` first."""
+        kind = COLUMNS[name]
+        with (self._folder / f"{name}.raw").open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # cannot be mapped
+                return np.empty((0, *kind.row), kind.dtype)
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # np.memmap takes ten times as long
+        return np.frombuffer(memory, kind.dtype).reshape(-1, *kind.row)
+
+
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What a `.npy` file begins with."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+class NpyFile:
+    """One `.npy` file of known shape, written in pieces, its checksums computed on the way.
+
+    Attributes:
+        blocks: checksums of its blocks, known after `finish`.
+    """
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+        self._dtype, self._shape = dtype, shape
+        self._missing = int(np.prod(shape, dtype=np.int64))
+        self._hash, self._sums = hashlib.sha256(), BlockSums()
+        self.blocks: list[int] = []
+        self._file = path.open("wb")
+        self._put(np.frombuffer(npy_header(dtype, shape), np.uint8))
+
+    def append(self, piece: Array) -> None:
+        """Adds rows; values are cast to the file's type."""
+        array = np.ascontiguousarray(piece, self._dtype)
+        self._missing -= array.size
+        self._put(array)
+        self._sums.add(array)
+
+    def finish(self) -> Column:
+        """Puts the file on the disk and says what it holds."""
+        assert self._missing == 0, "the pieces do not add up to the shape stated in the header"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.blocks = self._sums.finish()
+        return Column(dtype=self._dtype, shape=self._shape, sha256=self._hash.hexdigest())
+
+    def close(self) -> None:
+        """Gives the file up; nothing happens after `finish`."""
+        self._file.close()
+
+    def _put(self, array: Array) -> None:
+        write(self._file, array)
+        self._hash.update(memory_of(array))
+
+
+def write(file: IO[bytes], array: Array) -> None:
+    """Appends the bytes of a contiguous array. (`ndarray.tofile` loses the reason when a disk is full.)"""
+    file.write(memory_of(array))

@@ -1,0 +1,241 @@
+"""The files of a store, in either form: columns read in sequence, and checked against the manifest."""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.errors import RamifyError
+from ramify.files import sha256
+from ramify.store.blocks import BLOCK_ROWS, block_sum, memory_of
+from ramify.store.columns import COLUMNS, npy_header
+from ramify.store.manifest import REBUILD, Column, Manifest
+
+Form = Literal["mapped", "adios"]
+"""How a store's columns lie on disk: one `.npy` file each, or one ADIOS2 file for all."""
+FORMS: tuple[Form, ...] = get_args(Form)
+ADIOS_FILE = "columns.bp"
+
+PIECE_BYTES = 8 << 20
+"""What is read or written at a time where a column is gone through in order: long enough for any disk, and little
+enough to stay in a processor's cache while it is checked and passed on."""
+
+
+class Scratch:
+    """Memory that is used again and again: memory fresh from the system costs more than reading a file into it.
+
+    It goes back to the system with its last array, which memory of numpy's own need not do.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = mmap.mmap(-1, 1)
+
+    def array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """An array of any content, in the place of the one before."""
+        size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        if len(self._bytes) < size:
+            self._bytes = mmap.mmap(-1, size)
+        return np.ndarray(shape, dtype, self._bytes)
+
+
+class StoreFiles(Protocol):
+    """The files of one store.
+
+    Attributes:
+        path: the folder.
+        manifest: its `manifest.json`.
+        form: how its columns lie on disk.
+    """
+
+    path: Path
+    manifest: Manifest
+    form: Form
+
+    def read(self, column: str, start: int, out: NDArray[Any]) -> None:
+        """Fills `out`, contiguous and of the column's type, with the rows of a column from `start` on.
+
+        Raises:
+            RamifyError: the file is too short or cannot be read.
+        """
+
+    def name_of(self, column: str) -> str:
+        """The file that holds a column, for messages."""
+
+    def close(self) -> None:
+        """Nothing can be read any more."""
+
+
+def form_of(path: Path) -> Form:
+    """The form of the store in folder `path`.
+
+    Raises:
+        RamifyError: it holds both.
+    """
+    adios, mapped = (path / ADIOS_FILE).exists(), (path / "n_atoms.npy").exists()
+    if adios and mapped:
+        raise RamifyError(f"{path} holds its columns twice, as {ADIOS_FILE} and as .npy files", fix=REBUILD)
+    return "adios" if adios else "mapped"
+
+
+def check_manifest(path: Path, manifest: Manifest) -> None:
+    """Refuses a manifest whose columns are not those of a store with that many structures and atoms.
+
+    Raises:
+        RamifyError: naming the column.
+    """
+    if set(manifest.columns) != set(COLUMNS):
+        odd = ", ".join(sorted(set(manifest.columns) ^ set(COLUMNS)))
+        raise RamifyError(f"{path}: the manifest names other columns than a store has ({odd})", fix=REBUILD)
+    for name, stated in manifest.columns.items():
+        kind = COLUMNS[name]
+        shape = kind.shape(manifest.structures, manifest.atoms)
+        if stated.shape != shape or np.dtype(stated.dtype) != np.dtype(kind.dtype):
+            raise RamifyError(
+                f"{path}: the manifest is damaged, column {name} is {stated.dtype} {stated.shape} instead of "
+                f"{kind.dtype} {shape}",
+                fix=REBUILD,
+            )
+
+
+def verify(files: StoreFiles) -> None:
+    """Reads everything and compares all checksums.
+
+    Raises:
+        RamifyError: naming the file whose checksum is not the manifest's.
+    """
+    for name, stated in files.manifest.columns.items():
+        if column_checksum(files, name) != stated.sha256:
+            raise damaged(files.path / files.name_of(name), f"the checksum of column {name} is not the manifest's")
+    verify_names(files)
+
+
+def verify_names(files: StoreFiles) -> None:
+    """Compares the checksum of `names.json`.
+
+    Raises:
+        RamifyError: it is not the manifest's.
+    """
+    names = files.path / "names.json"
+    if not names.is_file() or sha256(names) != files.manifest.names_sha256:
+        raise damaged(names, "its checksum is not the manifest's")
+
+
+def column_checksum(files: StoreFiles, column: str) -> str:
+    """SHA-256 of a column as its `.npy` file, whichever form the store has."""
+    if files.form == "mapped":
+        return sha256(files.path / files.name_of(column))
+    stated = files.manifest.columns[column]
+    digest = hashlib.sha256(npy_header(stated.dtype, stated.shape))
+    for _, piece in pieces(files, column, Scratch()):
+        digest.update(memory_of(piece))
+    return digest.hexdigest()
+
+
+def pieces(files: StoreFiles, column: str, scratch: Scratch) -> Iterator[tuple[int, NDArray[Any]]]:
+    """A column in pieces of whole blocks: first row and rows, which lie in `scratch` until the next piece does."""
+    for rows in portions(files, column):
+        yield rows.start, read_rows(files, column, rows, scratch)
+
+
+def portions(files: StoreFiles, column: str) -> list[range]:
+    """The rows of a column in portions of whole blocks, of about `PIECE_BYTES` each."""
+    stated = files.manifest.columns[column]
+    row_bytes = np.dtype(stated.dtype).itemsize * int(np.prod(stated.shape[1:]))
+    step = BLOCK_ROWS * max(1, PIECE_BYTES // (BLOCK_ROWS * row_bytes))
+    return [range(start, min(start + step, stated.shape[0])) for start in range(0, stated.shape[0], step)]
+
+
+def read_rows(files: StoreFiles, column: str, rows: range, scratch: Scratch) -> NDArray[Any]:
+    """Some rows of a column, in `scratch`."""
+    stated = files.manifest.columns[column]
+    piece = scratch.array((len(rows), *stated.shape[1:]), stated.dtype)
+    files.read(column, rows.start, piece)
+    return piece
+
+
+def checksums(files: StoreFiles) -> dict[str, list[int]]:
+    """The checksums of the blocks of each column.
+
+    Raises:
+        RamifyError: the store was written before there were any.
+    """
+    if files.manifest.blocks is None:
+        raise RamifyError(f"{files.path} has no checksums of blocks, an older version wrote it", fix=REBUILD)
+    return files.manifest.blocks
+
+
+def check_block(files: StoreFiles, column: str, block: int, rows: NDArray[Any]) -> None:
+    """Compares one block of a column, just read, with its checksum.
+
+    Raises:
+        RamifyError: it is not what was written.
+    """
+    if block_sum(rows) != checksums(files)[column][block]:
+        first = block * BLOCK_ROWS
+        what = f"rows {first} to {first + len(rows)} of column {column} are not what was written"
+        raise damaged(files.path / files.name_of(column), what)
+
+
+def damaged(path: Path, what: str) -> RamifyError:
+    """The error for a file that is not what was written."""
+    return RamifyError(f"{path}: damaged, {what}", fix=REBUILD)
+
+
+class MappedFiles:
+    """One `.npy` file per column."""
+
+    form: Form = "mapped"
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._at = {name: _check_npy(path / f"{name}.npy", column) for name, column in manifest.columns.items()}
+
+    def map(self, column: str) -> NDArray[Any]:
+        """A column as a read-only memory map."""
+        stated = self.manifest.columns[column]
+        if not stated.shape[0]:
+            return np.empty(stated.shape, stated.dtype)
+        mapped = np.memmap(
+            self.path / f"{column}.npy", stated.dtype, "r", offset=self._at[column], shape=stated.shape, order="C"
+        )
+        return np.asarray(mapped)  # a plain view of the map: indexing np.memmap itself is slower
+
+    def read(self, column: str, start: int, out: NDArray[Any]) -> None:
+        """See `StoreFiles`."""
+        row_bytes = out.nbytes // len(out) if len(out) else 0
+        rest, at = memory_of(out), self._at[column] + start * row_bytes
+        with (self.path / f"{column}.npy").open("rb", buffering=0) as file:
+            while len(rest):
+                count = os.preadv(file.fileno(), [rest], at)
+                if not count:
+                    raise damaged(self.path / f"{column}.npy", "it ends too early")
+                rest, at = rest[count:], at + count
+
+    def name_of(self, column: str) -> str:
+        """See `StoreFiles`."""
+        return f"{column}.npy"
+
+    def close(self) -> None:
+        """See `StoreFiles`; nothing stays open, and maps stay."""
+
+
+def _check_npy(path: Path, stated: Column) -> int:
+    """Where the values of a `.npy` file begin, if it is what the manifest says."""
+    try:
+        with path.open("rb") as file:
+            major, _ = np.lib.format.read_magic(file)
+            reader = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = reader(file)
+            begin, size = file.tell(), os.fstat(file.fileno()).st_size
+    except (OSError, ValueError, EOFError) as error:
+        raise RamifyError(f"{path}: damaged or missing ({error})", fix=REBUILD) from None
+    if (shape, dtype, fortran) != (stated.shape, np.dtype(stated.dtype), False):
+        raise damaged(path, f"holds {dtype} {shape} instead of {np.dtype(stated.dtype)} {stated.shape}")
+    if size != begin + dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+        raise damaged(path, f"{size} bytes are not what its header announces")
+    return begin

@@ -1,0 +1,181 @@
+"""`manifest.json` of a store: everything about a prepared dataset but the structures themselves."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ramify.errors import RamifyError
+
+SplitName = Literal["train", "val", "test"]
+FORMAT: Literal["ramify-store"] = "ramify-store"
+VERSION = 2
+"""1: reference energies with a ridge were drawn towards zero, not towards those of kindred elements."""
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+class ManifestEntry(BaseModel):
+    """One entry of the manifest; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitCounts(ManifestEntry):
+    """Size of one split."""
+
+    structures: int
+    atoms: int
+    groups: int
+
+
+class Labels(ManifestEntry):
+    """Number of structures that carry each label."""
+
+    energy: int
+    forces: int
+    stress: int
+
+
+class References(ManifestEntry):
+    """Reference energies, fitted on the training split (see `ramify.references`)."""
+
+    energies: dict[str, float]
+    """eV per atom of each element."""
+    structures: int
+    """Number of structures fitted on."""
+    residual_mae: float
+    """eV/atom on the training split: what predicting the references alone gives there."""
+    rank: int
+    """Independent compositions among these; below the number of elements, of all that fit equally well those nearest
+    the mean energy per atom were taken."""
+
+
+class Statistics(ManifestEntry):
+    """Scales of the labels; on the training split unless it says otherwise; null where the label is absent."""
+
+    energy_std: float
+    """eV/atom, standard deviation of the energy per atom after references."""
+    energy_mae: float
+    """eV/atom, mean absolute energy per atom after references: the trivial predictor's error."""
+    forces_rms: float | None
+    """eV/Å per component."""
+    forces_mae: float | None
+    """eV/Å per component: the error of predicting zero."""
+    mean_atoms: float
+    """Atoms per structure."""
+    max_force: float | None
+    """eV/Å, largest norm of a force in any split."""
+    min_distance: float | None
+    """Å, closest two atoms in any split; null where every structure is one isolated atom."""
+
+
+class Consistency(ManifestEntry):
+    """Energy-force consistency (see `ramify.prepare.consistency`); null where too few close pairs were found."""
+
+    slope: float | None
+    pairs: int
+    correlation: float | None
+
+
+class SourceFile(ManifestEntry):
+    """An original file, its path as the recipe resolves it."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Column(ManifestEntry):
+    """One `.npy` file of the store; the checksum is of the whole file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+class Versions(ManifestEntry):
+    """What wrote the store."""
+
+    ramify: str
+    numpy: str
+    python: str
+
+
+class Manifest(ManifestEntry):
+    """`manifest.json`."""
+
+    format: Literal["ramify-store"] = FORMAT
+    version: int = VERSION
+    dataset: str
+    theory: str
+    """Level of theory."""
+    options: dict[str, Any]
+    """The dataset's recipe entry with every default filled in."""
+    splits: dict[SplitName, SplitCounts]
+    elements: dict[str, dict[SplitName, int]]
+    """Number of atoms of each element in each split."""
+    labels: Labels
+    references: References
+    statistics: Statistics
+    consistency: Consistency
+    dropped: dict[str, int]
+    """Records left out, by reason; `quarantine.jsonl` names them."""
+    read: int
+    """Records read: those in the store and those dropped."""
+    moved_to_train: list[str]
+    """Groups that the hash would have put elsewhere, but which hold elements that training would then not see."""
+    shared_groups: int = 0
+    """Groups that stand in more than one split: only where the files bring their own split."""
+    sources: list[SourceFile]
+    columns: dict[str, Column]
+    blocks: dict[str, list[int]] | None = None
+    """Checksums of each column's blocks of rows (see `ramify.store.blocks`); null in stores written before there were
+    any, which cannot be checked in parts."""
+    names_sha256: str
+    """Checksum of `names.json`."""
+    versions: Versions
+
+    @property
+    def structures(self) -> int:
+        """Number of structures in all splits."""
+        return sum(split.structures for split in self.splits.values())
+
+    @property
+    def atoms(self) -> int:
+        """Number of atoms in all splits."""
+        return sum(split.atoms for split in self.splits.values())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the store in `folder`.
+
+    Raises:
+        RamifyError: there is no store, its manifest is damaged, or another version wrote it.
+    """
+    path = folder / "manifest.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RamifyError(f"{folder}: no store here", fix="run `ramify prepare RECIPE` first") from None
+    except (ValueError, OSError) as error:
+        raise RamifyError(f"{path}: not readable as a manifest ({error})", fix=REBUILD) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RamifyError(f"{path}: not the manifest of a store", fix=REBUILD)
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise RamifyError(
+            f"{path}: the store has version {version}, this program reads up to {VERSION}",
+            fix="update ramify, or prepare the dataset again with `ramify prepare RECIPE --force`",
+        )
+    if isinstance(version, int) and version < VERSION:
+        raise RamifyError(f"{path}: the store has version {version}, this program reads {VERSION}", fix=REBUILD)
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RamifyError(f"{path}: the manifest is damaged at '{where}' ({first['msg']})", fix=REBUILD) from None
+
+
+REBUILD = "prepare the dataset again with `ramify prepare RECIPE --force`"

@@ -1,0 +1,84 @@
+"""Structures as records: everything of one structure side by side, so that one read of contiguous bytes fetches it.
+
+A record begins with a head of fixed size (what a structure has once), then come position and force of each atom, then
+the atomic numbers; it ends at a multiple of four bytes, so that all of it can be moved as 32-bit words.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.store.columns import COLUMNS
+from ramify.structures import atom_rows
+
+Words = NDArray[np.uint32]
+Rows = NDArray[np.int64]
+
+_HEAD_COLUMNS = [name for name, kind in COLUMNS.items() if not kind.per_atom and name != "n_atoms"]
+HEAD = np.dtype([*[(name, COLUMNS[name].dtype, COLUMNS[name].row) for name in _HEAD_COLUMNS], ("padding", "u1", (1,))])
+"""What a structure has once; its number of atoms is known to who looks for it."""
+HEAD_WORDS = HEAD.itemsize // 4
+_HEAD = np.arange(HEAD_WORDS)
+assert HEAD.itemsize % 4 == 0
+assert {name: kind.dtype for name, kind in COLUMNS.items() if kind.per_atom} == {
+    "numbers": "|u1",
+    "positions": "<f4",
+    "forces": "<f4",
+}
+
+
+def record_words(n_atoms: Rows) -> Rows:
+    """(T,) 32-bit words of the record of a structure of each size."""
+    words: Rows = HEAD_WORDS + 6 * n_atoms + (n_atoms + 3) // 4
+    return words
+
+
+def pack(columns: dict[str, NDArray[Any]], out: Words, at: Rows) -> None:
+    """Writes T structures as records.
+
+    Args:
+        columns: of the structures, as a store has them.
+        out: where to.
+        at: (T,) the word at which each record begins.
+    """
+    n_atoms = columns["n_atoms"].astype(np.int64)
+    heads = np.zeros(len(n_atoms), HEAD)
+    for name in _HEAD_COLUMNS:
+        heads[name] = columns[name]
+    out[at[:, None] + _HEAD] = heads.view(np.uint32).reshape(-1, HEAD_WORDS)
+    vectors = np.concatenate([columns["positions"], columns["forces"]], axis=1, dtype=np.float32)
+    first = at + HEAD_WORDS
+    out[atom_rows(first, 6 * n_atoms)] = vectors.view(np.uint32).reshape(-1)
+    out.view(np.uint8)[atom_rows(4 * (first + 6 * n_atoms), n_atoms)] = columns["numbers"]
+
+
+def unpack(words: Words, at: Rows, n_atoms: Rows, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Columns of structures whose records lie in `words`.
+
+    Args:
+        words: records.
+        at: (T,) the word at which each begins.
+        n_atoms: (T,) atoms of each.
+        columns: which; any but `n_atoms`.
+    """
+    heads = words.take(at[:, None] + _HEAD).view(HEAD).reshape(-1)
+    found: dict[str, NDArray[Any]] = {
+        name: np.ascontiguousarray(heads[name]) for name in columns if not COLUMNS[name].per_atom
+    }
+    if len(found) < len(columns):
+        found |= _unpack_atoms(words, at + HEAD_WORDS, n_atoms)
+    return {name: found[name] for name in columns}
+
+
+def _unpack_atoms(words: Words, first: Rows, n_atoms: Rows) -> dict[str, NDArray[Any]]:
+    """The columns of atoms; `first` (T,) is the word behind the head of each record."""
+    before = np.cumsum(n_atoms) - n_atoms
+    atom = np.arange(int(n_atoms.sum()))
+    # a window of three words for each place where one may begin: what is looked up are vectors, not words
+    windows = np.ndarray((max(0, len(words) - 2),), "V12", words, strides=(4,))
+    at = np.repeat(first - 6 * before, n_atoms) + 6 * atom
+    positions, forces = (windows[place].view(np.float32).reshape(-1, 3) for place in (at, at + 3))
+    numbers = words.view(np.uint8).take(np.repeat(4 * (first + 6 * n_atoms) - before, n_atoms) + atom)
+    return {"positions": positions, "forces": forces, "numbers": numbers}

@@ -1,0 +1,117 @@
+"""A rank's share of a store, read from its files, checked, and packed as records."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.store.blocks import BLOCK_ROWS, block_count, block_rows
+from ramify.store.columns import COLUMNS
+from ramify.store.files import MappedFiles, Scratch, StoreFiles, check_block
+from ramify.store.row_index import RowIndex
+from ramify.store.shared.node_memory import NodeMemory
+from ramify.store.shared.records import Words, pack
+
+ROWS_AT_ONCE = 2048
+ATOMS_AT_ONCE = 16_000
+"""What is packed at a time, at most (a single larger structure excepted): bounds the memory beside the share itself,
+and keeps what is packed in a processor's cache."""
+
+
+def shared_n_atoms(files: StoreFiles) -> tuple[NDArray[np.int32], Callable[[], None]]:
+    """The atoms of all structures of a store, in memory that the processes of a node share; and what gives it back.
+
+    Raises:
+        RamifyError: damaged.
+    """
+    if not isinstance(files, MappedFiles):
+        memory = NodeMemory(files, ["n_atoms"])
+        return memory.columns["n_atoms"], memory.close
+    mapped = files.map("n_atoms")
+    for block in range(block_count(len(mapped))):
+        check_block(files, "n_atoms", block, mapped[block_rows(block, len(mapped))])
+    return mapped, lambda: None
+
+
+def load_shard(
+    files: StoreFiles,
+    n_atoms: NDArray[np.int32],
+    rows: range,
+    index: RowIndex,
+    out: Words,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Packs the structures `rows` of a store into `out`.
+
+    Args:
+        files: of the store.
+        n_atoms: (S,) of the whole store.
+        rows: which structures.
+        index: where the record of each row of the store begins, in words; `out` begins with that of `rows.start`.
+        out: where to.
+        progress: hears of bytes read.
+
+    Raises:
+        RamifyError: damaged.
+    """
+    blocks = _Blocks(files, progress)
+    if not len(rows):
+        return
+    begin = int(index.starts(np.array([rows.start]))[0])
+    first_atom = int(RowIndex(n_atoms).starts(np.array([rows.start]))[0])
+    for some in _portions(n_atoms, rows):
+        atoms = range(first_atom, first_atom + int(n_atoms[some.start : some.stop].sum(dtype=np.int64)))
+        columns = {
+            name: blocks.rows(name, atoms if kind.per_atom else some)
+            for name, kind in COLUMNS.items()
+            if name != "n_atoms"
+        }
+        columns["n_atoms"] = n_atoms[some.start : some.stop]
+        pack(columns, out, index.starts(np.arange(some.start, some.stop)) - begin)
+        first_atom = atoms.stop
+
+
+def _portions(n_atoms: NDArray[np.int32], rows: range) -> Iterator[range]:
+    """Consecutive parts of `rows`."""
+    start = rows.start
+    while start < rows.stop:
+        counts = n_atoms[start : min(start + ROWS_AT_ONCE, rows.stop)]
+        fit = int(np.searchsorted(np.cumsum(counts, dtype=np.int64), ATOMS_AT_ONCE, side="right"))
+        yield range(start, start + max(1, fit))
+        start += max(1, fit)
+
+
+class _Blocks:
+    """Rows of columns, read block by block in ascending order; the last block of each column is kept."""
+
+    def __init__(self, files: StoreFiles, progress: Callable[[int], None]) -> None:
+        self._files, self._progress = files, progress
+        self._memory = {name: Scratch() for name in files.manifest.columns}
+        self._kept: dict[str, tuple[int, NDArray[Any]]] = {}
+
+    def rows(self, column: str, rows: range) -> NDArray[Any]:
+        """Some rows of a column; they stay until other rows of it are asked for.
+
+        Raises:
+            RamifyError: a block is not what was written.
+        """
+        parts: list[NDArray[Any]] = []
+        for block in range(rows.start // BLOCK_ROWS, (rows.stop - 1) // BLOCK_ROWS + 1):
+            if parts:  # the next block takes its place
+                parts[-1] = parts[-1].copy()
+            first = block * BLOCK_ROWS
+            parts.append(self._block(column, block)[max(rows.start - first, 0) : rows.stop - first])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _block(self, column: str, block: int) -> NDArray[Any]:
+        number, values = self._kept.get(column, (-1, None))
+        if values is None or number != block:
+            stated = self._files.manifest.columns[column]
+            held = block_rows(block, stated.shape[0])
+            values = self._memory[column].array((held.stop - held.start, *stated.shape[1:]), stated.dtype)
+            self._files.read(column, held.start, values)
+            check_block(self._files, column, block, values)
+            self._progress(values.nbytes)
+            self._kept[column] = (block, values)
+        return values

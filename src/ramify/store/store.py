@@ -1,0 +1,252 @@
+"""`Store`: a prepared dataset, as flat columns that are mapped into memory or held by the processes of a run."""
+
+import builtins
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.elements import MAX_NUMBER, NUMBERS
+from ramify.errors import RamifyError
+from ramify.recipe import Scale
+from ramify.store.columns import COLUMNS
+from ramify.store.files import MappedFiles, damaged
+from ramify.store.files import verify as verify_files
+from ramify.store.manifest import REBUILD, SPLITS, Manifest
+from ramify.store.open_files import open_files
+from ramify.store.shared.node_memory import NodeMemory
+from ramify.store.shared.shard import shared_n_atoms
+from ramify.store.storage import TAKEN, ArrayStorage, ChecksumOnRead, ColumnStorage, LazyStorage, Rows
+from ramify.structures import Split, Structures
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """How many labels some structures of a dataset have, by the rule that the objective counts them by.
+
+    Attributes:
+        energy: structures with an energy.
+        forces: atoms with a force.
+        stress: structures with a stress and a cell; 0 where it is not trained on.
+    """
+
+    energy: int
+    forces: int
+    stress: int
+
+
+class Store:
+    """One prepared dataset. Structures lie in the order of their splits, so that a split is a range of rows.
+
+    Use `Store.open`, or `ramify.store.shared.distributed.open_distributed`.
+
+    Args:
+        path: the folder.
+        manifest: its `manifest.json`.
+        n_atoms: (S,) int32, atoms of each structure.
+        home: where the columns are.
+
+    Attributes:
+        path: the folder.
+        manifest: its `manifest.json`.
+        n_atoms: (S,) int32, atoms of each structure; not to be changed.
+        references: (119,) eV by atomic number, NaN where the training split does not hold the element.
+        fitted: the references were fitted to this dataset; False where they are those of a branch, see `on_scale`.
+
+    Raises:
+        RamifyError: the numbers of atoms are not those of the manifest.
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, n_atoms: NDArray[np.int32], storage: ColumnStorage, *, fitted: bool = True
+    ) -> None:
+        self.path, self.fitted = path, fitted
+        self.manifest = manifest
+        self.n_atoms = n_atoms
+        self.references = np.full(MAX_NUMBER + 1, np.nan)
+        for symbol, energy in manifest.references.energies.items():
+            self.references[NUMBERS[symbol]] = energy
+        self._storage = storage
+        if n_atoms.min(initial=1) < 1 or n_atoms.sum(dtype=np.int64) != manifest.atoms:
+            raise damaged(path, f"the atoms of its structures do not add up to {manifest.atoms}")
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        verify: bool = False,
+        preload: bool = False,
+        later: bool = False,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Self:
+        """Opens the store in folder `path`.
+
+        A store of the form `mapped` is mapped into memory, and every part of it checked when it is first read. One of
+        the form `adios` is read as a whole into memory that the processes of the node share.
+
+        Args:
+            path: the folder.
+            verify: first read every file and compare all checksums (as fast as the disk).
+            preload: read a mapped store into shared memory too, in sequence.
+            later: read into shared memory not now but when the first structure is asked for, or by `load`.
+            progress: hears how many bytes have been read into shared memory.
+
+        Raises:
+            RamifyError: no store there, a newer version, damaged, or not enough memory.
+        """
+        with open_files(path) as files:
+            if verify:
+                verify_files(files)
+            if isinstance(files, MappedFiles) and not preload:
+                columns = {name: files.map(name) for name in COLUMNS}
+                return cls(
+                    files.path,
+                    files.manifest,
+                    columns["n_atoms"],
+                    ArrayStorage(columns, checksums_on_read(files, columns)),
+                )
+            n_atoms, release = shared_n_atoms(files)
+            storage = LazyStorage(lambda: _read(files.path, n_atoms, progress), release)
+            try:
+                store = cls(files.path, files.manifest, n_atoms, storage)
+                if not later:
+                    store.load()
+            except BaseException:
+                storage.close()  # or the numbers of atoms would stay in shared memory until the error is forgotten
+                raise
+        return store
+
+    def __len__(self) -> int:
+        return len(self.n_atoms)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def load(self) -> None:
+        """Reads into shared memory now what else would be read when the first structure is asked for.
+
+        Raises:
+            RamifyError: damaged, or not enough memory.
+        """
+        self._storage.load()
+
+    def close(self) -> None:
+        """Gives back shared memory, of which this process then holds nothing but what it has taken."""
+        self._storage.close()
+
+    def range(self, split: str) -> builtins.range:
+        """Rows of the split `train`, `val` or `test`."""
+        if split not in SPLITS:
+            raise RamifyError(f"'{split}' is not a split; accepted: {', '.join(SPLITS)}")
+        at = list(SPLITS).index(split)
+        counts = [self.manifest.splits[name].structures for name in SPLITS]
+        return builtins.range(sum(counts[:at]), sum(counts[: at + 1]))
+
+    def take(self, rows: NDArray[np.integer] | Sequence[int]) -> Structures:
+        """The structures at `rows` (T,), in that order; positions, forces, cell and stress in float32.
+
+        Raises:
+            RamifyError: they are damaged.
+        """
+        row = np.asarray(rows, np.int64)
+        n_atoms = self.n_atoms.take(row).astype(np.int64)
+        taken = self._storage.take(row, n_atoms)
+        for name in ("group", "origin"):
+            taken[name] = taken[name].astype(np.int64)
+        return Structures(
+            n_atoms=n_atoms,
+            split=np.searchsorted(self._split_ends, row, side="right").astype(np.uint8) + np.uint8(Split.TRAIN),
+            group_names=self._names["groups"],
+            origin_names=self._names["origins"],
+            **taken,
+        )
+
+    def on_scale(self, scale: Scale) -> Self:
+        """The same structures, measured by the references and units of a branch that was trained before.
+
+        What else the manifest says of references and statistics stays that of the references fitted to these data.
+
+        Raises:
+            RamifyError: the store holds an element that the scale has no reference energy of.
+        """
+        if strange := sorted(set(self.manifest.elements) - set(scale.references)):
+            raise RamifyError(
+                f"dataset '{self.manifest.dataset}' holds {', '.join(strange)}; the branch that it is to go on with "
+                f"has reference energies of {' '.join(scale.references)} only",
+                fix="give the dataset a branch of its own (--mode new-branch), or take those structures out",
+            )
+        stated = self.manifest.references.model_copy(update={"energies": dict(scale.references)})
+        units = {"energy_std": scale.energy, "forces_mae": scale.forces}
+        statistics = self.manifest.statistics.model_copy(update=units)
+        update = {"references": stated, "statistics": statistics}
+        return type(self)(self.path, self.manifest.model_copy(update=update), self.n_atoms, self._storage, fitted=False)
+
+    def label_counts(self, rows: NDArray[np.int64], *, stress: bool) -> LabelCounts:
+        """How many labels the structures at `rows` (T,) have; where all or none of the store have one, nothing is read.
+
+        Args:
+            rows: of the store, repeats count again.
+            stress: whether to count those of stress, for which cells are read.
+        """
+        labels, whole = self.manifest.labels, len(self)
+        energy, n_atoms = len(rows), self.n_atoms[rows]
+        if labels.energy < whole:
+            energy = int((~np.isnan(self._some(rows, "energy")["energy"])).sum())
+        forces = int(n_atoms.sum()) if labels.forces else 0
+        if 0 < labels.forces < whole:  # whole or absent (`ramify.prepare.gates`): the first atom stands for all
+            first = np.cumsum(n_atoms, dtype=np.int64) - n_atoms
+            forces = int(n_atoms[~np.isnan(self._some(rows, "forces")["forces"][first, 0])].sum())
+        if not stress or not labels.stress:
+            return LabelCounts(energy, forces, 0)
+        found = self._some(rows, "stress", "cell")
+        known = ~np.isnan(found["stress"]).any(axis=(1, 2))
+        has_cell = np.linalg.det(found["cell"].astype(np.float64)) != 0
+        return LabelCounts(energy, forces, int((known & has_cell).sum()))
+
+    def _some(self, rows: NDArray[np.int64], *columns: str) -> dict[str, NDArray[Any]]:
+        """Some columns of the structures at `rows`."""
+        return self._storage.take(rows, self.n_atoms.take(rows).astype(np.int64), columns)
+
+    @cached_property
+    def _split_ends(self) -> NDArray[np.int64]:
+        return np.array([self.range(name).stop for name in SPLITS])
+
+    @cached_property
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        """Tables that the columns `group` and `origin` point into."""
+        try:
+            content = json.loads((self.path / "names.json").read_text(encoding="utf-8"))
+            return {key: tuple(content[key]) for key in ("groups", "origins")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RamifyError(f"{self.path / 'names.json'}: damaged ({error})", fix=REBUILD) from None
+
+
+def checksums_on_read(files: MappedFiles, columns: Mapping[str, NDArray[Any]]) -> Callable[[Rows, Rows, Rows], None]:
+    """What checks mapped columns when they are read; the numbers of atoms, which all else hangs on, at once.
+
+    Stores written before there were checksums of blocks are checked by `verify` only.
+    """
+    if files.manifest.blocks is None:
+        return lambda rows, starts, n_atoms: None
+    check = ChecksumOnRead(files, columns)
+    check.whole("n_atoms")
+    return check
+
+
+def _read(path: Path, n_atoms: NDArray[np.int32], progress: Callable[[int], None]) -> ColumnStorage:
+    """All columns but the numbers of atoms, which are there already, in shared memory."""
+    with open_files(path) as files:
+        memory = NodeMemory(files, TAKEN, progress)
+    return ArrayStorage({**memory.columns, "n_atoms": n_atoms}, release=memory.close)

@@ -1,0 +1,60 @@
+"""How a training step predicts: by the model as it is, or by a compiled program on batches laid out for it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ramify.batches.padding import Padding, tile_for
+from ramify.model.multibranch import BatchPredictions, MultiBranch
+from ramify.parallel.layout import Layout
+from ramify.recipe import Recipe
+
+
+@dataclass
+class Forward:
+    """What a step needs of the model.
+
+    Attributes:
+        predict: of a batch, and whether stress is wanted; differentiable.
+        padding: how batches are filled up for it; None where they are not.
+    """
+
+    predict: Callable[..., BatchPredictions]
+    padding: Padding | None = None
+
+
+def make_forward(
+    model: MultiBranch, recipe: Recipe, layout: Layout, shares: Mapping[str, float], data: Mapping[str, Any]
+) -> Forward:
+    """As `train.compile` says.
+
+    Args:
+        model: on its device.
+        recipe: of the run.
+        layout: of this rank.
+        shares: each dataset's share of a batch.
+        data: the stores' manifests.
+
+    Raises:
+        RamifyError: nothing can be compiled for the device.
+    """
+    mode = recipe.train.compile
+    if mode == "none":
+        return Forward(model)
+    from ramify.model.compiled import CompiledModel  # the compiler takes a second to import
+
+    compiled = CompiledModel(model, mode)
+    branches = tuple(model.branches)
+    tile = tile_for(_atoms_of_rank(recipe, layout, shares, data), len(branches)) if compiled.conservative else 1
+    return Forward(compiled, Padding(branches, tile, steps=mode == "cuda-graphs"))
+
+
+def _atoms_of_rank(recipe: Recipe, layout: Layout, shares: Mapping[str, float], data: Mapping[str, Any]) -> float:
+    """Atoms of one turn of this rank, on average over the steps of the run."""
+    atoms = 0.0
+    for dataset, branch in recipe.branch_of_datasets().items():
+        if branch in layout.hosted:
+            split = data[dataset]["splits"]["train"]
+            of_step = recipe.train.batch * shares[dataset] * split["atoms"] / split["structures"]
+            atoms += of_step / len(layout.placement.hosts[branch])
+    return min(atoms, recipe.parallel.micro_batch_atoms or atoms)

@@ -1,0 +1,127 @@
+"""What a run writes down and says while it goes on: lines of metrics, warnings, which program worked on it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ramify.parallel.layout import Layout
+from ramify.run.run import MetricsLog, Run
+from ramify.train.state import TrainingProgress
+from ramify.train.step_metrics import StepResult
+from ramify.train.validation import Validation
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What a caller may listen to while a run goes on; of several ranks only the first speaks.
+
+    Attributes:
+        step: called after every step with (step, total steps).
+        trained: called with each logged training entry.
+        evaluated: called with each validation entry.
+        warned: called with each warning.
+    """
+
+    step: Callable[[int, int], None] = lambda step, total: None
+    trained: Callable[[dict[str, Any]], None] = lambda entry: None
+    evaluated: Callable[[dict[str, Any]], None] = lambda entry: None
+    warned: Callable[[str], None] = lambda text: None
+
+
+class RunReporter:
+    """The record of one run. Every rank has one; all but the first rank's are silent.
+
+    Args:
+        run: where it is kept.
+        layout: which rank this is, and what it hosts.
+        progress: where the run stands.
+        steps_per_epoch: of the run.
+        warmup: steps before which nobody expects a head to know anything.
+        watch: who is told.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        layout: Layout,
+        progress: TrainingProgress,
+        *,
+        steps_per_epoch: float,
+        warmup: int,
+        callbacks: Callbacks,
+    ) -> None:
+        self._run, self._layout, self._progress = run, layout, progress
+        self._steps_per_epoch, self._warmup = steps_per_epoch, warmup
+        self._heard = callbacks if layout.is_rank_zero else Callbacks()
+        self._log: MetricsLog | None = None
+
+    @contextmanager
+    def opened(self, stopped_by: Callable[[], str]) -> Iterator[None]:
+        """Inside, entries are written. What this program does for the run is written down, with what `stopped_by` says
+        at its end, and the run is free for another one afterwards."""
+        if not self._layout.is_rank_zero:
+            yield
+            return
+        placement = self._layout.placement
+        about = {"placement": placement.kind, "hosts": placement.hosts, "reason": placement.reason}
+        where = {"ranks": placement.ranks, "device": self._layout.device.type, "changed": self._run.changed}
+        try:
+            with self._run.sessions.kept(lambda: (self._progress.step, stopped_by()), **where, **about):
+                self._log = MetricsLog(self._run, self._progress.step, self._progress.evaluated)
+                try:
+                    yield
+                finally:
+                    self._log.close()
+                    self._log = None
+        finally:
+            self._run.unlock()
+
+    def saved(self) -> None:
+        """A checkpoint of the step that the run stands at is there."""
+        if self._layout.is_rank_zero:
+            self._run.sessions.saved(self._progress.step)
+
+    def stepped(self, total: int) -> None:
+        """One more of `total` steps is done."""
+        self._heard.step(self._progress.step, total)
+
+    def trained(self, outcome: StepResult, rate: float) -> None:
+        """The errors of one step, which had the learning rate `rate`."""
+        names = ("loss", "energy_mae", "forces_mae")
+        entry = self._entry("train") | {
+            "loss": outcome.loss,
+            "lr": rate,
+            "grad_norm": outcome.norm,
+            "branches": {name: dict(zip(names, values, strict=True)) for name, values in outcome.datasets.items()},
+        }
+        self._add(entry)
+        self._heard.trained(entry)
+
+    def evaluated(self, found: Validation, *, best: bool) -> None:
+        """The errors on the validation splits."""
+        entry = self._entry("val") | {"metric": found.metric, "best": best, "datasets": found.datasets}
+        self._add(entry)
+        self._heard.evaluated(entry)
+        self._warn_if_trivial(found.datasets)
+
+    def _warn_if_trivial(self, datasets: Mapping[str, Any]) -> None:
+        """Says loudly which heads know nothing yet, once the warm-up is over."""
+        if self._progress.step <= self._warmup:
+            return
+        for name, errors in datasets.items():
+            for label in ("energy", "forces"):
+                found, trivial = errors[f"{label}_mae"], errors[f"trivial_{label}_mae"]
+                if found is not None and trivial and not found < trivial:
+                    self._heard.warned(
+                        f"{name}: the {label} head is no better than the trivial predictor "
+                        f"({found:.4f} against {trivial:.4f}) after step {self._progress.step}"
+                    )
+
+    def _entry(self, kind: str) -> dict[str, Any]:
+        step, seconds = self._progress.step, self._progress.seconds
+        return {"kind": kind, "step": step, "epoch": round(step / self._steps_per_epoch, 4), "time": round(seconds, 3)}
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.add(entry)

@@ -1,0 +1,60 @@
+"""What TensorBoard shows: the same numbers as metrics.jsonl, in its own file format.
+
+Written here record by record because PyTorch's `SummaryWriter` writes from a thread: when the disk is full the error
+would be lost there.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+FILE_VERSION = "brain.Event:2"
+"""The first record of every event file (tensorflow/core/util/events_writer.cc)."""
+
+
+class TensorBoardLog:
+    """One event file in `folder`.
+
+    Args:
+        folder: made if need be.
+        step: what earlier files in the folder say of later steps is void (a resumed run writes it again).
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("wb"))
+        self._write(Event(wall_time=time.time(), file_version=FILE_VERSION))
+        if step:
+            self._write(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Writes the numbers of one line of metrics.jsonl."""
+        values = [Summary.Value(tag=f"{entry['kind']}/{tag}", simple_value=value) for tag, value in _scalars(entry)]
+        self._write(Event(wall_time=time.time(), step=entry["step"], summary=Summary(value=values)))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._records.close()
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+
+def _scalars(entry: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """The numbers of nested dictionaries with their paths."""
+    found: list[tuple[str, float]] = []
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            found += _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "time"):
+            found.append((prefix + key, float(value)))
+    return found

@@ -1,0 +1,140 @@
+"""What may change when a run goes on: nothing that defines what is trained, and datasets only where they are listed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ramify.errors import RamifyError
+from ramify.recipe import Recipe, parse_recipe
+from ramify.run.changes import Changes, compare
+from ramify.run.sessions import NAME, Sessions
+from tests.small import ENTRIES, make_recipe
+
+ALL = tuple(ENTRIES)
+
+
+def recipe(*names: str, **changes: Any) -> Recipe:
+    return make_recipe(Path("/nowhere"), {name: ENTRIES[name] for name in names or ALL}, **changes)
+
+
+def refusal(before: Recipe, now: Recipe) -> str:
+    with pytest.raises(RamifyError) as error:
+        compare(before, now, "new.yaml")
+    return str(error.value)
+
+
+def test_the_same_recipe_changes_nothing() -> None:
+    assert compare(recipe(), recipe(), "") == Changes({})
+    mapped = recipe(branches={name: [name] for name in ALL})  # another way to say the same
+    assert compare(recipe(), mapped, "") == Changes({})
+
+
+def test_what_defines_no_step_may_change() -> None:
+    now = recipe(
+        name="other",
+        stores="/elsewhere",
+        parallel={"placement": {name: [0, 1] for name in ALL}, "timeout": 5.0, "micro_batch_atoms": 100},
+        train__threads=3,
+        train__time_limit=10.0,
+        train__log_every=7,
+        train__checkpoint_every=3.0,
+        train__edge_cache=0.0,
+    )
+    changes = compare(recipe(), now, "")
+    assert changes.keys["parallel.placement"] == ["auto", {name: [0, 1] for name in ALL}]
+    assert changes.keys["train.log_every"] == [2, 7]
+    assert set(changes.keys) == {
+        "name", "stores", "parallel.placement", "parallel.timeout", "parallel.micro_batch_atoms", "train.threads",
+        "train.time_limit", "train.log_every", "train.checkpoint_every", "train.edge_cache",
+    }  # fmt: skip
+    assert not changes.of_data
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train__batch", 16),
+        ("train__seed", 1),
+        ("train__precision", "fp64"),
+        ("train__max_steps", 100),
+        ("train__evaluate_every", 0.5),
+        ("train__patience", 3),
+        ("optimizer__lr", 0.5),
+        ("objective__forces", 3.0),
+        ("objective__weights", {"qm7x": 2.0}),
+        ("schedule__kind", "constant"),
+        ("model__encoder__width", 16),
+        ("train__sampling", {"qm7x": 2.0}),
+    ],
+)
+def test_what_defines_training_may_not(key: str, value: Any) -> None:
+    name = key.replace("__", ".")
+    assert f"new.yaml is not what this run was trained by ({name}" in refusal(recipe(), recipe(**{key: value}))
+
+
+def test_every_key_that_differs_is_named() -> None:
+    text = refusal(recipe(), recipe(train__batch=16, optimizer__lr=0.5, name="free"))
+    assert "(optimizer.lr: 0.01, now 0.5; train.batch: 8, now 16)\n  fix: restore it, or start a new run" in text
+
+
+def test_datasets_come_and_go_where_they_are_listed() -> None:
+    two, three = ("ani1x", "mptrj"), ("ani1x", "qm7x", "mptrj")
+    assert "datasets.qm7x: the run has no such dataset, and train.resume.add does not list it" in refusal(
+        recipe(*two), recipe(*three)
+    )
+    assert "datasets.qm7x: the run has it, and train.resume.drop does not list it" in refusal(
+        recipe(*three), recipe(*two)
+    )
+    resume = {"add": ["qm7x"], "drop": []}
+    now = recipe(*three, train__resume=resume, objective__weights={"qm7x": 2.0}, train__sampling={"qm7x": 3.0})
+    before = recipe(*two, train__sampling={"mptrj": 1.0})
+    assert "train.sampling.mptrj: 1.0, now None" in refusal(before, now)
+    changes = compare(recipe(*two, train__sampling={}), now, "")
+    assert (changes.added, changes.dropped, changes.of_data) == (("qm7x",), (), True)
+    assert changes.keys["objective.weights.qm7x"] == [None, 2.0]
+    assert compare(now, now, "") == Changes({})  # it stays listed once it has come
+    gone = recipe(*two, train__resume={"add": [], "drop": ["qm7x"]}, train__sampling={})
+    assert compare(now, gone, "").dropped == ("qm7x",)
+
+
+def test_a_listed_dataset_excuses_no_other_change() -> None:
+    now = recipe("ani1x", "qm7x", train__resume={"add": ["qm7x"]}, train__batch=4)
+    assert "(train.batch: 8, now 4)" in refusal(recipe("ani1x"), now)
+
+
+def test_a_dataset_stays_with_its_branch() -> None:
+    before = recipe(branches={"a": ["ani1x", "qm7x"], "b": ["mptrj"]})
+    now = recipe(branches={"a": ["ani1x"], "b": ["qm7x", "mptrj"]})
+    assert "(branches: qm7x was read by a, now by b)" in refusal(before, now)
+    assert "branches: ani1x was read by ani1x, now by shared" in refusal(recipe(), recipe(branches="shared"))
+
+
+def test_keys_that_came_with_later_versions_have_their_defaults() -> None:
+    """A checkpoint of a program that did not know them yet."""
+    old = recipe().model_dump(mode="json")
+    del old["parallel"], old["train"]["resume"], old["train"]["time_limit"]
+    assert compare(parse_recipe(old, "old"), recipe(), "") == Changes({})
+
+
+def test_sessions_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after one that was killed while it wrote."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    first = Sessions(tmp_path)
+    assert not first.had_checkpoint
+    first.start(step=0, ranks=2, changed={})
+    first.saved(5)
+    first.saved(10)
+    with (tmp_path / NAME).open("a") as file:
+        file.write('{"kind": "en')
+    second = Sessions(tmp_path)
+    second.start(step=10, ranks=3, changed={"parallel.placement": ["auto", "replicated"]})
+    second.end(12, "stopped: SIGTERM")
+    lines = second.lines()
+    assert [(line["kind"], line["step"]) for line in lines] == [
+        ("start", 0), ("checkpoint", 5), ("start", 10), ("end", 12),
+    ]  # fmt: skip
+    assert lines[0]["job"] == "SLURM_JOB_ID=12"
+    assert lines[2]["changed"] == {"parallel.placement": ["auto", "replicated"]}
+    assert lines[3]["ended"] == "stopped: SIGTERM"
+    assert second.had_checkpoint
