@@ -28,7 +28,7 @@ from ramify.files import sha256
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
 from ramify.prepare.workers import start_workers
-from ramify.sources import formats
+from ramify.sources.formats import formats
 
 NOISE = 0.03
 """Å, standard deviation of each coordinate."""

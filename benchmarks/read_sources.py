@@ -21,7 +21,7 @@ import numpy as np
 
 import ramify
 from ramify.quarantine import Quarantine
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.sources.json_stream import items
 
 CORPORA = Path(ramify.__file__).parent / "minicorpora"

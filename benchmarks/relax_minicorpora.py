@@ -23,7 +23,7 @@ from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.relax import RelaxOptions, relax
 from ramify.minicorpora import FILES
 from ramify.quarantine import Quarantine
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.structures import Structures
 
 CORPORA = {"mptrj": "mptrj_mini", "alexandria": "alexandria_mini"}

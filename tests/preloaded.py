@@ -6,7 +6,7 @@ import torch._dynamo  # what the first step of an optimizer imports
 
 import ramify.cli
 import ramify.train.start
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from tests import small
 
 formats()  # their libraries

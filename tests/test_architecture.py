@@ -1,4 +1,4 @@
-"""The order of the house: imports point one way, nothing goes round in circles, ARCHITECTURE.md names every room."""
+"""The order of the folders: imports point one way, without cycles; ARCHITECTURE.md names every folder."""
 
 import ast
 import re
@@ -18,16 +18,22 @@ PAGE = ROOT / "ARCHITECTURE.md"
 VERBS = {"cli"} | {f"cli_{name}" for name in ("bench", "finetune", "inference", "results", "route", "train", "words")}
 """The modules of the command line."""
 LAYERS = (
-    {"ramify", "errors", "quarantine", "files", "structures", "elements", "minicorpora"},
+    {"ramify", "errors", "quarantine", "files", "structures", "elements", "references", "minicorpora"},
     {"sources"},
     {"recipe"},
-    {"data"},
+    {"neighbors"},
+    {"store"},
+    {"prepare"},
+    {"batches"},
     {"model"},
+    {"planning"},
     {"parallel"},
     {"checkpoint"},
     {"evaluate"},
+    {"report"},
     {"inference"},
     {"route"},
+    {"run"},
     {"train"},
     {"finetune"},
     {"bench"},
@@ -39,7 +45,10 @@ LAYERS = (
         "__main__",
     },
 )
-"""Rooms (top-level modules and packages) from the ground up; a room may import from its own layer and those below."""
+"""Folders (and modules beside them) from the ground up; one may import from its own layer and those below."""
+
+MOST_FILES = 12
+"""In one folder; more are more than one subject. `formats` has one file per format."""
 
 IMPORTED_AS = {
     "pyyaml": "yaml",
@@ -54,15 +63,18 @@ ONLY_IN = {
     "h5py": {"sources"},
     "orjson": {"sources"},
     "lmdb": {"sources"},
-    "vesin": {"data"},
-    "nvalchemiops": {"data"},
+    "vesin": {"neighbors"},
+    "nvalchemiops": {"neighbors"},
     "safetensors": {"checkpoint", "inference", "route"},
-    "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "inference", "route", "train", "bench"},
+    "torch": {
+        *("neighbors", "store", "batches", "model", "planning", "parallel", "checkpoint", "evaluate", "inference"),
+        *("route", "run", "train", "bench"),
+    },
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
-    "matplotlib": {"evaluate"},
-    "jinja2": {"evaluate"},
-    "rich": {"evaluate", "demo", "console", *VERBS},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "rich": {"report", "demo", "console", *VERBS},
     "typer": VERBS,
 }
 """Where each of the heavier libraries may be used."""
@@ -105,7 +117,7 @@ def room(module: str) -> str:
 def layer(module: str) -> int:
     """Place of a module's room in `LAYERS`."""
     found = [k for k, rooms in enumerate(LAYERS) if room(module) in rooms]
-    assert found, f"the room of {module} is in no layer: add it to LAYERS and to ARCHITECTURE.md"
+    assert found, f"{room(module)} is in no layer: add it to LAYERS and to ARCHITECTURE.md"
     return found[0]
 
 
@@ -155,10 +167,35 @@ def section(title: str) -> str:
     return next(part for part in parts if part.startswith(title))
 
 
-def test_page_names_every_module() -> None:
-    named = set(re.findall(r"^- `([\w/]+\.py)`", section("The rooms"), re.MULTILINE))
-    there = {str(p.relative_to(PACKAGE)) for p in modules().values() if p.read_text(encoding="utf-8").strip()}
+def folders() -> dict[str, list[Path]]:
+    """The modules of each folder of the package, `__init__.py` not counted."""
+    found: dict[str, list[Path]] = {}
+    for path in modules().values():
+        if path.name != "__init__.py":
+            found.setdefault(str(path.parent.relative_to(PACKAGE)), []).append(path)
+    return found
+
+
+def test_no_folder_is_crowded() -> None:
+    crowded = {name: len(paths) for name, paths in folders().items() if len(paths) > MOST_FILES}
+    crowded.pop("sources/formats", None)
+    assert crowded == {}
+
+
+def test_page_names_every_folder() -> None:
+    named = set(re.findall(r"^\| `([\w/]+)/` \|", section("The folders"), re.MULTILINE))
+    there = set(folders()) - {"."}
     assert named == there
+
+
+def test_every_module_says_what_it_is() -> None:
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
+
+
+def test_page_is_short() -> None:
+    assert len(PAGE.read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_page_names_every_dependency() -> None:

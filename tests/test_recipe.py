@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from ramify.errors import RamifyError
 from ramify.recipe import RECIPES, Recipe, load_recipe, parse_recipe
-from ramify.sources import formats
+from ramify.sources.formats import formats
 
 BASE: dict[str, Any] = {
     "datasets": {

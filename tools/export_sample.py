@@ -1,7 +1,7 @@
 """Writes a sample of today's export format into `tests/inference/exports`, where the tests load it for good.
 
-Run once whenever `VERSION` in `src/ramify/inference/export/exported.py` is raised, from the root of the source tree; samples
-of earlier versions are left as they are.
+Run once whenever `VERSION` in `src/ramify/inference/export/exported.py` is raised, from the root of the source
+tree; samples of earlier versions are left as they are.
 
     python -m tools.export_sample
 """

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ramify.recipe import Recipe
-from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
+from ramify.sources.formats import formats
 
 PAGE = Path(__file__).parents[1] / "docs/recipe.md"
 

@@ -17,7 +17,7 @@ from ramify.minicorpora import FILES
 from ramify.prepare.consistency import SlopeMeter
 from ramify.prepare.fingerprints import fingerprints
 from ramify.quarantine import Quarantine
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.store.manifest import Consistency
 from ramify.structures import Structures
 

@@ -21,8 +21,8 @@ from ase.io import write
 from ramify.errors import RamifyError
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import check_matches, prepare_dataset
-from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
+from ramify.sources.formats import formats
 from ramify.store import columns
 from ramify.store.manifest import Manifest
 from ramify.store.store import Store
@@ -412,7 +412,7 @@ def run_elsewhere(code: str, folder: Path, **keywords: Any) -> subprocess.Popen[
         from ramify.prepare.prepare import prepare_dataset
         from ramify.errors import RamifyError
         from ramify.minicorpora import FILES
-        from ramify.sources import formats
+        from ramify.sources.formats import formats
         chosen = formats()["ani1x"].options.model_validate({"format": "ani1x", "path": str(FILES["ani1x_mini"])})
         progress = None
         CODE

@@ -18,13 +18,14 @@ from ramify.minicorpora import FILES
 from ramify.prepare import read
 from ramify.prepare.prepare import prepare_dataset
 from ramify.prepare.workers import Workers, start_workers
-from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
+from ramify.sources.formats import formats
 from tests.small import files_of
 
 SMALL_PARTS = """
-import ramify.sources.hdf5, ramify.sources.formats.mptrj, ramify.sources.formats.qm7x
-ramify.sources.hdf5.PART_ATOMS, ramify.sources.formats.mptrj.PART_BYTES, ramify.sources.formats.qm7x.PART_MOLECULES = 400, 20_000, 3
+from ramify.sources import hdf5
+from ramify.sources.formats import mptrj, qm7x
+hdf5.PART_ATOMS, mptrj.PART_BYTES, qm7x.PART_MOLECULES = 400, 20_000, 3
 """
 """Makes several parts of the embedded corpora, each of which is far below the size of one."""
 

@@ -9,7 +9,7 @@ import pytest
 
 import ramify
 from ramify.quarantine import Quarantine
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.structures import Structures
 
 Read = Callable[..., tuple[Structures, Quarantine]]

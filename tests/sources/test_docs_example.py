@@ -1,4 +1,4 @@
-"""The worked example of docs/sources.md runs as it is printed: as one more module of `ramify.sources`."""
+"""The worked example of docs/sources.md runs as it is printed: as one more module of `ramify.sources.formats`."""
 
 import gzip
 import json
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ramify.sources
+import ramify.sources.base
 from ramify.errors import RamifyError
+from ramify.sources import formats
 
 PAGE = Path(__file__).parents[2] / "docs/sources.md"
 
@@ -23,11 +24,11 @@ def dimers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/dimers.py").write_text(code, encoding="utf-8")
-    monkeypatch.setattr(ramify.sources, "__path__", [*ramify.sources.__path__, str(tmp_path / "modules")])
-    ramify.sources.formats.cache_clear()
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "modules")])
+    formats.formats.cache_clear()
     yield
-    ramify.sources.formats.cache_clear()
-    sys.modules.pop("ramify.sources.dimers", None)
+    formats.formats.cache_clear()
+    sys.modules.pop("ramify.sources.formats.dimers", None)
 
 
 @pytest.mark.usefixtures("dimers")
@@ -60,7 +61,7 @@ def test_example_reads_real_dimers(shared: Path, read: Any, functional: str, cou
 def test_page_names_every_format_and_key() -> None:
     page = PAGE.read_text(encoding="utf-8")
     base = set(ramify.sources.base.DatasetOptions.model_fields)
-    for name, found in ramify.sources.formats().items():
+    for name, found in formats.formats().items():
         assert f"`{name}`" in page
         for key in set(found.options.model_fields) - base:
             assert f"`{key}`" in page, f"{name}: {key}"

@@ -13,8 +13,7 @@ from ase.io import write
 from pydantic import ValidationError
 
 from ramify.errors import RamifyError
-from ramify.sources import formats
-from ramify.sources.formats import extxyz
+from ramify.sources.formats import extxyz, formats
 
 WATER = """3
 Properties=species:S:1:pos:R:3:forces:R:3 energy=-10.5 family=a pbc="F F F"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ramify.errors import RamifyError
-from ramify.sources import formats
+from ramify.sources.formats import formats
 
 CORPUS = {
     "ani1x": "ani1x_mini/ani1x-mini.h5",

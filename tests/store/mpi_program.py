@@ -43,7 +43,8 @@ def same(path: str, width: int | None) -> None:
         storage = store._storage
         assert isinstance(storage, DistributedStorage)
         say(
-            f"holds {np.diff(storage.shares)[storage._group.rank]} of {len(store)} answers {storage._answering is not None}"
+            f"holds {np.diff(storage.shares)[storage._group.rank]} of {len(store)} "
+            f"answers {storage._answering is not None}"
         )
 
 

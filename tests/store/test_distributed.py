@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.store.columns import COLUMNS
 from ramify.store.convert import convert_store
 from ramify.store.row_index import STRIDE, RowIndex

@@ -12,7 +12,7 @@ import pytest
 from ramify.errors import RamifyError
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.store import adios
 from ramify.store.blocks import BLOCK_ROWS, BlockSums, block_sum, touched_blocks
 from ramify.store.columns import COLUMNS

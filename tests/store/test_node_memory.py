@@ -13,7 +13,7 @@ import pytest
 from ramify.errors import RamifyError
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.store.shared import node_memory
 from ramify.store.store import Store
 from tests.small import flip_byte

@@ -11,7 +11,7 @@ import pytest
 from ramify.errors import RamifyError
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.store.convert import convert_store
 from ramify.store.replace import replaced_store
 from ramify.store.store import Store
@@ -23,7 +23,7 @@ from pathlib import Path
 from ramify.prepare.prepare import prepare_dataset
 from ramify.errors import RamifyError
 from ramify.minicorpora import FILES
-from ramify.sources import formats
+from ramify.sources.formats import formats
 options = formats()["ani1x"].options.model_validate({"format": "ani1x", "path": str(FILES["ani1x_mini"])})
 def progress(structures):
     print("writing", flush=True)

@@ -14,7 +14,7 @@ from ramify.files import sha256
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
 from ramify.references import reference_energy
-from ramify.sources import formats
+from ramify.sources.formats import formats
 from ramify.store.manifest import Manifest
 from ramify.store.store import Store
 from ramify.structures import Split

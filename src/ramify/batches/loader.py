@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.edge_cache import BYTES_PER_EDGE, EdgeCache
 from ramify.batches.padding import Padding
-from ramify.batches.prefetch import Prefetcher
 from ramify.batches.transfer import transfer_to
-from ramify.neighbors.cache import BYTES_PER_EDGE, EdgeCache
 from ramify.neighbors.edges import find_edges
+from ramify.store.prefetch import Prefetcher
 from ramify.store.store import LabelCounts, Store
 
 TYPICAL_NEIGHBORS = 50

@@ -107,7 +107,8 @@ def choose_device(wanted: str, launch_env: LaunchEnv, key: str = "train.device")
     found = getattr(torch, kind).device_count()
     if launch_env.local_rank >= found > 1:
         raise RamifyError(
-            f"rank {launch_env.rank} is process {launch_env.local_rank} (from 0) of its node, which has {found} devices",
+            f"rank {launch_env.rank} is process {launch_env.local_rank} (from 0) of its node, "
+            f"which has {found} devices",
             fix=f"start at most {found} processes on each node",
         )
     device = torch.device(kind, launch_env.local_rank if found > 1 else 0)  # 1: each process is shown only its own

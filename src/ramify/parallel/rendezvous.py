@@ -58,7 +58,8 @@ def process_group(launch_env: LaunchEnv, device: torch.device, timeout: float) -
         )
     except (RuntimeError, ValueError) as error:  # torch.distributed's own errors are RuntimeErrors
         raise RamifyError(
-            f"rank {launch_env.rank} of {launch_env.world} ({launch_env.launcher}) did not meet the others at {where}: {error}",
+            f"rank {launch_env.rank} of {launch_env.world} ({launch_env.launcher}) "
+            f"did not meet the others at {where}: {error}",
             fix="see that all processes run and reach that host and port; set MASTER_ADDR and MASTER_PORT to choose "
             "others, and parallel.timeout to wait longer",
         ) from error

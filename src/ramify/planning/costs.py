@@ -5,8 +5,8 @@ Pure arithmetic on a `ModelProfile`, a `StepShare` per branch and a `Placement`.
 Memory of a rank with n parameters, each of i bytes (4, or 8 with `precision: fp64`; bf16 keeps weights in float32):
     weights n i + gradients n i + AdamW's two averages 2 n i   = 16 bytes per parameter in float32, 32 in float64
     + averaged weights n i, while `optimizer.ema` is on        = 20 and 40
-    + what a step needs whatever its size, and its activations, see `ramify.planning.model_profile`; with a budget of atoms or
-      edges those of one turn
+    + what a step needs whatever its size, and its activations, see `ramify.planning.model_profile`; with a budget of
+      atoms or edges those of one micro-batch
 With `shard: encoder` the encoder's part of the first two lines is divided among the ranks that share a copy of it, and
 its whole weights and gradients come back while they are at work.
 

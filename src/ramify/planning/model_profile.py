@@ -152,7 +152,8 @@ def _step_cost(model: MultiBranch, branch: str, bf16: bool) -> StepProfile:
 def _try(model: MultiBranch, branch: str, atoms: int, edges: int, bf16: bool) -> tuple[float, float]:
     """Operations and largest memory (bytes) of one training step of `branch`.
 
-    Operations are those of the model's cheapest form (`ramify.model.kernels.counting`), memory that of the form that runs.
+    Operations are those of the model's cheapest form (`ramify.model.kernels.counting`), memory that of the form
+    that runs.
     """
     with FakeTensorMode(), FlopCounterMode(display=False) as counter, counting():
         _step(model, branch, atoms, edges, bf16, lambda there: nullcontext())

@@ -23,8 +23,8 @@ from ramify.prepare.split import check_given_split, split_by_group
 from ramify.prepare.staging import Staged, Staging
 from ramify.prepare.workers import Workers
 from ramify.quarantine import Quarantine
-from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
+from ramify.sources.formats import formats
 from ramify.store.adios import ADIOS_FILES
 from ramify.store.columns import COLUMNS
 from ramify.store.convert import to_adios

@@ -16,8 +16,8 @@ from ramify.prepare.fingerprints import Fingerprints, fingerprints
 from ramify.prepare.gates import detail, screen
 from ramify.prepare.workers import Workers
 from ramify.quarantine import Note, Notes, Quarantine
-from ramify.sources import formats
 from ramify.sources.base import DatasetOptions, Gates
+from ramify.sources.formats import formats
 from ramify.structures import Split, Structures
 
 

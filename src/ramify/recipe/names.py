@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from ramify.errors import nearest
 from ramify.recipe.validation_errors import mistakes
-from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
+from ramify.sources.formats import formats
 
 
 def dataset_options(name: str, entry: Any) -> DatasetOptions:

@@ -16,7 +16,7 @@ from ramify.recipe import Recipe, load_recipe
 from ramify.run.lock import NAME as LOCK
 from ramify.run.lock import RunLock
 from ramify.run.sessions import Sessions
-from ramify.train.tensorboard import TensorBoardLog
+from ramify.run.tensorboard import TensorBoardLog
 
 
 class Run:

@@ -7,7 +7,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ramify.batches.prefetch import Prefetcher
 from ramify.errors import RamifyError
 from ramify.files import write_json
 from ramify.store.adios import write_adios
@@ -28,6 +27,7 @@ from ramify.store.files import (
 )
 from ramify.store.manifest import Manifest
 from ramify.store.open_files import open_files
+from ramify.store.prefetch import Prefetcher
 from ramify.store.replace import clear_leftovers, replaced_store
 
 Progress = Callable[[int], None]

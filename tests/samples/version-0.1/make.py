@@ -1,7 +1,7 @@
 """Wrote the inputs of these samples: strained copper and gold, and their alloy, by ASE's EMT."""
 
 import numpy as np
-from ase.build import bulk, molecule
+from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
 

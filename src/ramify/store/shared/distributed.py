@@ -1,9 +1,9 @@
 """Columns spread over the memory of a group of processes; every process reads any structure with one-sided MPI reads.
 
-Each rank of a group holds a contiguous share of the rows as records (`ramify.store.shared.records`), in memory that the ranks
-of its node share and load from as from their own. Where the group spans several nodes the memory is a window too, which
-stays open to all for the whole run (a passive-target epoch: no rank has to answer, no batch waits for another's). A
-batch then looks up who holds what, copies the node's own records directly, issues the reads of all others together,
+Each rank of a group holds a contiguous share of the rows as records (`ramify.store.shared.records`), in memory that the
+ranks of its node share and read as their own. Where the group spans several nodes, the memory is also an MPI window,
+open to all for the whole run (a passive-target epoch: no rank has to answer, no batch waits for another's). A batch
+then looks up who holds what, copies the node's own records directly, issues the reads of all others together,
 neighbouring rows as one, and completes them at once.
 """
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.batches.prefetch import Prefetcher
+from ramify.store.prefetch import Prefetcher
 
 
 @settings(max_examples=25, deadline=None)

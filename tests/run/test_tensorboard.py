@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ramify.run.tensorboard import TensorBoardLog
 from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run, start_run
-from ramify.train.tensorboard import TensorBoardLog
 from tests.small import metrics
 
 from .conftest import MakeRecipe
