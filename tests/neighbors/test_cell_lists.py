@@ -9,7 +9,7 @@ from ramify.neighbors import cell_lists
 from ramify.neighbors.cell_lists import Found, by_nvalchemi, by_vesin, cell_list_for
 from ramify.neighbors.edges import find_pairs
 from ramify.structures import Structures
-from tests.data.test_neighbors import as_set, random_atoms
+from tests.neighbors.test_neighbors import as_set, random_atoms
 
 RADIUS = 4.3
 

@@ -83,7 +83,7 @@ def test_over_mpi(tmp_path: Path, small_parts: None) -> None:
     expected = prepare(tmp_path, "alone", Workers())
     code = f"""{SMALL_PARTS}
 from pathlib import Path
-from tests.data.test_workers import prepare
+from tests.prepare.test_workers import prepare
 from ramify.prepare.workers import Served, start_workers
 try:
     with start_workers("mpi") as workers:

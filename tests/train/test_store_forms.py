@@ -12,7 +12,7 @@ import yaml
 
 from ramify.store.convert import convert_store
 from tests import programs
-from tests.data.test_distributed import mpiexec
+from tests.store.test_distributed import mpiexec
 from tests.small import assert_same, make_recipe, prepare_stores, tensors
 
 LIMIT = 200.0
