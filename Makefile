@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # PyTorch and oneDNN on x86-64 use no instructions beyond these: most laptops have no others.
 MASKED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 
-.PHONY: demo test test-masked lint docs clean
+.PHONY: demo test test-masked lint docs wheel clean
 
 demo: .venv/installed
 	$(BIN)/ramify demo
@@ -23,6 +23,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel: .venv/installed
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict --quiet

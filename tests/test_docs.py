@@ -20,7 +20,7 @@ from tests.pages import ROOT, Step, blocks, lines, printed, walk
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")] + DOCS
-EXAMPLES = {"src/ramify/sources/dimers.py"}
+EXAMPLES = {"src/ramify/sources/formats/dimers.py"}
 """Files that a page asks the reader to imagine."""
 pytestmark = pytest.mark.timeout(600)  # the tutorial takes about 20 s of one core, more where it is shared
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -64,7 +64,7 @@ def test_tutorial_prints_what_it_says(tutorial: Walk) -> None:
     ("path", "stores", "datasets"),
     [
         ("docs/tutorial.md", "stores", ["metals", "molecules"]),
-        ("README.md", "demo-run-stores", ["ani1x", "qm7x", "transition1x", "mptrj", "alexandria"]),
+        ("docs/measurements.md", "demo-run-stores", ["ani1x", "qm7x", "transition1x", "mptrj", "alexandria"]),
     ],
 )
 def test_tables_of_prepared_data(tutorial: Walk, path: str, stores: str, datasets: list[str]) -> None:

@@ -17,7 +17,7 @@ from ramify.evaluate.evaluate import Evaluator, met
 
 CUT = 60
 """Atoms per batch here, so that the small splits have 4 to 9 batches."""
-CUT_THERE = f"from ramify.evaluate import exact; exact.ATOMS_AT_ONCE = {CUT}"
+CUT_THERE = f"from ramify.evaluate import predict_split; predict_split.ATOMS_AT_ONCE = {CUT}"
 
 
 @pytest.fixture(scope="module")

@@ -22,18 +22,18 @@ MEASURE = """
 import ctypes, json, sys, torch
 import numpy as np
 from ase.build import bulk
-from ramify.batches.batch import Batch, Part
+from ramify.batches.batch import Batch, BatchPart
 from ramify.neighbors.edges import find_edges
 from ramify.inference.memory import memory_needed
-from ramify.model.build import Spread, build_model
+from ramify.model.build import LabelSpread, build_model
 from ramify.recipe import parse_recipe
 from ramify.structures import Structures
 torch.set_num_threads(1)
 recipe = parse_recipe({"datasets": {"d": {"format": "extxyz", "path": "-"}}, "model": json.loads(sys.argv[1])}, "here")
-model = build_model(recipe, {"d": Spread(1.0, 1.0, 1)}).eval().requires_grad_(False)
+model = build_model(recipe, {"d": LabelSpread(1.0, 1.0, 1)}).eval().requires_grad_(False)
 def batch(repeats):
     structures = Structures.from_ase([bulk("Al", cubic=True).repeat(repeats)])
-    return Batch.make([Part("d", "d", structures, find_edges(structures, 5.0, 20), np.zeros(119))])
+    return Batch.make([BatchPart("d", "d", structures, find_edges(structures, 5.0, 20), np.zeros(119))])
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 small, large = batch(1), batch(8)

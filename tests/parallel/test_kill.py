@@ -24,7 +24,8 @@ LENGTH: dict[str, Any] = {
 DIES = """
 import os
 from ramify import checkpoint, files
-from ramify.train import run, loop
+from ramify.run import run
+from ramify.train import loop
 module, name, count = {module}, {name!r}, {count}
 original, calls = getattr(module, name), []
 def dying(*arguments, **options):
