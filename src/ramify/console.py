@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ramify.prepare.consistency import ACCEPTED
+from ramify.store.manifest import SPLITS, Manifest
 
 if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
     from ramify.inference.jobs.relax import Relaxation
@@ -133,7 +134,7 @@ def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
     return "\n".join([start, *(f"    {text}".replace("\0", " ") for text in below)])
 
 
-def counts_table(manifests: Mapping[str, Any]) -> Table:
+def counts_table(manifests: Mapping[str, Manifest]) -> Table:
     """What prepare kept and dropped, by dataset; in 80 columns only the reasons of what was dropped wrap."""
     table = Table(
         title="Prepared",
@@ -152,16 +153,15 @@ def counts_table(manifests: Mapping[str, Any]) -> Table:
     return table
 
 
-def _counts(name: str, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
     """The row of one dataset."""
-    splits, labels = manifest["splits"], manifest["labels"]
     return (
         name,
-        " / ".join(str(splits[s]["structures"]) for s in ("train", "val", "test")),
-        str(len(manifest["elements"])),
-        " / ".join(str(labels[kind]) for kind in ("energy", "forces", "stress")),
-        _slope(manifest["consistency"]["slope"]),
-        ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "nothing",
+        " / ".join(str(manifest.splits[s].structures) for s in SPLITS),
+        str(len(manifest.elements)),
+        " / ".join(str(count) for _, count in manifest.labels),
+        _slope(manifest.consistency.slope),
+        ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "nothing",
     )
 
 

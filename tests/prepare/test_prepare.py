@@ -17,14 +17,15 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from ramify.locks import started
 
 from ramify.errors import RamifyError
 from ramify.minicorpora import FILES
-from ramify.prepare.prepare import check_matches, prepare_dataset
+from ramify.prepare.prepare import prepare_dataset
 from ramify.sources import formats
 from ramify.sources.base import DatasetOptions
 from ramify.store import columns
-from ramify.store.manifest import Manifest
+from ramify.store.manifest import Manifest, check_matches
 from ramify.store.store import Store
 
 MOLECULES = ("H2O", "CH4", "NH3", "C2H6", "C2H4", "CH3OH", "H2CO", "HCN", "CO2", "N2", "C2H2", "N2H4")
@@ -449,11 +450,12 @@ def test_a_killed_process_leaves_no_store_and_the_next_cleans_up(tmp_path: Path)
     process = run_elsewhere(code, tmp_path / "stores")
     assert process.stdout is not None
     assert process.stdout.readline() == "reading\n"
+    began = started(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
     process.stdout.close()
     leftover = left_behind(tmp_path / "stores")
-    assert leftover == [f".d.partial-{process.pid}"]  # hidden, and no store to anyone
+    assert leftover == [f".d.partial-{process.pid}-{began}"]  # hidden, and no store to anyone
     with pytest.raises(RamifyError, match="no store here"):
         Store.open(tmp_path / "stores" / "d")
     chosen = options("ani1x", path=str(FILES["ani1x_mini"]))
@@ -476,6 +478,18 @@ def test_the_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     other.mkdir(parents=True)
     prepare(tmp_path, frames())
     assert left_behind(tmp_path / "stores") == [".d.partial-1", "d"]
+
+
+def test_a_living_process_of_the_same_number_that_began_later_keeps_nothing(tmp_path: Path) -> None:
+    """As after a restart of the machine, or where numbers of processes come round quickly."""
+    made = prepare(tmp_path, frames())
+    stores = tmp_path / "stores"
+    began = started(os.getpid())
+    assert began is not None
+    (stores / f".d.partial-{os.getpid()}-{began - 1}").mkdir()
+    (stores / "d").rename(stores / f".d.replaced-{os.getpid()}-{began - 1}")
+    assert prepare(tmp_path, frames()) == made
+    assert left_behind(stores) == ["d"]
 
 
 @pytest.mark.parametrize(

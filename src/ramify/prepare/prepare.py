@@ -5,11 +5,9 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 import ramify
 from ramify.errors import RamifyError
@@ -29,20 +27,13 @@ from ramify.store.adios import ADIOS_FILES
 from ramify.store.columns import COLUMNS
 from ramify.store.convert import to_adios
 from ramify.store.files import Form
-from ramify.store.manifest import REBUILD, Consistency, Manifest, SourceFile, Versions
+from ramify.store.manifest import REBUILD, Consistency, Described, Manifest, SourceFile, Versions, check_matches
 from ramify.store.open_files import open_files
 from ramify.store.replace import clear_leftovers, replaced_store
 from ramify.structures import Split
 
 Progress = Callable[[int], None]
 """Hears of every chunk: how many structures more have been read."""
-
-
-class Described(Protocol):
-    """A store, opened or not: what tells whether it is the one that a recipe asks for."""
-
-    path: Path
-    manifest: Manifest
 
 
 FILES = {"manifest.json", "names.json", "quarantine.jsonl", *ADIOS_FILES, *(f"{column}.npy" for column in COLUMNS)}
@@ -95,26 +86,6 @@ def prepare_dataset(
         if form == "adios":
             to_adios(folder, manifest)
         return manifest
-
-
-def check_matches(store: Described, options: DatasetOptions) -> None:
-    """Refuses a store that was prepared with other options than the recipe now states.
-
-    Raises:
-        RamifyError: naming each key, what the store was prepared with and what the recipe says.
-    """
-    stated = options.model_dump(mode="json")
-    try:
-        used = type(options).model_validate(store.manifest.options).model_dump(mode="json")
-    except ValidationError:  # another format, or keys that it no longer has
-        used = store.manifest.options
-    differing = [key for key in (*stated, *(k for k in used if k not in stated)) if stated.get(key) != used.get(key)]
-    if differing:
-        changes = "; ".join(f"{key}: prepared with {used.get(key)!r}, now {stated.get(key)!r}" for key in differing)
-        raise RamifyError(
-            f"the store {store.path} was prepared with other options ({changes})",
-            fix="run `ramify prepare RECIPE --force` to make it anew, or name another `stores` folder",
-        )
 
 
 def _check_sources(store: Described, sources: list[SourceFile]) -> None:
@@ -172,7 +143,7 @@ def _build(
         versions=Versions(ramify=ramify.__version__, numpy=np.__version__, python=platform.python_version()),
     )
     shutil.rmtree(stage)
-    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    write_json(folder / "manifest.json", manifest.to_json())
     return manifest
 
 
