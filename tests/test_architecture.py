@@ -122,7 +122,9 @@ def test_imports_point_down() -> None:
 
 WRITE_SIDE = {
     "ramify.prepare.assemble",
+    "ramify.prepare.conflicts",
     "ramify.prepare.consistency",
+    "ramify.prepare.cross_checks",
     "ramify.prepare.duplicates",
     "ramify.prepare.fingerprints",
     "ramify.prepare.gates",

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ramify.prepare.consistency import ACCEPTED
+from ramify.prepare.gates import CONFLICT
 from ramify.store.manifest import SPLITS, Manifest
 
 if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
@@ -161,8 +162,18 @@ def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
         str(len(manifest.elements)),
         " / ".join(str(count) for _, count in manifest.labels),
         _slope(manifest.consistency.slope),
-        ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "nothing",
+        ", ".join(f"{count} {reason}{_apart(reason, manifest)}" for reason, count in manifest.dropped.items())
+        or "nothing",
     )
+
+
+def _apart(reason: str, manifest: Manifest) -> str:
+    """How far labels of equal geometries lie apart."""
+    found = manifest.conflicts
+    if reason != CONFLICT or found is None:
+        return ""
+    forces = "" if found.forces is None else f" and {found.forces:.2g} eV/Å"
+    return f" (up to {found.energy:.2g} eV/atom{forces} apart)"
 
 
 def errors_table(report: Mapping[str, Any]) -> Table:

@@ -153,6 +153,60 @@ def test_duplicates_can_be_kept(tmp_path: Path) -> None:
     assert (manifest.structures, manifest.dropped) == (120, {})
 
 
+def two_states(gap: float) -> list[Atoms]:
+    """Every molecule twice, as two spin states have it: the second `gap` eV higher, with other forces."""
+    images = frames()
+    for low in frames():
+        high = low.copy()
+        energy, forces = low.get_potential_energy() + gap, low.get_forces() + np.array([0.3, 0.0, 0.4])
+        high.calc = SinglePointCalculator(high, energy=energy, forces=forces)
+        images.append(high)
+    return images
+
+
+@pytest.mark.parametrize("first", ["low", "high"])
+def test_equal_geometries_with_other_labels_are_no_duplicates(tmp_path: Path, first: str) -> None:
+    """The lower state stays, whichever comes first; how far they lie apart is known."""
+    images = two_states(0.6)
+    if first == "high":
+        images = images[60:] + images[:60]
+    manifest = prepare(tmp_path, images)
+    assert manifest.dropped == {"equal geometry, other labels": 60}
+    assert manifest.conflicts is not None
+    assert (manifest.conflicts.geometries, manifest.conflicts.structures) == (60, 120)
+    assert manifest.conflicts.energy == pytest.approx(0.6 / 2)  # N2 and others of two atoms: the most per atom
+    assert manifest.conflicts.forces == pytest.approx(0.5, abs=1e-6)
+    store = Store.open(tmp_path / "stores" / "d")
+    low = range(60) if first == "low" else range(60, 120)
+    assert sorted(store.take(range(60)).row.tolist()) == list(low)
+    entry = quarantined(tmp_path)[0]
+    assert entry["record"] == f"all.extxyz[{60 if first == 'low' else 0}]"
+    assert entry["detail"].startswith(f"geometry of all.extxyz[{low.start}], energy 0.2 eV/atom")  # water
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("keep", 120), ("drop", 0)])
+def test_what_stays_of_other_labels_can_be_said(tmp_path: Path, rule: str, kept: int) -> None:
+    if kept:
+        manifest = prepare(tmp_path, two_states(0.6), gates={"conflicting_labels": rule})
+        assert (manifest.structures, manifest.dropped) == (kept, {})
+        assert manifest.conflicts is not None
+        return
+    with pytest.raises(RamifyError, match="120 equal geometry, other labels"):
+        prepare(tmp_path, two_states(0.6), gates={"conflicting_labels": rule})
+
+
+def test_of_copies_that_agree_the_one_with_most_labels_stays(tmp_path: Path) -> None:
+    images = frames()
+    bare = []
+    for atoms in images[:10]:
+        copy = atoms.copy()
+        copy.calc = SinglePointCalculator(copy, energy=atoms.get_potential_energy())
+        bare.append(copy)
+    manifest = prepare(tmp_path, bare + images)
+    assert manifest.dropped == {"duplicate structure": 10}
+    assert (manifest.conflicts, manifest.labels.forces) == (None, 60)
+
+
 def test_references_are_fitted_on_train_only(tmp_path: Path) -> None:
     """Energies of the test split may be anything: references and scales stay the same to the last bit."""
     made = []

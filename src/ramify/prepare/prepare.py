@@ -3,7 +3,6 @@
 import platform
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ import ramify
 from ramify.errors import RamifyError
 from ramify.files import write_json
 from ramify.prepare.assemble import Assembled, assemble
-from ramify.prepare.duplicates import earlier_equals, equal_structures
-from ramify.prepare.gates import DUPLICATE, OUTLIER, detail, energy_deviations
+from ramify.prepare.cross_checks import compare
 from ramify.prepare.inputs import fingerprint, source_files
 from ramify.prepare.read import cut, read_parts
 from ramify.prepare.split import check_given_split, split_by_group
@@ -115,7 +113,8 @@ def _build(
     stage.mkdir()
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
         staged, consistency = _stage(name, options, files, stage, quarantine, progress, workers)
-        keep = _screen_together(staged, options, quarantine)
+        compared = compare(staged, options.gates, quarantine)
+        keep = compared.keep
         dropped = dict(sorted(quarantine.counts.items()))
         if not keep.any():
             reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
@@ -133,6 +132,7 @@ def _build(
         statistics=made.statistics,
         consistency=consistency,
         dropped=dropped,
+        conflicts=compared.conflicts,
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=moved,
         shared_groups=made.shared_groups,
@@ -168,29 +168,6 @@ def _stage(
         return staging.finish(), staging.slope.check(name)
     finally:
         staging.close()
-
-
-def _screen_together(staged: Staged, options: DatasetOptions, quarantine: Quarantine) -> NDArray[np.bool_]:
-    """(S,) what is left after the gates that compare structures with one another."""
-    keep = np.ones(len(staged), np.bool_)
-    if options.gates.duplicates == "drop":
-        earlier = earlier_equals(
-            staged.scalars["sequence"],
-            staged.scalars["projection"],
-            staged.n_atoms,
-            partial(equal_structures, staged, staged.offsets),
-        )
-        for row in np.flatnonzero(earlier >= 0).tolist():
-            quarantine.add(staged.name(row), DUPLICATE, f"equal to {staged.name(int(earlier[row]))}")
-        keep = earlier < 0
-    rows = np.flatnonzero(keep)
-    limit = options.gates.energy_outlier
-    per_atom = staged.columns.map("energy")[rows] / staged.n_atoms[rows]
-    deviations = energy_deviations(per_atom, staged.scalars["composition"][rows], limit)
-    for at in np.flatnonzero(deviations > limit).tolist():
-        quarantine.add(staged.name(int(rows[at])), OUTLIER, detail(OUTLIER, float(deviations[at]), options.gates))
-    keep[rows] = deviations <= limit
-    return keep
 
 
 def _split(

@@ -80,6 +80,19 @@ class Consistency(ManifestEntry):
     correlation: float | None
 
 
+class Conflicts(ManifestEntry):
+    """Equal geometries with other labels (see `ramify.prepare.conflicts`)."""
+
+    geometries: int
+    """Geometries that occur with different labels."""
+    structures: int
+    """Records that have one of these."""
+    energy: float
+    """eV/atom, the largest difference of two energies of one geometry."""
+    forces: float | None
+    """eV/Å, the largest difference of a force; null without forces."""
+
+
 class SourceFile(ManifestEntry):
     """An original file, its path as the recipe resolves it."""
 
@@ -123,6 +136,8 @@ class Manifest(ManifestEntry):
     consistency: Consistency
     dropped: dict[str, int]
     """Records left out, by reason; `quarantine.jsonl` names them."""
+    conflicts: Conflicts | None = None
+    """Equal geometries with other labels; null where there are none."""
     read: int
     """Records read: those in the store and those dropped."""
     moved_to_train: list[str]
@@ -163,7 +178,7 @@ class Manifest(ManifestEntry):
         return content_sha256(self.to_json())
 
 
-ADDED_LATER: tuple[str, ...] = ()
+ADDED_LATER: tuple[str, ...] = ("conflicts",)
 """Keys of `Manifest` that stores of version 2 were once written without."""
 
 REBUILD = "prepare the dataset again with `ramify prepare RECIPE --force`"
