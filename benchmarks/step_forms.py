@@ -51,7 +51,7 @@ def make(form: str, recipe: Recipe) -> Trainer:
 def measure_memory(form: str, recipe: Recipe) -> int:
     """Bytes of model and step, in this process."""
     stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
-    profile_model(recipe, {n: LabelSpread.of_manifest(s.manifest.model_dump(mode="json")) for n, s in stores.items()})
+    profile_model(recipe, {n: LabelSpread.of_manifest(s.manifest) for n, s in stores.items()})
     before = process_bytes()  # with all libraries that a step needs
     forget_peak()
     trainer = make(form, recipe)

@@ -18,7 +18,18 @@ PAGE = ROOT / "ARCHITECTURE.md"
 VERBS = {"cli"} | {f"cli_{name}" for name in ("bench", "finetune", "inference", "results", "route", "train", "words")}
 """The modules of the command line."""
 LAYERS = (
-    {"ramify", "errors", "quarantine", "files", "structures", "elements", "references", "minicorpora"},
+    {
+        "ramify",
+        "errors",
+        "quarantine",
+        "files",
+        "structures",
+        "elements",
+        "references",
+        "packing",
+        "locks",
+        "minicorpora",
+    },
     {"sources"},
     {"recipe"},
     {"neighbors"},
@@ -130,6 +141,48 @@ def test_imports_point_down() -> None:
     assert sum(map(len, graph().values())) > 200  # the parser does find them
     assert upward(graph()) == []
     assert upward({"ramify.store.store": {"ramify.train.loop"}}) == ["ramify.store.store imports ramify.train.loop"]
+
+
+WRITE_SIDE = {
+    "ramify.prepare.assemble",
+    "ramify.prepare.conflicts",
+    "ramify.prepare.consistency",
+    "ramify.prepare.cross_checks",
+    "ramify.prepare.duplicates",
+    "ramify.prepare.fingerprints",
+    "ramify.prepare.gates",
+    "ramify.prepare.inputs",
+    "ramify.prepare.prepare",
+    "ramify.prepare.read",
+    "ramify.store.replace",
+    "ramify.prepare.split",
+    "ramify.prepare.staging",
+    "ramify.prepare.workers",
+}
+"""What only the preparation of a dataset needs."""
+
+
+def needed(module: str) -> set[str]:
+    """All modules of the package that a module imports, directly or not."""
+    found: set[str] = set()
+    waiting = {module}
+    while waiting:
+        more = graph()[waiting.pop()] - found
+        found |= more
+        waiting |= more
+    return found
+
+
+def test_the_read_side_does_without_the_write_side() -> None:
+    assert set(modules()) >= WRITE_SIDE
+    for module in (
+        "ramify.batches.open",
+        "ramify.store.store",
+        "ramify.batches.loader",
+        "ramify.store.shared.distributed",
+    ):
+        assert needed(module) & WRITE_SIDE == set()
+    assert needed("ramify.prepare.prepare") >= WRITE_SIDE - {"ramify.prepare.prepare"}
 
 
 def test_no_cycles() -> None:

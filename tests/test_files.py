@@ -10,6 +10,7 @@ import pytest
 
 from ramify.errors import RamifyError
 from ramify.files import disk_full_named, read_json, sha256, whole_folder, write_json, write_whole
+from ramify.locks import process_tag
 
 LIMIT = 20_000
 """Bytes that a process with `limited` may write into one file: the system then says so as it does for a full disk."""
@@ -55,7 +56,7 @@ def test_a_folder_never_replaces_another(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_the_same_process_number_are_no_part(tmp_path: Path) -> None:
-    stale = tmp_path / f".folder.partial-{os.getpid()}"
+    stale = tmp_path / f".folder.partial-{process_tag()}"
     stale.mkdir()
     (stale / "old.txt").write_text("old")
     with whole_folder(tmp_path / "folder") as partial:

@@ -28,6 +28,7 @@ import ramify
 from ramify.errors import RamifyError
 from ramify.files import disk_full_named, read_json, sha256, sync, write_json
 from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
+from ramify.store.manifest import Manifest, parse_manifests
 
 VERSION = 1
 ENCODER = "encoder"
@@ -55,6 +56,15 @@ class Checkpoint:
     def branches(self) -> tuple[str, ...]:
         """The branches it holds."""
         return tuple(self.manifest["branches"])
+
+    @property
+    def datasets(self) -> dict[str, Manifest]:
+        """The manifests of the stores that the model was trained on, by dataset.
+
+        Raises:
+            RamifyError: they are damaged.
+        """
+        return parse_manifests(self.manifest["datasets"], f"{self.path / 'manifest.json'}: datasets", _ELSEWHERE)
 
     def weights(self, branches: Collection[str] | None = None) -> dict[str, Tensor]:
         """The weights to use, under the names of a `MultiBranch`: the encoder's and those of `branches` (None: all).

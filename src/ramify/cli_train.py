@@ -56,11 +56,10 @@ def prepare(
                     )  # fmt: skip
     except Served:  # of several ranks the first one has prepared and says so
         return
-    plain = {name: manifest.model_dump(mode="json") for name, manifest in manifests.items()}
     if as_json:
-        print_json(plain)
+        print_json({name: manifest.to_json() for name, manifest in manifests.items()})
     else:
-        console.print(counts_table(plain))
+        console.print(counts_table(manifests))
 
 
 @verbs.command(rich_help_panel=MAKING)

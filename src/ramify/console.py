@@ -19,6 +19,8 @@ from rich.progress import (
 from rich.table import Table
 
 from ramify.prepare.consistency import ACCEPTED
+from ramify.prepare.gates import CONFLICT
+from ramify.store.manifest import SPLITS, Manifest
 
 if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
     from ramify.inference.jobs.relax import Relaxation
@@ -133,7 +135,7 @@ def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
     return "\n".join([start, *(f"    {text}".replace("\0", " ") for text in below)])
 
 
-def counts_table(manifests: Mapping[str, Any]) -> Table:
+def counts_table(manifests: Mapping[str, Manifest]) -> Table:
     """What prepare kept and dropped, by dataset; in 80 columns only the reasons of what was dropped wrap."""
     table = Table(
         title="Prepared",
@@ -152,17 +154,26 @@ def counts_table(manifests: Mapping[str, Any]) -> Table:
     return table
 
 
-def _counts(name: str, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
     """The row of one dataset."""
-    splits, labels = manifest["splits"], manifest["labels"]
     return (
         name,
-        " / ".join(str(splits[s]["structures"]) for s in ("train", "val", "test")),
-        str(len(manifest["elements"])),
-        " / ".join(str(labels[kind]) for kind in ("energy", "forces", "stress")),
-        _slope(manifest["consistency"]["slope"]),
-        ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "nothing",
+        " / ".join(str(manifest.splits[s].structures) for s in SPLITS),
+        str(len(manifest.elements)),
+        " / ".join(str(count) for _, count in manifest.labels),
+        _slope(manifest.consistency.slope),
+        ", ".join(f"{count} {reason}{_apart(reason, manifest)}" for reason, count in manifest.dropped.items())
+        or "nothing",
     )
+
+
+def _apart(reason: str, manifest: Manifest) -> str:
+    """How far labels of equal geometries lie apart."""
+    found = manifest.conflicts
+    if reason != CONFLICT or found is None:
+        return ""
+    forces = "" if found.forces is None else f" and {found.forces:.2g} eV/Å"
+    return f" (up to {found.energy:.2g} eV/atom{forces} apart)"
 
 
 def errors_table(report: Mapping[str, Any]) -> Table:

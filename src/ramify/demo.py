@@ -33,7 +33,7 @@ def run_demo(wanted: Path, overrides: list[str], console: Console) -> Path:
             manifests[name] = prepare_dataset(
                 name, options, Path(recipe.stores), base=minicorpora.FOLDER, progress=steps.counted
             )
-    console.print(counts_table({name: manifest.model_dump(mode="json") for name, manifest in manifests.items()}))
+    console.print(counts_table(manifests))
     with say_training(console) as (callbacks, edges):
         start_run(recipe, path, callbacks, edges).fit()
     with Steps(console, "evaluate") as steps:

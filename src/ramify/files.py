@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ramify.errors import RamifyError
+from ramify.locks import process_tag
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         RamifyError: the disk is full; whatever was written is removed.
     """
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = target.with_name(f".{target.name}.partial-{process_tag()}")
     shutil.rmtree(partial, ignore_errors=True)
     with disk_full_named(target):
         try:
@@ -41,7 +42,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         RamifyError: the disk is full; the old file is untouched.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{process_tag()}")
     data = content.encode() if isinstance(content, str) else content
     with disk_full_named(path):
         try:

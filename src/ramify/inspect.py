@@ -41,7 +41,7 @@ def _store(path: Path, verify: bool) -> dict[str, Any]:
     with open_files(path) as files:
         if verify:
             verify_files(files)
-        manifest = files.manifest.model_dump(mode="json") | {"form": files.form}
+        manifest = files.manifest.to_json() | {"form": files.form}
     shown = (
         "dataset",
         "theory",
@@ -81,7 +81,7 @@ def _checkpoint(path: Path, verify: bool) -> dict[str, Any]:
         "branch_of": checkpoint.manifest["branch_of"],
         "trainer": checkpoint.manifest["trainer"],
         "carried": {b: list(group) for b, group in checkpoint.manifest.get("carried", {}).items()},
-        "references": {n: m["references"]["energies"] for n, m in checkpoint.manifest["datasets"].items()},
+        "references": {n: m.references.energies for n, m in checkpoint.datasets.items()},
         "ramify": checkpoint.manifest["ramify"],
     }
 

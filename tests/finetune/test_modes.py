@@ -31,9 +31,9 @@ def test_a_branch_that_goes_on_keeps_its_references_and_units(tune: Tune, folder
     old = load(folder / "base").branches["ani1x"].datasets["ani1x"]
     fitted = open_stores(recipe_for(folder, "bare"))["bare"].manifest
     stated = tuning.trainer.data["bare"]
-    assert stated["references"]["energies"] == dict(old.references)
-    assert stated["references"]["energies"] != fitted.references.energies
-    assert stated["statistics"]["energy_std"] == old.spread.energy
+    assert stated.references.energies == dict(old.references)
+    assert stated.references.energies != fitted.references.energies
+    assert stated.statistics.energy_std == old.spread.energy
     batch = next(iter(tuning.trainer.train["bare"].batches(100, torch.float64)))[1]
     water = old.references["O"] + 2 * old.references["H"]
     raw = tuning.trainer.train["bare"].store.take([0]).energy[0]
@@ -187,7 +187,7 @@ def test_a_store_prepared_anew_does_not_bring_its_own_references(folder: Path, t
         kept = old.branches[name].datasets[name]
         assert new.branches[name].datasets[name].references == kept.references
         assert dict(kept.references) != fitted[name]
-        assert tuning.trainer.data[name]["references"]["energies"] == dict(kept.references)
+        assert tuning.trainer.data[name].references.energies == dict(kept.references)
     assert new.branches["qm7x"].datasets["qm7x"].references == fitted["qm7x"]
     assert_same(predictions(tmp_path / "run"), predictions(folder / "base"))
     rows = {row.branch: row for row in tuning.report.before} if tuning.report else {}

@@ -19,12 +19,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from ramify.errors import RamifyError
+from ramify.locks import started
 from ramify.minicorpora import FILES
-from ramify.prepare.prepare import check_matches, prepare_dataset
+from ramify.prepare.prepare import prepare_dataset
 from ramify.sources.base import DatasetOptions
 from ramify.sources.formats import formats
 from ramify.store import columns
-from ramify.store.manifest import Manifest
+from ramify.store.manifest import Manifest, check_matches
 from ramify.store.store import Store
 
 MOLECULES = ("H2O", "CH4", "NH3", "C2H6", "C2H4", "CH3OH", "H2CO", "HCN", "CO2", "N2", "C2H2", "N2H4")
@@ -150,6 +151,60 @@ def test_names_of_which_nothing_is_left_are_forgotten(tmp_path: Path) -> None:
 def test_duplicates_can_be_kept(tmp_path: Path) -> None:
     manifest = prepare(tmp_path, frames() + frames(), gates={"duplicates": "keep"})
     assert (manifest.structures, manifest.dropped) == (120, {})
+
+
+def two_states(gap: float) -> list[Atoms]:
+    """Every molecule twice, as two spin states have it: the second `gap` eV higher, with other forces."""
+    images = frames()
+    for low in frames():
+        high = low.copy()
+        energy, forces = low.get_potential_energy() + gap, low.get_forces() + np.array([0.3, 0.0, 0.4])
+        high.calc = SinglePointCalculator(high, energy=energy, forces=forces)
+        images.append(high)
+    return images
+
+
+@pytest.mark.parametrize("first", ["low", "high"])
+def test_equal_geometries_with_other_labels_are_no_duplicates(tmp_path: Path, first: str) -> None:
+    """The lower state stays, whichever comes first; how far they lie apart is known."""
+    images = two_states(0.6)
+    if first == "high":
+        images = images[60:] + images[:60]
+    manifest = prepare(tmp_path, images)
+    assert manifest.dropped == {"equal geometry, other labels": 60}
+    assert manifest.conflicts is not None
+    assert (manifest.conflicts.geometries, manifest.conflicts.structures) == (60, 120)
+    assert manifest.conflicts.energy == pytest.approx(0.6 / 2)  # N2 and others of two atoms: the most per atom
+    assert manifest.conflicts.forces == pytest.approx(0.5, abs=1e-6)
+    store = Store.open(tmp_path / "stores" / "d")
+    low = range(60) if first == "low" else range(60, 120)
+    assert sorted(store.take(range(60)).row.tolist()) == list(low)
+    entry = quarantined(tmp_path)[0]
+    assert entry["record"] == f"all.extxyz[{60 if first == 'low' else 0}]"
+    assert entry["detail"].startswith(f"geometry of all.extxyz[{low.start}], energy 0.2 eV/atom")  # water
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("keep", 120), ("drop", 0)])
+def test_what_stays_of_other_labels_can_be_said(tmp_path: Path, rule: str, kept: int) -> None:
+    if kept:
+        manifest = prepare(tmp_path, two_states(0.6), gates={"conflicting_labels": rule})
+        assert (manifest.structures, manifest.dropped) == (kept, {})
+        assert manifest.conflicts is not None
+        return
+    with pytest.raises(RamifyError, match="120 equal geometry, other labels"):
+        prepare(tmp_path, two_states(0.6), gates={"conflicting_labels": rule})
+
+
+def test_of_copies_that_agree_the_one_with_most_labels_stays(tmp_path: Path) -> None:
+    images = frames()
+    bare = []
+    for atoms in images[:10]:
+        copy = atoms.copy()
+        copy.calc = SinglePointCalculator(copy, energy=atoms.get_potential_energy())
+        bare.append(copy)
+    manifest = prepare(tmp_path, bare + images)
+    assert manifest.dropped == {"duplicate structure": 10}
+    assert (manifest.conflicts, manifest.labels.forces) == (None, 60)
 
 
 def test_references_are_fitted_on_train_only(tmp_path: Path) -> None:
@@ -449,11 +504,12 @@ def test_a_killed_process_leaves_no_store_and_the_next_cleans_up(tmp_path: Path)
     process = run_elsewhere(code, tmp_path / "stores")
     assert process.stdout is not None
     assert process.stdout.readline() == "reading\n"
+    began = started(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
     process.stdout.close()
     leftover = left_behind(tmp_path / "stores")
-    assert leftover == [f".d.partial-{process.pid}"]  # hidden, and no store to anyone
+    assert leftover == [f".d.partial-{process.pid}-{began}"]  # hidden, and no store to anyone
     with pytest.raises(RamifyError, match="no store here"):
         Store.open(tmp_path / "stores" / "d")
     chosen = options("ani1x", path=str(FILES["ani1x_mini"]))
@@ -476,6 +532,18 @@ def test_the_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     other.mkdir(parents=True)
     prepare(tmp_path, frames())
     assert left_behind(tmp_path / "stores") == [".d.partial-1", "d"]
+
+
+def test_a_living_process_of_the_same_number_that_began_later_keeps_nothing(tmp_path: Path) -> None:
+    """As after a restart of the machine, or where numbers of processes come round quickly."""
+    made = prepare(tmp_path, frames())
+    stores = tmp_path / "stores"
+    began = started(os.getpid())
+    assert began is not None
+    (stores / f".d.partial-{os.getpid()}-{began - 1}").mkdir()
+    (stores / "d").rename(stores / f".d.replaced-{os.getpid()}-{began - 1}")
+    assert prepare(tmp_path, frames()) == made
+    assert left_behind(stores) == ["d"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 import ramify.sources.base
 from ramify.errors import RamifyError
-from ramify.sources import formats
+from ramify.sources.formats import formats
 
 PAGE = Path(__file__).parents[2] / "docs/sources.md"
 

@@ -231,9 +231,9 @@ def test_one_branch_for_all(small: MakeRecipe, tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "run/checkpoints/latest").manifest["branches"] == ["shared"]
     files = [p.name for p in (tmp_path / "run/checkpoints/latest/branches").iterdir()]
     assert files == ["shared.safetensors"]
-    statistics = {name: manifest["statistics"] for name, manifest in trainer.data.items()}
-    count = {name: manifest["splits"]["train"]["structures"] for name, manifest in trainer.data.items()}
-    mean = sum(count[name] * statistics[name]["energy_std"] for name in count) / sum(count.values())
+    statistics = {name: manifest.statistics for name, manifest in trainer.data.items()}
+    count = {name: manifest.splits["train"].structures for name, manifest in trainer.data.items()}
+    mean = sum(count[name] * statistics[name].energy_std for name in count) / sum(count.values())
     assert float(trainer.model.branch("shared").energy_scale) == pytest.approx(mean, rel=1e-6)
 
 

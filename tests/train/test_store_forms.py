@@ -12,8 +12,8 @@ import yaml
 
 from ramify.store.convert import convert_store
 from tests import programs
-from tests.store.test_distributed import mpiexec
 from tests.small import assert_same, make_recipe, prepare_stores, tensors
+from tests.store.test_distributed import mpiexec
 
 LIMIT = 200.0
 

@@ -30,7 +30,7 @@ def batch_and_model(small: MakeRecipe, **changes: object) -> tuple[Batch, Labels
     reader = open_split(recipe, stores, "train")["mptrj"]
     rows = np.arange(0, 70, 10)
     batch, labels = Batch.make([reader.part(rows)], torch.float64), {"mptrj": reader.label_counts(rows, stress=True)}
-    spread = LabelSpread.of_manifest(stores["mptrj"].manifest.model_dump(mode="json"))
+    spread = LabelSpread.of_manifest(stores["mptrj"].manifest)
     model = build_model(recipe, {"mptrj": spread}).train()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ramify.batches.edge_cache import BYTES_PER_EDGE, EdgeCache
 from ramify.batches.padding import Padding
 from ramify.batches.transfer import transfer_to
 from ramify.neighbors.edges import find_edges
+from ramify.packing import pieces_of
 from ramify.store.prefetch import Prefetcher
 from ramify.store.store import LabelCounts, Store
 
@@ -104,10 +106,9 @@ class SplitReader:
         With `first` and `step` only every `step`-th of these batches, from the one numbered `first` on.
         """
         n_atoms = self.store.n_atoms[self.rows.start : self.rows.stop]
-        bin_of = (np.cumsum(n_atoms) - n_atoms) // atoms_at_once
-        for indices in np.split(np.arange(len(self)), np.flatnonzero(np.diff(bin_of)) + 1)[first::step]:
-            if len(indices):
-                yield indices, Batch.make([self.part(indices)], dtype)
+        for piece in islice(pieces_of(n_atoms, atoms_at_once), first, None, step):
+            indices = np.arange(piece.start, piece.stop)
+            yield indices, Batch.make([self.part(indices)], dtype)
 
 
 @dataclass(frozen=True, slots=True)

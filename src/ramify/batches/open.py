@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ramify.batches.loader import SplitReader
 from ramify.errors import RamifyError
-from ramify.prepare.prepare import check_matches
 from ramify.recipe import Recipe
 from ramify.store.files import FORMS, form_of
+from ramify.store.manifest import Manifest, check_matches
 from ramify.store.store import Store
 
 
@@ -94,19 +93,19 @@ def _check_form(dataset: str, path: Path, wanted: str) -> None:
         )
 
 
-def check_same_data(before: Mapping[str, Any], stores: Mapping[str, Store]) -> None:
+def check_same_data(before: Mapping[str, Manifest], stores: Mapping[str, Store]) -> None:
     """Refuses stores with other structures or references than a model was trained with.
 
     Args:
-        before: the manifests (as plain data) of the stores it was trained with.
+        before: the manifests of the stores it was trained with.
         stores: those of today.
 
     Raises:
         RamifyError: naming the dataset and what differs.
     """
     for name, store in stores.items():
-        now = store.manifest.model_dump(mode="json")
-        if differing := [key for key in ("columns", "references", "splits") if before[name][key] != now[key]]:
+        keys = ("columns", "references", "splits")
+        if differing := [key for key in keys if getattr(before[name], key) != getattr(store.manifest, key)]:
             raise RamifyError(
                 f"the store of dataset '{name}' is not the one this run was trained on ({', '.join(differing)} differ)",
                 fix="prepare it again from the same files and options, or start a new run",

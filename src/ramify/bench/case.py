@@ -74,7 +74,7 @@ class Case:
         spreads = {}
         for path in set(stores.values()):
             with Store.open(path) as store:
-                spreads[path] = LabelSpread.of_manifest(store.manifest.model_dump(mode="json"))
+                spreads[path] = LabelSpread.of_manifest(store.manifest)
         cost = profile_model(changed, {name: spreads[path] for name, path in stores.items()})
         return cls(changed, dict(stores), cost, mode, placement, ranks, warmup, steps)
 

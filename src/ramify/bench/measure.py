@@ -39,7 +39,7 @@ def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout, proce
     """A trainer at step 0 as `ramify train` makes it, but for the run directory."""
     branch_of = recipe.branch_of_datasets()
     readers = open_split(recipe, {n: s for n, s in stores.items() if branch_of[n] in layout.hosted}, "train")
-    data = {name: store.manifest.model_dump(mode="json") for name, store in stores.items()}
+    data = {name: store.manifest for name, store in stores.items()}
     return Trainer(recipe, Run(Path(NOWHERE)), data, readers, {}, layout, process.stop, process.watchdog)
 
 

@@ -128,7 +128,7 @@ def run_case(source: Path, target: Path) -> None:
     with this_process(recipe) as process:
         settle(recipe)
         stores = {name: Store.open(Path(path)) for name, path in case["stores"].items()}
-        spreads = {name: LabelSpread.of_manifest(s.manifest.model_dump(mode="json")) for name, s in stores.items()}
+        spreads = {name: LabelSpread.of_manifest(s.manifest) for name, s in stores.items()}
         cost = profile_model(_plain(recipe), spreads)
         before = process_bytes()
         trainer = make_trainer(

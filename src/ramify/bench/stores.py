@@ -104,7 +104,7 @@ def make_store(path: Path, kind: Kind, structures: int, *, validation: float = 0
             names_sha256=sha256(folder / "names.json"),
             versions=Versions(ramify=ramify.__version__, numpy=np.__version__, python=platform.python_version()),
         )
-        write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+        write_json(folder / "manifest.json", manifest.to_json())
     return manifest
 
 

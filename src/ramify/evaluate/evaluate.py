@@ -42,9 +42,8 @@ Totals = dict[tuple[str, str], list[tuple[int, NDArray[np.float64]]]]
 def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
     """The model of a checkpoint, with the weights to use; needs no store. Without branches that a fine-tuning carries
     along: they read no dataset of its recipe."""
-    manifest = checkpoint.manifest
-    recipe = parse_recipe(manifest["recipe"], where=f"{checkpoint.path}/manifest.json")
-    model = build_model(recipe, {name: LabelSpread.of_manifest(m) for name, m in manifest["datasets"].items()})
+    recipe = parse_recipe(checkpoint.manifest["recipe"], where=f"{checkpoint.path}/manifest.json")
+    model = build_model(recipe, {name: LabelSpread.of_manifest(m) for name, m in checkpoint.datasets.items()})
     try:
         model.load_state_dict(checkpoint.weights(recipe.datasets_of_branches()), strict=True)
     except RuntimeError as error:
@@ -116,7 +115,7 @@ class Evaluator:
         checkpoint = open_checkpoint(self.run / "checkpoints" / self.which)
         recipe, model = load_model(checkpoint)
         stores = open_stores(recipe)
-        check_same_data(checkpoint.manifest["datasets"], stores)
+        check_same_data(checkpoint.datasets, stores)
         if self.others is not None:
             stores |= {name: store for name, store in open_stores(self.others).items() if name not in stores}
         readers = open_split(recipe, stores, self.split, edge_cache=0.0)

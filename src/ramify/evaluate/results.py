@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from ramify.errors import RamifyError
 from ramify.evaluate.metrics import REFERENCES
 from ramify.files import read_json
-from ramify.store.manifest import Manifest
+from ramify.store.manifest import Manifest, parse_manifests
 
 
 class Means(BaseModel):
@@ -239,10 +239,7 @@ def _evaluation(run: Path) -> Evaluation:
 def _manifests(path: Path) -> dict[str, Manifest]:
     fix = "restore the file: `ramify train` wrote it, from the manifests of the stores"
     content = _json(path, fix=fix) if path.is_file() else {}
-    try:
-        return {dataset: Manifest.model_validate(manifest) for dataset, manifest in content.items()}
-    except ValidationError as error:
-        raise RamifyError(f"{path}: {_first(error)}", fix=fix) from None
+    return parse_manifests(content, str(path), fix)
 
 
 def _first(error: ValidationError) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ramify.batches.loader import SplitReader
 from ramify.evaluate.metrics import LEAST_SQUARES, REFERENCES, Errors
+from ramify.packing import pieces_of
 from ramify.references import fit_references, reference_energy
 from ramify.store.store import Store
 from ramify.structures import Structures
@@ -79,7 +80,5 @@ def least_squares_references(store: Store) -> NDArray[np.float64]:
 def _pieces(store: Store, rows: range) -> Iterator[Structures]:
     """The structures at `rows` in parts of about `ATOMS_AT_ONCE` atoms."""
     n_atoms = store.n_atoms[rows.start : rows.stop]
-    turn = (np.cumsum(n_atoms) - n_atoms) // ATOMS_AT_ONCE
-    for part in np.split(np.arange(rows.start, rows.stop), np.flatnonzero(np.diff(turn)) + 1):
-        if len(part):
-            yield store.take(part)
+    for part in pieces_of(n_atoms, ATOMS_AT_ONCE):
+        yield store.take(np.arange(rows.start + part.start, rows.start + part.stop))

@@ -9,7 +9,6 @@ from ramify.batches.loader import SplitReader
 from ramify.errors import RamifyError
 from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
 from ramify.evaluate.trivial import trivial_errors
-from ramify.files import content_sha256
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.model import Model
 from ramify.inference.saved import Saved
@@ -120,6 +119,6 @@ def _find(saved: Saved, recipe: Recipe, info: DatasetInfo) -> Store | None:
                 store = store.on_scale(Scale.model_validate(stated))
         except RamifyError:
             continue  # not at hand, and said so
-        if content_sha256(store.manifest.model_dump(mode="json")) == info.manifest_sha256:
+        if store.manifest.sha256 == info.manifest_sha256:
             return store
     return None

@@ -196,7 +196,7 @@ def _scales(
                 "energy": info.spread.energy,
                 "forces": forces[0] if forces else None,
             }
-            own = DatasetInfo.of_manifest(name, stores[name].manifest.model_dump(mode="json"))
+            own = DatasetInfo.of_manifest(name, stores[name].manifest)
             units = {"energy": own.spread.energy, "forces": own.spread.forces}
             if scale != {"references": own.references} | units:
                 yield name, scale

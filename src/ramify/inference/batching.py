@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.neighbors.edges import CutoffPairs, Edges
+from ramify.packing import filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,7 @@ class MemoryBudget:
 
 def plan(n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64], budget: MemoryBudget) -> Iterator[slice]:
     """Cuts a row of structures into batches: consecutive structures that keep to the budget together."""
-    start = atoms = edges = 0
-    for index, (more_atoms, more_edges) in enumerate(zip(n_atoms.tolist(), n_edges.tolist(), strict=True)):
-        if index > start and (atoms + more_atoms > budget.atoms or edges + more_edges > budget.edges):
-            yield slice(start, index)
-            start, atoms, edges = index, 0, 0
-        atoms, edges = atoms + more_atoms, edges + more_edges
-    if start < len(n_atoms):
-        yield slice(start, len(n_atoms))
+    return filled((n_atoms, n_edges), (budget.atoms, budget.edges))
 
 
 def edges_of_span(edges: Edges, first: int, last: int) -> Edges:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError, nearest
-from ramify.files import content_sha256
 from ramify.model.build import LabelSpread
 from ramify.model.heads import ForceKind
+from ramify.store.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class DatasetInfo:
         spread: of its labels, the units the branch works in.
         structures, atoms: in the training split.
         min_distance: Å, the closest two atoms in the dataset; None where every structure is one isolated atom.
-        manifest_sha256: checksum of what its manifest says (`ramify.files.content_sha256`).
+        manifest_sha256: checksum of what its manifest says (`Manifest.sha256`).
     """
 
     name: str
@@ -53,19 +53,19 @@ class DatasetInfo:
         return table
 
     @classmethod
-    def of_manifest(cls, name: str, manifest: Mapping[str, Any]) -> Self:
-        """From a store's manifest, as plain data."""
-        train = manifest["splits"]["train"]
+    def of_manifest(cls, name: str, manifest: Manifest) -> Self:
+        """From a store's manifest."""
+        train = manifest.splits["train"]
         return cls(
             name=name,
-            theory=manifest["theory"],
-            references=dict(manifest["references"]["energies"]),
-            rank=manifest["references"]["rank"],
+            theory=manifest.theory,
+            references=dict(manifest.references.energies),
+            rank=manifest.references.rank,
             spread=LabelSpread.of_manifest(manifest),
-            structures=train["structures"],
-            atoms=train["atoms"],
-            min_distance=manifest["statistics"]["min_distance"],
-            manifest_sha256=content_sha256(manifest),
+            structures=train.structures,
+            atoms=train.atoms,
+            min_distance=manifest.statistics.min_distance,
+            manifest_sha256=manifest.sha256,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ramify.inference.screen import (
 )
 from ramify.model.multibranch import MultiBranch
 from ramify.neighbors.edges import Edges, edges_among, find_pairs, search_radius
+from ramify.packing import pieces_of
 from ramify.recipe import ModelOptions
 from ramify.references import reference_energy
 from ramify.structures import Structures, atom_rows
@@ -169,9 +170,7 @@ class _Work:
 def _searches(n_atoms: Rows, refused: Refused) -> Iterator[Rows]:
     """The structures that were not refused, in rows of about `SEARCHED_ATOMS` atoms."""
     rows = np.delete(np.arange(len(n_atoms)), list(refused))
-    counts = n_atoms[rows]
-    bins = (np.cumsum(counts) - counts) // SEARCHED_ATOMS
-    return (part for part in np.split(rows, np.flatnonzero(np.diff(bins)) + 1) if len(part))
+    return (rows[part] for part in pieces_of(n_atoms[rows], SEARCHED_ATOMS))
 
 
 def _too_large(atoms: int, edges: int | None, needed: float, budget: MemoryBudget) -> tuple[str, str]:

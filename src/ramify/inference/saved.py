@@ -113,7 +113,7 @@ def read_run(path: Path, which: str) -> Saved:
 def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None = None) -> Saved:
     """The weights to use of a checkpoint, and all it says of its datasets."""
     manifest = checkpoint.manifest
-    infos = {name: DatasetInfo.of_manifest(name, data) for name, data in manifest["datasets"].items()}
+    infos = {name: DatasetInfo.of_manifest(name, data) for name, data in checkpoint.datasets.items()}
     branches: dict[str, dict[str, DatasetInfo]] = {}
     for dataset, branch in manifest["branch_of"].items():
         branches.setdefault(branch, {})[dataset] = infos[dataset]

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from ramify.model.encoders.egnn import EGNN
 from ramify.model.heads import Branch, ForceKind
 from ramify.model.multibranch import MultiBranch
 from ramify.recipe import EncoderOptions, ModelOptions, Recipe
+from ramify.store.manifest import Manifest
 
 TYPICAL_NEIGHBORS = 15.0
 """Sums over neighbours are divided by the square root of this when `max_neighbors` sets no smaller limit."""
@@ -38,11 +38,10 @@ class LabelSpread:
         return max(self.energy, self.forces or 0.0)
 
     @classmethod
-    def of_manifest(cls, manifest: Mapping[str, Any]) -> "LabelSpread":
-        """From a store's manifest (as plain data)."""
-        statistics = manifest["statistics"]
-        structures = manifest["splits"]["train"]["structures"]
-        return cls(statistics["energy_std"] or 1.0, statistics["forces_mae"] or None, structures)
+    def of_manifest(cls, manifest: Manifest) -> "LabelSpread":
+        """From a store's manifest."""
+        statistics = manifest.statistics
+        return cls(statistics.energy_std or 1.0, statistics.forces_mae or None, manifest.splits["train"].structures)
 
 
 def build_model(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.neighbors.distances import complete_cells
+from ramify.packing import pieces_of
 from ramify.structures import Structures, atom_rows
 
 Rows = NDArray[np.int64]
@@ -93,19 +94,18 @@ def all_pairs(
         radius: Å.
         distances: whether they are wanted; those of pairs may be NaN if not.
     """
-    turn = np.cumsum(images.candidates[chosen]) // CANDIDATES_AT_ONCE
     n_images = (2 * images.steps + 1).prod(axis=1)
     periodic, offsets = np.atleast_1d(structures.pbc.any(axis=1)), structures.offsets
-    for block in np.split(chosen, np.flatnonzero(np.diff(turn)) + 1):
-        if len(block):
-            found = [
-                _periodic(structures, images, rows, radius)
-                if periodic[rows].any()
-                else _isolated(structures, rows, radius, distances)
-                for rows in _alike(block, structures.n_atoms[block], n_images[block])
-            ]
-            first, last = int(offsets[block[0]]), int(offsets[block[-1] + 1])
-            yield found[0] if len(found) == 1 else merged(found, first, last)
+    for part in pieces_of(images.candidates[chosen], CANDIDATES_AT_ONCE):
+        block = chosen[part]
+        found = [
+            _periodic(structures, images, rows, radius)
+            if periodic[rows].any()
+            else _isolated(structures, rows, radius, distances)
+            for rows in _alike(block, structures.n_atoms[block], n_images[block])
+        ]
+        first, last = int(offsets[block[0]]), int(offsets[block[-1] + 1])
+        yield found[0] if len(found) == 1 else merged(found, first, last)
 
 
 def merged(parts: Sequence[Pairs], first: int, last: int) -> Pairs:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ramify.batches.loader import SplitReader, StepAssignment
 from ramify.batches.sampler import BatchSampler
+from ramify.packing import filled
 from ramify.planning.placement import Placement
 
 Rows = dict[str, NDArray[np.int64]]
@@ -55,12 +56,8 @@ class MicroBatchLimit:
     def micro_batches(self, atoms: NDArray[np.int64], edges: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) the turn, from 0, of each of n structures: in their order, as many as fit."""
         micro_batch = np.zeros(len(atoms), np.int64)
-        current, held_atoms, held_edges = 0, 0, 0
-        for index, (a, e) in enumerate(zip(atoms.tolist(), edges.tolist(), strict=True)):
-            if index and (held_atoms + a > self.atoms or held_edges + e > self.edges):
-                current, held_atoms, held_edges = current + 1, 0, 0
-            held_atoms, held_edges = held_atoms + a, held_edges + e
-            micro_batch[index] = current
+        for index, some in enumerate(filled((atoms, edges), (self.atoms, self.edges))):
+            micro_batch[some] = index
         return micro_batch
 
 

@@ -88,9 +88,7 @@ def weighed_cost(recipe: Recipe, stores: Mapping[str, Store], ranks: int) -> Mod
     there is nothing to weigh."""
     if _is_given(recipe, ranks):
         return None
-    return profile_model(
-        recipe, {n: LabelSpread.of_manifest(s.manifest.model_dump(mode="json")) for n, s in stores.items()}
-    )
+    return profile_model(recipe, {n: LabelSpread.of_manifest(s.manifest) for n, s in stores.items()})
 
 
 def choose_placement(

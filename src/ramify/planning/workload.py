@@ -17,10 +17,10 @@ from ramify.batches.sampler import sampling_weights
 from ramify.errors import RamifyError, nearest
 from ramify.model.build import LabelSpread
 from ramify.neighbors.edges import find_edges
-from ramify.prepare.prepare import check_matches
 from ramify.recipe import RECIPES, Recipe
 from ramify.recipe.overrides import read_yaml
 from ramify.recipe.validation_errors import mistakes
+from ramify.store.manifest import check_matches
 from ramify.store.store import Store
 
 SAMPLE = 256
@@ -114,7 +114,7 @@ def measure(store: Store, recipe: Recipe) -> DatasetSize:
     neighbors = len(find_edges(sample, encoder.cutoff, encoder.max_neighbors)) / len(sample.numbers)
     manifest = store.manifest
     atoms = manifest.splits["train"].atoms / len(rows)
-    spread = LabelSpread.of_manifest(manifest.model_dump(mode="json"))
+    spread = LabelSpread.of_manifest(manifest)
     return DatasetSize(len(rows), atoms, atoms * neighbors, spread, f"store, edges of {len(chosen):,}")
 
 

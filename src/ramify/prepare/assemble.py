@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ramify.elements import MAX_NUMBER, SYMBOLS
 from ramify.files import sha256
+from ramify.packing import pieces_of
 from ramify.prepare.staging import Staged
 from ramify.references import Fit, fit_references
 from ramify.store.columns import COLUMNS, Array, NpyFile
@@ -162,7 +163,7 @@ def _write_column(
     file = NpyFile(folder / f"{name}.npy", kind.dtype, shape)
     try:
         for k, part in enumerate(rows):
-            for some in _by_atoms(part, staged.n_atoms):
+            for some in (part[p] for p in pieces_of(staged.n_atoms[part], ATOMS_AT_ONCE)):
                 piece = _gather(staged, name, some)
                 piece = piece if renumber is None else renumber[piece]
                 tally.add(k, name, piece, staged.n_atoms[some])
@@ -182,14 +183,6 @@ def _gather(staged: Staged, name: str, rows: NDArray[np.int64]) -> Array:
     return np.take(column, index, axis=0)
 
 
-def _by_atoms(rows: NDArray[np.int64], n_atoms: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
-    """`rows` in parts of about `ATOMS_AT_ONCE` atoms."""
-    turn = np.cumsum(n_atoms[rows], dtype=np.int64) // ATOMS_AT_ONCE
-    for part in np.split(rows, np.flatnonzero(np.diff(turn)) + 1):
-        if len(part):
-            yield part
-
-
 def _fit(folder: Path, tally: Tally, ridge: float) -> Fit:
     """References of the training split, from the columns just written."""
     train = int(tally.structures[0])
@@ -197,8 +190,8 @@ def _fit(folder: Path, tally: Tally, ridge: float) -> Fit:
     offsets = np.concatenate([[0], np.cumsum(n_atoms)])
 
     def chunks() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.float64]]]:
-        for part in _by_atoms(np.arange(train), n_atoms):
-            a, b = int(part[0]), int(part[-1]) + 1
+        for part in pieces_of(n_atoms, ATOMS_AT_ONCE):
+            a, b = part.start, part.stop
             numbers, energy = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("numbers", "energy"))
             yield n_atoms[a:b], np.asarray(numbers[offsets[a] : offsets[b]]), np.asarray(energy[a:b])
 

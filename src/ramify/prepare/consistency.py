@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
+from ramify.packing import pieces_of
 from ramify.prepare.fingerprints import Fingerprints, geometry_weights
 from ramify.store.manifest import Consistency
 from ramify.structures import Structures, atom_rows
@@ -146,11 +147,9 @@ class SlopeMeter:
             left, i, j = left[alike], i[alike], j[alike]
             work = np.cumsum(structures.n_atoms[i])
             affordable = int(np.searchsorted(work, budget)) + 1
-            turn = work[:affordable] // ATOMS_AT_ONCE
-            for part in np.split(np.arange(len(turn)), np.flatnonzero(np.diff(turn)) + 1):
-                if len(part):
-                    yield i[part], j[part]
-            budget -= int(work[len(turn) - 1]) if len(turn) else 0
+            for part in pieces_of(structures.n_atoms[i[:affordable]], ATOMS_AT_ONCE):
+                yield i[part], j[part]
+            budget -= int(work[:affordable].max(initial=0))
             lag += 1
             left = left[left + lag < len(order)]
 

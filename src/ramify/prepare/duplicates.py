@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.packing import pieces_of
 from ramify.prepare.fingerprints import GOLDEN, projection_reach
 from ramify.structures import atom_rows
 
@@ -93,9 +94,8 @@ def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, toleranc
     same[candidates] = (pbc[i_] == pbc[j_]).all(axis=1) & (moved.max(axis=(1, 2), initial=0.0) <= tolerance)
     candidates = np.flatnonzero(same)
     counts = columns.n_atoms[i[candidates]].astype(np.int64)
-    for part in np.split(candidates, np.flatnonzero(np.diff(np.cumsum(counts) // ATOMS_AT_ONCE)) + 1):
-        if not len(part):
-            continue
+    for some in pieces_of(counts, ATOMS_AT_ONCE):
+        part = candidates[some]
         n = columns.n_atoms[i[part]].astype(np.int64)
         first, second = atom_rows(offsets[i[part]], n), atom_rows(offsets[j[part]], n)
         starts = np.cumsum(n) - n

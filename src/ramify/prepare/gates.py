@@ -19,6 +19,7 @@ NO_VOLUME = "periodic cell without volume"
 TOO_CLOSE = "atoms too close"
 LARGE_FORCE = "force above limit"
 DUPLICATE = "duplicate structure"
+CONFLICT = "equal geometry, other labels"
 OUTLIER = "energy outlier within its composition"
 
 DEVIATION_FLOOR = 0.05

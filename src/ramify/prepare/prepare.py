@@ -3,20 +3,16 @@
 import platform
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 import ramify
 from ramify.errors import RamifyError
 from ramify.files import write_json
 from ramify.prepare.assemble import Assembled, assemble
-from ramify.prepare.duplicates import earlier_equals, equal_structures
-from ramify.prepare.gates import DUPLICATE, OUTLIER, detail, energy_deviations
+from ramify.prepare.cross_checks import compare
 from ramify.prepare.inputs import fingerprint, source_files
 from ramify.prepare.read import cut, read_parts
 from ramify.prepare.split import check_given_split, split_by_group
@@ -29,20 +25,13 @@ from ramify.store.adios import ADIOS_FILES
 from ramify.store.columns import COLUMNS
 from ramify.store.convert import to_adios
 from ramify.store.files import Form
-from ramify.store.manifest import REBUILD, Consistency, Manifest, SourceFile, Versions
+from ramify.store.manifest import REBUILD, Consistency, Described, Manifest, SourceFile, Versions, check_matches
 from ramify.store.open_files import open_files
 from ramify.store.replace import clear_leftovers, replaced_store
 from ramify.structures import Split
 
 Progress = Callable[[int], None]
 """Hears of every chunk: how many structures more have been read."""
-
-
-class Described(Protocol):
-    """A store, opened or not: what tells whether it is the one that a recipe asks for."""
-
-    path: Path
-    manifest: Manifest
 
 
 FILES = {"manifest.json", "names.json", "quarantine.jsonl", *ADIOS_FILES, *(f"{column}.npy" for column in COLUMNS)}
@@ -97,26 +86,6 @@ def prepare_dataset(
         return manifest
 
 
-def check_matches(store: Described, options: DatasetOptions) -> None:
-    """Refuses a store that was prepared with other options than the recipe now states.
-
-    Raises:
-        RamifyError: naming each key, what the store was prepared with and what the recipe says.
-    """
-    stated = options.model_dump(mode="json")
-    try:
-        used = type(options).model_validate(store.manifest.options).model_dump(mode="json")
-    except ValidationError:  # another format, or keys that it no longer has
-        used = store.manifest.options
-    differing = [key for key in (*stated, *(k for k in used if k not in stated)) if stated.get(key) != used.get(key)]
-    if differing:
-        changes = "; ".join(f"{key}: prepared with {used.get(key)!r}, now {stated.get(key)!r}" for key in differing)
-        raise RamifyError(
-            f"the store {store.path} was prepared with other options ({changes})",
-            fix="run `ramify prepare RECIPE --force` to make it anew, or name another `stores` folder",
-        )
-
-
 def _check_sources(store: Described, sources: list[SourceFile]) -> None:
     """Compares contents: files may have moved."""
     before = [(s.bytes, s.sha256) for s in store.manifest.sources]
@@ -144,7 +113,8 @@ def _build(
     stage.mkdir()
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
         staged, consistency = _stage(name, options, files, stage, quarantine, progress, workers)
-        keep = _screen_together(staged, options, quarantine)
+        compared = compare(staged, options.gates, quarantine)
+        keep = compared.keep
         dropped = dict(sorted(quarantine.counts.items()))
         if not keep.any():
             reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
@@ -162,6 +132,7 @@ def _build(
         statistics=made.statistics,
         consistency=consistency,
         dropped=dropped,
+        conflicts=compared.conflicts,
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=moved,
         shared_groups=made.shared_groups,
@@ -172,7 +143,7 @@ def _build(
         versions=Versions(ramify=ramify.__version__, numpy=np.__version__, python=platform.python_version()),
     )
     shutil.rmtree(stage)
-    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    write_json(folder / "manifest.json", manifest.to_json())
     return manifest
 
 
@@ -197,29 +168,6 @@ def _stage(
         return staging.finish(), staging.slope.check(name)
     finally:
         staging.close()
-
-
-def _screen_together(staged: Staged, options: DatasetOptions, quarantine: Quarantine) -> NDArray[np.bool_]:
-    """(S,) what is left after the gates that compare structures with one another."""
-    keep = np.ones(len(staged), np.bool_)
-    if options.gates.duplicates == "drop":
-        earlier = earlier_equals(
-            staged.scalars["sequence"],
-            staged.scalars["projection"],
-            staged.n_atoms,
-            partial(equal_structures, staged, staged.offsets),
-        )
-        for row in np.flatnonzero(earlier >= 0).tolist():
-            quarantine.add(staged.name(row), DUPLICATE, f"equal to {staged.name(int(earlier[row]))}")
-        keep = earlier < 0
-    rows = np.flatnonzero(keep)
-    limit = options.gates.energy_outlier
-    per_atom = staged.columns.map("energy")[rows] / staged.n_atoms[rows]
-    deviations = energy_deviations(per_atom, staged.scalars["composition"][rows], limit)
-    for at in np.flatnonzero(deviations > limit).tolist():
-        quarantine.add(staged.name(int(rows[at])), OUTLIER, detail(OUTLIER, float(deviations[at]), options.gates))
-    keep[rows] = deviations <= limit
-    return keep
 
 
 def _split(

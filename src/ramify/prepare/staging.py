@@ -92,6 +92,21 @@ class Staged:
         """(S, 3)."""
         return self.columns.map("pbc")
 
+    @property
+    def energy(self) -> NDArray[np.float64]:
+        """(S,) eV."""
+        return self.columns.map("energy")
+
+    @property
+    def forces(self) -> NDArray[np.floating]:
+        """(N, 3) eV/Å, NaN where there is no label."""
+        return self.columns.map("forces")
+
+    @property
+    def stress(self) -> NDArray[np.floating]:
+        """(S, 3, 3) eV/Å³, NaN where there is no label."""
+        return self.columns.map("stress")
+
     def name(self, index: int) -> str:
         """Where structure `index` comes from, as `Structures.name`."""
         return f"{self.origins[self.columns.map('origin')[index]]}[{self.columns.map('row')[index]}]"

@@ -1,7 +1,5 @@
 """What a structure is told by when a branch is sought for it: its composition, and what the encoder makes of it."""
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from ramify.elements import MAX_NUMBER
 from ramify.inference.model import Model
 from ramify.model.graph import build_graph
 from ramify.neighbors.edges import find_edges
+from ramify.packing import pieces_of
 from ramify.structures import Structures
 
 ATOMS_AT_ONCE = 1500
@@ -21,10 +20,8 @@ Floats = NDArray[np.float64]
 def features(model: Model, structures: Structures) -> tuple[Floats, Floats]:
     """Composition (S, 120): fraction of each element, then that of periodic axes; and the mean over atoms of the
     encoder's scalars (S, F). Structures must hold atoms, none of them on one spot."""
-    bins = (np.cumsum(structures.n_atoms) - structures.n_atoms) // ATOMS_AT_ONCE
-    cuts = [0, *(np.flatnonzero(np.diff(bins)) + 1).tolist(), len(structures)]
-    parts = [structures.span(a, b) for a, b in pairwise(cuts) if b > a]
-    encoded = [_encoded(model, part) for part in parts]
+    parts = pieces_of(structures.n_atoms, ATOMS_AT_ONCE)
+    encoded = [_encoded(model, structures.span(part.start, part.stop)) for part in parts]
     width = model.options.encoder.width
     return _composition(structures), np.concatenate(encoded) if encoded else np.zeros((0, width))
 

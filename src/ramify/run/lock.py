@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ramify.errors import RamifyError
-from ramify.run.stop import started
+from ramify.locks import runs, started
 
 NAME = "lock.json"
 BEAT = 10.0
@@ -147,17 +147,7 @@ def _elsewhere(holder: dict[str, Any], own: dict[str, Any]) -> bool:
 def _runs(holder: dict[str, Any]) -> bool:
     """Whether a process of this machine still runs, and is the one that took the lock."""
     pid = holder.get("pid")
-    if not isinstance(pid, int):
-        return False
-    if (began := started(pid)) is not None:
-        return began == holder.get("started")
-    try:
-        os.kill(pid, 0)  # no /proc: does it exist?
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return holder.get("started") is None
+    return isinstance(pid, int) and runs(pid, holder.get("started"))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from ramify.run.lock import NAME as LOCK
 from ramify.run.lock import RunLock
 from ramify.run.sessions import Sessions
 from ramify.run.tensorboard import TensorBoardLog
+from ramify.store.manifest import Manifest
 
 
 class Run:
@@ -28,7 +29,7 @@ class Run:
         self.changed: dict[str, Any] = {}  # keys of the recipe that differ from the session before, see `Changes`
         self._lock: RunLock | None = None
 
-    def create(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
+    def create(self, recipe: Recipe, data: Mapping[str, Manifest]) -> None:
         """Makes the folder of a new run, locked; nothing is there yet, or only what an interrupted `create` has left.
 
         Args:
@@ -92,13 +93,13 @@ class Run:
             raise RamifyError(f"{path} is not a run directory: it has no recipe.yaml", fix="give the folder of --run")
         return cls(path)
 
-    def write(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
+    def write(self, recipe: Recipe, data: Mapping[str, Manifest]) -> None:
         """Writes data.json and recipe.yaml, the latter last.
 
         Raises:
             RamifyError: the disk is full.
         """
-        write_json(self.path / "data.json", dict(data))
+        write_json(self.path / "data.json", {name: manifest.to_json() for name, manifest in data.items()})
         write_whole(self.path / "recipe.yaml", recipe.to_yaml())
 
     def lock(self, *, wait: bool = False) -> None:

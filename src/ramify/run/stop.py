@@ -11,6 +11,8 @@ import time
 from types import FrameType
 from typing import Any, Self
 
+from ramify.locks import started
+
 STOPPED = 75
 """Exit status of a run that stopped early and waits to be continued: EX_TEMPFAIL of BSD's sysexits.h, "the user is
 invited to retry". Python uses 1 and 2, shells 126 and above (128 + number of a signal); schedulers requeue on any."""
@@ -64,14 +66,3 @@ def process_age() -> float:
     if ticks is None:
         return time.monotonic() - _IMPORTED
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-
-
-def started(pid: int) -> int | None:
-    """When a process on this machine began, in clock ticks since the machine did (/proc/PID/stat, field 22, see
-    proc(5)); None where there is none, where it is dead and only not yet buried, or where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            state, *fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else int(fields[18])

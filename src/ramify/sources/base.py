@@ -30,7 +30,11 @@ class Gates(BaseModel):
     """Largest distance of an energy per atom from the median of its composition, in units of that composition's median
     absolute deviation (but at least 0.05 eV/atom per unit: near-equilibrium paths have almost none)."""
     duplicates: Literal["drop", "keep"] = "drop"
-    """What becomes of a structure equal to an earlier one (elements, positions and cell to 1e-4 Å)."""
+    """What becomes of a structure equal to another one (elements, positions and cell to 1e-4 Å, energy to 1 meV/atom,
+    forces to 0.05 eV/Å); of equal ones the first with the most labels stays."""
+    conflicting_labels: Literal["lowest", "drop", "keep"] = "lowest"
+    """What stays where equal geometries have different labels (another spin state, charge or setting): the one of the
+    lowest energy, none, or all. `keep` leaves labels that no model of positions alone can fit."""
 
 
 class DatasetOptions(BaseModel):

@@ -93,7 +93,7 @@ def copy_columns(files: StoreFiles, folder: Path, to: Form, progress: Progress =
     if manifest.blocks is not None and (wrong := [name for name in blocks if blocks[name] != manifest.blocks[name]]):
         raise damaged(files.path / files.name_of(wrong[0]), f"the checksum of column {wrong[0]} is not the manifest's")
     manifest = manifest.model_copy(update={"blocks": blocks})
-    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    write_json(folder / "manifest.json", manifest.to_json())
     return manifest
 
 

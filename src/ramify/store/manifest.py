@@ -1,12 +1,14 @@
 """`manifest.json` of a store: everything about a prepared dataset but the structures themselves."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramify.errors import RamifyError
+from ramify.files import content_sha256
 
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
@@ -78,6 +80,19 @@ class Consistency(ManifestEntry):
     correlation: float | None
 
 
+class Conflicts(ManifestEntry):
+    """Equal geometries with other labels (see `ramify.prepare.conflicts`)."""
+
+    geometries: int
+    """Geometries that occur with different labels."""
+    structures: int
+    """Records that have one of these."""
+    energy: float
+    """eV/atom, the largest difference of two energies of one geometry."""
+    forces: float | None
+    """eV/Å, the largest difference of a force; null without forces."""
+
+
 class SourceFile(ManifestEntry):
     """An original file, its path as the recipe resolves it."""
 
@@ -121,6 +136,8 @@ class Manifest(ManifestEntry):
     consistency: Consistency
     dropped: dict[str, int]
     """Records left out, by reason; `quarantine.jsonl` names them."""
+    conflicts: Conflicts | None = None
+    """Equal geometries with other labels; null where there are none."""
     read: int
     """Records read: those in the store and those dropped."""
     moved_to_train: list[str]
@@ -146,6 +163,83 @@ class Manifest(ManifestEntry):
         """Number of atoms in all splits."""
         return sum(split.atoms for split in self.splits.values())
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain data for JSON. Keys that were added later are left out where they hold their default, so that a
+        manifest of before stays the same to the byte, and so does its checksum."""
+        content = self.model_dump(mode="json")
+        for key in ADDED_LATER:
+            if getattr(self, key) == type(self).model_fields[key].default:
+                del content[key]
+        return content
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of what it says."""
+        return content_sha256(self.to_json())
+
+
+ADDED_LATER: tuple[str, ...] = ("conflicts",)
+"""Keys of `Manifest` that stores of version 2 were once written without."""
+
+REBUILD = "prepare the dataset again with `ramify prepare RECIPE --force`"
+
+
+class Described(Protocol):
+    """A store, opened or not."""
+
+    path: Path
+    manifest: Manifest
+
+
+def check_matches(store: Described, options: BaseModel) -> None:
+    """Refuses a store that was prepared with other options than the recipe now states.
+
+    Args:
+        store: of the dataset.
+        options: the dataset's recipe entry.
+
+    Raises:
+        RamifyError: naming each key, what the store was prepared with and what the recipe says.
+    """
+    stated = options.model_dump(mode="json")
+    try:
+        used = type(options).model_validate(store.manifest.options).model_dump(mode="json")
+    except ValidationError:  # another format, or keys that it no longer has
+        used = store.manifest.options
+    differing = [key for key in (*stated, *(k for k in used if k not in stated)) if stated.get(key) != used.get(key)]
+    if differing:
+        changes = "; ".join(f"{key}: prepared with {used.get(key)!r}, now {stated.get(key)!r}" for key in differing)
+        raise RamifyError(
+            f"the store {store.path} was prepared with other options ({changes})",
+            fix="run `ramify prepare RECIPE --force` to make it anew, or name another `stores` folder",
+        )
+
+
+def parse_manifests(content: Any, where: str, fix: str) -> dict[str, Manifest]:
+    """The manifests of several stores from plain data, by dataset.
+
+    Args:
+        content: what a file says.
+        where: the file, for messages.
+        fix: what to do if it is damaged.
+
+    Raises:
+        RamifyError: it is not that.
+    """
+    if not isinstance(content, Mapping):
+        raise RamifyError(f"{where}: expected the manifests of stores by dataset", fix=fix)
+    return {str(name): _parse(entry, where, f"{name}.", fix) for name, entry in content.items()}
+
+
+def _parse(content: Any, where: str, prefix: str, fix: str) -> Manifest:
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = prefix + ".".join(str(part) for part in first["loc"])
+        what = f"damaged at '{key}' ({first['msg']}, found {first['input']!r:.80})"
+        raise RamifyError(f"{where}: {what}", fix=fix) from None
+
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the store in `folder`.
@@ -170,12 +264,4 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if isinstance(version, int) and version < VERSION:
         raise RamifyError(f"{path}: the store has version {version}, this program reads {VERSION}", fix=REBUILD)
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RamifyError(f"{path}: the manifest is damaged at '{where}' ({first['msg']})", fix=REBUILD) from None
-
-
-REBUILD = "prepare the dataset again with `ramify prepare RECIPE --force`"
+    return _parse(content, f"{path}: the manifest", "", REBUILD)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ramify.errors import RamifyError
 from ramify.files import whole_folder
+from ramify.locks import parse_tag, process_tag, runs
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def replaced_store(target: Path) -> Iterator[Path]:
     Raises:
         RamifyError: another process is writing this store, or wrote it meanwhile; or the disk is full.
     """
-    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    replaced = target.with_name(f".{target.name}.replaced-{process_tag()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as until_renamed:
@@ -49,8 +50,8 @@ def replaced_store(target: Path) -> Iterator[Path]:
 
 def clear_leftovers(target: Path) -> None:
     """Removes what earlier runs that were killed left behind; a store they had put aside comes back."""
-    for entry, kind, process in _beside(target):
-        if _alive(process) or _is_locked(entry):
+    for entry, kind, pid, began in _beside(target):
+        if runs(pid, began) or _is_locked(entry):
             continue
         if kind == "replaced" and not target.exists():
             os.rename(entry, target)
@@ -59,19 +60,19 @@ def clear_leftovers(target: Path) -> None:
 
 
 def _refuse_second_writer(target: Path) -> None:
-    for entry, _, process in _beside(target):
+    for entry, _, pid, _ in _beside(target):
         if _is_locked(entry):
             raise RamifyError(
-                f"{target} is being written by process {process} already ({entry})",
+                f"{target} is being written by process {pid} already ({entry})",
                 fix="wait until it is done, or stop it",
             )
 
 
-def _beside(target: Path) -> list[tuple[Path, str, int]]:
-    """Folders of writers of `target`: path, `partial` or `replaced`, and the writer's process."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(\d+)")
+def _beside(target: Path) -> list[tuple[Path, str, int, int | None]]:
+    """Folders of writers of `target`: path, `partial` or `replaced`, the writer's number and when it began."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(\d+(?:-\d+)?)")
     found = [(entry, pattern.fullmatch(entry.name)) for entry in sorted(target.parent.glob(f".{target.name}.*"))]
-    return [(entry, match[1], int(match[2])) for entry, match in found if match]
+    return [(entry, match[1], *parse_tag(match[2])) for entry, match in found if match]
 
 
 @contextmanager
@@ -100,13 +101,4 @@ def _is_locked(folder: Path) -> bool:
         return False
     finally:
         os.close(handle)
-    return False
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
-    with suppress(ProcessLookupError):
-        with suppress(PermissionError):
-            os.kill(process, 0)
-        return True
     return False

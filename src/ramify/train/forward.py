@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ramify.batches.padding import Padding, tile_for
 from ramify.model.multibranch import BatchPredictions, MultiBranch
 from ramify.parallel.layout import Layout
 from ramify.recipe import Recipe
+from ramify.store.manifest import Manifest
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Forward:
 
 
 def make_forward(
-    model: MultiBranch, recipe: Recipe, layout: Layout, shares: Mapping[str, float], data: Mapping[str, Any]
+    model: MultiBranch, recipe: Recipe, layout: Layout, shares: Mapping[str, float], data: Mapping[str, Manifest]
 ) -> Forward:
     """As `train.compile` says.
 
@@ -49,12 +49,12 @@ def make_forward(
     return Forward(compiled, Padding(branches, tile, steps=mode == "cuda-graphs"))
 
 
-def _atoms_of_rank(recipe: Recipe, layout: Layout, shares: Mapping[str, float], data: Mapping[str, Any]) -> float:
+def _atoms_of_rank(recipe: Recipe, layout: Layout, shares: Mapping[str, float], data: Mapping[str, Manifest]) -> float:
     """Atoms of one turn of this rank, on average over the steps of the run."""
     atoms = 0.0
     for dataset, branch in recipe.branch_of_datasets().items():
         if branch in layout.hosted:
-            split = data[dataset]["splits"]["train"]
-            of_step = recipe.train.batch * shares[dataset] * split["atoms"] / split["structures"]
+            split = data[dataset].splits["train"]
+            of_step = recipe.train.batch * shares[dataset] * split.atoms / split.structures
             atoms += of_step / len(layout.placement.hosts[branch])
     return min(atoms, recipe.parallel.micro_batch_atoms or atoms)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from ramify.batches.batch import Batch
 from ramify.batches.loader import Loader, SplitReader, StepAssignment, StepBatches
@@ -23,6 +22,7 @@ from ramify.recipe import Recipe
 from ramify.run.changes import Changes
 from ramify.run.run import Run
 from ramify.run.stop import Stop
+from ramify.store.manifest import Manifest
 from ramify.train.forward import make_forward
 from ramify.train.init_weights import choose_trained, part_of_rate
 from ramify.train.objective import Objective
@@ -41,7 +41,7 @@ class Trainer:
     Args:
         recipe: everything that defines the run.
         run: where it is kept.
-        data: the stores' manifests as plain data, of all datasets.
+        data: the stores' manifests, of all datasets.
         train, val: readers of the two splits, of the datasets whose branches are on this rank at least.
         layout: which rank this is, and what it hosts.
         stop: why this rank should end early.
@@ -51,7 +51,7 @@ class Trainer:
 
     recipe: Recipe
     run: Run
-    data: Mapping[str, Any]
+    data: Mapping[str, Manifest]
     train: Mapping[str, SplitReader]
     val: Mapping[str, SplitReader]
     layout: Layout
@@ -62,7 +62,7 @@ class Trainer:
     def __post_init__(self) -> None:
         options, layout = self.recipe.train, self.layout
         self.branch_of = self.recipe.branch_of_datasets()
-        sizes = {name: self.data[name]["splits"]["train"]["structures"] for name in self.branch_of}
+        sizes = {name: self.data[name].splits["train"].structures for name in self.branch_of}
         weights = sampling_weights(sizes, options.sampling, options.temperature)
         self.sampler = BatchSampler(sizes, weights, options.batch, options.seed)
         epochs = max(1, round(options.epochs * self.sampler.steps_per_epoch))

@@ -25,6 +25,7 @@ from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import Changes, compare
 from ramify.run.run import Run
 from ramify.run.stop import Stop
+from ramify.store.manifest import Manifest
 from ramify.store.store import Store
 from ramify.train.init_weights import load_pretrained, read_pretrained
 from ramify.train.loop import Trainer
@@ -186,7 +187,7 @@ def _look(run: Run, now: Recipe, where: str, automatic: bool) -> tuple[Checkpoin
         return None, compare(run.recipe(), now, where), open_stores(now)
     checkpoint = run.checkpoint("latest")
     changes = compare(parse_recipe(checkpoint.manifest["recipe"], str(checkpoint.path)), now, where)
-    stores, known = open_stores(now), checkpoint.manifest["datasets"]
+    stores, known = open_stores(now), checkpoint.datasets
     check_same_data(known, {name: store for name, store in stores.items() if name in known})
     return checkpoint, changes, stores
 
@@ -214,7 +215,9 @@ def _resume(
     return trainer
 
 
-def _adopt(run: Run, recipe: Recipe, data: Mapping[str, Any], checkpoint: Checkpoint | None, changes: Changes) -> None:
+def _adopt(
+    run: Run, recipe: Recipe, data: Mapping[str, Manifest], checkpoint: Checkpoint | None, changes: Changes
+) -> None:
     """Keeps what the run leaves behind, and makes the recipe the run's own."""
     if checkpoint is not None:
         for dataset in changes.dropped:
@@ -235,9 +238,9 @@ class _Maker:
     edges: EdgeProgress
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Manifest]:
         """The manifests of all stores."""
-        return {name: store.manifest.model_dump(mode="json") for name, store in self.stores.items()}
+        return {name: store.manifest for name, store in self.stores.items()}
 
     def layout(self) -> Layout:
         """What this rank hosts."""

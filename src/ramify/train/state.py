@@ -21,6 +21,7 @@ from ramify.parallel.layout import Layout
 from ramify.parallel.sharded_tensors import distribute_like, full_tensor
 from ramify.recipe import Recipe
 from ramify.run.changes import Changes
+from ramify.store.manifest import Manifest
 from ramify.train.optimizer import AveragedWeights, Schedule
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -85,7 +86,7 @@ class State:
     progress: TrainingProgress
     carried: Carried = field(default_factory=Carried)
 
-    def save(self, folder: Path, recipe: Recipe, data: Mapping[str, Any], *, best: bool) -> None:
+    def save(self, folder: Path, recipe: Recipe, data: Mapping[str, Manifest], *, best: bool) -> None:
         """Writes the state after the current step as a checkpoint; all ranks must call it.
 
         Args:
@@ -111,7 +112,7 @@ class State:
                     training[f"{name}/{AVERAGE}"] = whole_average
         about = {
             "recipe": recipe.model_dump(mode="json"),
-            "datasets": dict(data),
+            "datasets": {name: manifest.to_json() for name, manifest in data.items()},
             "branch_of": recipe.branch_of_datasets(),
             "carried": self.carried.datasets,
             "trainer": {

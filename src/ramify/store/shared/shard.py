@@ -1,11 +1,12 @@
 """A rank's share of a store, read from its files, checked, and packed as records."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.packing import filled
 from ramify.store.blocks import BLOCK_ROWS, block_count, block_rows
 from ramify.store.columns import COLUMNS
 from ramify.store.files import MappedFiles, Scratch, StoreFiles, check_block
@@ -60,7 +61,10 @@ def load_shard(
         return
     begin = int(index.starts(np.array([rows.start]))[0])
     first_atom = int(RowIndex(n_atoms).starts(np.array([rows.start]))[0])
-    for some in _portions(n_atoms, rows):
+    counts = n_atoms[rows.start : rows.stop]
+    ones = np.broadcast_to(np.int64(1), counts.shape)
+    for part in filled((counts, ones), (ATOMS_AT_ONCE, ROWS_AT_ONCE)):
+        some = rows[part]
         atoms = range(first_atom, first_atom + int(n_atoms[some.start : some.stop].sum(dtype=np.int64)))
         columns = {
             name: blocks.rows(name, atoms if kind.per_atom else some)
@@ -70,16 +74,6 @@ def load_shard(
         columns["n_atoms"] = n_atoms[some.start : some.stop]
         pack(columns, out, index.starts(np.arange(some.start, some.stop)) - begin)
         first_atom = atoms.stop
-
-
-def _portions(n_atoms: NDArray[np.int32], rows: range) -> Iterator[range]:
-    """Consecutive parts of `rows`."""
-    start = rows.start
-    while start < rows.stop:
-        counts = n_atoms[start : min(start + ROWS_AT_ONCE, rows.stop)]
-        fit = int(np.searchsorted(np.cumsum(counts, dtype=np.int64), ATOMS_AT_ONCE, side="right"))
-        yield range(start, start + max(1, fit))
-        start += max(1, fit)
 
 
 class _Blocks:

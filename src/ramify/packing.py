@@ -1,0 +1,48 @@
+"""Rows of different sizes cut into consecutive pieces: of about a size, or filled up to limits."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pieces_of(sizes: NDArray[np.integer], about: int) -> Iterator[slice]:
+    """Consecutive rows in pieces whose sizes add up to about `about`, in one vectorised pass.
+
+    A row belongs to the piece number floor(sum of the sizes before it / `about`); so a piece exceeds `about` by less
+    than its last row, a row of size 0 opens no piece, and no piece is empty.
+
+    Args:
+        sizes: (n,) of the rows, e.g. the atoms of structures.
+        about: size of a piece.
+    """
+    before = np.cumsum(sizes, dtype=np.int64)
+    before -= sizes
+    cuts = (np.flatnonzero(np.diff(before // about)) + 1).tolist()
+    yield from (slice(a, b) for a, b in zip([0, *cuts], [*cuts, len(sizes)], strict=True) if b > a)
+
+
+def filled(amounts: Sequence[NDArray[np.integer]], limits: Sequence[float]) -> Iterator[slice]:
+    """Consecutive rows, as many at a time as keep every sum within its limit; a single row above one is alone.
+
+    Memory: of one piece, whatever the number of rows.
+
+    Args:
+        amounts: each (n,), what the rows have of one thing, e.g. atoms and edges.
+        limits: of the sum of each in a piece.
+    """
+    start, rows, window = 0, len(amounts[0]), 16
+    while start < rows:
+        fit = _fitting(amounts, limits, start, start + window)
+        while fit == window and start + window < rows:
+            window *= 2
+            fit = _fitting(amounts, limits, start, start + window)
+        stop = start + max(1, fit)
+        yield slice(start, stop)
+        start, window = stop, max(16, 2 * fit)  # neighbouring pieces are alike
+
+
+def _fitting(amounts: Sequence[NDArray[np.integer]], limits: Sequence[float], start: int, stop: int) -> int:
+    """How many rows from `start` on, before `stop`, keep to the limits."""
+    sums = (np.cumsum(amount[start:stop], dtype=np.int64) for amount in amounts)
+    return min(int(np.searchsorted(s, limit, side="right")) for s, limit in zip(sums, limits, strict=True))
