@@ -18,13 +18,13 @@ PAGE = ROOT / "ARCHITECTURE.md"
 VERBS = {"cli"} | {f"cli_{name}" for name in ("bench", "finetune", "inference", "results", "route", "train", "words")}
 """The modules of the command line."""
 LAYERS = (
-    {"ramify", "errors", "quarantine", "files", "structures", "elements", "minicorpora"},
+    {"ramify", "errors", "quarantine", "files", "structures", "elements", "minicorpora", "untrusted"},
     {"sources"},
     {"recipe"},
     {"data"},
     {"model"},
     {"parallel"},
-    {"checkpoint"},
+    {"checkpoint", "checkpoint_manifest"},
     {"evaluate"},
     {"inference"},
     {"route"},

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramify.errors import RamifyError
+from ramify.untrusted import Element, Name
 
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
@@ -40,7 +41,7 @@ class Labels(ManifestEntry):
 class References(ManifestEntry):
     """Reference energies, fitted on the training split (see `ramify.references`)."""
 
-    energies: dict[str, float]
+    energies: dict[Element, float]
     """eV per atom of each element."""
     structures: int
     """Number of structures fitted on."""
@@ -107,13 +108,13 @@ class Manifest(ManifestEntry):
 
     format: Literal["ramify-store"] = FORMAT
     version: int = VERSION
-    dataset: str
+    dataset: Name
     theory: str
     """Level of theory."""
     options: dict[str, Any]
     """The dataset's recipe entry with every default filled in."""
     splits: dict[SplitName, SplitCounts]
-    elements: dict[str, dict[SplitName, int]]
+    elements: dict[Element, dict[SplitName, int]]
     """Number of atoms of each element in each split."""
     labels: Labels
     references: References
@@ -158,7 +159,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RamifyError(f"{folder}: no store here", fix="run `ramify prepare RECIPE` first") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RamifyError(f"{path}: not readable as a manifest ({error})", fix=REBUILD) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RamifyError(f"{path}: not the manifest of a store", fix=REBUILD)
