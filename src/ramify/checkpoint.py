@@ -25,14 +25,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import ramify
+from ramify.checkpoint_manifest import CheckpointManifest, CheckpointNames
 from ramify.errors import RamifyError
 from ramify.files import disk_full_named, read_json, sha256, sync, write_json
+from ramify.model.parts import by_part, file_of_part, part_of_branch, parts_of, whole_names
 from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
-from ramify.store.manifest import Manifest, parse_manifests
+from ramify.store.manifest import Manifest
+from ramify.untrusted import Name, has_file, parsed, regular_file
 
 VERSION = 1
-ENCODER = "encoder"
-"""The part that every model has; the others are branches."""
+TRAINING = "training/"
+"""The folder inside a checkpoint of what only training needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,17 @@ class Checkpoint:
         Raises:
             RamifyError: they are damaged.
         """
-        return parse_manifests(self.manifest["datasets"], f"{self.path / 'manifest.json'}: datasets", _ELSEWHERE)
+        file = self.path / "manifest.json"
+        return parsed(dict[Name, Manifest], self.manifest["datasets"], file, at="datasets.", fix=_ELSEWHERE)
+
+    def complete(self) -> dict[str, Any]:
+        """The manifest, after checking that it says all that a model and a run are made of.
+
+        Raises:
+            RamifyError: naming what it lacks.
+        """
+        parsed(CheckpointManifest, self.manifest, self.path / "manifest.json", fix=_ELSEWHERE)
+        return self.manifest
 
     def weights(self, branches: Collection[str] | None = None) -> dict[str, Tensor]:
         """The weights to use, under the names of a `MultiBranch`: the encoder's and those of `branches` (None: all).
@@ -78,21 +91,21 @@ class Checkpoint:
         """The weights being trained and the optimizer's moments; the moments as `NAME/exp_avg`, `NAME/exp_avg_sq`. Of
         `branches` (None: all that are trained; a fine-tuning carries others along)."""
         if branches is None:
-            branches = [b for b in self.branches if f"training/branches/{b}.safetensors" in self.manifest["files"]]
-        return self._gather("training/", branches)
+            files = self.manifest["files"]
+            branches = [b for b in self.branches if TRAINING + file_of_part(part_of_branch(b)) in files]
+        return self._gather(TRAINING, branches)
 
     def _gather(self, folder: str, branches: Collection[str] | None) -> dict[str, Tensor]:
-        tensors = {f"{ENCODER}.{key}": t for key, t in self._load(f"{folder}{ENCODER}.safetensors").items()}
-        for branch in self.branches if branches is None else branches:
-            loaded = self._load(f"{folder}branches/{branch}.safetensors")
-            tensors |= {f"branches.{branch}.{key}": t for key, t in loaded.items()}
+        tensors: dict[str, Tensor] = {}
+        for part in parts_of(self.branches if branches is None else branches):
+            tensors |= whole_names(part, self._load(folder + file_of_part(part)))
         return tensors
 
     def _load(self, name: str) -> dict[str, Tensor]:
-        path = self.path / name
         expected = self.manifest["files"].get(name)
-        if expected is None or not path.is_file():
+        if expected is None or not (self.path / name).exists():
             raise RamifyError(f"checkpoint {self.path} lacks {name}", fix=_ELSEWHERE)
+        path = regular_file(self.path, name, fix=_ELSEWHERE)
         if sha256(path) != expected:
             raise RamifyError(
                 f"checkpoint file {path} is damaged: its checksum differs from the manifest", fix=_ELSEWHERE
@@ -112,7 +125,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         RamifyError: no checkpoint there, damaged, or of a newer version.
     """
-    if not (path / "manifest.json").is_file():
+    if not has_file(path, "manifest.json", fix=_ELSEWHERE):
         raise RamifyError(f"no checkpoint at {path}", fix="a run's checkpoints are in RUN/checkpoints; train first")
     manifest = read_json(path / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") != "ramify-checkpoint":
@@ -125,6 +138,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         )
     if manifest.get("checksum") != _checksum(manifest):
         raise RamifyError(f"{path / 'manifest.json'} is damaged: it differs from its checksum", fix=_ELSEWHERE)
+    parsed(CheckpointNames, manifest, path / "manifest.json", fix=_ELSEWHERE)
     return Checkpoint(path, manifest)
 
 
@@ -160,7 +174,7 @@ def save_checkpoint(
     if on_rank_zero(ranks, target.exists):
         on_rank_zero(ranks, lambda: _renew_manifest(target, manifest))
     else:
-        _write_together(target, {"": weights, "training/": training}, {"step": step} | dict(manifest), ranks)
+        _write_together(target, {"": weights, TRAINING: training}, {"step": step} | dict(manifest), ranks)
     on_rank_zero(ranks, lambda: _settle(folder, target.name, best))
     return target
 
@@ -190,12 +204,8 @@ def _write_parts(target: Path, partial: Path, tensors: Mapping[str, Mapping[str,
     """Sorts tensors into encoder and branches by their names and writes one file each; returns their checksums."""
     parts: dict[str, dict[str, Tensor]] = {}
     for folder, named in tensors.items():
-        for name, tensor in named.items():
-            kind, rest = name.split(".", 1)
-            if kind == "branches":
-                branch, rest = rest.split(".", 1)
-                kind = f"branches/{branch}"
-            parts.setdefault(f"{folder}{kind}.safetensors", {})[rest] = tensor.detach().cpu().contiguous()
+        for part, tensors_of_part in by_part(named).items():
+            parts[folder + file_of_part(part)] = {n: t.detach().cpu().contiguous() for n, t in tensors_of_part.items()}
     checksums = {}
     with disk_full_named(target):
         for name in list(parts):

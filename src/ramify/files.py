@@ -71,8 +71,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RamifyError(f"{path} is missing") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise RamifyError(f"{path} is damaged: {error}") from None
+    except RecursionError:
+        raise RamifyError(f"{path} is damaged: its groups are nested too deeply") from None
+    except (ValueError, OSError) as error:  # bytes that are not UTF-8 are a ValueError too
+        raise RamifyError(f"{path} is damaged or cannot be read: {error}") from None
 
 
 def sha256(path: Path) -> str:

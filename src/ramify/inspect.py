@@ -8,6 +8,7 @@ from ramify.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.files import read_json
 from ramify.inference.export.exported import read_export
+from ramify.model.parts import ENCODER, branch_of
 from ramify.run.run import Run
 from ramify.store.files import verify as verify_files
 from ramify.store.open_files import open_files
@@ -72,17 +73,17 @@ def _run(run: Run, verify: bool) -> dict[str, Any]:
 
 def _checkpoint(path: Path, verify: bool) -> dict[str, Any]:
     checkpoint = open_checkpoint(path)
-    weights = checkpoint.weights()
+    manifest, weights = checkpoint.complete(), checkpoint.weights()
     if verify:
         checkpoint.training()
     return {
         "step": checkpoint.step,
         "parameters": _sizes(weights),
-        "branch_of": checkpoint.manifest["branch_of"],
-        "trainer": checkpoint.manifest["trainer"],
-        "carried": {b: list(group) for b, group in checkpoint.manifest.get("carried", {}).items()},
+        "branch_of": manifest["branch_of"],
+        "trainer": manifest["trainer"],
+        "carried": {b: list(group) for b, group in manifest.get("carried", {}).items()},
         "references": {n: m.references.energies for n, m in checkpoint.datasets.items()},
-        "ramify": checkpoint.manifest["ramify"],
+        "ramify": manifest["ramify"],
     }
 
 
@@ -105,6 +106,6 @@ def _sizes(weights: Mapping[str, Any]) -> dict[str, int]:
     """Numbers in the encoder and in each branch."""
     sizes: dict[str, int] = {}
     for name, tensor in weights.items():
-        part = name.split(".")[1] if name.startswith("branches.") else "encoder"
+        part = branch_of(name) or ENCODER
         sizes[part] = sizes.get(part, 0) + tensor.numel()
     return sizes

@@ -52,7 +52,7 @@ def test_no_directory_at_all(tmp_path: Path) -> None:
         ),
         ("evaluation.json", "[]", "expected an object"),
         ("data.json", "{", "damaged"),
-        ("data.json", '{"qm7x": {"dataset": "qm7x"}}', "theory.*Field required"),
+        ("data.json", '{"qm7x": {"dataset": "qm7x"}}', r"data\.json is damaged at .qm7x\.theory.: Field required"),
         ("recipe.yaml", "{: - ]", "not YAML"),
         ("recipe.yaml", "3", "holds no recipe"),
         ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', "line 2"),

@@ -149,14 +149,14 @@ def test_a_newer_version_is_refused(export: Path) -> None:
 @pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "a/b", "", "-x"])
 def test_a_branchs_name_cannot_lead_elsewhere(export: Path, name: str) -> None:
     rewrite(export, branches={name: ["mptrj"]})
-    with pytest.raises(RamifyError, match=r"names a branch .*, which cannot be a name"):
+    with pytest.raises(RamifyError, match=rf"branches.*'{re.escape(name)}' cannot be a name"):
         load(export)
 
 
 def test_unknown_keys_and_options_are_refused(export: Path) -> None:
     content = json.loads((export / "manifest.json").read_text())
     rewrite(export, model=content["model"] | {"encoder": content["model"]["encoder"] | {"kind": "transformer"}})
-    with pytest.raises(RamifyError, match=r"model\.encoder\.kind: Input should be 'egnn'"):
+    with pytest.raises(RamifyError, match=r"model\.encoder\.kind'?: Input should be 'egnn'"):
         load(export)
     rewrite(export, model=content["model"] | {"encoder": content["model"]["encoder"] | {"width": 9}})
     with pytest.raises(RamifyError, match=r"the weights in .* do not fit the model they belong to"):

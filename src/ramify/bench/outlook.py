@@ -12,7 +12,8 @@ from ramify.bench.machines import Machine, find_machine, measured_machine
 from ramify.bench.speed import Load, step_seconds
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
-from ramify.planning.costs import ENCODER, branch_work, cuts_of_encoder, rank_costs
+from ramify.model.parts import branch_of_part
+from ramify.planning.costs import branch_work, cuts_of_encoder, rank_costs
 from ramify.planning.model_profile import ModelProfile, profile_model
 from ramify.planning.placement import Placement, place
 from ramify.planning.workload import DatasetSize, step_shares
@@ -131,10 +132,11 @@ def _load(cost: Any, placement: Placement, recipe: Recipe, model: ModelProfile) 
     cuts = cuts_of_encoder(recipe.parallel, placement.ranks)
     messages = []
     for what, size in cost.traffic.items():
-        if what == ENCODER:
+        branch = branch_of_part(what)
+        if branch is None:
             messages.append((size / 2 if cuts > 1 else size, placement.ranks))
         else:
-            messages.append((size, len(placement.hosts[what.removeprefix("branches.")])))
+            messages.append((size, len(placement.hosts[branch])))
     met = min(len(cost.branches), max(1.0, cost.structures))
     return Load(busy * cost.operations, met, cost.weights / model.itemsize, tuple(messages))
 

@@ -20,7 +20,8 @@ import torch
 
 from ramify.bench.limits import fit_messages
 from ramify.errors import RamifyError
-from ramify.planning.costs import ENCODER, FORWARD, all_reduce_seconds
+from ramify.model.parts import branch_of_part
+from ramify.planning.costs import FORWARD, all_reduce_seconds
 from ramify.recipe import MachineOptions
 
 CALIBRATION = "calibration"
@@ -94,11 +95,12 @@ def load_of_row(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], items
     """The load of a measured rank, among those that it was measured with."""
     messages = []
     for what, size in row["traffic"].items():
-        if what == ENCODER:
+        branch = branch_of_part(what)
+        if branch is None:
             whole = sum(row["resident"][kind] for kind in ("weights", "gradients")) >= 2 * itemsize * row["parameters"]
             messages.append((size if whole else size / 2, len(rows)))
         else:
-            hosts = sum(what.removeprefix("branches.") in other["branches"] for other in rows)
+            hosts = sum(branch in other["branches"] for other in rows)
             messages.append((size, hosts))
     kept = row["resident"]["weights"] / itemsize
     return Load(row["operations"], row["segments"], kept, tuple(messages))

@@ -20,8 +20,9 @@ from ramify.evaluate import predictions_file
 from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
 from ramify.evaluate.trivial import Trivial, trivial_predictors
 from ramify.files import whole_folder, write_json
-from ramify.model.build import LabelSpread, build_model
+from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
+from ramify.model.restore import restore_model
 from ramify.parallel.launch import choose_device, detect_launcher
 from ramify.parallel.layout import Layout
 from ramify.parallel.rendezvous import process_group
@@ -42,13 +43,13 @@ Totals = dict[tuple[str, str], list[tuple[int, NDArray[np.float64]]]]
 def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
     """The model of a checkpoint, with the weights to use; needs no store. Without branches that a fine-tuning carries
     along: they read no dataset of its recipe."""
-    recipe = parse_recipe(checkpoint.manifest["recipe"], where=f"{checkpoint.path}/manifest.json")
-    model = build_model(recipe, {name: LabelSpread.of_manifest(m) for name, m in checkpoint.datasets.items()})
-    try:
-        model.load_state_dict(checkpoint.weights(recipe.datasets_of_branches()), strict=True)
-    except RuntimeError as error:
-        raise RamifyError(f"checkpoint {checkpoint.path} does not fit its own recipe: {error}") from None
-    return recipe, model.eval()
+    manifest, datasets = checkpoint.complete(), checkpoint.datasets
+    recipe = parse_recipe(manifest["recipe"], where=f"{checkpoint.path}/manifest.json")
+    branches = recipe.datasets_of_branches()
+    spreads = {b: [LabelSpread.of_manifest(datasets[name]) for name in group] for b, group in branches.items()}
+    return recipe, restore_model(
+        recipe.model, spreads, checkpoint.weights(branches), recipe.train.precision, checkpoint.path
+    )
 
 
 @contextmanager

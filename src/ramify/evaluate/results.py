@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ramify.errors import RamifyError
 from ramify.evaluate.metrics import REFERENCES
 from ramify.files import read_json
-from ramify.store.manifest import Manifest, parse_manifests
+from ramify.recipe.overrides import read_yaml
+from ramify.store.manifest import Manifest
+from ramify.untrusted import Name, parsed
 
 
 class Means(BaseModel):
     """Errors on one dataset: energies in eV/atom, force components in eV/Å, stress components in eV/Å³."""
 
-    dataset: str
+    dataset: Name
     energy_mae: float | None = None
     forces_mae: float | None = None
     stress_mae: float | None = None
@@ -44,7 +46,7 @@ class TrivialRow(Means):
 class ErrorRow(Means):
     """Errors of one branch on one dataset; None where the dataset has no such label or the branch no such head."""
 
-    branch: str
+    branch: Name
     structures: int
     atoms: int
 
@@ -56,7 +58,7 @@ class Evaluation(BaseModel):
     units: dict[str, str] = {}
     rows: list[ErrorRow]
     trivial: list[TrivialRow]
-    branch_of: dict[str, str]
+    branch_of: dict[Name, Name]
     step: int
     model: dict[str, Any] = {}
 
@@ -140,10 +142,10 @@ class Results:
             raise RamifyError(
                 f"{path} has not been evaluated: it has no evaluation.json", fix=f"ramify evaluate {path}"
             )
-        text = (path / "recipe.yaml").read_text(encoding="utf-8")
         try:
-            recipe = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            text = (path / "recipe.yaml").read_text(encoding="utf-8")
+            recipe = read_yaml(text)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RamifyError(f"{path / 'recipe.yaml'} is not YAML: {error}", fix="restore the file") from None
         if not isinstance(recipe, dict):
             raise RamifyError(f"{path / 'recipe.yaml'} holds no recipe", fix="restore the file")
@@ -230,22 +232,12 @@ def _json(path: Path, *, fix: str) -> dict[str, Any]:
 
 def _evaluation(run: Path) -> Evaluation:
     path, fix = run / "evaluation.json", f"ramify evaluate {run}"
-    try:
-        return Evaluation.model_validate(_json(path, fix=fix))
-    except ValidationError as error:
-        raise RamifyError(f"{path}: {_first(error)}", fix=fix) from None
+    return parsed(Evaluation, _json(path, fix=fix), path, fix=fix)
 
 
 def _manifests(path: Path) -> dict[str, Manifest]:
     fix = "restore the file: `ramify train` wrote it, from the manifests of the stores"
-    content = _json(path, fix=fix) if path.is_file() else {}
-    return parse_manifests(content, str(path), fix)
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    return f"{key}: {first['msg']} (found {first['input']!r:.80})"
+    return parsed(dict[Name, Manifest], _json(path, fix=fix) if path.is_file() else {}, path, fix=fix)
 
 
 def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -253,14 +245,14 @@ def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
     steps: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "val": {}}
     if not path.is_file():
         return {"train": [], "val": []}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             break  # a line that is still being written
         try:
             record = json.loads(line)
             if record["kind"] in steps:
-                steps[record["kind"]][record["step"]] = record
-        except (ValueError, KeyError, TypeError) as error:
+                steps[record["kind"]][int(record["step"])] = record
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RamifyError(
                 f"{path}, line {number}, is no record of a run: {error!r}", fix="remove that line"
             ) from None

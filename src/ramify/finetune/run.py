@@ -21,6 +21,7 @@ from ramify.train.loop import Trainer
 from ramify.train.precision import require_fast_products
 from ramify.train.reporting import Callbacks
 from ramify.train.start import EdgeProgress, Process, alone, continue_run, settle, start_run
+from ramify.untrusted import parsed
 
 SPLIT = "val"
 REPORT = "finetune.json"
@@ -196,10 +197,7 @@ def _read(path: Path) -> Report | None:
     """What an earlier session has kept."""
     if not (path / REPORT).is_file():
         return None
-    kept = read_json(path / REPORT)
-    after = None if kept["after"] is None else [FinetuneRow(**row) for row in kept["after"]]
-    before = [FinetuneRow(**row) for row in kept["before"]]
-    return Report(kept["mode"], kept["start"], before, after, kept["missing"], kept["best_step"])
+    return parsed(Report, read_json(path / REPORT), path / REPORT, fix="restore the file from a copy of the run")
 
 
 def _worse(row: FinetuneRow) -> bool:

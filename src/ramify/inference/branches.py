@@ -3,16 +3,19 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError, nearest
 from ramify.model.build import LabelSpread
 from ramify.model.heads import ForceKind
 from ramify.store.manifest import Manifest
+from ramify.untrusted import Element, Name, parsed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +76,40 @@ class DatasetInfo:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """From `to_dict`."""
-        return cls(**{**content, "spread": LabelSpread(**content["spread"])})
+    def from_dict(cls, name: str, content: Mapping[str, Any], file: Path) -> Self:
+        """From `to_dict`, of dataset `name` in `file`.
+
+        Raises:
+            RamifyError: it is damaged.
+        """
+        kept = parsed(_Kept, dict(content), file).model_dump()
+        if kept["name"] != name:
+            raise RamifyError(f"{file} is damaged at '{name}': it says it is '{kept['name']}'")
+        return cls(**{**kept, "spread": LabelSpread(**kept["spread"])})
+
+
+class _Spread(BaseModel):
+    """`LabelSpread` as plain data."""
+
+    model_config = ConfigDict(extra="forbid")
+    energy: float
+    forces: float | None
+    structures: int = Field(ge=0)
+
+
+class _Kept(BaseModel):
+    """`DatasetInfo` as plain data, in checkpoints and exports."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Name
+    theory: str
+    references: dict[Element, float]
+    rank: int
+    spread: _Spread
+    structures: int
+    atoms: int
+    min_distance: float | None
+    manifest_sha256: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
+from ramify.evaluate.results import Evaluation
 from ramify.files import read_json
 from ramify.inference.branches import DatasetInfo
-from ramify.model.build import build_model
 from ramify.model.multibranch import MultiBranch
-from ramify.recipe import ModelOptions, parse_recipe
+from ramify.model.parts import ENCODER, part_of
+from ramify.model.restore import restore_model
+from ramify.recipe import ModelOptions
+from ramify.untrusted import check_name, has_file, parsed
 
+EVALUATION = "evaluation.json"
 ROUTER = "router.safetensors"
 """The file of a run or an export that tells which branch suits a structure (`ramify.route`)."""
 
@@ -56,7 +60,7 @@ class Saved:
     @property
     def encoder_sha256(self) -> str:
         """The same of the encoder alone."""
-        return _checksum({name: tensor for name, tensor in self.weights.items() if name.startswith("encoder.")})
+        return _checksum({name: tensor for name, tensor in self.weights.items() if part_of(name) == ENCODER})
 
     def build(self) -> tuple[ModelOptions, MultiBranch]:
         """The options, every default filled in, and the network with its weights.
@@ -64,21 +68,10 @@ class Saved:
         Raises:
             RamifyError: options that this version does not know, or weights that do not fit them.
         """
-        # a recipe of its own: where the files of its datasets lie, and how they are read, does not matter here
-        datasets = {name: info for group in self.branches.values() for name, info in group.items()}
-        content = {
-            "datasets": {name: {"format": "extxyz", "path": "-"} for name in datasets},
-            "branches": {branch: list(group) for branch, group in self.branches.items()},
-            "model": self.options,
-            "train": {"precision": "fp64" if self.precision == "fp64" else "fp32"},
-        }
-        recipe = parse_recipe(content, str(self.path))
-        model = build_model(recipe, {name: info.spread for name, info in datasets.items()})
-        try:
-            model.load_state_dict(dict(self.weights), strict=True)
-        except RuntimeError as error:
-            raise RamifyError(f"the weights in {self.path} do not fit the model they belong to: {error}") from None
-        return recipe.model, model.eval().requires_grad_(False)
+        options = parsed(ModelOptions, dict(self.options), self.path / "manifest.json", at="model.")
+        spreads = {branch: [info.spread for info in group.values()] for branch, group in self.branches.items()}
+        network = restore_model(options, spreads, self.weights, self.precision, self.path)
+        return options, network.requires_grad_(False)
 
 
 def _checksum(weights: Mapping[str, Tensor]) -> str:
@@ -96,6 +89,10 @@ def read_run(path: Path, which: str) -> Saved:
         RamifyError: it has no such checkpoint, or a damaged one.
     """
     checkpoints = path / "checkpoints"
+    try:
+        check_name(which)  # a recipe that names the model it started from may come from elsewhere
+    except ValueError:
+        raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX") from None
     if not (checkpoints / which / "manifest.json").is_file():
         there = sorted(p.name for p in checkpoints.glob("[!.]*")) if checkpoints.is_dir() else []
         raise RamifyError(
@@ -103,22 +100,25 @@ def read_run(path: Path, which: str) -> Saved:
             fix=f"name one of: {', '.join(there)}" if there else f"train it first: ramify train --resume {path}",
         )
     checkpoint = open_checkpoint(checkpoints / which)
-    evaluation = path / "evaluation.json"
-    found = read_json(evaluation) if evaluation.is_file() else None
-    of_this = isinstance(found, dict) and found.get("step") == checkpoint.step
-    router = path / ROUTER if (path / ROUTER).is_file() else None
-    return replace(read_checkpoint(checkpoint, found if of_this else None), router=router)
+    evaluation = None
+    if has_file(path, EVALUATION):
+        content = read_json(path / EVALUATION)
+        found = parsed(Evaluation, content, path / EVALUATION, fix=f"ramify evaluate {path}")
+        evaluation = content if found.step == checkpoint.step else None
+    router = path / ROUTER if has_file(path, ROUTER) else None
+    return replace(read_checkpoint(checkpoint, evaluation), router=router)
 
 
 def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None = None) -> Saved:
     """The weights to use of a checkpoint, and all it says of its datasets."""
-    manifest = checkpoint.manifest
-    infos = {name: DatasetInfo.of_manifest(name, data) for name, data in checkpoint.datasets.items()}
+    manifest, datasets = checkpoint.complete(), checkpoint.datasets
+    file = checkpoint.path / "manifest.json"
     branches: dict[str, dict[str, DatasetInfo]] = {}
     for dataset, branch in manifest["branch_of"].items():
-        branches.setdefault(branch, {})[dataset] = infos[dataset]
+        info = DatasetInfo.of_manifest(dataset, datasets[dataset])
+        branches.setdefault(branch, {})[dataset] = info
     for branch, group in manifest.get("carried", {}).items():  # by a fine-tuning, from the model it started from
-        others = {name: DatasetInfo.from_dict(content) for name, content in group.items()}
+        others = {name: DatasetInfo.from_dict(name, content, file) for name, content in group.items()}
         branches[branch] = others | branches.get(branch, {})
     recipe = manifest["recipe"]
     return Saved(

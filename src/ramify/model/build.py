@@ -57,17 +57,36 @@ def build_model(
         spreads: of every dataset; a branch that reads several works in their mean, weighted by structures.
         hosted: the branches to build, in the recipe's order; None for all.
     """
-    seed = recipe.train.seed
+    branches = {
+        name: [spreads[d] for d in datasets]
+        for name, datasets in recipe.datasets_of_branches().items()
+        if hosted is None or name in hosted
+    }
+    model = build_parts(
+        recipe.model, branches, seed=recipe.train.seed, checkpointing=recipe.train.checkpointing == "layers"
+    )
+    return model.to(torch.float64 if recipe.train.precision == "fp64" else torch.float32)
+
+
+def build_parts(
+    options: ModelOptions, branches: Mapping[str, Sequence[LabelSpread]], *, seed: int = 0, checkpointing: bool = False
+) -> MultiBranch:
+    """Encoder and branches, initialised from `seed`; see `build_model`.
+
+    Args:
+        options: of encoder and heads.
+        branches: the spreads of the datasets of each branch.
+        seed: of the random numbers.
+        checkpointing: calculate the layers of the encoder again in the backward pass instead of keeping them.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would touch accelerators too
-        encoder = _build_encoder(recipe.model.encoder, recipe.train.checkpointing == "layers")
-        branches = {}
-        for name, datasets in recipe.datasets_of_branches().items():
-            if hosted is None or name in hosted:
-                torch.default_generator.manual_seed(_seed_of_branch(seed, name))
-                branches[name] = _build_branch(recipe.model, [spreads[d] for d in datasets])
-    model = MultiBranch(encoder, branches, recipe.model.encoder.cutoff)
-    return model.to(torch.float64 if recipe.train.precision == "fp64" else torch.float32)
+        encoder = _build_encoder(options.encoder, checkpointing)
+        built = {}
+        for name, spreads in branches.items():
+            torch.default_generator.manual_seed(_seed_of_branch(seed, name))
+            built[name] = _build_branch(options, spreads)
+    return MultiBranch(encoder, built, options.encoder.cutoff)
 
 
 def _seed_of_branch(seed: int, name: str) -> int:

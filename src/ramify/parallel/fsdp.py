@@ -25,8 +25,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ramify.model.multibranch import MultiBranch
+from ramify.model.parts import ENCODER
 from ramify.parallel.grad_sync import Bucket, SyncedPart
-from ramify.parallel.layout import ENCODER, Layout
+from ramify.parallel.layout import Layout
 from ramify.planning.costs import cuts_of_encoder
 from ramify.recipe import ParallelOptions
 

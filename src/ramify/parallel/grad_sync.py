@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ramify.model.multibranch import MultiBranch
-from ramify.parallel.layout import ENCODER, Layout
+from ramify.model.parts import ENCODER, part_of_branch, parts_of
+from ramify.parallel.layout import Layout
 from ramify.parallel.sharded_tensors import to_local
 
 BUCKET_BYTES = 25 * 2**20
@@ -89,7 +90,7 @@ class GradientSync:
     def __init__(self, model: MultiBranch, layout: Layout, encoder: SyncedPart | None = None) -> None:
         self._layout = layout
         branches = [
-            _part(f"branches.{name}", model.branch(name), layout, is_counted_here=layout.owns(name))
+            _part(part_of_branch(name), model.branch(name), layout, is_counted_here=layout.owns(name))
             for name in layout.hosted
         ]
         encoder = encoder or _part(ENCODER, model.encoder, layout, is_counted_here=layout.is_rank_zero)
@@ -105,7 +106,7 @@ class GradientSync:
 
     def clear(self, branches: Collection[str]) -> None:
         """Begins a step in which these branches of this rank have structures, here or on another rank."""
-        names = {ENCODER, *(f"branches.{branch}" for branch in branches)}
+        names = set(parts_of(branches))
         self._active = [part for part in self._parts if part.name in names]
         for parameters in self._all:
             for parameter in parameters:
@@ -122,7 +123,7 @@ class GradientSync:
             branches: those that the pass goes through; none where this rank has nothing to do.
         """
         active = {part.name for part in self._active}
-        coming = {ENCODER, *(f"branches.{branch}" for branch in branches)} if branches else set()
+        coming = set(parts_of(branches)) if branches else set()
         self._queue = [bucket for bucket in self._buckets if bucket.part in active]
         for bucket in self._queue:
             bucket.missing = len(bucket.parameters) if bucket.part in coming else 0

@@ -15,11 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from ramify.model.parts import branch_of_part, part_of_branch
 from ramify.planning.placement import Placement
 
 T = TypeVar("T")
-ENCODER = "encoder"
-"""What the world's sums of gradients are counted as; those of a branch as `branches.NAME`."""
 CONTROL = "control"
 """What all else that is summed over the world is counted as: once per step its norm, losses and flags."""
 GATHERED = "gathered"
@@ -98,7 +97,7 @@ class Layout:
 
     def sum_over_branch(self, branch: str, tensor: Tensor) -> None:
         """Adds up `tensor` over the hosts of `branch`, in place, to the same bits on all of them."""
-        work = self.start_sum(tensor, f"branches.{branch}")
+        work = self.start_sum(tensor, part_of_branch(branch))
         if work is not None:
             work.wait()
 
@@ -119,8 +118,8 @@ class Layout:
         return self._group(what) is not None
 
     def _group(self, what: str) -> dist.ProcessGroup | None:
-        if what.startswith("branches."):
-            return self.groups[what.removeprefix("branches.")]
+        if (branch := branch_of_part(what)) is not None:
+            return self.groups[branch]
         return dist.group.WORLD if self.world > 1 else None
 
     def gather(self, value: T) -> list[T]:

@@ -30,13 +30,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ramify.errors import RamifyError
+from ramify.model.parts import ENCODER, part_of_branch
 from ramify.planning.model_profile import ModelProfile
 from ramify.planning.placement import Placement
 from ramify.planning.workload import StepShare
 from ramify.recipe import MachineOptions, ParallelOptions, Recipe
-
-ENCODER = "encoder"
-"""Under this name a run counts the bytes of the encoder; those of a branch under `branches.NAME`."""
 
 FORWARD = 1.0 / 3.0
 """Part of a step's operations before the backward pass: one product forward, two backward."""
@@ -190,7 +188,7 @@ def _traffic(model: ModelProfile, placement: Placement, taken: Mapping[str, floa
     traffic = {ENCODER: handed * model.itemsize}
     for name in taken:
         if len(placement.hosts[name]) > 1:
-            traffic[f"branches.{name}"] = model.branches[name] * model.itemsize
+            traffic[part_of_branch(name)] = model.branches[name] * model.itemsize
     return traffic
 
 

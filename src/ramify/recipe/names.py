@@ -41,9 +41,3 @@ def check_known(
         if name not in known:
             all_of_them = f"{'datasets' if kind == 'dataset' else 'branches'}: {', '.join(known)}"
             raise ValueError(f"{key}: no {kind} is called '{name}'{nearest(name, known)}; {all_of_them}")
-
-
-def check_name(name: str) -> None:
-    """Refuses what cannot be a name of a dataset or branch: names become folders, files and parameter names."""
-    if not name or not name.replace("-", "").replace("_", "").isalnum() or name[0] == "-":
-        raise ValueError(f"'{name}' cannot be a name: use letters, digits, '-' and '_'")

@@ -10,10 +10,11 @@ from ramify.recipe.base import Keys
 from ramify.recipe.data import DataOptions
 from ramify.recipe.finetune import FinetuneOptions
 from ramify.recipe.model import ModelOptions
-from ramify.recipe.names import check_known, check_name, dataset_options
+from ramify.recipe.names import check_known, dataset_options
 from ramify.recipe.parallel import ParallelOptions
 from ramify.recipe.training import ObjectiveOptions, OptimizerOptions, ScheduleOptions, TrainOptions
 from ramify.sources.base import DatasetOptions
+from ramify.untrusted import check_name
 
 
 class Recipe(Keys):

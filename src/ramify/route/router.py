@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -22,6 +23,7 @@ from ramify.inference.saved import ROUTER
 from ramify.route.classifier import Classifier, Floats
 from ramify.route.features import features
 from ramify.structures import Structures
+from ramify.untrusted import Name, parsed, regular_file
 
 FORMAT, VERSION = "ramify-router", 1
 CONFIDENT = 0.8
@@ -134,25 +136,56 @@ class Router:
         Raises:
             RamifyError: damaged, or of a newer version.
         """
+        file = regular_file(path.parent, path.name, fix=_AGAIN)
         try:
-            with safe_open(path, "numpy") as file:
-                about = json.loads(file.metadata()["router"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            with safe_open(file, "numpy") as opened:
+                content = json.loads(opened.metadata()["router"])
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RamifyError(f"{path} is no router, or a damaged one: {error}", fix=_AGAIN) from None
-        if about["version"] > VERSION:
-            raise RamifyError(
-                f"{path} has format version {about['version']}, this program reads up to {VERSION}", fix=_AGAIN
-            )
+        version = content.get("version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > VERSION:
+            raise RamifyError(f"{path} has format version {version}, this program reads up to {VERSION}", fix=_AGAIN)
+        about = parsed(_About, content, path, fix=_AGAIN)
+        _check_shapes(path, about, tensors)
         weights = {key: tensors[key] for key in ("mean", "scale", "weight", "bias")}
         return cls(
-            tuple(about["branches"]),
-            Classifier(**weights, temperature=about["temperature"]),
-            {name: tensors[f"anchors.{name}"] for name in about["branches"]},
-            about["reach"],
-            about["measured"],
-            about["encoder_sha256"],
+            tuple(about.branches),
+            Classifier(**weights, temperature=about.temperature),
+            {name: tensors[f"anchors.{name}"] for name in about.branches},
+            about.reach,
+            about.measured,
+            about.encoder_sha256,
         )
+
+
+class _About(BaseModel):
+    """What the file says beside its tensors."""
+
+    format: Literal["ramify-router"]
+    version: int
+    branches: list[Name] = Field(min_length=1)
+    temperature: float = Field(gt=0)
+    reach: dict[Name, float]
+    measured: dict[str, Any]
+    encoder_sha256: str
+
+
+def _check_shapes(path: Path, about: _About, tensors: Mapping[str, Floats]) -> None:
+    """Compares names and shapes of the tensors with each other."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    mean, anchors = shapes.get("mean", ()), {f"anchors.{name}" for name in about.branches}
+    features, branches = mean[0] if len(mean) == 1 else -1, len(about.branches)
+    wanted = {"mean": (features,), "scale": (features,), "weight": (features, branches), "bias": (branches,)}
+    wrong = [f"{name} is {shapes.get(name)} instead of {shape}" for name, shape in wanted.items()]
+    wrong = [text for text, (name, shape) in zip(wrong, wanted.items(), strict=True) if shapes.get(name) != shape]
+    if set(shapes) != {*wanted, *anchors} or set(about.reach) != set(about.branches):
+        wrong.append("tensors or reach are not those of its branches")
+    widths = {shapes[name][1] if len(shapes[name]) == 2 and shapes[name][0] else -1 for name in anchors & set(shapes)}
+    if len(widths) != 1 or not 0 < min(widths) <= features:
+        wrong.append(f"anchors have {sorted(widths)} features")
+    if wrong:
+        raise RamifyError(f"{path} is damaged: {wrong[0]}", fix=_AGAIN)
 
 
 def router_of(model: Model) -> Router:

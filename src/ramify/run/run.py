@@ -197,14 +197,14 @@ class MetricsLog:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
                 if entry["step"] <= last[entry["kind"]]:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):  # the line that was being written when the run was cut off
                 continue
-        write_whole(self._path, "".join(line + "\n" for line in kept))
+        write_whole(self._path, b"".join(line + b"\n" for line in kept))
 
 
 def _finite(value: Any) -> Any:

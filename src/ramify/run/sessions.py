@@ -63,11 +63,13 @@ class Sessions:
         if not self._path.exists():
             return []
         found = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_bytes().splitlines():
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(entry, dict) and "kind" in entry:
+                found.append(entry)
         return found
 
     @property

@@ -22,7 +22,8 @@ from ramify.errors import RamifyError
 from ramify.files import read_json, sha256, sync, write_json
 from ramify.store.columns import COLUMNS
 from ramify.store.files import ADIOS_FILE, Form, damaged
-from ramify.store.manifest import Column, Manifest
+from ramify.store.manifest import REBUILD, Column, Manifest
+from ramify.untrusted import parsed
 
 PARTS_FILE = "columns.json"
 ADIOS_FILES = (ADIOS_FILE, PARTS_FILE)
@@ -193,7 +194,7 @@ def _parts(path: Path) -> dict[str, dict[str, Any]]:
 def _check_parts(path: Path) -> None:
     """Refuses files that are not as they were written, before ADIOS2 sees them: on a file that is too short it waits
     for the rest."""
-    stated = read_json(path / PARTS_FILE)
+    stated = parsed(dict[str, dict[str, Any]], read_json(path / PARTS_FILE), path / PARTS_FILE, fix=REBUILD)
     found = _parts(path / ADIOS_FILE)
     for name in sorted({*stated, *found} - {"profiling.json"}):
         if stated.get(name) != found.get(name):

@@ -1,6 +1,7 @@
 """The files of a store, in either form: columns read in sequence, and checked against the manifest."""
 
 import hashlib
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
 from ramify.files import sha256
-from ramify.store.blocks import BLOCK_ROWS, block_sum, memory_of
+from ramify.store.blocks import BLOCK_ROWS, block_count, block_sum, memory_of
 from ramify.store.columns import COLUMNS, npy_header
-from ramify.store.manifest import REBUILD, Column, Manifest
+from ramify.store.manifest import REBUILD, SPLITS, Column, Manifest
 
 Form = Literal["mapped", "adios"]
 """How a store's columns lie on disk: one `.npy` file each, or one ADIOS2 file for all."""
@@ -91,15 +92,34 @@ def check_manifest(path: Path, manifest: Manifest) -> None:
     if set(manifest.columns) != set(COLUMNS):
         odd = ", ".join(sorted(set(manifest.columns) ^ set(COLUMNS)))
         raise RamifyError(f"{path}: the manifest names other columns than a store has ({odd})", fix=REBUILD)
+    counts = [count for split in manifest.splits.values() for count in (split.structures, split.atoms)]
+    if set(manifest.splits) != set(SPLITS) or min(counts) < 0:
+        raise RamifyError(f"{path}: the manifest is damaged at splits, found {manifest.splits}", fix=REBUILD)
     for name, stated in manifest.columns.items():
         kind = COLUMNS[name]
         shape = kind.shape(manifest.structures, manifest.atoms)
-        if stated.shape != shape or np.dtype(stated.dtype) != np.dtype(kind.dtype):
+        if stated.shape != shape or not _is(stated.dtype, kind.dtype):
             raise RamifyError(
                 f"{path}: the manifest is damaged, column {name} is {stated.dtype} {stated.shape} instead of "
                 f"{kind.dtype} {shape}",
                 fix=REBUILD,
             )
+    if manifest.blocks is not None:
+        wanted = {name: block_count(stated.shape[0]) for name, stated in manifest.columns.items()}
+        found = {name: len(sums) for name, sums in manifest.blocks.items()}
+        if found != wanted:
+            raise RamifyError(
+                f"{path}: the manifest is damaged at blocks, numbers of checksums are {found} instead of {wanted}",
+                fix=REBUILD,
+            )
+
+
+def _is(stated: str, wanted: str) -> bool:
+    """Whether a type that a manifest states is the one that the column has."""
+    try:
+        return np.dtype(stated) == np.dtype(wanted)
+    except (TypeError, ValueError):  # numpy knows no such type
+        return False
 
 
 def verify(files: StoreFiles) -> None:
@@ -236,6 +256,6 @@ def _check_npy(path: Path, stated: Column) -> int:
         raise RamifyError(f"{path}: damaged or missing ({error})", fix=REBUILD) from None
     if (shape, dtype, fortran) != (stated.shape, np.dtype(stated.dtype), False):
         raise damaged(path, f"holds {dtype} {shape} instead of {np.dtype(stated.dtype)} {stated.shape}")
-    if size != begin + dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+    if size != begin + dtype.itemsize * math.prod(shape):
         raise damaged(path, f"{size} bytes are not what its header announces")
     return begin

@@ -1,7 +1,6 @@
 """`manifest.json` of a store: everything about a prepared dataset but the structures themselves."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramify.errors import RamifyError
 from ramify.files import content_sha256
+from ramify.untrusted import Element, Name, parsed
 
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
@@ -42,7 +42,7 @@ class Labels(ManifestEntry):
 class References(ManifestEntry):
     """Reference energies, fitted on the training split (see `ramify.references`)."""
 
-    energies: dict[str, float]
+    energies: dict[Element, float]
     """eV per atom of each element."""
     structures: int
     """Number of structures fitted on."""
@@ -122,13 +122,13 @@ class Manifest(ManifestEntry):
 
     format: Literal["ramify-store"] = FORMAT
     version: int = VERSION
-    dataset: str
+    dataset: Name
     theory: str
     """Level of theory."""
     options: dict[str, Any]
     """The dataset's recipe entry with every default filled in."""
     splits: dict[SplitName, SplitCounts]
-    elements: dict[str, dict[SplitName, int]]
+    elements: dict[Element, dict[SplitName, int]]
     """Number of atoms of each element in each split."""
     labels: Labels
     references: References
@@ -215,32 +215,6 @@ def check_matches(store: Described, options: BaseModel) -> None:
         )
 
 
-def parse_manifests(content: Any, where: str, fix: str) -> dict[str, Manifest]:
-    """The manifests of several stores from plain data, by dataset.
-
-    Args:
-        content: what a file says.
-        where: the file, for messages.
-        fix: what to do if it is damaged.
-
-    Raises:
-        RamifyError: it is not that.
-    """
-    if not isinstance(content, Mapping):
-        raise RamifyError(f"{where}: expected the manifests of stores by dataset", fix=fix)
-    return {str(name): _parse(entry, where, f"{name}.", fix) for name, entry in content.items()}
-
-
-def _parse(content: Any, where: str, prefix: str, fix: str) -> Manifest:
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = prefix + ".".join(str(part) for part in first["loc"])
-        what = f"damaged at '{key}' ({first['msg']}, found {first['input']!r:.80})"
-        raise RamifyError(f"{where}: {what}", fix=fix) from None
-
-
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the store in `folder`.
 
@@ -252,7 +226,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RamifyError(f"{folder}: no store here", fix="run `ramify prepare RECIPE` first") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RamifyError(f"{path}: not readable as a manifest ({error})", fix=REBUILD) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RamifyError(f"{path}: not the manifest of a store", fix=REBUILD)
@@ -264,4 +238,4 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if isinstance(version, int) and version < VERSION:
         raise RamifyError(f"{path}: the store has version {version}, this program reads {VERSION}", fix=REBUILD)
-    return _parse(content, f"{path}: the manifest", "", REBUILD)
+    return parsed(Manifest, content, path, fix=REBUILD)

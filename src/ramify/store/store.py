@@ -163,8 +163,12 @@ class Store:
         row = np.asarray(rows, np.int64)
         n_atoms = self.n_atoms.take(row).astype(np.int64)
         taken = self._storage.take(row, n_atoms)
-        for name in ("group", "origin"):
+        if taken["numbers"].max(initial=1) > MAX_NUMBER or taken["numbers"].min(initial=1) < 1:
+            raise damaged(self.path, f"column numbers holds what is not an atomic number from 1 to {MAX_NUMBER}")
+        for name, table in (("group", "groups"), ("origin", "origins")):
             taken[name] = taken[name].astype(np.int64)
+            if len(row) and not 0 <= taken[name].min() <= taken[name].max() < len(self._names[table]):
+                raise damaged(self.path, f"column {name} points past the {table} of names.json")
         return Structures(
             n_atoms=n_atoms,
             split=np.searchsorted(self._split_ends, row, side="right").astype(np.uint8) + np.uint8(Split.TRAIN),
@@ -228,8 +232,8 @@ class Store:
         """Tables that the columns `group` and `origin` point into."""
         try:
             content = json.loads((self.path / "names.json").read_text(encoding="utf-8"))
-            return {key: tuple(content[key]) for key in ("groups", "origins")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return {key: tuple(map(str, content[key])) for key in ("groups", "origins")}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RamifyError(f"{self.path / 'names.json'}: damaged ({error})", fix=REBUILD) from None
 
 

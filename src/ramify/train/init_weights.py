@@ -16,9 +16,10 @@ from ramify.inference.model import read_saved
 from ramify.inference.saved import Saved
 from ramify.model.lora import add_lora, is_lora_weight
 from ramify.model.multibranch import MultiBranch
+from ramify.model.parts import branch_of, branch_of_part, of_branches, part_of_branch, split_name
 from ramify.parallel.sharded_tensors import distribute_like
 from ramify.recipe import FinetuneOptions, Recipe
-from ramify.train.state import ENCODER, State
+from ramify.train.state import State
 
 FRESH = "fresh"
 """Where a branch starts that takes over nothing."""
@@ -36,8 +37,8 @@ def choose_trained(model: MultiBranch, recipe: Recipe) -> None:
 def part_of_rate(options: FinetuneOptions, name: str) -> float:
     """How much of the learning rate a parameter takes: `old_rate` of it where it belongs to the encoder or to a branch
     that goes on, all of it where it is new."""
-    part = State.part_of(name)
-    goes_on = part == ENCODER or options.start.get(part) == part
+    branch = branch_of(name)
+    goes_on = branch is None or options.start.get(branch) == branch
     return options.old_rate if options.mode is not None and goes_on and not is_lora_weight(name) else 1.0
 
 
@@ -93,23 +94,22 @@ def load_pretrained(state: State, recipe: Recipe, saved: Saved) -> None:
             state.carried.datasets[branch] = others
     if state.layout.is_rank_zero:
         untrained = [branch for branch in saved.branches if branch not in branches]
-        state.carried.weights = {n: t for n, t in saved.weights.items() if state.part_of(n) in untrained}
+        state.carried.weights = of_branches(saved.weights, untrained)
 
 
 def _source(name: str, start: Mapping[str, str], saved: Saved) -> Tensor | None:
     """What the tensor `name` starts from; None where it starts from random numbers."""
-    part = State.part_of(name)
-    if part == ENCODER:
+    part, rest = split_name(name)
+    branch = branch_of_part(part)
+    if branch is None:
         return saved.weights[name]
-    origin = start.get(part, FRESH)
+    origin = start.get(branch, FRESH)
     if origin == FRESH:
         return None
-    prefix = f"branches.{origin}."
-    rest = name.removeprefix(f"branches.{part}.")
     # a branch without forces has nothing that a force head could start from, and no unit of forces
-    if rest.startswith("force") and origin != part and not _has_forces(saved.branches[origin]):
+    if rest.startswith("force") and origin != branch and not _has_forces(saved.branches[origin]):
         return None
-    return saved.weights.get(prefix + rest, torch.empty(0))
+    return saved.weights.get(f"{part_of_branch(origin)}.{rest}", torch.empty(0))
 
 
 def _has_forces(datasets: Mapping[str, DatasetInfo]) -> bool:

@@ -17,6 +17,7 @@ from ramify.checkpoint import Checkpoint, save_checkpoint
 from ramify.errors import RamifyError
 from ramify.model.lora import is_lora_weight, merge_lora
 from ramify.model.multibranch import MultiBranch
+from ramify.model.parts import branch_of, of_branches
 from ramify.parallel.layout import Layout
 from ramify.parallel.sharded_tensors import distribute_like, full_tensor
 from ramify.recipe import Recipe
@@ -30,10 +31,6 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 AVERAGE = "average"
 """What the average of a low-rank update is kept as, beside the update itself: the weights to use have it merged in."""
-
-
-ENCODER = ""
-"""What belongs to no branch; no branch can have this name."""
 
 
 @dataclass
@@ -141,7 +138,7 @@ class State:
         """
         found = [name for name in self.layout.hosted if name in checkpoint.branches]
         self._put(checkpoint, checkpoint.weights(found), checkpoint.training(found))
-        trainer = checkpoint.manifest["trainer"]
+        trainer = checkpoint.complete()["trainer"]
         # a checkpoint of 0.1 does not say when it was evaluated: if that was due, then it was done
         for key, value in ({"evaluated": checkpoint.step} | trainer["progress"]).items():
             setattr(self.progress, key, value)
@@ -155,14 +152,13 @@ class State:
         self.carried.datasets = checkpoint.manifest.get("carried", {})
         others = [branch for branch in self.carried.datasets if branch not in self.layout.placement.hosts]
         if self.layout.is_rank_zero and others:
-            found_weights = checkpoint.weights(others)
-            self.carried.weights = {n: t for n, t in found_weights.items() if self.part_of(n) in others}
+            self.carried.weights = of_branches(checkpoint.weights(others), others)
 
     def _put(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
-        there = (ENCODER, *checkpoint.branches)
+        there = (None, *checkpoint.branches)
         named = zip(self.model.named_parameters(), self.averages.averages, strict=True)
-        parameters = [(name, p, average) for (name, p), average in named if self.part_of(name) in there]
-        buffers = {name: buffer for name, buffer in self.buffers().items() if self.part_of(name) in there}
+        parameters = [(name, p, average) for (name, p), average in named if branch_of(name) in there]
+        buffers = {name: buffer for name, buffer in self.buffers().items() if branch_of(name) in there}
         expected = {name: p.shape for name, p, _ in parameters if not is_lora_weight(name)}
         expected |= {name: b.shape for name, b in buffers.items()}
         _must_fit(checkpoint, expected, weights)
@@ -192,14 +188,8 @@ class State:
 
     def _owns(self, name: str) -> bool:
         """Whether this rank writes the tensor called `name`: the first one the encoder, the owner of a branch its."""
-        part = self.part_of(name)
-        return self.layout.is_rank_zero if part == ENCODER else self.layout.owns(part)
-
-    @staticmethod
-    def part_of(name: str) -> str:
-        """The branch that a tensor belongs to, or `ENCODER`."""
-        kind, rest = name.split(".", 1)
-        return rest.split(".", 1)[0] if kind == "branches" else ENCODER
+        branch = branch_of(name)
+        return self.layout.is_rank_zero if branch is None else self.layout.owns(branch)
 
 
 def _average_of(name: str, parameter: Tensor, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> Tensor:

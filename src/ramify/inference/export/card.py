@@ -8,6 +8,7 @@ import yaml
 import ramify
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.saved import Saved
+from ramify.model.parts import branch_of
 from ramify.report.table_format import format_error
 
 Branches = Mapping[str, Mapping[str, DatasetInfo]]
@@ -72,7 +73,7 @@ _LIMITS = (
 
 def _summary(saved: Saved, branches: Branches) -> str:
     encoder = saved.options["encoder"]
-    parameters = sum(t.numel() for name, t in saved.weights.items() if _part(name) in {"encoder", *branches})
+    parameters = sum(t.numel() for name, t in saved.weights.items() if branch_of(name) in {None, *branches})
     return (
         f"An interatomic model trained with Ramify: one shared encoder, and {len(branches)} branch"
         f"{'' if len(branches) == 1 else 'es'}. {parameters:,} parameters; encoder `{encoder['kind']}` of "
@@ -106,7 +107,7 @@ def _accuracy(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     for row in evaluation["rows"]:
         if evaluation["branch_of"].get(row["dataset"]) == row["branch"]:
             labels = [f"{label}_mae" for label in ("energy", "forces", "stress")]
-            errors = [entry.get(label) for label in labels for entry in (row, trivial[row["dataset"]])]
+            errors = [entry.get(label) for label in labels for entry in (row, trivial.get(row["dataset"], {}))]
             cells = ["—" if error is None else format_error(error) for error in errors]
             yield f"| {row['branch']} | {row['dataset']} | {row['structures']} | {' | '.join(cells)} |"
 
@@ -121,9 +122,3 @@ def _data(branches: Branches) -> Iterator[str]:
 
 def _yaml(recipe: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-
-
-def _part(name: str) -> str:
-    """`branches.mptrj.energy.weight` belongs to `mptrj`, `encoder.norm.weight` to `encoder`."""
-    kind, rest = name.split(".", 1)
-    return rest.split(".", 1)[0] if kind == "branches" else "encoder"

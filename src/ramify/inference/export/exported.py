@@ -11,24 +11,26 @@ Only safetensors, JSON and Markdown: loading one runs no code. Version 1 is kept
 version is among the tests.
 """
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 import ramify
 from ramify.errors import RamifyError, nearest
+from ramify.evaluate.results import Evaluation
 from ramify.files import content_sha256, read_json, sha256, whole_folder, write_json, write_whole
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.export.card import model_card
 from ramify.inference.saved import ROUTER, Saved
+from ramify.model.parts import by_part, file_of_part, parts_of, whole_names
+from ramify.untrusted import Name, check_name, parsed, regular_file
 
 FORMAT: Literal["ramify-model"] = "ramify-model"
 VERSION = 1
@@ -50,9 +52,9 @@ class ExportManifest(BaseModel):
     """Encoder and heads, as in a recipe."""
     precision: str
     """It was trained in: `fp32`, `fp64` or `bf16`."""
-    branches: dict[str, list[str]]
+    branches: dict[Name, list[Name]]
     """The datasets that each branch read."""
-    datasets: dict[str, dict[str, Any]]
+    datasets: dict[Name, dict[str, Any]]
     """What is kept of each: level of theory, reference energies, spreads, checksum of its manifest."""
     recipe: dict[str, Any]
     """The whole recipe of the training, also of parts that were not exported; absolute paths without their folders,
@@ -89,7 +91,7 @@ def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Pa
     with whole_folder(target) as partial:
         files = _write_weights(partial, saved.weights, list(kept))
         if saved.router is not None:
-            shutil.copyfile(saved.router, partial / ROUTER)
+            shutil.copyfile(regular_file(saved.router.parent, ROUTER), partial / ROUTER)
             files[ROUTER] = sha256(partial / ROUTER)
         about = ExportManifest(
             ramify=saved.ramify,
@@ -115,16 +117,13 @@ def read_export(path: Path) -> Saved:
         RamifyError: no export there, a damaged one, or one of a newer version.
     """
     manifest = _read_manifest(path)
-    infos = {}
-    for name, content in manifest.datasets.items():
-        try:
-            infos[name] = DatasetInfo.from_dict(content)
-        except (TypeError, KeyError) as error:
-            raise RamifyError(f"{path / 'manifest.json'} is damaged at datasets.{name}: {error}", fix=_AGAIN) from None
-    weights = {f"encoder.{key}": tensor for key, tensor in _load(path, manifest, "encoder").items()}
-    for branch in manifest.branches:
-        loaded = _load(path, manifest, f"branches/{branch}")
-        weights |= {f"branches.{branch}.{key}": tensor for key, tensor in loaded.items()}
+    file = path / "manifest.json"
+    infos = {name: DatasetInfo.from_dict(name, content, file) for name, content in manifest.datasets.items()}
+    if unknown := {name for group in manifest.branches.values() for name in group} - set(infos):
+        raise RamifyError(f"{file} is damaged at 'branches': '{min(unknown)}' is not in 'datasets'", fix=_AGAIN)
+    weights: dict[str, Tensor] = {}
+    for part in parts_of(manifest.branches):
+        weights |= whole_names(part, _load(path, manifest, file_of_part(part)))
     return Saved(
         path=path,
         options=manifest.model,
@@ -144,13 +143,14 @@ def _router(path: Path, manifest: ExportManifest) -> Path | None:
     expected = manifest.files.get(ROUTER)
     if expected is None:
         return None
-    if not (path / ROUTER).is_file() or sha256(path / ROUTER) != expected:
-        raise RamifyError(f"{path / ROUTER} is missing or damaged: its checksum differs from the manifest", fix=_AGAIN)
-    return path / ROUTER
+    router = regular_file(path, ROUTER, fix=_AGAIN)
+    if sha256(router) != expected:
+        raise RamifyError(f"{router} is damaged: its checksum differs from the manifest", fix=_AGAIN)
+    return router
 
 
 def _read_manifest(path: Path) -> ExportManifest:
-    file = path / "manifest.json"
+    file = regular_file(path, "manifest.json", fix=_AGAIN)
     content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RamifyError(f"{path} holds no model: its manifest.json is that of something else")
@@ -164,23 +164,15 @@ def _read_manifest(path: Path) -> ExportManifest:
     checksum = content.pop("checksum", None)
     if checksum != content_sha256(content):
         raise RamifyError(f"{file} is damaged: it differs from its checksum", fix=_AGAIN)
-    try:
-        manifest = ExportManifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RamifyError(f"{file} is damaged at '{where}': {first['msg']}", fix=_AGAIN) from None
-    for name in manifest.branches:
-        if not re.fullmatch(r"\w[\w-]*", name):  # it becomes a path
-            raise RamifyError(f"{file} names a branch {name!r}, which cannot be a name", fix=_AGAIN)
+    manifest = parsed(ExportManifest, content, file, fix=_AGAIN)
+    if manifest.evaluation is not None:
+        parsed(Evaluation, manifest.evaluation, file, fix=_AGAIN)
     return manifest
 
 
-def _load(path: Path, manifest: ExportManifest, part: str) -> dict[str, Tensor]:
-    file = path / f"{part}.safetensors"
-    if not file.is_file():
-        raise RamifyError(f"{file} is missing", fix=_AGAIN)
-    if sha256(file) != manifest.files.get(f"{part}.safetensors"):
+def _load(path: Path, manifest: ExportManifest, name: str) -> dict[str, Tensor]:
+    file = regular_file(path, name, fix=_AGAIN)
+    if sha256(file) != manifest.files.get(name):
         raise RamifyError(f"{file} is damaged: its checksum differs from the manifest", fix=_AGAIN)
     try:
         return load(file.read_bytes())
@@ -191,13 +183,12 @@ def _load(path: Path, manifest: ExportManifest, part: str) -> dict[str, Tensor]:
 def _write_weights(folder: Path, weights: Mapping[str, Tensor], branches: Sequence[str]) -> dict[str, str]:
     """One file for the encoder and one for each branch; returns their checksums."""
     (folder / "branches").mkdir()
-    files = {}
-    for part in ("encoder", *(f"branches/{name}" for name in branches)):
-        prefix = f"{part.replace('/', '.')}."
-        tensors = {k.removeprefix(prefix): t.cpu().contiguous() for k, t in weights.items() if k.startswith(prefix)}
-        file = folder / f"{part}.safetensors"
-        file.write_bytes(save(tensors))  # `save_file` loses the reason when a disk is full
-        files[f"{part}.safetensors"] = sha256(file)
+    found, files = by_part(weights), {}
+    for part in parts_of([check_name(name) for name in branches]):
+        file = folder / file_of_part(part)
+        # `save_file` loses the reason when a disk is full
+        file.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in found[part].items()}))
+        files[file_of_part(part)] = sha256(file)
     return files
 
 

@@ -19,6 +19,7 @@ from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.inference.jobs.frames import append_frames
 from ramify.quarantine import Quarantine
+from ramify.untrusted import parsed
 
 
 @dataclass
@@ -69,13 +70,13 @@ class ResumableOutput:
         self.progress = OutputProgress(job)
         target.parent.mkdir(parents=True, exist_ok=True)
         if self._state.is_file() and not restart:
-            content = read_json(self._state)
-            if content["job"] != job:
+            begun = parsed(OutputProgress, read_json(self._state), self._state, fix="begin anew with --restart")
+            if begun.job != job:
                 raise RamifyError(
                     f"{self._part} was begun with another input, model, branch or option",
                     fix="choose another --out, or begin anew with --restart",
                 )
-            self.progress = OutputProgress(**content)
+            self.progress = begun
         for path, size in ((self._part, self.progress.bytes), (self._skipped, self.progress.skipped_bytes)):
             if path.exists() or size:
                 os.truncate(path, size)

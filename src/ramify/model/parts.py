@@ -1,0 +1,72 @@
+"""The parts of a model by name: the encoder and `branches.NAME`, as in the names of tensors and of files.
+
+A tensor `branches.mptrj.energy.linear.weight` of a `MultiBranch` belongs to the part `branches.mptrj`, where it is
+called `energy.linear.weight`; the part lies on disk as `branches/mptrj.safetensors`.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+ENCODER = "encoder"
+"""The part that every model has; the others are branches."""
+
+_BRANCHES = "branches."
+T = TypeVar("T")
+
+
+def part_of_branch(branch: str) -> str:
+    """`branches.NAME`."""
+    return _BRANCHES + branch
+
+
+def branch_of_part(part: str) -> str | None:
+    """The branch, `NAME` of `branches.NAME`; None for the encoder."""
+    return part.removeprefix(_BRANCHES) if part.startswith(_BRANCHES) else None
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The part that a tensor belongs to, and what it is called there."""
+    if not name.startswith(_BRANCHES):
+        part, _, rest = name.partition(".")
+        return part, rest
+    branch, _, rest = name.removeprefix(_BRANCHES).partition(".")
+    return part_of_branch(branch), rest
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor belongs to."""
+    return split_name(name)[0]
+
+
+def branch_of(name: str) -> str | None:
+    """The branch that a tensor belongs to; None where that is the encoder."""
+    return branch_of_part(part_of(name))
+
+
+def file_of_part(part: str) -> str:
+    """Where a part lies in a checkpoint or an export, with `/` between folder and file."""
+    return f"{part.replace('.', '/', 1)}.safetensors"
+
+
+def parts_of(branches: Collection[str]) -> tuple[str, ...]:
+    """Encoder and branches."""
+    return (ENCODER, *map(part_of_branch, branches))
+
+
+def by_part(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Tensors under the names that they have in their parts, by part."""
+    found: dict[str, dict[str, T]] = {}
+    for name, tensor in tensors.items():
+        part, rest = split_name(name)
+        found.setdefault(part, {})[rest] = tensor
+    return found
+
+
+def whole_names(part: str, tensors: Mapping[str, T]) -> dict[str, T]:
+    """The tensors of a part under the names that they have in a `MultiBranch`."""
+    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def of_branches(tensors: Mapping[str, T], branches: Collection[str]) -> dict[str, T]:
+    """The tensors of some branches, without the encoder's."""
+    return {name: tensor for name, tensor in tensors.items() if branch_of(name) in branches}

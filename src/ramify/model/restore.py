@@ -1,0 +1,60 @@
+"""From weights on disk to a model: the one way, for checkpoints and exports."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ramify.errors import RamifyError
+from ramify.model.build import LabelSpread, build_parts
+from ramify.model.multibranch import MultiBranch
+from ramify.model.parts import by_part
+from ramify.recipe import ModelOptions
+
+
+def restore_model(
+    options: ModelOptions,
+    branches: Mapping[str, Sequence[LabelSpread]],
+    weights: Mapping[str, Tensor],
+    precision: str,
+    where: Path,
+) -> MultiBranch:
+    """The model, in evaluation mode. It is laid out without memory and compared with the weights first: options that
+    do not belong to them cost nothing, however large they are.
+
+    Args:
+        options: of encoder and heads.
+        branches: the spreads of the datasets of each branch.
+        weights: under the names of a `MultiBranch`.
+        precision: it was trained in; `fp64` is kept, all others compute in float32.
+        where: it is read from, for messages.
+
+    Raises:
+        RamifyError: the weights are not those of such a model.
+    """
+    misfit = f"the weights in {where} do not fit the model they belong to"
+    fix = "take the model as `ramify` wrote it, or another copy"
+    direct = options.force_head.layers if options.force_head.kind == "direct" else 0
+    layers = max(options.encoder.layers, options.energy_head.layers, direct)
+    if layers > (most := max(map(len, by_part(weights).values()), default=0)):
+        # every layer is an object, even without memory
+        raise RamifyError(f"{misfit}: {layers} layers, but no part has more than {most} tensors", fix=fix)
+    with torch.inference_mode(False), torch.device("meta"):
+        model = build_parts(options, branches)
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    wrong += [f"{name} is not in the model" for name in weights.keys() - expected.keys()]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(empty.shape)}"
+        for name, empty in expected.items()
+        if name in weights and weights[name].shape != empty.shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise RamifyError(f"{misfit}: {min(wrong)}{more}", fix=fix)
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    with torch.inference_mode(False):
+        model = build_parts(options, branches).to(dtype)
+        model.load_state_dict(dict(weights), strict=True)
+    return model.eval()
