@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
+from ramify.bench.limits import PRODUCT, SLOW_PRODUCT
 from ramify.bench.phases import PHASES
 from ramify.bench.step import RESULT, StepBench, chosen, run_bench, run_case
 from ramify.bench.words import step_lines
@@ -14,6 +16,7 @@ from ramify.files import read_json, write_json
 from ramify.model import compiled
 from ramify.planning.workload import StatedSize
 from tests.bench.conftest import MakeRecipe
+from tests.processors import WITHOUT_BF16, masks_work
 
 SIZE = {"qm7x": StatedSize(structures=1000, atoms=12, neighbors=8)}
 
@@ -24,14 +27,13 @@ def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path
     recipe = paper(60, "train.batch=4", "model.encoder.vector_channels=8")
     heard: list[dict[str, Any]] = []
     bench = StepBench(recipe, ["qm7x"], SIZE, ["fp32", "bf16"], ["direct"], warmup=1, steps=3, profile=True)
-    content = run_bench(bench, tmp_path, heard.append, limit=120.0)
+    content = run_bench(bench, tmp_path, heard.append, limit=600.0)
     assert json.loads((tmp_path / RESULT).read_text()) == content == {"cases": heard}
     assert [case["precision"] for case in heard] == ["fp32", "bf16"]
     for case in heard:
         assert case["structures"] == 4
         assert case["quartiles"][0] <= case["seconds"] <= case["quartiles"][1]
         assert list(case["phases"]) == list(PHASES)
-        assert sum(case["phases"].values()) == pytest.approx(case["seconds"], rel=1.0)
         assert case["phases"]["encoder"] > 0
         assert case["phases"]["backward"] > 0
         assert case["phases"]["optimizer"] > 0
@@ -45,10 +47,26 @@ def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path
             counted = row["operations"] / 2
             assert counted == pytest.approx(3 * forward_atom * row["atoms"] + edge * row["edges"], rel=0.02)
             assert row["product"] > 0
-        assert case["ratio"] == pytest.approx(case["flops"] / case["product_flops"], rel=0.8)
+        ratios = [row["operations"] / row["seconds"] / row["product"] for row in case["rows"]]
+        assert case["ratio"] == pytest.approx(median(ratios))
         assert len(case["dearest"]) == 10
         assert sum(row["share"] for row in case["dearest"]) < 1
         assert Path(case["trace"]).stat().st_size > 1000
+
+
+@masks_work
+def test_slow_products_are_measured_on_less(paper: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor without bfloat16 instructions, and said."""
+    for name, value in WITHOUT_BF16.items():
+        monkeypatch.setenv(name, value)
+    recipe = paper(16, "train.batch=2")
+    bench = StepBench(recipe, ["qm7x"], SIZE, ["fp32", "bf16"], ["direct"], warmup=0, steps=1)
+    cases = run_bench(bench, tmp_path, lambda case: None, limit=600.0)["cases"]
+    sizes = {case["precision"]: case["product_size"] for case in cases}
+    assert sizes == {"fp32": PRODUCT, "bf16": SLOW_PRODUCT}
+    for case in cases:
+        said = [line for line in step_lines(case) if str(SLOW_PRODUCT) in line and "slower" in line]
+        assert len(said) == (case["precision"] == "bf16")
 
 
 def test_conservative_forces_are_a_phase_and_checkpointing_is_not_counted(paper: MakeRecipe, tmp_path: Path) -> None:
@@ -56,7 +74,7 @@ def test_conservative_forces_are_a_phase_and_checkpointing_is_not_counted(paper:
     for kind in ("none", "layers"):
         recipe = paper(32, "train.batch=2", f"train.checkpointing={kind}")
         bench = StepBench(recipe, ["qm7x"], SIZE, [], ["conservative"], warmup=1, steps=1)
-        (found[kind],) = run_bench(bench, tmp_path, lambda case: None, limit=120.0)["cases"]
+        (found[kind],) = run_bench(bench, tmp_path, lambda case: None, limit=600.0)["cases"]
     assert found["none"]["phases"]["forces"] > 0
     assert found["none"]["operations"] == found["layers"]["operations"]
     assert [found[kind]["checkpointing"] for kind in found] == ["none", "layers"]

@@ -210,6 +210,7 @@ def test_precisions(small: MakeRecipe, tmp_path: Path, precision: str, dtype: to
     losses = {}
     for name in ("fp32", precision):
         changes = {"train__precision": name, "train__max_steps": 4, "model__force_head__kind": kind}
+        changes |= {"train__slow_precision": "allow"}
         train(small("qm7x", "mptrj", **changes), tmp_path / name)
         losses[name] = [line["loss"] for line in metrics(tmp_path / name, "train")]
     kept = tensors(tmp_path / precision)

@@ -1,6 +1,6 @@
 """What the machine itself can do, measured by all ranks at once: products, copies, sums over ranks.
 
-Beside these a benchmark's figures can be judged, and from them `ramify.bench.predict` takes the speed of the network.
+Beside these a benchmark's figures can be judged, and from them `ramify.bench.speed` fits the speed of the network.
 Ranks on one node share its memory and its links, so all of them work at the same time here, as they do in a step.
 """
 
@@ -11,9 +11,13 @@ import torch
 import torch.distributed as dist
 
 from ramify.train.precision import Name, Precision
+from ramify.train.product_rates import product_rates, timed
 
 PRODUCT = 1024
 """Rows and columns of the product: about the widths and numbers of edges of the model, several times every cache."""
+SLOW_PRODUCT = 256
+"""The same in bfloat16 on a device where it is slower than float32 (`ramify.train.product_rates`): 0.04 s at 1 GFLOP/s,
+which processors without bfloat16 instructions reach at any size, instead of 2 s."""
 COPIED = 64 * 2**20
 """Bytes copied: beyond every cache."""
 MESSAGES = (2**10, 2**18, 2**22, 25 * 2**20, 100 * 2**20)
@@ -29,10 +33,12 @@ def measure_limits(device: torch.device, precision: Name, ranks: int) -> dict[st
 
     Returns:
         `flops`: operations per second of a square matrix product, an addition and a multiplication counted as two, in
-        the precision of the recipe's products; `copied`: bytes per second read and written by a copy; `all_reduce`:
-        (bytes, median seconds) of sums over all ranks, empty for one.
+        the precision of the recipe's products; `product_size`: its rows, see the function of that name; `copied`: bytes
+        per second read and written by a copy; `all_reduce`: (bytes, median seconds) of sums over all ranks, empty for
+        one.
     """
-    a = _factor(device, precision)
+    size = product_size(device, precision)
+    a = _factor(size, device, precision)
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     meet = _meeting(device, ranks)
@@ -40,23 +46,30 @@ def measure_limits(device: torch.device, precision: Name, ranks: int) -> dict[st
         product = _median(lambda: a @ a, meet, device)
     copy = _median(lambda: target.copy_(source), meet, device)
     return {
-        "flops": 2 * PRODUCT**3 / product,
+        "flops": 2 * size**3 / product,
+        "product_size": size,
         "copied": 2 * COPIED / copy,
-        "all_reduce": [(size, _all_reduce(size, device, meet)) for size in MESSAGES] if ranks > 1 else [],
+        "all_reduce": [(sent, _all_reduce(sent, device, meet)) for sent in MESSAGES] if ranks > 1 else [],
     }
+
+
+def product_size(device: torch.device, precision: Name) -> int:
+    """Rows and columns of the product that benchmarks measure: fewer where products of this precision are slow."""
+    return SLOW_PRODUCT if precision == "bf16" and product_rates(device).bf16_is_slower else PRODUCT
 
 
 def product_rate(device: torch.device, precision: Name) -> float:
     """Operations per second of the same product, on one rank, measured briefly: to take turns with something else."""
-    a = _factor(device, precision)
+    size = product_size(device, precision)
+    a = _factor(size, device, precision)
     with Precision(precision, device).products():
-        times = [_timed(lambda: a @ a, device) for _ in range(GLANCES + 1)][1:]
-    return 2 * PRODUCT**3 / sorted(times)[len(times) // 2]
+        times = [timed(lambda: a @ a, device) for _ in range(GLANCES + 1)][1:]
+    return 2 * size**3 / sorted(times)[len(times) // 2]
 
 
-def _factor(device: torch.device, precision: Name) -> torch.Tensor:
+def _factor(size: int, device: torch.device, precision: Name) -> torch.Tensor:
     kinds = {"fp64": torch.float64, "bf16": torch.bfloat16}
-    return torch.randn(PRODUCT, PRODUCT, device=device).to(kinds.get(precision, torch.float32))
+    return torch.randn(size, size, device=device).to(kinds.get(precision, torch.float32))
 
 
 def _meeting(device: torch.device, ranks: int) -> Callable[[], None]:
@@ -76,7 +89,7 @@ def _median(work: Callable[[], object], meet: Callable[[], None], device: torch.
     times: list[float] = []
     began = time.perf_counter()
     while time.perf_counter() - began < SECONDS or len(times) < 5:
-        times.append(_timed(work, device))
+        times.append(timed(work, device))
     return sorted(times)[len(times) // 2]
 
 
@@ -86,21 +99,8 @@ def _all_reduce(size: int, device: torch.device, meet: Callable[[], None]) -> fl
     times: list[float] = []
     for _ in range(3 if size > 2**24 else 7):
         meet()
-        times.append(_timed(lambda: dist.all_reduce(message), device))
+        times.append(timed(lambda: dist.all_reduce(message), device))
     return sorted(times[1:])[len(times[1:]) // 2]
-
-
-def _timed(work: Callable[[], object], device: torch.device) -> float:
-    began = time.perf_counter()
-    work()
-    wait_for(device)
-    return time.perf_counter() - began
-
-
-def wait_for(device: torch.device) -> None:
-    """Returns when the device has done all it was told."""
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize(device)
 
 
 def fit_messages(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:

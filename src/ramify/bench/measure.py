@@ -15,7 +15,7 @@ from ramify.batches.batch import Batch
 from ramify.batches.loader import StepBatches
 from ramify.batches.open import open_split
 from ramify.bench.case import Case
-from ramify.bench.limits import measure_limits, wait_for
+from ramify.bench.limits import measure_limits
 from ramify.bench.resident import peak_bytes, resident_bytes
 from ramify.parallel.layout import CONTROL, Layout
 from ramify.planning.model_profile import ModelProfile
@@ -25,6 +25,7 @@ from ramify.recipe import Recipe
 from ramify.run.run import Run
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
+from ramify.train.product_rates import wait_for
 from ramify.train.start import Process, settle
 
 NOWHERE = "benchmark"

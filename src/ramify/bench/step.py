@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ramify.batches.loader import StepBatches
-from ramify.bench.limits import product_rate, wait_for
+from ramify.bench.limits import product_rate, product_size
 from ramify.bench.measure import amounts, describe, make_trainer
 from ramify.bench.phases import Phases
 from ramify.bench.resident import forget_peak, peak_bytes, process_bytes, resident_bytes
@@ -29,6 +29,7 @@ from ramify.planning.workload import StatedSize
 from ramify.recipe import Recipe, parse_recipe
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
+from ramify.train.product_rates import wait_for
 from ramify.train.start import settle, this_process
 
 RESULT = "step.json"
@@ -231,6 +232,7 @@ def _summary(
         "structures_per_second": sum(r["structures"] for r in rows) / total,
         "edges_per_second": sum(r["edges"] for r in rows) / total,
         "flops": _quantiles([r["operations"] / r["seconds"] for r in rows])[1],
+        "product_size": product_size(trainer.layout.device, recipe.train.precision),
         "product_flops": _quantiles([r["product"] for r in rows])[1],
         "ratio": _quantiles([r["operations"] / r["seconds"] / r["product"] for r in rows])[1],
         "phases": phases,

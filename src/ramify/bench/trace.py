@@ -5,8 +5,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from ramify.bench.limits import wait_for
 from ramify.train.loop import Trainer
+from ramify.train.product_rates import wait_for
 
 DEAREST = 10
 """Operations listed."""

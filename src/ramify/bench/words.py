@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ramify.bench.limits import PRODUCT
+
 
 def scale_line(case: Mapping[str, Any]) -> str:
     """One case of scaling."""
@@ -13,6 +15,7 @@ def scale_line(case: Mapping[str, Any]) -> str:
         f"{case['mode']:6} {case['placement']:16} {case['ranks']:5} ranks  {case['seconds']:.4g} s/step "
         f"({low:.4g}-{high:.4g})  {case['structures_per_second']:.4g} structures/s  {sent / 1e6:.1f} MB sent, "
         f"{held / 1e6:.0f} MB held by the fullest rank"
+        + "".join(f"; {note}" for note in _slow_products(case["rows"][0]["limits"]))
     )
 
 
@@ -32,12 +35,21 @@ def step_lines(case: Mapping[str, Any]) -> list[str]:
         f"{case['structures_per_second']:.4g} structures/s, {case['edges_per_second']:.4g} edges/s",
         f"  {case['flops'] / 1e9:.4g} GFLOP/s of {case['product_flops'] / 1e9:.4g} that a matrix product reaches: "
         f"{100 * case['ratio']:.1f} %",
+        *(f"  {note}" for note in _slow_products(case)),
         f"  {phases}",
         f"  memory: {memory['step'] / 1e6:.0f} MB by model and step, {memory['peak'] / 1e6:.0f} MB by the process",
     ]
     for row in case.get("dearest", ()):
         lines.append(f"  {100 * row['share']:5.1f} %  {row['calls']:4} x {row['operation']} {row['shapes']}")
     return lines
+
+
+def _slow_products(found: Mapping[str, Any]) -> list[str]:
+    """Says that a smaller product was measured, and why. Results of versions before do not state its size."""
+    size = found.get("product_size", PRODUCT)
+    if size == PRODUCT:
+        return []
+    return [f"bf16 is slower than fp32 on this device: the product measured has {size} rows instead of {PRODUCT}"]
 
 
 def memory_line(row: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from ramify.recipe import Recipe
 from ramify.run.run import Run
 from ramify.train.init_weights import read_pretrained
 from ramify.train.loop import Trainer
+from ramify.train.precision import require_fast_products
 from ramify.train.reporting import Callbacks
 from ramify.train.start import EdgeProgress, Process, alone, continue_run, settle, start_run
 
@@ -132,6 +133,7 @@ def finetune(
     model = each(ranks, lambda: load(request.model, checkpoint=request.checkpoint, device=process.device))
     own = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"scales": {}})})
     whole = each(ranks, lambda: resolve(model.saved, own, open_stores(own), request))
+    each(ranks, lambda: require_fast_products(whole.train, process.device))  # before old data are evaluated
     old, rows = _old(model, whole, ranks)
     hearer = _Hearer(callbacks, whole, rows, old.missing, path, measured)
     trainer = start_run(whole, path, replace(callbacks, evaluated=hearer.evaluated), edges, process)

@@ -111,6 +111,9 @@ class TrainOptions(Keys):
     precision: Literal["fp32", "fp64", "bf16", "tf32"] = "fp32"
     """bf16: products of a step in bfloat16; weights, geometry, sums and losses in float32. tf32: float32, but products
     round what they multiply to 10 bits of mantissa (NVIDIA GPUs since Ampere). Evaluations never round."""
+    slow_precision: Literal["refuse", "allow"] = "refuse"
+    """Whether to train where products of `precision: bf16` are slower than those of fp32, as on processors without
+    bfloat16 instructions. `refuse` measures both when training starts (less than 0.1 s)."""
     checkpointing: Literal["none", "layers"] = "none"
     """`layers`: of every layer of the encoder only what enters it is kept for the backward pass, and the rest is
     calculated again there: much less memory, about a third more time; the same result to the bit."""

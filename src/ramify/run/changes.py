@@ -13,6 +13,7 @@ FREE = (
     "parallel",
     "data",
     "train.device",
+    "train.slow_precision",
     "train.compile",
     "train.threads",
     "train.time_limit",

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 
 from ramify.errors import RamifyError
+from ramify.recipe import TrainOptions
+from ramify.train.product_rates import ProductRates, product_rates
 
 Name = Literal["fp32", "fp64", "bf16", "tf32"]
 
@@ -35,7 +37,7 @@ class Precision:
             raise RamifyError(
                 f"train.precision: tf32 is for NVIDIA GPUs of compute capability 8.0 and later; this run is on "
                 f"{_described(self.device)}",
-                fix="set train.precision to fp32, or to bf16 for faster products",
+                fix=f"set train.precision to fp32{_or_bf16(self.device)}",
             )
 
     @property
@@ -63,6 +65,36 @@ class Precision:
         """Around forward passes. bf16: products in bfloat16; the model itself keeps geometry, sums and energies in
         float32, and the backward pass follows the forward one."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.name == "bf16")
+
+
+def require_fast_products(options: TrainOptions, device: torch.device) -> None:
+    """Refuses to train by bfloat16 products on a device that computes them more slowly than float32, unless the recipe
+    allows it. Products are measured only where the recipe asks for bfloat16 and does not allow slow ones.
+
+    Raises:
+        RamifyError: see `require_fast`.
+    """
+    if options.precision == "bf16" and options.slow_precision == "refuse":
+        require_fast(product_rates(device), device)
+
+
+def require_fast(rates: ProductRates, device: torch.device) -> None:
+    """
+    Raises:
+        RamifyError: bfloat16 products of these rates are slower than those in float32.
+    """
+    if rates.bf16_is_slower:
+        raise RamifyError(
+            f"train.precision: bf16 is slower than fp32 on {_described(device)}: matrix products reach "
+            f"{rates.bf16 / 1e9:.3g} GFLOP/s in bfloat16 and {rates.fp32 / 1e9:.3g} GFLOP/s in float32 (measured now)",
+            fix="set train.precision to fp32, or train.slow_precision to allow to train by bf16 all the same",
+        )
+
+
+def _or_bf16(device: torch.device) -> str:
+    """Advises bfloat16 where it is faster."""
+    rates = product_rates(device)
+    return "" if rates.bf16_is_slower else f", or to bf16, whose products are {rates.speedup:.1f} times as fast here"
 
 
 def _has_tf32(device: torch.device) -> bool:

@@ -28,7 +28,7 @@ from ramify.run.stop import Stop
 from ramify.store.store import Store
 from ramify.train.init_weights import load_pretrained, read_pretrained
 from ramify.train.loop import Trainer
-from ramify.train.precision import Precision
+from ramify.train.precision import Precision, require_fast_products
 from ramify.train.reporting import Callbacks
 
 EdgeProgress = Callable[[str, int], None]
@@ -102,11 +102,13 @@ def start_run(
     """Makes the run directory and a trainer at step 0; nothing is written when something is wrong with the data.
 
     Raises:
-        RamifyError: see `open_stores`, `choose_placement` and `Run.create`; on all ranks alike.
+        RamifyError: see `require_fast_products`, `open_stores`, `choose_placement` and `Run.create`; on all ranks
+            alike.
     """
     process = process or alone(recipe)
     settle(recipe)
     on_rank_zero(process.ranks, lambda: Run.require_free(path))
+    each(process.ranks, lambda: require_fast_products(recipe.train, process.device))
     stores = each(process.ranks, lambda: open_stores(recipe))
     maker = _Maker(recipe, process, stores, callbacks, edges)
     layout, run = maker.layout(), Run(path)
@@ -142,8 +144,9 @@ def resume_run(
             before its first checkpoint begins again at step 0.
 
     Raises:
-        RamifyError: no run or no checkpoint there, a damaged one, one that another process trains, or a recipe or
-            stores that have changed since in a way that a run cannot; on all ranks alike.
+        RamifyError: no run or no checkpoint there, a damaged one, one that another process trains, a recipe or
+            stores that have changed since in a way that a run cannot, or slow products (`require_fast_products`); on
+            all ranks alike.
     """
     ranks = process.ranks if process is not None else SingleProcess()
     run = each(ranks, lambda: Run.open(path))
@@ -199,6 +202,7 @@ def _resume(
     edges: EdgeProgress,
 ) -> Trainer:
     settle(recipe)
+    each(process.ranks, lambda: require_fast_products(recipe.train, process.device))
     maker = _Maker(recipe, process, stores, callbacks, edges)
     layout = maker.layout()
     trainer = maker.trainer(run, layout, maker.readers(layout))
