@@ -1,8 +1,8 @@
 """What version 0.1 wrote goes on being read: stores, runs stopped in the middle, their checkpoints.
 
-`make.py` in `samples/version-0.1` wrote the structures; `ramify prepare`, `train` (stopped by SIGTERM) and `evaluate` of
-that version wrote the rest. `expected.json` holds what it predicted with them, and the losses of the steps that followed
-when it resumed the runs.
+`make.py` in `samples/version-0.1` wrote the structures; `ramify prepare`, `train` (stopped by SIGTERM) and `evaluate`
+of that version wrote the rest. `expected.json` holds its predictions, and the losses of the steps that followed when it
+resumed the runs.
 """
 
 import json

@@ -30,6 +30,21 @@ app = typer.Typer(
 about = typer.Typer()
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """Options that stand before a verb."""
+
+
 @app.command(rich_help_panel=MAKING)
 def demo(
     run: Annotated[Path, typer.Option(help="Where to; with a number appended when it is taken.")] = Path("demo-run"),

@@ -127,9 +127,11 @@ def train(
     from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
 
     words = arguments or []
-    source = words.pop(0) if words and "=" not in words[0] else None
+    # the path of a recipe may hold a "=", too
+    source = words.pop(0) if words and ("=" not in words[0] or Path(words[0]).is_file()) else None
     if (resume is None) == (run is None) or (run is not None and source is None) or (resume is not None and go_on):
-        raise RamifyError("train needs a recipe and --run DIR, or --resume DIR with or without a recipe")
+        taken = f"; '{words[0]}' is no file, so it counts as a key to override" if words and source is None else ""
+        raise RamifyError(f"train needs a recipe and --run DIR, or --resume DIR with or without a recipe{taken}")
     if run is not None:
         recipe = load_recipe(str(source), words)
     else:

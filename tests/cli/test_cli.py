@@ -109,12 +109,27 @@ def test_forms_and_workers(ramify: Ramify, finished: Path, tmp_path: Path) -> No
 
 def test_version_and_help(ramify: Ramify) -> None:
     assert ramify("version").out.strip() == __version__
+    said = ramify("--version")
+    assert (said.status, said.out.strip(), said.err) == (0, __version__, "")
     said = ramify("--help")
     assert said.status == 0
     for verb in ("demo", "prepare", "convert", "plan", "train", "evaluate", "tables", "report", "inspect"):
         assert verb in said.out
     assert ramify("prepare").status == 2  # usage: typer's own
     assert ramify("trian").status == 2
+
+
+def test_a_path_with_an_equals_sign(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    """Of the recipe: before keys to override, in a new run and when one goes on."""
+    path = tmp_path / "a=b" / "own.yaml"
+    path.parent.mkdir()
+    path.write_text((finished / "recipe.yaml").read_text())
+    said = ramify("train", "a=b/own.yaml", "--run", "run", "train.max_steps=1")
+    assert (said.status, said.err) == (0, "")
+    said = ramify("train", "--resume", "run", "a=b/own.yaml", "train.max_steps=1", "train.log_every=3")
+    assert (said.status, said.err) == (0, "")
+    assert "train.log_every" in said.out
+    refused(ramify("train", "a=b/other.yaml", "--run", "new"), "train needs a recipe", "'a=b/other.yaml' is no file")
 
 
 def test_debug_shows_the_traceback(ramify: Ramify) -> None:
