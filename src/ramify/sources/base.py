@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from ramify.quarantine import Quarantine
+from ramify.sources.guard import guarded
 from ramify.structures import Structures
 
 CHUNK_ATOMS = 50_000
@@ -84,6 +85,11 @@ class Format:
     theory: str = ""
     cut: Callable[[Path, Any], Iterator[Any]] | None = None
     read_part: Callable[[Path, Any, Quarantine, Any], Iterator[Structures]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("read", "cut", "read_part"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, guarded(getattr(self, name), self.name))  # the class is frozen
 
     @classmethod
     def in_parts(

@@ -252,7 +252,7 @@ def _check_npy(path: Path, stated: Column) -> int:
             reader = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = reader(file)
             begin, size = file.tell(), os.fstat(file.fileno()).st_size
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # whatever numpy's parser of headers raises on what is none
         raise RamifyError(f"{path}: damaged or missing ({error})", fix=REBUILD) from None
     if (shape, dtype, fortran) != (stated.shape, np.dtype(stated.dtype), False):
         raise damaged(path, f"holds {dtype} {shape} instead of {np.dtype(stated.dtype)} {stated.shape}")

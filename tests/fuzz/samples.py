@@ -1,0 +1,130 @@
+"""A small good file of every format, for the fuzz tests to damage."""
+
+import bz2
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from ase.io import write
+
+from ramify.minicorpora import FILES
+
+
+def images() -> list[Atoms]:
+    """Four labelled crystals."""
+    rng = np.random.default_rng(1)
+    made = []
+    for k in range(4):
+        atoms = Atoms("CuO", rng.normal(0, 2, (2, 3)), cell=np.eye(3) * 4, pbc=[True, True, k % 2 == 0])
+        stress = rng.normal(0, 0.1, 6)
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0 - k, forces=rng.normal(0, 1, (2, 3)), stress=stress)
+        made.append(atoms)
+    return made
+
+
+def extxyz(path: Path) -> None:
+    """Frames with energy, forces and stress."""
+    write(path, images(), format="extxyz")
+
+
+def database(path: Path) -> None:
+    """An ASE database: SQLite, JSON or LMDB, by its ending."""
+    with connect(str(path)) as opened:
+        for k, atoms in enumerate(images()):
+            opened.write(atoms, data={"sid": f"s{k}"})
+
+
+def npz(path: Path) -> None:
+    """Padded molecules."""
+    np.savez(path, **arrays())  # type: ignore[arg-type]
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """What `npz` holds."""
+    rng = np.random.default_rng(2)
+    z = np.array([[8, 1, 1], [1, 1, 0], [6, 8, 0]])
+    return {"z": z, "R": rng.normal(0, 1, (3, 3, 3)), "F": rng.normal(0, 1, (3, 3, 3)), "E": rng.normal(-5, 1, (3, 1))}
+
+
+def mptrj(path: Path) -> None:
+    """The first two materials of the embedded extract."""
+    path.write_text(json.dumps(dict(islice(json.loads(FILES["mptrj_mini"].read_text()).items(), 2))))
+
+
+def alexandria(path: Path) -> None:
+    """The first two entries of the embedded extract."""
+    content = json.loads(bz2.decompress(FILES["alexandria_mini"].read_bytes()))
+    path.write_text(json.dumps(content | {"entries": content["entries"][:2]}))
+
+
+def mlearn(path: Path) -> None:
+    """Two records in the original form."""
+    site = {"species": [{"element": "Si", "occu": 1}], "abc": [0, 0, 0], "xyz": [0.0, 0.0, 0.0], "label": "Si"}
+    structure = {"lattice": {"matrix": (4.0 * np.eye(3)).tolist()}, "sites": [site], "charge": 0.0}
+    outputs = {"energy": -5.0, "forces": [[0.1, 0.0, 0.0]], "virial_stress": [1.0] * 6}
+    record = {"structure": structure, "outputs": outputs, "element": "Si", "group": "Elastic", "description": "Si"}
+    path.write_text(json.dumps([record, record | {"group": "AIMD"}]))
+
+
+def _first_groups(source: str, path: Path, count: int) -> None:
+    """The first groups of an embedded HDF5 file."""
+    with h5py.File(FILES[source]) as old, h5py.File(path, "w") as new:
+        for name in islice(old, count):
+            old.copy(name, new)
+
+
+def ani1x(path: Path) -> None:
+    """The first formula of the embedded extract."""
+    _first_groups("ani1x_mini", path, 1)
+
+
+def qm7x(path: Path) -> None:
+    """One molecule of the embedded extract with three conformers."""
+    with h5py.File(FILES["qm7x_mini"]) as old, h5py.File(path, "w") as new:
+        molecule = next(iter(old))
+        for conformer in islice(old[molecule], 3):
+            old.copy(f"{molecule}/{conformer}", new.require_group(molecule))
+
+
+def transition1x(path: Path) -> None:
+    """The embedded extract."""
+    path.write_bytes(FILES["transition1x_mini"].read_bytes())
+
+
+def ani1(path: Path) -> None:
+    """Two molecules in the older layout."""
+    rng = np.random.default_rng(3)
+    with h5py.File(path, "w") as file:
+        for k in range(2):
+            group = file.create_group(f"gdb11_s01/gdb11_s01-{k}")
+            group["species"] = np.array([b"O", b"H", b"H"])
+            group["coordinates"] = rng.normal(0, 1, (4, 3, 3)).astype(np.float32)
+            group["energies"] = rng.normal(-76, 0.1, 4)
+            group["forces"] = rng.normal(0, 0.1, (4, 3, 3))
+
+
+JSON: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
+    "mptrj": (".json", mptrj, {}),
+    "alexandria": (".json", alexandria, {}),
+    "mlearn": (".json", mlearn, {}),
+    "ase_db": (".json", database, {}),
+}
+"""By format: ending, who writes a good file, keys of the recipe."""
+BYTES = JSON | {
+    "extxyz": (".extxyz", extxyz, {}),
+    "npz": (".npz", npz, {"units": {"energy": "eV", "forces": "eV/Å", "length": "Å"}}),
+    "ase_db.db": (".db", database, {}),
+}
+HDF5: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
+    "ani1": (".h5", ani1, {}),
+    "ani1x": (".h5", ani1x, {}),
+    "qm7x": (".hdf5", qm7x, {"labels": "pbe0"}),
+    "transition1x": (".h5", transition1x, {}),
+}

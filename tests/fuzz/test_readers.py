@@ -1,0 +1,171 @@
+"""Original files, damaged in their bytes or with other content: every reader gives structures, a reason or an error.
+
+What lies below the readers of HDF5 and LMDB is written in C; their bytes are damaged in a process of its own, so that a
+crash is seen and not suffered.
+"""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ramify.errors import RamifyError
+from ramify.quarantine import Quarantine
+from ramify.sources.formats import formats
+from ramify.structures import Structures
+from tests.fuzz import samples
+from tests.fuzz.mutations import MORE, as_json, changes, damages, fuzz
+
+Change = Callable[[Any], Any]
+Damage = Callable[[bytes], bytes]
+
+
+def read(name: str, path: Path, keys: dict[str, Any]) -> Structures:
+    """All that the reader yields."""
+    found = formats()[name.split(".")[0]]
+    options = found.options.model_validate({"format": found.name, "path": str(path), **keys})
+    return Structures.concatenate(found.read(path, options, Quarantine()))
+
+
+def survives(name: str, path: Path, keys: dict[str, Any]) -> None:
+    """Reads a file, which may only end well or by a `RamifyError`; what comes of it is as `Structures` must be."""
+    with contextlib.suppress(RamifyError):
+        found = read(name, path, keys)
+        assert found.numbers.min(initial=1) >= 1
+        assert found.numbers.max(initial=1) <= 118
+
+
+ALL = samples.BYTES | samples.HDF5
+
+
+def test_every_format_is_damaged() -> None:
+    assert {name.split(".")[0] for name in ALL} == set(formats())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_good_is_read(tmp_path: Path, name: str) -> None:
+    """Or the tests below would try nothing."""
+    ending, make, keys = ALL[name]
+    make(tmp_path / f"a{ending}")
+    assert len(read(name, tmp_path / f"a{ending}", keys))
+
+
+@pytest.mark.parametrize("name", samples.BYTES)
+@given(damage=damages())
+@fuzz(40)
+def test_bytes(tmp_path_factory: pytest.TempPathFactory, name: str, damage: Damage) -> None:
+    ending, make, keys = samples.BYTES[name]
+    folder = tmp_path_factory.mktemp("bytes")
+    make(folder / f"good{ending}")
+    path = folder / f"a{ending}"
+    path.write_bytes(damage((folder / f"good{ending}").read_bytes()))
+    survives(name, path, keys)
+
+
+@pytest.mark.parametrize("name", samples.JSON)
+@given(change=changes())
+@fuzz(60)
+def test_json(tmp_path_factory: pytest.TempPathFactory, name: str, change: Change) -> None:
+    ending, make, keys = samples.JSON[name]
+    folder = tmp_path_factory.mktemp("json")
+    make(folder / f"good{ending}")
+    content = json.loads((folder / f"good{ending}").read_text())
+    (folder / f"a{ending}").write_bytes(as_json(change(content)))
+    survives(name, folder / f"a{ending}", keys)
+
+
+ARRAYS: tuple[Callable[[np.ndarray], Any], ...] = (
+    lambda a: a[:-1],
+    lambda a: a[:0],
+    lambda a: a[None],
+    lambda a: a.reshape(-1),
+    lambda a: a.astype(np.float32) * np.nan if a.dtype.kind in "fiu" else a,
+    lambda a: a.astype(np.float64) * 1e300 if a.dtype.kind in "fiu" else a,
+    lambda a: -a if a.dtype.kind in "fi" else a,
+    lambda a: a.astype(np.complex128) if a.dtype.kind in "fiu" else a,
+    lambda a: np.array(b"text"),
+    lambda a: np.array([b"\xff\xfe"] * max(1, len(np.atleast_1d(a)))),
+    lambda a: np.array(1.0),
+    lambda a: np.zeros((0, 3)),
+    lambda a: a.astype(np.int64) + 200 if a.dtype.kind in "iu" else a,
+    lambda a: None,
+)
+"""What an array may be replaced by; None leaves it out."""
+CHANGED = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(ARRAYS)), min_size=1, max_size=2)
+
+
+@given(changed=CHANGED)
+@fuzz(60)
+def test_arrays_of_npz(tmp_path: Path, changed: list[tuple[float, Callable[[np.ndarray], Any]]]) -> None:
+    content: dict[str, Any] = dict(samples.arrays())
+    for where, change in changed:
+        names = sorted(content)
+        name = names[int(where * (len(names) - 1))]
+        content[name] = change(content[name])
+        if content[name] is None:
+            del content[name]
+        if not content:
+            return
+    np.savez(tmp_path / "a.npz", **content)
+    survives("npz", tmp_path / "a.npz", samples.BYTES["npz"][2])
+
+
+@pytest.mark.parametrize("name", samples.HDF5)
+@given(changed=CHANGED)
+@fuzz(40)
+def test_datasets_of_hdf5(
+    tmp_path_factory: pytest.TempPathFactory, name: str, changed: list[tuple[float, Callable[[np.ndarray], Any]]]
+) -> None:
+    ending, make, keys = samples.HDF5[name]
+    path = tmp_path_factory.mktemp("hdf5") / f"a{ending}"
+    make(path)
+    with h5py.File(path, "a") as file:
+        found: list[str] = []
+        file.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) else None)
+        for where, change in changed:
+            key = found[int(where * (len(found) - 1))]
+            if key not in file:
+                continue
+            new = change(np.asarray(file[key][()]))
+            del file[key]
+            if new is not None:
+                file[key] = new
+    survives(name, path, keys)
+
+
+def damaged_in_c(name: str, seed: int, files: int, folder: Path) -> None:
+    """Reads so many files with a few damaged bytes each; run in a process of its own."""
+    ending, make, keys = (samples.HDF5 | {"ase_db.aselmdb": (".aselmdb", samples.database, {})})[name]
+    make(folder / f"good{ending}")
+    good, rng = (folder / f"good{ending}").read_bytes(), random.Random(seed)
+    for k in range(files):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 4)):
+            # most of a file are numbers: what says how they lie stands at its beginning
+            at = rng.randrange(len(data) if rng.random() < 0.3 else min(len(data), 4096))
+            data[at] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del data[rng.randrange(len(data)) :]
+        path = folder / f"{k}{ending}"
+        path.write_bytes(data)
+        survives(name, path, keys)
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", [*samples.HDF5, "ase_db.aselmdb"])
+def test_bytes_below_c(tmp_path: Path, name: str) -> None:
+    program = "import sys; from pathlib import Path; from tests.fuzz.test_readers import damaged_in_c; "
+    program += "damaged_in_c(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))"
+    command = [sys.executable, "-c", program, name, "0" if MORE == 1 else str(random.randrange(10**6)), str(25 * MORE)]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
