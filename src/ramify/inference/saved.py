@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
+from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.files import read_json
 from ramify.inference.branches import DatasetInfo
 from ramify.model.build import build_model
@@ -103,7 +104,7 @@ def read_run(path: Path, which: str) -> Saved:
             fix=f"name one of: {', '.join(there)}" if there else f"train it first: ramify train --resume {path}",
         )
     checkpoint = open_checkpoint(checkpoints / which)
-    evaluation = path / "evaluation.json"
+    evaluation = evaluation_folder(path) / ERRORS
     found = read_json(evaluation) if evaluation.is_file() else None
     of_this = isinstance(found, dict) and found.get("step") == checkpoint.step
     router = path / ROUTER if (path / ROUTER).is_file() else None
