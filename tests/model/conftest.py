@@ -48,6 +48,9 @@ def make_model() -> Callable[..., MultiBranch]:
         )
         model = MultiBranch(encoder, {"b": branch}, CUTOFF)
         with torch.no_grad():
+            for head in (branch.energy, branch.force):
+                if head is not None:
+                    torch.nn.init.normal_(head.layers[-1].weight, std=0.25)  # fresh heads predict zero
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     parameter.mul_(1.8)  # fresh weights hardly couple atoms: forces would be near zero

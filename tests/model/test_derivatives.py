@@ -105,7 +105,7 @@ def test_perfect_crystals_keep_their_symmetry(make_model: Callable) -> None:
         predicted = model(batch_of([bulk("Cu", cubic=True)], torch.float64, 20), stress=True)
     assert predicted.forces.abs().max() < 1e-9
     stress = predicted.stress[0]
-    assert (stress - torch.eye(3) * stress[0, 0]).abs().max() < 1e-9
+    assert (stress - torch.eye(3, dtype=torch.float64) * stress[0, 0]).abs().max() < 1e-9
 
 
 def test_energy_of_a_lone_atom_is_finite_and_force_free(make_model: Callable) -> None:

@@ -60,12 +60,49 @@ def test_heads_pass_signals_on_at_their_variance() -> None:
             assert float(signal.detach().var()) == pytest.approx(wanted, rel=0.15)
 
 
-def test_an_energy_head_starts_without_its_linear_path_and_can_use_it() -> None:
+def test_an_energy_head_starts_at_zero_and_can_learn_through_both_paths() -> None:
     head, scalars = EnergyHead(8, layers=2, width=16), torch.randn(5, 8)
-    torch.testing.assert_close(head(scalars), head.layers(scalars).squeeze(1), rtol=0, atol=0)
+    assert torch.equal(head(scalars), torch.zeros(5))
+    (head(scalars) - 1.0).square().sum().backward()
+    assert head.linear.weight.grad is not None
+    last = head.layers[-1]
+    assert isinstance(last, torch.nn.Linear)
+    assert last.weight.grad is not None
+    assert float(head.linear.weight.grad.abs().min()) > 0
+    assert float(last.weight.grad.abs().min()) > 0
     with torch.no_grad():
         head.linear.weight.fill_(1.0)
+        last.weight.normal_()
     torch.testing.assert_close(head(scalars), head.layers(scalars).squeeze(1) + scalars.sum(1))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_stacked_energy_heads_are_the_heads_themselves(count: int) -> None:
+    """Values and gradients, in tiles of atoms; a head that a batch has no atoms of gets no gradient."""
+    torch.manual_seed(0)
+    heads = [EnergyHead(6, layers=2, width=10).double() for _ in range(count)]
+    for head in heads:
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter)
+    scalars, scale = torch.randn(12, 6, dtype=torch.float64), [torch.tensor(0.5 + k).double() for k in range(count)]
+    present = [k != 1 for k in range(count)]
+    tile_branch = torch.tensor([0, 2, 0] if count > 1 else [], dtype=torch.int64)
+    stacked = EnergyHead.stacked(heads, scale, present)(scalars, tile_branch)
+    owner = tile_branch.repeat_interleave(4) if count > 1 else torch.zeros(12, dtype=torch.int64)
+    alone = torch.stack([head(scalars) * unit for head, unit in zip(heads, scale, strict=True)])
+    expected = alone.gather(0, owner[None])[0]
+    torch.testing.assert_close(stacked, expected, rtol=1e-13, atol=1e-13)
+    parameters = [p for head, there in zip(heads, present, strict=True) if there for p in head.parameters()]
+    for found, wanted in zip(
+        torch.autograd.grad(stacked.square().sum(), parameters, retain_graph=True),
+        torch.autograd.grad(expected.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    if count > 1:
+        weight = heads[1].linear.weight
+        (absent,) = torch.autograd.grad(stacked.sum(), [weight], allow_unused=True)
+        assert absent is None
 
 
 def test_normalised_vectors_turn_and_stay_bounded() -> None:

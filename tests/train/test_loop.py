@@ -100,6 +100,17 @@ def test_trivial_errors_and_metric_by_hand(learned: Path, small: MakeRecipe) -> 
     ]
 
 
+@pytest.mark.parametrize("kind", ["direct", "conservative"])
+def test_fresh_heads_start_at_the_trivial_error(small: MakeRecipe, tmp_path: Path, kind: str) -> None:
+    """Before anything is learnt, every error is that of the trivial predictor, whatever the shape of the model."""
+    shape = {"layers": 3, "width": 48}
+    changes = {"model__energy_head": shape, "model__force_head": shape | {"kind": kind}, "model__encoder__width": 64}
+    train(small("qm7x", "mptrj", "bare", optimizer__lr=1e-9, train__max_steps=1, **changes), tmp_path / "run")
+    for errors in metrics(tmp_path / "run", "val")[-1]["datasets"].values():
+        for label in ("energy",) if errors["forces_mae"] is None else ("energy", "forces"):
+            assert errors[f"{label}_mae"] == pytest.approx(errors[f"trivial_{label}_mae"], rel=1e-5)
+
+
 def test_best_and_latest_hold_the_steps_they_should(learned: Path) -> None:
     val = metrics(learned, "val")
     best = min(val, key=lambda line: line["metric"])["step"]

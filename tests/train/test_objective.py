@@ -200,6 +200,8 @@ def test_gradients_of_datasets_add_up() -> None:
     encoder = EGNN(layers=2, width=8, vector_channels=3, radial=4, cutoff=3.0, neighbors=5.0)
     shape: dict[str, Any] = {"energy_head": (1, 8), "force_head": (1, 8), "energy_scale": 1.0, "forces_scale": 1.0}
     branches = {n: Branch(8, 3, forces="conservative", **shape) for n in ("a", "b")}
+    for branch in branches.values():
+        torch.nn.init.normal_(branch.energy.linear.weight)  # fresh heads predict zero
     model = MultiBranch(encoder, branches, 3.0).double().train()
     objective = Objective(ObjectiveOptions(weights={"a": 3.0}, stress=0.5), SCALES)
     data = {"a": labelled(0, 4), "b": labelled(1, 3)}

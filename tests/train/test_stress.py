@@ -33,6 +33,7 @@ def batch_and_model(small: MakeRecipe, **changes: object) -> tuple[Batch, Labels
     spread = LabelSpread.of_manifest(stores["mptrj"].manifest)
     model = build_model(recipe, {"mptrj": spread}).train()
     with torch.no_grad():
+        torch.nn.init.normal_(model.branch("mptrj").energy.layers[-1].weight, std=0.35)  # a fresh head predicts zero
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(2.0)  # fresh weights hardly couple atoms
@@ -93,7 +94,7 @@ def stress_error(trainer: Trainer) -> float:
 def test_training_lowers_the_errors_of_stress(small: MakeRecipe, tmp_path: Path) -> None:
     changes = {"model__force_head__kind": "conservative", "train__batch": 16, **STRESS_ALONE}
     found = {}
-    for steps in (1, 80):
+    for steps in (1, 160):
         changes |= {"train__max_steps": steps, "train__evaluate_every": 9, "train__checkpoint_every": 9}
         found[steps] = stress_error(train(small("mptrj", **changes), tmp_path / str(steps)))
-    assert found[80] < 0.9 * found[1]  # 0.70 to 0.78 for three seeds
+    assert found[160] < 0.9 * found[1]  # 0.70 to 0.86 for three seeds

@@ -18,8 +18,8 @@ from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate import predictions_file
 from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
+from ramify.evaluate.publish import write_evaluation
 from ramify.evaluate.trivial import Trivial, trivial_predictors
-from ramify.files import whole_folder, write_json
 from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
 from ramify.model.restore import restore_model
@@ -161,14 +161,12 @@ class Evaluator:
             "step": opened.checkpoint.step,
             "model": {"parameters": sum(p.numel() for p in opened.model.parameters())},
         }
-        shutil.rmtree(self.run / "predictions.new", ignore_errors=True)  # of an evaluation that was killed
-        with whole_folder(self.run / "predictions.new") as partial:
+
+        def write_predictions(folder: Path) -> None:
             for dataset in opened.recipe.datasets:
-                predictions_file.merge_parts(
-                    parts, partial, opened.readers[dataset], trivial[dataset], self.ranks.world
-                )
-        _replace_folder(self.run / "predictions.new", self.run / "predictions")
-        write_json(self.run / "evaluation.json", result)
+                predictions_file.merge_parts(parts, folder, opened.readers[dataset], trivial[dataset], self.ranks.world)
+
+        write_evaluation(self.run, result, write_predictions)
         return result
 
 
@@ -200,9 +198,3 @@ def _trivial_row(dataset: str, found: Trivial) -> dict[str, Any]:
         | found.errors.means()
         | {"energy_predictor": found.predictor, "energy_mae_by": found.energy_mae}
     )
-
-
-def _replace_folder(new: Path, old: Path) -> None:
-    if old.exists():
-        shutil.rmtree(old)
-    new.rename(old)

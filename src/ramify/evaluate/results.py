@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from ramify.errors import RamifyError
 from ramify.evaluate.metrics import REFERENCES
+from ramify.evaluate.publish import ERRORS, evaluation_folder, predictions_folder
 from ramify.files import read_json
 from ramify.recipe.overrides import read_yaml
 from ramify.store.manifest import Manifest
@@ -138,7 +139,7 @@ class Results:
                 f"{path} is not a run directory: it {what}",
                 fix="name the folder that 'ramify train RECIPE --run DIR' wrote",
             )
-        if not (path / "evaluation.json").is_file():
+        if not (evaluation_folder(path) / ERRORS).is_file():
             raise RamifyError(
                 f"{path} has not been evaluated: it has no evaluation.json", fix=f"ramify evaluate {path}"
             )
@@ -206,7 +207,7 @@ class Results:
         Raises:
             RamifyError: the file is damaged.
         """
-        path = self.path / "predictions" / f"{dataset}.npz"
+        path = predictions_folder(self.path) / f"{dataset}.npz"
         if not path.is_file():
             return None
         try:
@@ -231,7 +232,7 @@ def _json(path: Path, *, fix: str) -> dict[str, Any]:
 
 
 def _evaluation(run: Path) -> Evaluation:
-    path, fix = run / "evaluation.json", f"ramify evaluate {run}"
+    path, fix = evaluation_folder(run) / ERRORS, f"ramify evaluate {run}"
     return parsed(Evaluation, _json(path, fix=fix), path, fix=fix)
 
 

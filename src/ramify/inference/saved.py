@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
+from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Evaluation
 from ramify.files import read_json
 from ramify.inference.branches import DatasetInfo
@@ -19,7 +20,6 @@ from ramify.model.restore import restore_model
 from ramify.recipe import ModelOptions
 from ramify.untrusted import check_name, has_file, parsed
 
-EVALUATION = "evaluation.json"
 ROUTER = "router.safetensors"
 """The file of a run or an export that tells which branch suits a structure (`ramify.route`)."""
 
@@ -100,10 +100,10 @@ def read_run(path: Path, which: str) -> Saved:
             fix=f"name one of: {', '.join(there)}" if there else f"train it first: ramify train --resume {path}",
         )
     checkpoint = open_checkpoint(checkpoints / which)
-    evaluation = None
-    if has_file(path, EVALUATION):
-        content = read_json(path / EVALUATION)
-        found = parsed(Evaluation, content, path / EVALUATION, fix=f"ramify evaluate {path}")
+    evaluation, folder = None, evaluation_folder(path)
+    if has_file(folder, ERRORS):
+        content = read_json(folder / ERRORS)
+        found = parsed(Evaluation, content, folder / ERRORS, fix=f"ramify evaluate {path}")
         evaluation = content if found.step == checkpoint.step else None
     router = path / ROUTER if has_file(path, ROUTER) else None
     return replace(read_checkpoint(checkpoint, evaluation), router=router)

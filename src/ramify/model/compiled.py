@@ -6,23 +6,21 @@ differentiated only once more: the heads are in it, and take tiles of atoms, eac
 that the program does not depend on which branches a batch has, nor on how many atoms of each.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo import mark_dynamic
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from ramify.batches.batch import Segment
 from ramify.batches.padding import PaddedBatch
 from ramify.errors import RamifyError
 from ramify.model.graph import build_graph
-from ramify.model.heads import EnergyHead
-from ramify.model.lora import weight_of
-from ramify.model.multibranch import BatchPredictions, MultiBranch
+from ramify.model.heads import EnergyHead, StackedHeads
+from ramify.model.multibranch import AtomFeatures, BatchPredictions, MultiBranch, structure_energies, symmetric
 
 CompileMode = Literal["default", "cuda-graphs"]
 
@@ -37,38 +35,6 @@ CUDA_GRAPHS: dict[str, Any] = {
     "triton.cudagraph_or_error": True,  # else what cannot be recorded would run without, and not say so
     "triton.cudagraph_dynamic_shape_warn_limit": None,  # sizes are few on purpose, see `rounded_up`
 }
-
-
-@dataclass(frozen=True, slots=True)
-class StackedHeads:
-    """The energy heads of B branches that are of one form.
-
-    Attributes:
-        weights, biases: of the layers, (B, outputs, inputs) and (B, outputs).
-        linear: of the path beside them, (B, 1, F).
-        scale: (B,) eV.
-    """
-
-    weights: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-    linear: Tensor
-    scale: Tensor
-
-    def __call__(self, scalars: Tensor, tile_branch: Tensor) -> Tensor:
-        """Scalars (N, F) in tiles of the branches (K,) -> energies (N,), eV; with one branch no tiles are needed."""
-        if len(self.scale) == 1:
-            x = scalars
-            for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-                x = nn.functional.linear(nn.functional.silu(x) if index else x, weight[0], bias[0])
-            energy = x + nn.functional.linear(scalars, self.linear[0])
-            return energy.squeeze(1).to(self.scale.dtype) * self.scale
-        tiles = scalars.view(len(tile_branch), -1, scalars.shape[1])
-        x = tiles
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            of_tile, shift = weight.index_select(0, tile_branch), bias.index_select(0, tile_branch)
-            x = torch.baddbmm(shift[:, None], nn.functional.silu(x) if index else x, of_tile.transpose(1, 2))
-        energy = x + tiles @ self.linear.index_select(0, tile_branch).transpose(1, 2)
-        return (energy.squeeze(2).to(self.scale.dtype) * self.scale.index_select(0, tile_branch)[:, None]).view(-1)
 
 
 class CompiledModel:
@@ -117,22 +83,15 @@ class CompiledModel:
         _mark_sizes(batch)
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
+        model = self._model
         with _compiling():
             if self.conservative:
                 heads = self._stacked({segment.name for segment in batch.segments})
                 total, minus_forces, virial = self.program(batch, heads, stress)
-                return BatchPredictions(
-                    energy=total / batch.n_atoms,
-                    forces=self._conservative_forces(batch.segments, minus_forces),
-                    stress=None if not stress else self._model.stress_of(batch, virial),
-                )
-            scalars, vectors = self.program(batch)
-        energies = [self._model.atom_energies(s, scalars) for s in batch.segments]
-        forces = [self._model.forces_of(s, scalars, vectors, None) for s in batch.segments]
-        atom_energy, all_forces = (_with_gaps(batch.segments, rows, len(batch.numbers)) for rows in (energies, forces))
-        total = atom_energy.new_zeros(len(batch.n_atoms)).index_add(0, batch.structure, atom_energy)
-        none = self._model.stress_of(batch, None) if stress else None
-        return BatchPredictions(energy=total / batch.n_atoms, forces=all_forces, stress=none)
+                return model.predictions(batch, total, None, minus_forces, virial, stress=stress)
+            atoms = AtomFeatures(*self.program(batch))
+        total = structure_energies(model.heads(batch), atoms.scalars, batch)
+        return model.predictions(batch, total, atoms, None, None, stress=stress)
 
     def _encoded(self, batch: PaddedBatch) -> Any:
         """Scalars and vectors of all atoms. Compiled."""
@@ -140,14 +99,14 @@ class CompiledModel:
 
     def _differentiated(self, batch: PaddedBatch, heads: StackedHeads, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Energies of structures (S,), dE/dx (N, 3) and dE/dε (S, 3, 3). Compiled."""
+        # not by calling the encoder: hooks of a module are none of the program's
+        encode, read = self._model.encoder.forward, partial(heads, tile_branch=batch.tile_branch)
 
         def energies(positions: Tensor, strain: Tensor) -> tuple[Tensor, Tensor]:
-            symmetric = 0.5 * (strain + strain.transpose(1, 2)) if stress else None
-            graph = build_graph(batch, self._model.cutoff, positions, symmetric, differentiated=True)
-            # not by calling it: hooks of a module are none of the program's
-            scalars, _ = self._model.encoder.forward(graph)
-            atom_energy = heads(scalars, batch.tile_branch)
-            total = atom_energy.new_zeros(batch.n_atoms.shape).index_add(0, batch.structure, atom_energy)
+            strained = symmetric(strain) if stress else None
+            graph = build_graph(batch, self._model.cutoff, positions, strained, differentiated=True)
+            scalars, _ = encode(graph)
+            total = structure_energies(read, scalars, batch)
             return total.sum(), total
 
         strain = batch.positions.new_zeros(len(batch.n_atoms), 3, 3)
@@ -156,41 +115,12 @@ class CompiledModel:
 
     def _stacked(self, present: set[str]) -> StackedHeads:
         """The heads of all branches. Those that a batch has no structures of get no gradient, not even zeros."""
-        branches = [(self._model.branch(name), name in present) for name in self._model.branches]
-        layers = [(_linears(branch.energy), wanted) for branch, wanted in branches]
-
-        def stacked(tensors: Sequence[tuple[Tensor, bool]]) -> Tensor:
-            return torch.stack([tensor if wanted else tensor.detach() for tensor, wanted in tensors])
-
-        depth = range(len(layers[0][0]))
-        return StackedHeads(
-            weights=tuple(stacked([(weight_of(of[k]), wanted) for of, wanted in layers]) for k in depth),
-            biases=tuple(stacked([(of[k].bias, wanted) for of, wanted in layers]) for k in depth),
-            linear=stacked([(weight_of(branch.energy.linear), wanted) for branch, wanted in branches]),
-            scale=torch.stack([branch.energy_scale for branch, _ in branches]),
+        branches = {name: self._model.branch(name) for name in self._model.branches}
+        return EnergyHead.stacked(
+            [branch.energy for branch in branches.values()],
+            [branch.energy_scale for branch in branches.values()],
+            [name in present for name in branches],
         )
-
-    def _conservative_forces(self, segments: Sequence[Segment], minus_forces: Tensor) -> Tensor:
-        forces = [
-            -minus_forces[s.atoms]
-            if self._model.branch(s.name).forces is not None
-            else torch.full_like(minus_forces[s.atoms], torch.nan)
-            for s in segments
-        ]
-        return _with_gaps(segments, forces, len(minus_forces))
-
-
-def _linears(head: EnergyHead) -> list[nn.Linear]:
-    return [layer for layer in head.layers if isinstance(layer, nn.Linear)]
-
-
-def _with_gaps(segments: Sequence[Segment], rows: Sequence[Tensor], size: int) -> Tensor:
-    """The rows of all segments in their places, zeros between and behind them."""
-    found, end = [], 0
-    for segment, own in zip(segments, rows, strict=True):
-        found += [own.new_zeros(segment.atoms.start - end, *own.shape[1:]), own]
-        end = segment.atoms.stop
-    return torch.cat([*found, found[-1].new_zeros(size - end, *found[-1].shape[1:])])
 
 
 def _mark_sizes(batch: PaddedBatch) -> None:

@@ -65,5 +65,12 @@ def build_graph(
         atom_cutoff = atom_cutoff.index_add(
             0, batch.cutoff_receiver, batch.cutoff_gain * (cutoff_pairs - cutoff_pairs.detach())
         )
-    weight = envelope(distance / atom_cutoff.index_select(0, batch.receiver))
-    return Graph(batch.numbers, batch.receiver, batch.sender, vector / distance[:, None], distance, weight)
+    return edge_geometry(batch.numbers, batch.receiver, batch.sender, vector, distance, atom_cutoff)
+
+
+def edge_geometry(
+    numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, distance: Tensor, atom_cutoff: Tensor
+) -> Graph:
+    """From edge vectors (E, 3) and their lengths (E,), Å, and the reach of every atom (N,), Å."""
+    weight = envelope(distance / atom_cutoff.index_select(0, receiver))
+    return Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight)

@@ -1,6 +1,6 @@
 """`MultiBranch`: the encoder once over the whole batch, then each branch on its own segment."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,22 +63,39 @@ class MultiBranch(nn.Module):
                 positions = positions.detach().requires_grad_()
                 if stress:
                     strain = positions.new_zeros(len(batch.n_atoms), 3, 3).requires_grad_()
-            symmetric = None if strain is None else 0.5 * (strain + strain.transpose(1, 2))
-            scalars, vectors = self.encoder(build_graph(batch, self.cutoff, positions, symmetric))
-            atom_energy = torch.cat([self.atom_energies(s, scalars) for s in batch.segments])
-            total = atom_energy.new_zeros(len(batch.n_atoms)).index_add(0, batch.structure, atom_energy)
+            graph = build_graph(batch, self.cutoff, positions, symmetric(strain))
+            atoms = AtomFeatures(*self.encoder(graph))
+            total = structure_energies(self.heads(batch), atoms.scalars, batch)
             minus_forces, virial = self._derivatives(total, positions, strain) if differentiate else (None, None)
+        return self.predictions(batch, total, atoms, minus_forces, virial, stress=stress)
+
+    def predictions(
+        self,
+        batch: Batch,
+        total: Tensor,
+        atoms: "AtomFeatures | None",
+        minus_forces: Tensor | None,
+        virial: Tensor | None,
+        *,
+        stress: bool,
+    ) -> BatchPredictions:
+        """What all branches say, from energies (S,), features of atoms, dE/dx (N, 3) and dE/dε (S, 3, 3); without
+        `atoms` nobody predicts forces directly. Rows of a padded batch that belong to no segment hold zeros."""
+        forces = [self._forces(s, atoms, minus_forces) for s in batch.segments]
         return BatchPredictions(
             energy=total / batch.n_atoms,
-            forces=torch.cat([self.forces_of(s, scalars, vectors, minus_forces) for s in batch.segments]),
-            stress=None if not stress else self.stress_of(batch, virial),
+            forces=with_gaps(batch.segments, forces, len(batch.numbers)),
+            stress=None if not stress else self._stress(batch, virial),
         )
 
-    def atom_energies(self, segment: Segment, scalars: Tensor) -> Tensor:
-        """(atoms of the segment,) eV, in at least float32 so that sums over atoms keep their digits."""
-        branch = self.branch(segment.name)
-        energy: Tensor = branch.energy(scalars[segment.atoms])
-        return energy.to(branch.energy_scale.dtype) * branch.energy_scale
+    def heads(self, batch: Batch) -> "EnergyHeads":
+        """Every branch's energy head on its own segment of a batch."""
+
+        def read(scalars: Tensor) -> Tensor:
+            energies = [self.branch(s.name).atom_energies(scalars[s.atoms]) for s in batch.segments]
+            return with_gaps(batch.segments, energies, len(scalars))
+
+        return read
 
     def _derivatives(self, total: Tensor, positions: Tensor, strain: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """dE/dx (N, 3) and dE/dε (S, 3, 3); differentiable once more while gradients are on (training)."""
@@ -87,18 +104,18 @@ class MultiBranch(nn.Module):
         filled = [torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted, strict=True)]
         return filled[0], filled[1] if strain is not None else None
 
-    def forces_of(self, segment: Segment, scalars: Tensor, vectors: Tensor, minus_forces: Tensor | None) -> Tensor:
+    def _forces(self, segment: Segment, atoms: "AtomFeatures | None", minus_forces: Tensor | None) -> Tensor:
         """(atoms of the segment, 3) eV/Å; NaN without a force head."""
         branch = self.branch(segment.name)
         if branch.forces == "conservative":
             assert minus_forces is not None
             return -minus_forces[segment.atoms]
-        if branch.force is None:
-            return torch.full_like(vectors[segment.atoms, :, 0], torch.nan, dtype=branch.forces_scale.dtype)
-        forces: Tensor = branch.force(scalars[segment.atoms], vectors[segment.atoms])
-        return forces.to(branch.forces_scale.dtype) * branch.forces_scale
+        if atoms is None:
+            assert minus_forces is not None
+            return torch.full_like(minus_forces[segment.atoms], torch.nan)
+        return branch.direct_forces(atoms.scalars[segment.atoms], atoms.vectors[segment.atoms])
 
-    def stress_of(self, batch: Batch, virial: Tensor | None) -> Tensor:
+    def _stress(self, batch: Batch, virial: Tensor | None) -> Tensor:
         """(S, 3, 3) eV/Å³ from dE/dε; NaN where there is no cell, and no derivative to take."""
         if virial is None:
             return batch.volume.new_full((len(batch.volume), 3, 3), torch.nan)
@@ -107,3 +124,39 @@ class MultiBranch(nn.Module):
         for segment in batch.segments:
             known[segment.structures] = self.branch(segment.name).forces == "conservative"
         return torch.where((known & (batch.volume > 0))[:, None, None], stress, torch.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class AtomFeatures:
+    """What the encoder makes of N atoms: scalars (N, F) and vectors (N, 3, C)."""
+
+    scalars: Tensor
+    vectors: Tensor
+
+
+EnergyHeads = Callable[[Tensor], Tensor]
+"""Scalars (N, F) -> energies of atoms (N,), eV: several energy heads, each on its own atoms."""
+
+
+def structure_energies(heads: EnergyHeads, scalars: Tensor, batch: Batch) -> Tensor:
+    """(S,) eV, sums over the atoms of each structure."""
+    energy = heads(scalars)
+    return energy.new_zeros(batch.n_atoms.shape).index_add(0, batch.structure, energy)
+
+
+def symmetric(strain: Tensor | None) -> Tensor | None:
+    """The symmetric part of a strain (S, 3, 3)."""
+    return None if strain is None else 0.5 * (strain + strain.transpose(1, 2))
+
+
+def with_gaps(segments: Sequence[Segment], rows: Sequence[Tensor], size: int) -> Tensor:
+    """The rows of all segments in their places, zeros between and behind them."""
+    found, end = [], 0
+    for segment, own in zip(segments, rows, strict=True):
+        if segment.atoms.start > end:
+            found.append(own.new_zeros(segment.atoms.start - end, *own.shape[1:]))
+        found.append(own)
+        end = segment.atoms.stop
+    if size > end:
+        found.append(found[-1].new_zeros(size - end, *found[-1].shape[1:]))
+    return torch.cat(found)

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 import ramify
 from ramify.elements import NUMBERS
+from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Results
 from ramify.files import write_whole
 from ramify.report import figures, tables
@@ -70,7 +71,7 @@ def render(results: Results) -> str:
         palette=colors(results.datasets),
         verdict=verdict(results),
         facts=facts(results),
-        evaluated=_when(results.path / "evaluation.json"),
+        evaluated=_when(evaluation_folder(results.path) / ERRORS),
         matrices=matrices(results) if len(results.evaluation.branches) > 1 else [],
         drawn=drawn,
         units=UNITS,

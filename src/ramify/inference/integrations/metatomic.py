@@ -23,8 +23,7 @@ from ramify.errors import RamifyError
 from ramify.inference.predictor import Predictor
 from ramify.inference.screen import ONE_SPOT
 from ramify.model.adaptive_cutoff import differentiable_cutoff
-from ramify.model.graph import Graph
-from ramify.model.radial import envelope
+from ramify.model.graph import edge_geometry
 from ramify.neighbors.edges import ROUNDING, SOFTNESS, search_radius
 
 try:
@@ -44,7 +43,7 @@ except ImportError as error:
 class _Network(torch.nn.Module):
     """Encoder and one branch on tensors alone, to be traced.
 
-    Maps atomic numbers (N,), and of E edges receiver, sender, vector (E, 3) Å and the receiver's reach (E,) Å, to
+    Maps atomic numbers (N,), of E edges receiver, sender and vector (E, 3) Å, and the reach of every atom (N,) Å to
     atomic energies (N,) in eV without references and forces (N, 3) in eV/Å (zeros without a force head).
     """
 
@@ -57,13 +56,11 @@ class _Network(torch.nn.Module):
         self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, atom_cutoff: Tensor
     ) -> tuple[Tensor, Tensor]:
         distance = torch.linalg.vector_norm(vector, dim=1)
-        weight = envelope(distance / atom_cutoff)
-        graph = Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight)
-        scalars, vectors = self.encoder(graph)
-        energy = self.branch.energy(scalars) * self.branch.energy_scale
+        scalars, vectors = self.encoder(edge_geometry(numbers, receiver, sender, vector, distance, atom_cutoff))
+        energy = self.branch.atom_energies(scalars)
         if self.branch.force is None:
             return energy, torch.zeros_like(vectors[:, :, 0])
-        return energy, self.branch.force(scalars, vectors) * self.branch.forces_scale
+        return energy, self.branch.direct_forces(scalars, vectors)
 
 
 class _MetatomicModel(torch.nn.Module):
@@ -155,7 +152,7 @@ class _MetatomicModel(torch.nn.Module):
             )
         inside = torch.nonzero(distance < atom_cutoff[receiver]).squeeze(1)
         receiver, sender, vector = receiver[inside], sender[inside], vector[inside]
-        energy, forces = self.network(numbers, receiver, sender, vector, atom_cutoff[receiver])
+        energy, forces = self.network(numbers, receiver, sender, vector, atom_cutoff)
         return energy + self.references[numbers].to(energy.dtype), forces
 
     def one_block(self, values: Tensor, samples: Labels, components: list[Labels], name: str) -> TensorMap:
@@ -214,4 +211,4 @@ def _example(dtype: torch.dtype) -> tuple[Tensor, ...]:
     numbers, receiver = torch.tensor([1, 1, 8]), torch.tensor([0, 1, 2, 2])
     sender = torch.tensor([2, 2, 0, 1])
     vector = torch.arange(12, dtype=dtype).reshape(4, 3) / 6.0 + 0.5
-    return numbers, receiver, sender, vector, torch.full([4], 4.0, dtype=dtype)
+    return numbers, receiver, sender, vector, torch.full([3], 4.0, dtype=dtype)
