@@ -24,7 +24,7 @@ LAYERS = (
     {"data"},
     {"model"},
     {"parallel"},
-    {"checkpoint"},
+    {"checkpoint", "pointers"},
     {"evaluate"},
     {"inference"},
     {"route"},

@@ -14,6 +14,7 @@ from ramify.files import read_json
 from ramify.inference.branches import DatasetInfo
 from ramify.model.build import build_model
 from ramify.model.multibranch import MultiBranch
+from ramify.pointers import read_pointers, resolve, step_folders
 from ramify.recipe import ModelOptions, parse_recipe
 
 ROUTER = "router.safetensors"
@@ -96,8 +97,9 @@ def read_run(path: Path, which: str) -> Saved:
         RamifyError: it has no such checkpoint, or a damaged one.
     """
     checkpoints = path / "checkpoints"
-    if not (checkpoints / which / "manifest.json").is_file():
-        there = sorted(p.name for p in checkpoints.glob("[!.]*")) if checkpoints.is_dir() else []
+    if not (resolve(checkpoints / which) / "manifest.json").is_file():
+        steps = step_folders(checkpoints)
+        there = sorted([*(read_pointers(checkpoints) if steps else ()), *(p.name for p in steps)])
         raise RamifyError(
             f"run {path} has no checkpoint '{which}'",
             fix=f"name one of: {', '.join(there)}" if there else f"train it first: ramify train --resume {path}",
