@@ -25,6 +25,7 @@ from typing import Any
 
 from ramify.checkpoint import open_checkpoint
 from ramify.minicorpora import FILES
+from ramify.pointers import read_pointers
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import parse_recipe
 
@@ -91,13 +92,12 @@ def reached(run: Path) -> int:
 
 def read_all(run: Path) -> int:
     """Reads both checkpoints whole; the step of the latest, 0 before the first."""
-    links = [run / "checkpoints" / link for link in ("latest", "best")]
-    for link in links:
-        if link.is_symlink():
-            checkpoint = open_checkpoint(link)
-            checkpoint.weights()
-            checkpoint.training()
-    return open_checkpoint(links[0]).step if links[0].is_symlink() else 0
+    folder = run / "checkpoints"
+    for name in (pointers := read_pointers(folder)):
+        checkpoint = open_checkpoint(folder / name)
+        checkpoint.weights()
+        checkpoint.training()
+    return open_checkpoint(folder / "latest").step if pointers else 0
 
 
 def kill_once(folder: Path, recipe: Path, run: Path, world: int, chance: random.Random) -> dict[str, Any]:

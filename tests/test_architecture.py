@@ -40,7 +40,7 @@ LAYERS = (
     {"model"},
     {"planning"},
     {"parallel"},
-    {"checkpoint", "checkpoint_manifest"},
+    {"checkpoint", "checkpoint_manifest", "pointers"},
     {"evaluate"},
     {"report"},
     {"inference"},

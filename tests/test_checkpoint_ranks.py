@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from ramify import checkpoint as module
-from ramify.checkpoint import keep_checkpoint, open_checkpoint, remove_unlinked, save_checkpoint
+from ramify.checkpoint import open_checkpoint, save_checkpoint, tidy
 from ramify.errors import RamifyError
+from ramify.pointers import NAME
 
 from .ranks import ThreadRank, on_threads
 from .small import assert_same, files_of
@@ -40,7 +42,7 @@ def test_many_writers_leave_what_one_does(tmp_path: Path) -> None:
     assert saved(tmp_path / "many", 7) == [tmp_path / "many" / "step-00000007"] * 4
     save_checkpoint(tmp_path / "one", 7, *tensors(7), ABOUT, best=True)
     assert files_of(tmp_path / "many") == files_of(tmp_path / "one")
-    assert names_in(tmp_path / "many") == {"latest", "best", "step-00000007"}
+    assert names_in(tmp_path / "many") == {NAME, "step-00000007"}
     checkpoint = open_checkpoint(tmp_path / "many" / "latest")
     assert sorted(checkpoint.manifest["files"]) == sorted(FILES)
     assert_same(checkpoint.weights(), tensors(7)[0])
@@ -64,6 +66,9 @@ def test_a_rank_reads_only_what_it_hosts(tmp_path: Path) -> None:
         checkpoint.weights(["other"])
 
 
+FAILING = ("encoder", "branches/ani1x", "branches/mptrj")
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_full_disk_on_any_rank_is_one_error_on_all(
     tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch
@@ -74,8 +79,7 @@ def test_a_full_disk_on_any_rank_is_one_error_on_all(
     sync = module.sync
 
     def full(path: Path) -> None:
-        part = ("encoder", "ani1x", "mptrj")[failing]
-        if path.stem == part and "training" in path.parts:
+        if path.stem == Path(FAILING[failing]).name and "training" in path.parts:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(path)
 
@@ -85,7 +89,8 @@ def test_a_full_disk_on_any_rank_is_one_error_on_all(
     texts = {str(error) for error in outcomes}
     assert len(texts) == 1
     assert texts.pop().startswith(
-        f"rank {failing} of 4: cannot write {tmp_path}/step-00000002: No space left on device; nothing was left behind"
+        f"rank {failing} of 4: cannot write {tmp_path}/step-00000002/training/{FAILING[failing]}.safetensors: No space "
+        "left on device; nothing was left behind"
     )
     assert all(isinstance(error, RamifyError) and error.everywhere for error in outcomes)
     assert files_of(tmp_path) == before
@@ -103,31 +108,38 @@ def test_a_mistake_in_the_program_keeps_its_traceback(tmp_path: Path) -> None:
     assert names_in(tmp_path) == set()
 
 
-def test_ranks_that_do_not_share_the_folder_are_told(tmp_path: Path) -> None:
-    """Rank 2 writes to a disk of its own."""
+@pytest.mark.parametrize("alike", [False, True])
+def test_ranks_that_do_not_share_the_folder_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alike: bool
+) -> None:
+    """Rank 2 writes to a disk of its own, on which there may even be a folder of the same name."""
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
 
     def work(ranks: ThreadRank) -> Path:
         folder = tmp_path / ("shared" if ranks.rank != 2 else "own")
         folder.mkdir(exist_ok=True)
-        if ranks.rank == 2:
+        if ranks.rank == 2 and alike:
             for name in ("branches", "training/branches"):
-                (folder / f".step-00000001.partial-{os.getpid()}" / name).mkdir(parents=True)
+                (folder / ".step-00000001.partial-00000000" / name).mkdir(parents=True)
         return save(ranks, folder, 1)
 
     for outcome in on_threads(3, work):
-        assert "rank 2 wrote branches/mptrj.safetensors into " in str(outcome)
+        said = "rank 2 wrote branches/mptrj.safetensors into " if alike else "rank 2 of 3: "
+        assert said in str(outcome)
         assert "the run directory must lie on a file system that all ranks share" in str(outcome)
     assert names_in(tmp_path / "shared") == set()
 
 
-def test_checkpoints_with_a_link_of_their_own_stay(tmp_path: Path) -> None:
-    for step in (1, 2):
+def test_checkpoints_with_a_pointer_or_a_link_of_their_own_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, *tensors(step), ABOUT, best=True)
         if step == 1:
-            keep_checkpoint(tmp_path, "step-00000001", "with-qm7x")
+            tidy(tmp_path, **{"with-qm7x": "step-00000001"})
+        if step == 2:
+            (tmp_path / "favourite").symlink_to("step-00000002")
     (tmp_path / "step-00000009").mkdir()
     (tmp_path / ".step-00000009.partial-1").mkdir()
     (tmp_path / ".latest.1").symlink_to("step-00000009")
-    remove_unlinked(tmp_path)
-    assert names_in(tmp_path) == {"latest", "best", "with-qm7x", "step-00000001", "step-00000002"}
+    tidy(tmp_path)
+    assert names_in(tmp_path) == {NAME, "favourite", "step-00000001", "step-00000002", "step-00000003"}
     assert open_checkpoint(tmp_path / "with-qm7x").step == 1

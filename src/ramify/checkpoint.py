@@ -7,15 +7,17 @@
 
 Only safetensors and JSON: loading a checkpoint runs no code. Nothing in it depends on how the run was spread over
 processes: each rank writes the parts it is given into one hidden folder, and when all have, the first rank adds the
-manifest and renames the folder; the links `latest` and `best` are moved afterwards. A rank reads only the parts it
-hosts.
+manifest and renames the folder; the pointers `latest` and `best` (`ramify.pointers`) are moved afterwards. A rank reads
+only the parts it hosts.
 """
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,11 @@ from torch import Tensor
 import ramify
 from ramify.checkpoint_manifest import CheckpointManifest, CheckpointNames
 from ramify.errors import RamifyError
-from ramify.files import disk_full_named, read_json, sha256, sync, write_json
+from ramify.files import read_json, sha256, sync, write_json, writing
 from ramify.model.parts import by_part, file_of_part, part_of_branch, parts_of, whole_names
 from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
+from ramify.pointers import NAME as POINTERS
+from ramify.pointers import after_failure, move_pointers, remove_unneeded, resolve
 from ramify.store.manifest import Manifest
 from ramify.untrusted import Name, has_file, parsed, regular_file
 
@@ -116,15 +120,17 @@ class Checkpoint:
             raise RamifyError(f"checkpoint file {path} is damaged: {error}", fix=_ELSEWHERE) from None
 
 
+_SHARED = "the run directory must lie on a file system that all ranks share"
 _ELSEWHERE = "take another checkpoint of the run (`latest` or `best`), or a copy"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Reads the manifest of a checkpoint folder.
+    """Reads the manifest of a checkpoint folder, which may be named by a pointer, e.g. `RUN/checkpoints/best`.
 
     Raises:
         RamifyError: no checkpoint there, damaged, or of a newer version.
     """
+    path = resolve(path)
     if not has_file(path, "manifest.json", fix=_ELSEWHERE):
         raise RamifyError(f"no checkpoint at {path}", fix="a run's checkpoints are in RUN/checkpoints; train first")
     manifest = read_json(path / "manifest.json")
@@ -151,10 +157,11 @@ def save_checkpoint(
     *,
     best: bool,
     ranks: Ranks | None = None,
+    permit: Callable[[], None] = lambda: None,
 ) -> Path:
     """Writes `step-XXXXXXXX` into `folder` (if it is there already, what the manifest says is renewed: the tensors of a
-    step do not change), moves the links, and removes checkpoints that no link points to and what a
-    process that was killed left half-written (a run has one writer, or several that act together).
+    step do not change), moves the pointers, and removes checkpoints that no pointer names and what a process that was
+    killed left half-written (a run has one writer, or several that act together).
 
     Args:
         folder: the run's `checkpoints` folder, which all ranks see.
@@ -165,50 +172,83 @@ def save_checkpoint(
             text keys; the first rank's counts.
         best: this is the best one so far.
         ranks: the processes that call this together; None for one by itself.
+        permit: called on the first rank before anything is written, before it counts and before anything is removed;
+            raises where these processes may no longer write.
 
     Raises:
-        RamifyError: on all ranks if one fails, e.g. because the disk is full; earlier checkpoints stay as they are.
+        RamifyError: on all ranks if one fails, e.g. because the disk is full; earlier checkpoints stay as they are. Or
+            what `permit` raises.
     """
     ranks = ranks or SingleProcess()
     target = folder / f"step-{step:08d}"
-    if on_rank_zero(ranks, target.exists):
-        on_rank_zero(ranks, lambda: _renew_manifest(target, manifest))
-    else:
-        _write_together(target, {"": weights, TRAINING: training}, {"step": step} | dict(manifest), ranks)
-    on_rank_zero(ranks, lambda: _settle(folder, target.name, best))
+
+    def settle() -> None:
+        permit()
+        tidy(folder, **dict.fromkeys(("best", "latest") if best else ("latest",), target.name))
+
+    try:
+        on_rank_zero(ranks, permit)
+        if on_rank_zero(ranks, target.exists):
+            on_rank_zero(ranks, lambda: _renew_manifest(target, manifest))
+        else:
+            about = {"step": step} | dict(manifest)
+            _write_together(target, {"": weights, TRAINING: training}, about, ranks, permit)
+        on_rank_zero(ranks, settle)
+    except Exception:  # on all ranks
+        on_rank_zero(ranks, permit)  # who writes here now may have removed what these ranks were writing
+        raise
     return target
 
 
 def _write_together(
-    target: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: dict[str, Any], ranks: Ranks
+    target: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    manifest: dict[str, Any],
+    ranks: Ranks,
+    permit: Callable[[], None],
 ) -> None:
     """Every rank writes its tensors (by folder) into a hidden sibling of `target`, which the first rank then seals."""
-    partial = target.with_name(f".{target.name}.partial-{on_rank_zero(ranks, os.getpid)}")
+    # no process of another machine, whatever its number, comes to the same name
+    partial = target.with_name(f".{target.name}.partial-{on_rank_zero(ranks, lambda: secrets.token_hex(4))}")
+
+    def seal() -> None:
+        permit()
+        _seal(target, partial, with_each, manifest)
+
     try:
-        on_rank_zero(ranks, lambda: _make_empty(partial))
+        on_rank_zero(ranks, lambda: _make_empty(target, partial))
         with_each = on_all(ranks, lambda: _write_parts(target, partial, tensors))
-        on_rank_zero(ranks, lambda: _seal(target, partial, with_each, manifest))
+        on_rank_zero(ranks, seal)
     except BaseException:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _make_empty(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    for folder in ("branches", "training/branches"):
-        (partial / folder).mkdir(parents=True)
+def _writing(target: Path, name: str = "") -> AbstractContextManager[None]:
+    """Names a file of the checkpoint `target` that cannot be written, or itself."""
+    left, then = after_failure(target.parent.parent)
+    return writing(target / name, f"nothing was left behind, {left}", then)
+
+
+def _make_empty(target: Path, partial: Path) -> None:
+    with _writing(target):
+        partial.mkdir()
+        for folder in ("branches", "training/branches"):
+            (partial / folder).mkdir(parents=True)
 
 
 def _write_parts(target: Path, partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
     """Sorts tensors into encoder and branches by their names and writes one file each; returns their checksums."""
+    if not partial.is_dir():
+        raise RamifyError(f"{partial}, which the first rank has made, is not there for this one", fix=_SHARED)
     parts: dict[str, dict[str, Tensor]] = {}
     for folder, named in tensors.items():
         for part, tensors_of_part in by_part(named).items():
             parts[folder + file_of_part(part)] = {n: t.detach().cpu().contiguous() for n, t in tensors_of_part.items()}
     checksums = {}
-    with disk_full_named(target):
-        for name in list(parts):
+    for name in list(parts):
+        with _writing(target, name):
             content = save(parts.pop(name))  # `save_file` loses the reason when a disk is full
             (partial / name).write_bytes(content)
             sync(partial / name)
@@ -225,15 +265,15 @@ def _seal(target: Path, partial: Path, written: list[dict[str, str]], manifest: 
     for rank, names in enumerate(written):
         if unseen := [name for name in names if not (partial / name).is_file()]:
             raise RamifyError(
-                f"rank {rank} wrote {unseen[0]} into {partial}, but it is not there for the first rank",
-                fix="the run directory must lie on a file system that all ranks share",
+                f"rank {rank} wrote {unseen[0]} into {partial}, but it is not there for the first rank", fix=_SHARED
             )
     files = {name: checksum for names in written for name, checksum in sorted(names.items())}
     branches = sorted(Path(name).stem for name in files if name.startswith("branches/"))
     about = {"format": "ramify-checkpoint", "version": VERSION, "branches": branches} | manifest
     about |= {"files": dict(sorted(files.items())), "ramify": ramify.__version__}
-    with disk_full_named(target):
+    with _writing(target, "manifest.json"):
         write_json(partial / "manifest.json", about | {"checksum": _checksum(about)})
+    with _writing(target):
         for folder in (*(f for f in partial.rglob("*") if f.is_dir()), partial):
             sync(folder)
         os.rename(partial, target)
@@ -245,50 +285,22 @@ def _renew_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
     before = open_checkpoint(target).manifest
     about = before | dict(manifest)
     if about != before:
-        write_json(target / "manifest.json", about | {"checksum": _checksum(about)})
+        with _writing(target, "manifest.json"):
+            write_json(target / "manifest.json", about | {"checksum": _checksum(about)})
 
 
-def _settle(folder: Path, name: str, best: bool) -> None:
-    """Moves the links to checkpoint `name` and removes what is no longer needed."""
-    # `latest` last: a run cut off in between goes on from the one before, and comes to this `best` again
-    for link in ("best", "latest") if best else ("latest",):
-        _point(folder / link, name)
-    remove_unlinked(folder)
+def tidy(folder: Path, **moved: str) -> None:
+    """Moves pointers in `folder`, then removes checkpoints that no pointer names and what a writer that was killed has
+    left. Whoever calls it must be the only one that writes, and have read the checkpoint that it goes on from.
 
-
-def tidy(folder: Path) -> None:
-    """Puts in order what a writer that was killed has left: a first checkpoint without its link becomes `latest`, and
-    what no link points to goes. Whoever calls it must be the only one that writes."""
-    whole = sorted(folder.glob("step-*"))
-    if whole and not (folder / "latest").is_symlink():
-        _point(folder / "latest", whole[-1].name)
-    remove_unlinked(folder)
-
-
-def keep_checkpoint(folder: Path, checkpoint: str, link: str) -> None:
-    """Lets `link` point to `checkpoint`, so that it is kept whatever `latest` and `best` are later."""
-    _point(folder / link, checkpoint)
-
-
-def _point(link: Path, name: str) -> None:
-    """Makes `link` point to `name` in one move."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(name)
-    os.replace(temporary, link)
-
-
-def remove_unlinked(folder: Path) -> None:
-    """Removes checkpoints that no link points to, and what a writer that was killed left half-done."""
-    kept = {os.readlink(link) for link in folder.iterdir() if link.is_symlink() and not link.name.startswith(".")}
-    for old in folder.glob("step-*"):
-        if old.name not in kept and not old.is_symlink():
-            shutil.rmtree(old)
-    for half_written in folder.glob(".step-*.partial-*"):
-        shutil.rmtree(half_written)
-    for half_moved in folder.glob(".*"):
-        if half_moved.is_symlink():
-            half_moved.unlink()
+    Raises:
+        RamifyError: the folder cannot be written.
+    """
+    left, then = after_failure(folder.parent)
+    with writing(folder / POINTERS, left, then):
+        move_pointers(folder, **moved)
+    with writing(folder, left, then):
+        remove_unneeded(folder)
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

@@ -16,8 +16,9 @@ from ramify.cli_inference import verbs as inference
 from ramify.cli_results import verbs as results
 from ramify.cli_route import verbs as routing
 from ramify.cli_train import verbs as training
-from ramify.cli_words import MACHINE, MAKING, Overrides, console, errors
+from ramify.cli_words import MACHINE, MAKING, Overrides, console, errors, interrupted_training, training_stopped
 from ramify.errors import RamifyError
+from ramify.run.stop import INTERRUPTED, VERBS, Stopped, listening
 
 app = typer.Typer(
     help="Pre-train one graph neural network on many first-principles datasets at once. "
@@ -51,9 +52,14 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Everything once, on the five embedded datasets: prepare, train, evaluate, tables, report. Minutes on a laptop."""
-    from ramify.demo import run_demo
+    from ramify.demo import free_path, run_demo
 
-    report = run_demo(run, overrides or [], console)
+    path = free_path(run)
+    go_on = f"`ramify train --resume {path}`, then `ramify evaluate {path}` and `ramify report {path}`"
+    with interrupted_training(path, go_on):
+        trainer, report = run_demo(path, overrides or [], console)
+    if report is None:
+        training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, go_on, say=True)
     console.print(f"report: [bold]{escape(str(report))}[/bold]", soft_wrap=True)
 
 
@@ -74,14 +80,15 @@ app.add_typer(about)
 
 def main() -> None:
     """Runs a verb; what a user can act on ends as one message and exit status 1, a traceback only with --debug."""
-    try:
-        _run_verb()
-    except BaseException as error:
-        if "ramify.batches.open" in sys.modules:  # a verb that may have left other ranks waiting
-            from ramify.batches.open import end_sharing_ranks
+    with listening(sys.argv[1:]):
+        try:
+            _run_verb()
+        except BaseException as error:
+            if "ramify.batches.open" in sys.modules:  # a verb that may have left other ranks waiting
+                from ramify.batches.open import end_sharing_ranks
 
-            end_sharing_ranks("" if isinstance(error, SystemExit) else traceback.format_exc())
-        raise
+                end_sharing_ranks("" if isinstance(error, SystemExit | Stopped) else traceback.format_exc())
+            raise
 
 
 def _run_verb() -> None:
@@ -99,9 +106,8 @@ def _run_verb() -> None:
         errors.print(text, markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except SystemExit as end:
-        if end.code == 130:  # typer's for Ctrl-C
-            message = "interrupted; a run goes on from its latest checkpoint with `ramify train --resume DIR`"
-            errors.print(f"{message}, predict and relax go on when they are called again", soft_wrap=True)
+        if end.code == INTERRUPTED and not set(arguments) & set(VERBS):  # these say what they have left
+            errors.print("interrupted; predict and relax go on when they are called again", soft_wrap=True)
         raise
 
 

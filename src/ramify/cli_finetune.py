@@ -16,6 +16,7 @@ from ramify.cli_words import (
     Overrides,
     RecipeArgument,
     console,
+    interrupted_training,
     print_json,
     training_said,
     training_stopped,
@@ -66,7 +67,9 @@ def finetune(
             f"--mode {mode}, but finetune.mode of the recipe: {resolved.finetune.mode}",
             fix="give one --mode: new-branch, keep-branch, frozen-encoder, lora or replay",
         )
+    go_on_by = "the same command and --continue"
     with (
+        interrupted_training(run, go_on_by),
         this_process(resolved) as process,
         training_said(process.ranks.rank == 0 and not as_json) as (callbacks, edges),
     ):
@@ -89,7 +92,8 @@ def finetune(
             console.print(errors_table(found.report.to_dict()))
             _say_end(found.report, run)
     if trainer.stopped_by:
-        training_stopped(trainer.stopped_by, trainer.total_steps, run, say=trainer.layout.is_rank_zero)
+        step, total = trainer.progress.step, trainer.total_steps
+        training_stopped(trainer.stopped_by, step, total, go_on_by, say=trainer.layout.is_rank_zero)
 
 
 def _say(report: "Report") -> None:

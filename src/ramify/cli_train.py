@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -15,12 +15,16 @@ from ramify.cli_words import (
     Overrides,
     RecipeArgument,
     console,
+    interrupted_training,
     print_json,
     training_said,
     training_stopped,
 )
 from ramify.console import Steps, counts_table
 from ramify.errors import RamifyError
+
+if TYPE_CHECKING:
+    from ramify.train.loop import Trainer
 
 verbs = typer.Typer()
 
@@ -136,34 +140,46 @@ def train(
         recipe = load_recipe(str(source), words)
     else:
         recipe = load_recipe(source or _recipe_of(Path(str(resume))), words)
-    with this_process(recipe) as process, training_said(process.ranks.rank == 0) as (callbacks, edges):
+    path = Path(str(run if resume is None else resume))
+    go_on_by = f"`ramify train --resume {path}`"
+    with (
+        interrupted_training(path, go_on_by),
+        this_process(recipe) as process,
+        training_said(process.ranks.rank == 0) as (callbacks, edges),
+    ):
         if resume is not None:
             own = source is None and not words
             trainer = resume_run(
-                resume, callbacks, edges, process, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
+                path, callbacks, edges, process, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
             )
         elif go_on or torchrun_restarts():
-            trainer = continue_run(recipe, Path(str(run)), callbacks, edges, process)
+            trainer = continue_run(recipe, path, callbacks, edges, process)
         else:
-            trainer = start_run(recipe, Path(str(run)), callbacks, edges, process)
+            trainer = start_run(recipe, path, callbacks, edges, process)
         lead = trainer.layout.is_rank_zero
-        if lead and trainer.progress.step:
-            console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
-        if lead and trainer.run.changed:
-            names = sorted({".".join(key.split(".")[:2]) for key in trainer.run.changed})
-            console.print(f"changed since the last session: {', '.join(names)}", soft_wrap=True)
-        if lead and process.ranks.world > 1:
-            placement = trainer.layout.placement
-            console.print(f"{placement.ranks} ranks, {placement.kind}: {placement.reason}", soft_wrap=True)
-        progress = trainer.fit()
+        if lead:
+            _say_start(trainer)
+        trainer.fit()
+    progress = trainer.progress
+    if trainer.stopped_by:
+        training_stopped(trainer.stopped_by, progress.step, trainer.total_steps, go_on_by, say=lead)
     if lead:
         console.print(
             f"{progress.step} steps in {progress.seconds / 60:.1f} min; best metric {progress.best:.4f} at step "
             f"{progress.best_step}; run: [bold]{escape(str(trainer.run.path))}[/bold]",
             soft_wrap=True,
         )
-    if trainer.stopped_by:
-        training_stopped(trainer.stopped_by, trainer.total_steps, trainer.run.path, say=lead)
+
+
+def _say_start(trainer: "Trainer") -> None:
+    """Where a run goes on, what has changed, and where its branches are."""
+    if trainer.progress.step:
+        console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
+    if trainer.run.changed:
+        names = sorted({".".join(key.split(".")[:2]) for key in trainer.run.changed})
+        console.print(f"changed since the last session: {', '.join(names)}", soft_wrap=True)
+    if (placement := trainer.layout.placement).ranks > 1:
+        console.print(f"{placement.ranks} ranks, {placement.kind}: {placement.reason}", soft_wrap=True)
 
 
 def _workers(text: str) -> int | Literal["mpi"]:

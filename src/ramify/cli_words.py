@@ -57,16 +57,41 @@ def training_said(aloud: bool) -> Iterator[tuple["Callbacks", Callable[[str, int
         yield Callbacks(), lambda dataset, structures: None
 
 
-def training_stopped(reason: str, total: int, run: Path, *, say: bool) -> None:
-    """Ends the program as one that stopped before its end."""
-    from ramify.run.stop import STOPPED
-    from ramify.train.start import under_torchrun
+def training_stopped(reason: str, step: int, total: int, go_on: str, *, say: bool) -> None:
+    """Ends the program as one that stopped before its end.
+
+    Args:
+        reason: of the trainer.
+        step: that the run stands at, of which there is a checkpoint.
+        total: steps of the whole run.
+        go_on: how it goes on.
+        say: whether this process is the one that speaks.
+    """
+    from ramify.run.stop import exit_status
 
     if say:
-        text = f"stopped ({reason}) before step {total}; go on with `ramify train --resume {run}`"
+        text = f"stopped ({reason}) before step {total}; go on with {go_on} (checkpoint of step {step})"
         errors.print(text, markup=False, soft_wrap=True)
-    # torchrun takes any other status for a failure: it would start the processes again, and tells nobody which it was
-    raise typer.Exit(0 if under_torchrun() else STOPPED)
+    raise typer.Exit(exit_status(reason))
+
+
+@contextmanager
+def interrupted_training(run: Path | None, go_on: str) -> Iterator[None]:
+    """Around a training: says what an abort at the keyboard has left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from ramify.pointers import step_folders
+
+        kept = step_folders(run / "checkpoints") if run is not None else []
+        if kept:
+            text = f"interrupted; the latest checkpoint is {kept[-1].name}, go on with {go_on}"
+        elif run is not None and run.exists():
+            text = f"interrupted before the first checkpoint of {run}: start it again, with --continue"
+        else:
+            text = "interrupted; nothing was written"
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def print_json(content: Any) -> None:

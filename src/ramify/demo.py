@@ -1,6 +1,7 @@
 """`ramify demo`: the whole way on the embedded datasets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,18 +13,22 @@ from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import RECIPES, load_recipe
 from ramify.report import tables
 from ramify.report.report import write_report
-from ramify.train.start import start_run
+from ramify.run.stop import Stop
+from ramify.train.loop import Trainer
+from ramify.train.start import alone, start_run
 
 
-def run_demo(wanted: Path, overrides: list[str], console: Console) -> Path:
-    """Prepares, trains, evaluates and reports into a new folder; returns the path of report.html.
+def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Trainer, Path | None]:
+    """Prepares, trains, evaluates and reports into a new folder.
 
     Args:
-        wanted: the run directory; `-2`, `-3`, ... is appended when it is taken.
+        path: the run directory, see `free_path`.
         overrides: recipe keys.
         console: where progress and tables go.
+
+    Returns:
+        The trainer, and the path of report.html; None where the training was stopped by a signal.
     """
-    path = free_path(wanted)
     stores = path.with_name(f"{path.name}-stores")
     # a path may hold characters that YAML takes for something else; as JSON it is taken as it stands
     recipe = load_recipe(RECIPES / "demo.yaml", [f"stores={json.dumps(str(stores))}", *overrides])
@@ -34,12 +39,15 @@ def run_demo(wanted: Path, overrides: list[str], console: Console) -> Path:
                 name, options, Path(recipe.stores), base=minicorpora.FOLDER, progress=steps.counted
             )
     console.print(counts_table(manifests))
-    with say_training(console) as (callbacks, edges):
-        start_run(recipe, path, callbacks, edges).fit()
+    with Stop(recipe.train.time_limit, at_once=True) as stop, say_training(console) as (callbacks, edges):
+        trainer = start_run(recipe, path, callbacks, edges, replace(alone(recipe), stop=stop))
+        trainer.fit()
+    if trainer.stopped_by:
+        return trainer, None
     with Steps(console, "evaluate") as steps:
         Evaluator(path, progress=lambda dataset, branch, done: steps.counted(done)).evaluate()
     tables.write(path).render(console)
-    return write_report(path)
+    return trainer, write_report(path)
 
 
 def free_path(wanted: Path) -> Path:

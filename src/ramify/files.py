@@ -97,6 +97,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+class CannotWrite(RamifyError):
+    """A file or folder that could not be written.
+
+    Args:
+        path: of it.
+        cause: what the system said.
+        left: what is there now.
+        fix: what to do about it.
+    """
+
+    def __init__(self, path: Path, cause: OSError, left: str, fix: str) -> None:
+        super().__init__(f"cannot write {path}: {_reason(cause)}; {left}", fix=fix)
+        self.cause = cause
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota, a limit on file sizes."""
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""A file system mounted read-only, missing permissions, files that may not be changed (`chattr +i`)."""
+
+
 @contextmanager
 def disk_full_named(
     target: Path,
@@ -106,11 +127,40 @@ def disk_full_named(
     """Turns a full disk (or quota, or limit on file sizes) met inside the block into an error that names `target`.
 
     Raises:
-        RamifyError: saying what was `left` and the `fix`.
+        CannotWrite: saying what was `left` and the `fix`.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RamifyError(f"cannot write {target}: {os.strerror(error.errno)}; {left}", fix=fix) from error
+        if error.errno in FULL:
+            raise CannotWrite(target, error, left, fix) from error
         raise
+
+
+@contextmanager
+def writing(target: Path, left: str, then: str) -> Iterator[None]:
+    """Turns whatever keeps the block from writing `target`, to which it does nothing else, into an error that names it.
+
+    Args:
+        target: of the user's files; the block may write beside it first.
+        left: what is there if it cannot be written.
+        then: how to go on once the cause is mended.
+
+    Raises:
+        CannotWrite: naming the cause, what was `left`, how to mend it and how to go on.
+    """
+    try:
+        yield
+    except (OSError, CannotWrite) as error:
+        cause = error.cause if isinstance(error, CannotWrite) else error
+        if cause.errno in FULL:
+            fix = "free some space"
+        elif cause.errno in FORBIDDEN:
+            fix = f"make {target.parent} writable (permissions, a read-only mount, chattr -i)"
+        else:
+            fix = f"see that {target.parent} is there and can be written"
+        raise CannotWrite(target, cause, left, f"{fix}, then {then}") from error
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -9,6 +9,7 @@ from ramify.errors import RamifyError
 from ramify.files import read_json
 from ramify.inference.export.exported import read_export
 from ramify.model.parts import ENCODER, branch_of
+from ramify.pointers import resolve
 from ramify.run.run import Run
 from ramify.store.files import verify as verify_files
 from ramify.store.open_files import open_files
@@ -24,6 +25,7 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
     Raises:
         RamifyError: none of these, or damaged.
     """
+    path = resolve(path)
     if (path / "recipe.yaml").is_file():
         return f"run {path}", _run(Run.open(path), verify)
     if (path / "manifest.json").is_file():
@@ -66,7 +68,7 @@ def _run(run: Run, verify: bool) -> dict[str, Any]:
         "files": sorted(p.name for p in run.path.iterdir() if not p.name.startswith(".")),
     }
     for which in ("latest", "best"):
-        if (run.checkpoints / which).exists():
+        if resolve(run.checkpoints / which).exists():
             facts[which] = _checkpoint(run.checkpoints / which, verify)
     return facts
 

@@ -7,6 +7,7 @@ import pytest
 from ase import Atoms
 from ase.io import write
 
+from ramify.pointers import resolve
 from tests.small import files_of, flip_byte
 
 from .conftest import Ramify, recipe, refused
@@ -136,14 +137,14 @@ def test_a_damaged_manifest_of_a_store(ramify: Ramify, own: Path) -> None:
 
 def test_a_damaged_checkpoint(ramify: Ramify, own: Path) -> None:
     """Evaluation needs the weights, resuming the moments too; `inspect --verify` reads everything."""
-    latest = own / "run" / "checkpoints" / "latest"
+    latest = resolve(own / "run" / "checkpoints" / "latest")
     flip_byte(latest / "training" / "branches" / "qm7x.safetensors")
-    damaged = "latest/training/branches/qm7x.safetensors is damaged: its checksum differs from the manifest"
+    damaged = f"{latest.name}/training/branches/qm7x.safetensors is damaged: its checksum differs from the manifest"
     refused(ramify("train", "--resume", own / "run"), damaged, "fix: take another checkpoint of the run")
     refused(ramify("inspect", own / "run", "--verify"), damaged)
-    flip_byte(own / "run" / "checkpoints" / "best" / "encoder.safetensors")
+    flip_byte(resolve(own / "run" / "checkpoints" / "best") / "encoder.safetensors")
     before = files_of(own)
-    refused(ramify("evaluate", own / "run"), "best/encoder.safetensors is damaged")
+    refused(ramify("evaluate", own / "run"), "/encoder.safetensors is damaged")
     refused(ramify("inspect", own / "run"), "encoder.safetensors is damaged")
     flip_byte(latest / "manifest.json")
     refused(ramify("evaluate", own / "run", "--checkpoint", "latest"), "manifest.json is damaged")

@@ -12,6 +12,7 @@ import yaml
 
 from ramify.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
+from ramify.pointers import resolve
 from ramify.prepare.prepare import prepare_dataset
 from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run, start_run
@@ -170,7 +171,7 @@ def test_what_is_not_a_run_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
 
 def test_a_damaged_checkpoint_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = own
-    flip_byte(folder / "run" / "checkpoints" / "latest" / "training" / "encoder.safetensors")
+    flip_byte(resolve(folder / "run" / "checkpoints" / "latest") / "training" / "encoder.safetensors")
     with pytest.raises(RamifyError, match="its checksum differs from the manifest"):
         resume_run(folder / "run", Callbacks())
 

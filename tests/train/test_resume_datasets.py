@@ -12,6 +12,7 @@ from ramify.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import load_model
 from ramify.model.build import LabelSpread, build_model
+from ramify.pointers import read_pointers
 from ramify.run.stop import Stop
 from ramify.train.optimizer import AveragedWeights
 from ramify.train.reporting import Callbacks
@@ -89,7 +90,7 @@ def test_a_dataset_goes(small: MakeRecipe, tmp_path: Path) -> None:
     before = tensors(path)
     now = small("qm7x", "bare", train__max_steps=20, train__resume={"drop": ["mptrj"]}, **SHORT)
     resumed = resume_run(path, Callbacks(), recipe=now)
-    assert (path / "checkpoints" / "with-mptrj").readlink() == Path("step-00000008")
+    assert read_pointers(path / "checkpoints")["with-mptrj"] == "step-00000008"
     resumed.fit()
     assert open_checkpoint(path / "checkpoints" / "latest").branches == ("bare", "qm7x")
     kept = open_checkpoint(path / "checkpoints" / "with-mptrj")

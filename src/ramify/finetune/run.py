@@ -1,6 +1,5 @@
 """A fine-tuning from its beginning to its end: a run like any other, with errors measured before and after."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,17 +90,18 @@ class Finetuning:
 
     def fit(self) -> None:
         """Trains to the end, and measures the best weights; all ranks must call it."""
-        progress = self.trainer.fit()
+        evaluations = self.trainer.fit()
         if self.trainer.stopped_by:
             return
         layout, run = self.trainer.layout, self.trainer.run
         best = each(layout, lambda: load(run.path, device=layout.device))
         rows = self.old.rows(best, layout)
         if layout.is_rank_zero and self.report is not None:
-            lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-            entry = [line for line in lines if line["kind"] == "val" and line["step"] == progress.best_step][-1]
-            self.report = replace(self.report, after=[*trained_rows(entry), *rows], best_step=progress.best_step)
-            write_json(run.path / REPORT, self.report.to_dict())
+            best_step = self.trainer.progress.best_step
+            entry = [found for found in evaluations if found["step"] == best_step][-1]
+            self.report = replace(self.report, after=[*trained_rows(entry), *rows], best_step=best_step)
+            with run.writing(run.path / REPORT):
+                write_json(run.path / REPORT, self.report.to_dict())
 
 
 def finetune(

@@ -20,6 +20,7 @@ from ramify.inference.predictions import Prediction, Predictions
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved, read_checkpoint, read_run
 from ramify.model.multibranch import MultiBranch
+from ramify.pointers import resolve
 from ramify.recipe import ModelOptions
 from ramify.structures import Structures
 
@@ -167,11 +168,12 @@ def load(
 
 
 def read_saved(path: Path, checkpoint: str = "best") -> Saved:
-    """A run's checkpoint, a checkpoint or an export, whatever `path` is.
+    """A run's checkpoint, a checkpoint (also as `RUN/checkpoints/best`) or an export, whatever `path` is.
 
     Raises:
         RamifyError: none of these.
     """
+    path = resolve(path)
     if (path / "recipe.yaml").is_file():
         return read_run(path, checkpoint)
     if (path / "manifest.json").is_file():

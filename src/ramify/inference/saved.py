@@ -17,6 +17,7 @@ from ramify.inference.branches import DatasetInfo
 from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER, part_of
 from ramify.model.restore import restore_model
+from ramify.pointers import read_pointers, resolve, step_folders
 from ramify.recipe import ModelOptions
 from ramify.untrusted import check_name, has_file, parsed
 
@@ -93,8 +94,9 @@ def read_run(path: Path, which: str) -> Saved:
         check_name(which)  # a recipe that names the model it started from may come from elsewhere
     except ValueError:
         raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX") from None
-    if not (checkpoints / which / "manifest.json").is_file():
-        there = sorted(p.name for p in checkpoints.glob("[!.]*")) if checkpoints.is_dir() else []
+    if not (resolve(checkpoints / which) / "manifest.json").is_file():
+        steps = step_folders(checkpoints)
+        there = sorted([*(read_pointers(checkpoints) if steps else ()), *(p.name for p in steps)])
         raise RamifyError(
             f"run {path} has no checkpoint '{which}'",
             fix=f"name one of: {', '.join(there)}" if there else f"train it first: ramify train --resume {path}",

@@ -1,11 +1,13 @@
 """One training at a time: `lock.json` in the run directory names the process that writes there."""
 
+import atexit
 import json
 import os
 import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,11 +38,12 @@ class RunLock:
         self.path = run / NAME
         self._wait = wait
         self._own = _identity()
+        self._lost = False
         self._done = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="ramify-lock", daemon=True)
 
     def acquire(self) -> Self:
-        """Takes the lock.
+        """Takes the lock; a process that ends gives it back.
 
         Raises:
             RamifyError: another process trains this run.
@@ -54,13 +57,58 @@ class RunLock:
                 self._refuse(holder)
             time.sleep(0.5)
         self._beats.start()
+        atexit.register(self._end)
         return self
 
+    def _end(self) -> None:
+        if self._own["pid"] == os.getpid():  # not a copy of the process, which ends earlier
+            self.release()
+
     def release(self) -> None:
-        """Gives the lock back; a second time does nothing."""
+        """Gives the lock back; a second time does nothing, nor does a folder that cannot be written any more: whoever
+        wants the run sees that this process is gone."""
         self._done.set()
-        if _read(self.path) == self._own:
-            self.path.unlink()
+        atexit.unregister(self._end)
+        with suppress(OSError):
+            if _read(self.path) == self._own:
+                self.path.unlink()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the last look at the lock, a beat ago at most, found it gone; see `check`."""
+        return self._lost
+
+    def check(self) -> None:
+        """Looks whether this process still holds the lock; before whatever it writes into the run.
+
+        Raises:
+            RamifyError: another process has taken the run over, or its folder was moved or removed; so from now on.
+        """
+        if not self._look():
+            raise RamifyError(
+                f"{self.path.parent} {self._why_lost()}; this process has stopped and writes nothing more",
+                fix=self._where_on(),
+            )
+
+    def _look(self) -> bool:
+        """Whether the lock is this process's; a file system in trouble will be heard of where something is written."""
+        with suppress(OSError):
+            self._lost = self._lost or _read(self.path) != self._own
+        return not self._lost
+
+    def _why_lost(self) -> str:
+        if not self.path.parent.is_dir():
+            return "is not there any more, it was moved or removed while it was trained"
+        holder = _read(self.path)
+        if holder is None:
+            return f"was trained by this process, but its {NAME} is gone: it was removed, or the run was moved"
+        by = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+        return f"was taken over while this process gave no sign of life, and is being trained by {by}"
+
+    def _where_on(self) -> str:
+        if self.path.parent.is_dir() and _read(self.path) is not None:
+            return "leave it to that process; one run is trained by one program at a time"
+        return "go on with the run from its latest checkpoint where it is now: ramify train --resume DIR"
 
     def _try(self) -> bool:
         """Puts the lock there if there is none, or if its holder is gone."""
@@ -115,11 +163,9 @@ class RunLock:
         raise RamifyError(f"{self.path.parent} is being trained already: {where}", fix=fix)
 
     def _beat(self) -> None:
-        while not self._done.wait(BEAT) and _read(self.path) == self._own:
-            try:
+        while not self._done.wait(BEAT) and self._look():
+            with suppress(OSError):
                 os.utime(self.path)
-            except OSError:  # a file system in trouble will be heard of where something is written
-                continue
 
 
 def _identity() -> dict[str, Any]:
@@ -154,7 +200,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Who holds a lock; None where there is none. A damaged one has no holder that runs."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, UnicodeDecodeError):
         return {}

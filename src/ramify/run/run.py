@@ -5,13 +5,15 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
-from ramify.files import disk_full_named, write_json, write_whole
+from ramify.files import write_json, write_whole, writing
+from ramify.pointers import NAME as POINTERS
+from ramify.pointers import after_failure, resolve, step_folders
 from ramify.recipe import Recipe, load_recipe
 from ramify.run.lock import NAME as LOCK
 from ramify.run.lock import RunLock
@@ -41,14 +43,17 @@ class Run:
         """
         self.require_free(self.path)
         made = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path, "nothing was left behind", "run the same command again"):
+            self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
         try:
-            self.checkpoints.mkdir(exist_ok=True)
+            with self.writing(self.checkpoints):
+                self.checkpoints.mkdir(exist_ok=True)
             self.write(recipe, data)
         except BaseException:
             self.unlock()
-            (self.path / "data.json").unlink(missing_ok=True)
+            with suppress(OSError):  # must not hide why
+                (self.path / "data.json").unlink(missing_ok=True)
             for folder in (self.checkpoints, self.path) if made else (self.checkpoints,):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -97,10 +102,17 @@ class Run:
         """Writes data.json and recipe.yaml, the latter last.
 
         Raises:
-            RamifyError: the disk is full.
+            RamifyError: they cannot be written, or the run is no longer this program's.
         """
-        write_json(self.path / "data.json", {name: manifest.to_json() for name, manifest in data.items()})
-        write_whole(self.path / "recipe.yaml", recipe.to_yaml())
+        self.check_lock()
+        with self.writing(self.path / "data.json"):
+            write_json(self.path / "data.json", {name: manifest.to_json() for name, manifest in data.items()})
+        with self.writing(self.path / "recipe.yaml"):
+            write_whole(self.path / "recipe.yaml", recipe.to_yaml())
+
+    def writing(self, file: Path) -> AbstractContextManager[None]:
+        """Around writing a file of the run: an error names it, and how the run goes on, see `ramify.files.writing`."""
+        return writing(file, *after_failure(self.path))
 
     def lock(self, *, wait: bool = False) -> None:
         """Keeps every other program from training this run until `unlock`; see `RunLock`.
@@ -108,8 +120,24 @@ class Run:
         Raises:
             RamifyError: another one does.
         """
-        self._lock = RunLock(self.path, wait=wait)
-        self._lock.acquire()
+        lock = RunLock(self.path, wait=wait)
+        with self.writing(lock.path):
+            lock.acquire()
+        self._lock = lock
+
+    def check_lock(self) -> None:
+        """Looks whether this program still trains the run, if it has locked it; before whatever it writes there.
+
+        Raises:
+            RamifyError: another one has taken it over, or the folder was moved; see `RunLock.check`.
+        """
+        if self._lock is not None:
+            self._lock.check()
+
+    @property
+    def lost(self) -> bool:
+        """Whether this program is known to have lost the run to another one; costs nothing."""
+        return self._lock is not None and self._lock.lost
 
     def unlock(self) -> None:
         """Lets others train this run; does nothing where it is not locked."""
@@ -137,17 +165,26 @@ class Run:
                 f"{self.path} has no checkpoint: the run ended before its first one",
                 fix="start it again with the command that began it and --continue, or remove it",
             )
-        if which == "latest" and not (self.checkpoints / which).exists():
+        path = resolve(self.checkpoints / which)
+        if which == "latest" and not path.is_dir():
+            there = ", ".join(folder.name for folder in step_folders(self.checkpoints))
+            if not there:
+                raise RamifyError(
+                    f"{self.path} has had checkpoints, but {self.checkpoints / which} is gone",
+                    fix="bring the folder back from a copy, or start a new run",
+                )
+            named = POINTERS if (self.checkpoints / POINTERS).is_file() else which
             raise RamifyError(
-                f"{self.path} has had checkpoints, but {self.checkpoints / which} is gone",
-                fix="bring the folder back from a copy, or start a new run",
+                f"{self.checkpoints / named}: latest is {path.name}, which is not there; there are: {there}",
+                fix=f"bring {path.name} back from a copy, or remove {self.checkpoints / named} to go on from the "
+                "newest one that is there",
             )
-        return open_checkpoint(self.checkpoints / which)
+        return open_checkpoint(path)
 
     def never_had_checkpoint(self) -> bool:
         """Whether the run ended before its first one: there is none, and no session has written one down."""
-        none = not self.checkpoints.is_dir() or not any(self.checkpoints.iterdir())
-        return none and not self.sessions.had_checkpoint
+        there = self.checkpoints.is_dir() and any(not p.name.startswith(".") for p in self.checkpoints.iterdir())
+        return not there and not self.sessions.had_checkpoint
 
 
 class MetricsLog:
@@ -157,58 +194,79 @@ class MetricsLog:
         run: whose metrics these are.
         step: that the run stands at.
         evaluated: the last step whose evaluation the run knows of; None if it is this one.
+
+    Attributes:
+        evaluations: the lines of kind `val` that were there already, oldest first.
+
+    Raises:
+        RamifyError: the files cannot be written, or a line of metrics.jsonl is damaged.
     """
 
     def __init__(self, run: Run, step: int, evaluated: int | None = None) -> None:
         self._run = run
         self._path = run.path / "metrics.jsonl"
-        self._keep_until({"train": step, "val": step if evaluated is None else evaluated})
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = TensorBoardLog(run.path / "tensorboard", step)
+        last = {"train": step, "val": step if evaluated is None else evaluated}
+        kept = [(line, entry) for line, entry in _lines(self._path) if entry["step"] <= last[entry["kind"]]]
+        self.evaluations = [entry for _, entry in kept if entry["kind"] == "val"]
+        with run.writing(self._path):
+            if self._path.exists():
+                write_whole(self._path, b"".join(line + b"\n" for line, _ in kept))
+            self._file = self._path.open("a", encoding="utf-8")
+        with run.writing(run.path / "tensorboard"):
+            self._board = TensorBoardLog(run.path / "tensorboard", step)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Writes one line; numbers that are not finite become null.
 
         Raises:
-            RamifyError: the disk is full.
+            RamifyError: it cannot be written.
         """
-        entry = _finite(entry)
-        with self._disk_full_named():
+        entry = finite(entry)
+        with self._run.writing(self._path):
             self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
+        with self._run.writing(self._path.with_name("tensorboard")):
             self._board.add(entry)
 
     def close(self) -> None:
         """Puts everything on the disk."""
-        with self._disk_full_named():
+        with self._run.writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self._board.close()
 
-    def _disk_full_named(self) -> AbstractContextManager[None]:
-        return disk_full_named(
-            self._path,
-            left="the run is kept up to its latest checkpoint",
-            fix=f"free some space, then go on with it: ramify train --resume {self._run.path}",
-        )
 
-    def _keep_until(self, last: Mapping[str, int]) -> None:
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_bytes().splitlines():
-            try:
-                entry = json.loads(line)
-                if entry["step"] <= last[entry["kind"]]:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):  # the line that was being written when the run was cut off
-                continue
-        write_whole(self._path, b"".join(line + b"\n" for line in kept))
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Lines of metrics.jsonl and what they say, without those at its end that were being written when a program was
+    cut off.
+
+    Raises:
+        RamifyError: a line before others that can be read cannot.
+    """
+    if not path.exists():
+        return []
+    found: list[tuple[bytes, dict[str, Any]]] = []
+    damaged: tuple[int, str] | None = None
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            entry = json.loads(line)
+            if entry["kind"] not in ("train", "val") or not isinstance(entry["step"], int):
+                raise ValueError("it has no `kind` train or val with a whole `step`")
+        except (ValueError, KeyError, TypeError) as error:
+            damaged = damaged or (number, str(error))
+            continue
+        if damaged is not None:
+            raise RamifyError(
+                f"{path}, line {damaged[0]}, is damaged: {damaged[1]}",
+                fix="remove that line; the run goes on without it, and reports lack that point",
+            )
+        found.append((line, entry))
+    return found
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with null for numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,9 @@ from typing import Any
 
 from ramify import __version__
 from ramify.errors import RamifyError
-from ramify.files import disk_full_named
+from ramify.files import writing
+from ramify.pointers import after_failure
+from ramify.run.stop import Stopped
 
 NAME = "sessions.jsonl"
 
@@ -43,33 +45,41 @@ class Sessions:
         self._add("end", step=step, ended=how)
 
     @contextmanager
-    def kept(self, progress: Callable[[], tuple[int, str]], **facts: Any) -> Iterator[None]:
-        """Around the work of a session; `progress` tells the step, and why the run was stopped (empty: it was not)."""
-        self.start(step=progress()[0], **facts)
+    def kept(self, progress: Callable[[], tuple[int, str]], permit: Callable[[], None]) -> Iterator[None]:
+        """Around the work of a session that has begun.
+
+        Args:
+            progress: tells the step, and why the run was stopped (empty: it was not).
+            permit: raises where this program may not write into the run any more.
+        """
         ended = "finished"
         try:
             yield
             if stopped := progress()[1]:
                 ended = f"stopped: {stopped}"
+        except Stopped as stop:
+            ended = f"stopped: {stop}"
+            raise
         except BaseException as error:
             ended = f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise
         finally:
-            with suppress(RamifyError):  # a full disk must not hide why the run ended
+            with suppress(RamifyError, OSError):  # must not hide why the run ended
+                permit()
                 self.end(progress()[0], ended)
 
     def lines(self) -> list[dict[str, Any]]:
         """All there are, oldest first."""
         if not self._path.exists():
             return []
-        found = []
-        for line in self._path.read_bytes().splitlines():
+        found: list[dict[str, Any]] = []
+        for line in self._path.read_bytes().split(b"\n"):
             try:
-                entry = json.loads(line)
+                content = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(entry, dict) and "kind" in entry:
-                found.append(entry)
+            if isinstance(content, dict) and "kind" in content:
+                found.append(content)
         return found
 
     @property
@@ -79,7 +89,7 @@ class Sessions:
 
     def _add(self, kind: str, **facts: Any) -> None:
         line = {"kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | facts
-        with disk_full_named(self._path), self._path.open("a+b") as file:
+        with writing(self._path, *after_failure(self._path.parent)), self._path.open("a+b") as file:
             file.seek(0, os.SEEK_END)
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
                 file.write(b"\n")  # what was being written when the program before was killed

@@ -1,14 +1,20 @@
 """Why a run should end before its time: a signal to this process, or its time limit.
 
 Each rank knows only of itself here; the loop adds these up over all ranks after every step, so that all stop at the
-same one, write a checkpoint and end with the status `STOPPED`.
+same one, write a checkpoint and end with the status `STOPPED`. Before the first step of a process there is nothing to
+write: a signal ends it where it stands. Nothing large is imported here, so that the command line can listen to signals
+before it loads PyTorch.
 """
 
+import _thread
 import os
 import signal
+import sys
 import threading
 import time
-from types import FrameType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 from ramify.locks import started
@@ -16,45 +22,152 @@ from ramify.locks import started
 STOPPED = 75
 """Exit status of a run that stopped early and waits to be continued: EX_TEMPFAIL of BSD's sysexits.h, "the user is
 invited to retry". Python uses 1 and 2, shells 126 and above (128 + number of a signal); schedulers requeue on any."""
+INTERRUPTED = 130
+"""That of a run that was stopped at the keyboard: what shells give a program that SIGINT ended."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send before they end a job: SIGTERM by themselves, SIGUSR1 when asked to (`sbatch --signal`)."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What schedulers send before they end a job: SIGTERM by themselves, SIGUSR1 when asked to (`sbatch --signal`); and
+Ctrl-C at the keyboard."""
+PATIENCE = 5.0
+"""Seconds that the first step of a process may take once a signal has come; it may be compiling, for minutes."""
+VERBS = ("train", "finetune", "demo")
+"""Of the command line, those that write checkpoints."""
+RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+"""Where launchers say which rank this is (`ramify.parallel.launch`, which needs PyTorch)."""
+
+
+class Stopped(BaseException):
+    """A signal has come before there was anything to keep; its argument says which. No `Exception`, so that nothing on
+    its way takes it for a failure of its own."""
 
 
 class Stop:
-    """Listens to signals between `with` and its end; further ones change nothing, the process is stopping already.
+    """Listens to signals between `with` and its end. Further ones change nothing, the process is stopping already; but
+    a second SIGINT aborts.
 
-    Once there was one, they are ignored to the end of the process: schedulers repeat themselves, and the exit status
-    must not become that of the second signal.
+    Once there was one, SIGTERM and SIGUSR1 are ignored to the end of the process: schedulers repeat themselves, and the
+    exit status must not become that of the second signal.
 
     Args:
         minutes: that the process may run, counted from its start, imports included; None for no limit.
+        at_once: a signal raises `Stopped` until `begin`, and ends a first step that takes longer than `PATIENCE`.
     """
 
-    def __init__(self, minutes: float | None = None) -> None:
+    def __init__(self, minutes: float | None = None, *, at_once: bool = False) -> None:
         self.minutes = minutes
         self._signal = ""
+        self._interrupts = 0
+        self._at_once = at_once
+        self._begun = threading.Event()  # a step is done, or the `with` is over: from here on the loop sees to signals
         self._before: dict[signal.Signals, Any] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._wakeup_before = -1
+        if not at_once:
+            self._begun.set()
 
     @property
     def reason(self) -> str:
-        """`SIGTERM`, `SIGUSR1` or `time limit`; empty while there is none."""
+        """`SIGTERM`, `SIGUSR1`, `SIGINT` or `time limit`; empty while there is none."""
         if not self._signal and self.minutes is not None and process_age() >= 60 * self.minutes:
             return "time limit"
         return self._signal
 
+    def begin(self) -> None:
+        """Steps begin: from here on the loop looks at `reason` after each.
+
+        Raises:
+            Stopped: there was a signal already.
+        """
+        if self._at_once and self._signal:
+            raise Stopped(self._signal)
+        self._at_once = False
+
+    def stepped(self) -> None:
+        """A step is done, and so is what is compiled in the first one."""
+        self._begun.set()
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may install handlers
             self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            if not self._begun.is_set():
+                self._pipe = os.pipe()
+                os.set_blocking(self._pipe[1], False)
+                self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+                threading.Thread(target=self._insist, args=(self._pipe[0],), daemon=True, name="ramify-stop").start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        early = not self._begun.is_set()
+        self._begun.set()
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            os.close(self._pipe[1])  # ends the thread, which closes the other end
+            self._pipe = None
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if self._signal else handler)
+            if signal.getsignal(number) == self._hear:
+                ignored = self._signal and number != signal.SIGINT
+                signal.signal(number, signal.SIG_IGN if ignored else handler)
         self._before = {}
+        if early and self._signal and isinstance(error, Exception):
+            raise Stopped(self._signal) from error  # a compiler or another rank that the same signal has ended
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1 and not self._at_once:
+            raise KeyboardInterrupt
+        if self._at_once:
+            raise Stopped(self._signal)
+
+    def _insist(self, pipe: int) -> None:
+        """Ends a process whose main thread heeds no signal, because it compiles or waits for other ranks: by an
+        exception there, and where that does not come through, at once. The system writes a byte for every signal."""
+        while numbers := os.read(pipe, 64):
+            if not set(numbers) & set(SIGNALS) or self._begun.wait(PATIENCE):
+                continue
+            self._at_once = True
+            _thread.interrupt_main(signal.SIGTERM)
+            if not self._begun.wait(PATIENCE):
+                _say(self._signal or signal.SIGTERM.name)
+                os._exit(exit_status(self._signal))
+        os.close(pipe)
+
+
+@contextmanager
+def listening(arguments: Sequence[str]) -> Iterator[None]:
+    """Around the whole command line, from its first moment on: where a training is wanted, a signal before its first
+    step ends the process with the status of one that is to be continued, and says so."""
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # nobody listens yet
+    try:
+        with Stop(at_once=True) if verb in VERBS and free else nullcontext():
+            yield
+    except Stopped as stopped:
+        _say(str(stopped))
+        sys.exit(exit_status(str(stopped)))
+
+
+def exit_status(reason: str) -> int:
+    """Of a process that was stopped for a `reason`, or for several with commas between.
+
+    torchrun takes any other status than 0 for a failure: it would start the processes again, and tells nobody which it
+    was.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return 0
+    return INTERRUPTED if set(reason.split(", ")) == {signal.SIGINT.name} else STOPPED
+
+
+def _say(reason: str) -> None:
+    """One message, of the first rank; written by the system, since this may be a thread beside one that prints."""
+    if all(os.environ.get(name, "0") in ("", "0") for name in RANKS):
+        text = (
+            f"stopped ({reason}) before its first step: nothing is lost and no checkpoint was written; start the same "
+            "command again, with --continue if its run is there already\n"
+        )
+        os.write(2, text.encode())
 
 
 _IMPORTED = time.monotonic()

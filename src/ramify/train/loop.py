@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from ramify.batches.batch import Batch
 from ramify.batches.loader import Loader, SplitReader, StepAssignment, StepBatches
@@ -17,6 +18,7 @@ from ramify.parallel.assignment import Assigner, MicroBatchLimit
 from ramify.parallel.fsdp import shard_encoder
 from ramify.parallel.grad_sync import GradientSync
 from ramify.parallel.layout import GATHERED, Layout
+from ramify.parallel.sync import on_rank_zero
 from ramify.parallel.watchdog import Watchdog
 from ramify.recipe import Recipe
 from ramify.run.changes import Changes
@@ -96,20 +98,26 @@ class Trainer:
             self.run, layout, self.progress, steps_per_epoch=epoch, warmup=warmup, callbacks=self.callbacks
         )
 
-    def fit(self) -> TrainingProgress:
+    def fit(self) -> list[dict[str, Any]]:
         """Trains to the end: all steps, or until the metric stops improving, or until a rank is asked to stop
-        (`stopped_by` says why; the state is kept and can be gone on with).
+        (`stopped_by` says why; the state is kept and can be gone on with). `progress` says where the run stands then.
+
+        Returns:
+            All evaluations of the run, of earlier sessions too, oldest first: the lines of kind `val` of metrics.jsonl.
 
         Raises:
             RamifyError: on all ranks: the loss is not finite; the state before that step is kept as the latest
-                checkpoint.
+                checkpoint. Or the run cannot be written, or another program has taken it over.
+            Stopped: on this rank alone: a signal, before the first step or while that is compiled.
         """
         started = time.monotonic() - self.progress.seconds
         with self.record.opened(lambda: self.stopped_by), self.loader() as loader:
+            self.stop.begin()
             if self._evaluation_is_due():  # a session before was stopped from it, or the start is to be known
                 self._evaluate_and_save()
             while not self._is_over():
                 self.step(next(loader))
+                self.stop.stepped()
                 self.progress.seconds = time.monotonic() - started
                 self.record.stepped(self.total_steps)
                 if self._evaluation_is_due() or self._checkpoint_is_due():
@@ -118,7 +126,8 @@ class Trainer:
                     self._stop()
                     break
                 self._evaluate_and_save()
-        return self.progress
+            on_rank_zero(self.layout, self.record.check)
+        return self.record.evaluations
 
     def loader(self) -> Loader:
         """The work of this rank from the next step on."""
@@ -139,7 +148,9 @@ class Trainer:
         if self.stopping:
             return
         step = self.progress.step
-        self._pending = step_metrics.close(step, self.gradients.squared_norm(), stop=bool(self.stop.reason))
+        self._pending = step_metrics.close(
+            step, self.gradients.squared_norm(), stop=bool(self.stop.reason) or self.record.failed
+        )
         guard(self.optimizer, self._pending.norm, self.recipe.optimizer.clip)
         set_rate(self.optimizer, self.schedule.rate(step))
         self.optimizer.step()
@@ -165,7 +176,7 @@ class Trainer:
     def save(self, *, best: bool) -> None:
         """Writes the state after the current step as a checkpoint; all ranks must call it."""
         self.watchdog.arrive(f"the checkpoint of step {self.progress.step}")
-        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best)
+        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best, permit=self.record.check)
         self.record.saved()
 
     def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:

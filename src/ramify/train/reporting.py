@@ -1,12 +1,14 @@
 """What a run writes down and says while it goes on: lines of metrics, warnings, which program worked on it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ramify.errors import RamifyError
 from ramify.parallel.layout import Layout
-from ramify.run.run import MetricsLog, Run
+from ramify.parallel.sync import on_rank_zero
+from ramify.run.run import MetricsLog, Run, finite
 from ramify.train.state import TrainingProgress
 from ramify.train.step_metrics import StepResult
 from ramify.train.validation import Validation
@@ -39,6 +41,9 @@ class RunReporter:
         steps_per_epoch: of the run.
         warmup: steps before which nobody expects a head to know anything.
         watch: who is told.
+
+    Attributes:
+        evaluations: the lines of kind `val` of the whole run so far, oldest first; the same on all ranks.
     """
 
     def __init__(
@@ -55,32 +60,62 @@ class RunReporter:
         self._steps_per_epoch, self._warmup = steps_per_epoch, warmup
         self._heard = callbacks if layout.is_rank_zero else Callbacks()
         self._log: MetricsLog | None = None
+        self._failure: RamifyError | None = None
+        self.evaluations: list[dict[str, Any]] = []
 
     @contextmanager
     def opened(self, stopped_by: Callable[[], str]) -> Iterator[None]:
         """Inside, entries are written. What this program does for the run is written down, with what `stopped_by` says
-        at its end, and the run is free for another one afterwards."""
-        if not self._layout.is_rank_zero:
-            yield
-            return
+        at its end, and the run is free for another one afterwards.
+
+        Raises:
+            RamifyError: on all ranks: the files of the run cannot be written, or are damaged.
+        """
+        try:
+            self.evaluations = on_rank_zero(self._layout, self._open)
+            if self._log is None:
+                yield
+                return
+            with self._run.sessions.kept(lambda: (self._progress.step, stopped_by()), self._run.check_lock):
+                try:
+                    yield
+                except BaseException:
+                    with suppress(RamifyError, OSError):  # must not hide why the run ends
+                        self._log.close()
+                    raise
+                self._log.close()
+        finally:
+            self._log = None
+            self._run.unlock()
+
+    def _open(self) -> list[dict[str, Any]]:
+        """On the first rank: the files, and the evaluations that earlier sessions have left there."""
+        self._run.check_lock()
         placement = self._layout.placement
         about = {"placement": placement.kind, "hosts": placement.hosts, "reason": placement.reason}
         where = {"ranks": placement.ranks, "device": self._layout.device.type, "changed": self._run.changed}
-        try:
-            with self._run.sessions.kept(lambda: (self._progress.step, stopped_by()), **where, **about):
-                self._log = MetricsLog(self._run, self._progress.step, self._progress.evaluated)
-                try:
-                    yield
-                finally:
-                    self._log.close()
-                    self._log = None
-        finally:
-            self._run.unlock()
+        self._log = MetricsLog(self._run, self._progress.step, self._progress.evaluated)
+        self._run.sessions.start(step=self._progress.step, **where, **about)
+        return self._log.evaluations
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank knows of a reason that the run cannot be written any more, which `check` raises."""
+        return self._failure is not None or self._run.lost
+
+    def check(self) -> None:
+        """Before anything else is written, on the first rank.
+
+        Raises:
+            RamifyError: something could not be written, or the run is no longer this program's.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._run.check_lock()
 
     def saved(self) -> None:
         """A checkpoint of the step that the run stands at is there."""
-        if self._layout.is_rank_zero:
-            self._run.sessions.saved(self._progress.step)
+        self._write(lambda: self._run.sessions.saved(self._progress.step))
 
     def stepped(self, total: int) -> None:
         """One more of `total` steps is done."""
@@ -93,7 +128,7 @@ class RunReporter:
             "loss": outcome.loss,
             "lr": rate,
             "grad_norm": outcome.norm,
-            "branches": {name: dict(zip(names, values, strict=True)) for name, values in outcome.datasets.items()},
+            "datasets": {name: dict(zip(names, values, strict=True)) for name, values in outcome.datasets.items()},
         }
         self._add(entry)
         self._heard.trained(entry)
@@ -101,6 +136,7 @@ class RunReporter:
     def evaluated(self, found: Validation, *, best: bool) -> None:
         """The errors on the validation splits."""
         entry = self._entry("val") | {"metric": found.metric, "best": best, "datasets": found.datasets}
+        self.evaluations.append(finite(entry))
         self._add(entry)
         self._heard.evaluated(entry)
         self._warn_if_trivial(found.datasets)
@@ -123,5 +159,18 @@ class RunReporter:
         return {"kind": kind, "step": step, "epoch": round(step / self._steps_per_epoch, 4), "time": round(seconds, 3)}
 
     def _add(self, entry: dict[str, Any]) -> None:
-        if self._log is not None:
-            self._log.add(entry)
+        if (log := self._log) is not None:
+            self._write(lambda: log.add(entry))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Writes, on the first rank alone. What fails is kept for `check`: all ranks are to end by it, where they meet
+        next; one by itself ends here."""
+        if not self._layout.is_rank_zero or self._failure is not None:
+            return
+        try:
+            self._run.check_lock()
+            write()
+        except RamifyError as error:
+            self._failure = error
+            if self._layout.world == 1:
+                raise

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ramify.batches.open import check_same_data, close_shared_stores, open_split, open_stores, place_stores
-from ramify.checkpoint import Checkpoint, keep_checkpoint, tidy
+from ramify.checkpoint import Checkpoint, tidy
 from ramify.errors import RamifyError
 from ramify.parallel.launch import LaunchEnv, choose_device, detect_launcher
 from ramify.parallel.layout import Layout
@@ -62,7 +62,7 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
     launch_env, timeout = detect_launcher(), recipe.parallel.timeout
     device = _device(recipe, launch_env)
     with (
-        Stop(recipe.train.time_limit) as stop,
+        Stop(recipe.train.time_limit, at_once=True) as stop,
         process_group(launch_env, device, timeout) as store,
         Watchdog(launch_env.rank, launch_env.world, store, timeout) as watchdog,
     ):
@@ -152,7 +152,7 @@ def resume_run(
     ranks = process.ranks if process is not None else SingleProcess()
     run = each(ranks, lambda: Run.open(path))
     now, where = (recipe, "the recipe") if recipe else (each(ranks, run.recipe), str(run.path / "recipe.yaml"))
-    on_rank_zero(ranks, lambda: _take(run, automatic))
+    on_rank_zero(ranks, lambda: run.lock(wait=automatic))
     try:
         checkpoint, changes, stores = each(ranks, lambda: _look(run, now, where, automatic))
         return _resume(run, now, checkpoint, changes, stores, process or alone(now), callbacks, edges)
@@ -173,12 +173,6 @@ def continue_run(
     if on_rank_zero(process.ranks, lambda: Run.exists(path)):
         return resume_run(path, callbacks, edges, process, recipe=recipe, automatic=True)
     return start_run(recipe, path, callbacks, edges, process)
-
-
-def _take(run: Run, automatic: bool) -> None:
-    run.lock(wait=automatic)
-    if run.checkpoints.is_dir():
-        tidy(run.checkpoints)
 
 
 def _look(run: Run, now: Recipe, where: str, automatic: bool) -> tuple[Checkpoint | None, Changes, dict[str, Store]]:
@@ -218,10 +212,12 @@ def _resume(
 def _adopt(
     run: Run, recipe: Recipe, data: Mapping[str, Manifest], checkpoint: Checkpoint | None, changes: Changes
 ) -> None:
-    """Keeps what the run leaves behind, and makes the recipe the run's own."""
-    if checkpoint is not None:
-        for dataset in changes.dropped:
-            keep_checkpoint(run.checkpoints, f"step-{checkpoint.step:08d}", f"with-{dataset}")
+    """Once everything of the run is restored: puts its checkpoints in order, keeps what the run leaves behind, and
+    makes the recipe the run's own."""
+    run.check_lock()
+    if run.checkpoints.is_dir():
+        kept = {f"with-{dataset}": f"step-{checkpoint.step:08d}" for dataset in changes.dropped} if checkpoint else {}
+        tidy(run.checkpoints, **kept)
     if changes.keys or recipe != run.recipe():
         run.write(recipe, data)
     run.changed = changes.keys
@@ -273,11 +269,6 @@ class _Maker:
                 self.recipe, run, self.data, readers["train"], readers["val"], layout, stop, watchdog, self.callbacks
             ),
         )
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def torchrun_restarts() -> int:

@@ -4,7 +4,7 @@ Checkpoints know nothing of ranks: every part is written by the rank that owns i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,15 @@ class State:
     progress: TrainingProgress
     carried: Carried = field(default_factory=Carried)
 
-    def save(self, folder: Path, recipe: Recipe, data: Mapping[str, Manifest], *, best: bool) -> None:
+    def save(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        data: Mapping[str, Manifest],
+        *,
+        best: bool,
+        permit: Callable[[], None] = lambda: None,
+    ) -> None:
         """Writes the state after the current step as a checkpoint; all ranks must call it.
 
         Args:
@@ -91,6 +99,7 @@ class State:
             recipe: of the run.
             data: manifests of all its stores, by dataset.
             best: the weights to use are the best so far.
+            permit: see `save_checkpoint`.
 
         Raises:
             RamifyError: on all ranks, as `save_checkpoint`.
@@ -121,7 +130,8 @@ class State:
         weights = merge_lora(weights)
         if self.layout.is_rank_zero:
             weights |= self.carried.weights
-        save_checkpoint(folder, self.progress.step, weights, training, about, best=best, ranks=self.layout)
+        step = self.progress.step
+        save_checkpoint(folder, step, weights, training, about, best=best, ranks=self.layout, permit=permit)
 
     def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
         """Takes up the run where `checkpoint` was written, to the bit.

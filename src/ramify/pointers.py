@@ -1,0 +1,173 @@
+"""`checkpoints/pointers.json`: which checkpoint of a run is `latest`, which is `best`, and which others are kept.
+
+One small file, replaced in one move, so that copies, object stores and file systems without links keep it. Runs of
+earlier programs have symbolic links instead, or folders where a copy has followed the links, or neither where it has
+left them out; all of these are read, and become the file when a program writes checkpoints there.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ramify.errors import RamifyError
+from ramify.files import read_json, sync, write_json
+
+NAME = "pointers.json"
+VERSION = 1
+_STEP = re.compile(r"step-\d{8,}")
+_POINTER = re.compile(r"latest|best|with-[^/\\]+")
+
+
+def resolve(path: Path) -> Path:
+    """The folder of a checkpoint, where `path` may end in the name of a pointer, e.g. `RUN/checkpoints/best`.
+
+    Raises:
+        RamifyError: the pointers are damaged.
+    """
+    folder = path.parent
+    if _POINTER.fullmatch(path.name) and ((folder / NAME).is_file() or not path.is_dir()):
+        return folder / read_pointers(folder).get(path.name, path.name)
+    return path
+
+
+def read_pointers(folder: Path) -> dict[str, str]:
+    """The names of the checkpoints in `folder` that are kept, by `latest`, `best` and `with-DATASET`.
+
+    A checkpoint that is named need not be there. Without pointers.json: from links and the folders in their place, and
+    what these do not say from the manifests.
+
+    Raises:
+        RamifyError: pointers.json is damaged.
+    """
+    if (folder / NAME).is_file():
+        return _from_file(folder / NAME)
+    found = {p.name: _target(p) for p in _links_and_copies(folder)}
+    steps = step_folders(folder)
+    if "latest" not in found and steps:
+        found["latest"] = steps[-1].name
+    latest = folder / found.get("latest", "latest") / "manifest.json"
+    if latest.is_file():
+        found = _from_manifests(steps, _manifest(latest.parent)) | found
+    return found
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first; each has a manifest."""
+    there = [p for p in folder.glob("step-*") if _STEP.fullmatch(p.name) and (p / "manifest.json").is_file()]
+    return sorted(there, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def after_failure(run: Path) -> tuple[str, str]:
+    """What there is of a run that cannot write any more, and how it goes on once it can; for `ramify.files.writing`."""
+    if step_folders(run / "checkpoints"):
+        return "the run is kept up to its latest checkpoint", f"go on with it: ramify train --resume {run}"
+    if not (run / "recipe.yaml").is_file():
+        return "nothing was left behind", "run the same command again"  # it was being made
+    return "the run has no checkpoint yet", "start it again with the command that began it and --continue"
+
+
+def move_pointers(folder: Path, **moved: str) -> None:
+    """Lets pointers name other checkpoints, all in one move; the others stay. Links of an earlier program, and folders
+    in their place, go: what they say stands in the file.
+
+    Raises:
+        RamifyError: the file cannot be written, or is damaged.
+    """
+    pointers = read_pointers(folder) | moved
+    copies = []
+    for entry in _links_and_copies(folder):
+        if not entry.is_symlink():  # a copy of the run has followed the link
+            target = folder / _target(entry)
+            if target.exists():
+                copies.append(entry)
+            else:
+                os.rename(entry, target)
+    content = {"format": "ramify-pointers", "version": VERSION, "pointers": dict(sorted(pointers.items()))}
+    if not (folder / NAME).is_file() or _from_file(folder / NAME) != pointers:
+        write_json(folder / NAME, content)
+        sync(folder)
+    for entry in _links_and_copies(folder):
+        if entry.is_symlink():
+            entry.unlink()
+    for entry in copies:
+        shutil.rmtree(entry)
+
+
+def remove_unneeded(folder: Path) -> None:
+    """Removes checkpoints that neither a pointer nor a link of the user names, and what a writer that was killed has
+    left half-done. Whoever calls this must be the only one that writes there, and have read what `latest` names."""
+    kept = set(read_pointers(folder).values())
+    kept |= {Path(os.readlink(p)).name for p in folder.iterdir() if p.is_symlink() and not p.name.startswith(".")}
+    for old in folder.glob("step-*"):
+        if _STEP.fullmatch(old.name) and old.name not in kept and not old.is_symlink():
+            shutil.rmtree(old)
+    for half_written in folder.glob(".step-*.partial-*"):
+        shutil.rmtree(half_written)
+    for half_written in folder.glob(f".{NAME}.partial-*"):
+        half_written.unlink()
+    for half_moved in folder.glob(".*"):
+        if half_moved.is_symlink():
+            half_moved.unlink()
+
+
+def _links_and_copies(folder: Path) -> list[Path]:
+    """Links that have the name of a pointer, and checkpoints in their place."""
+    if not folder.is_dir():
+        return []
+    named = [p for p in sorted(folder.iterdir()) if _POINTER.fullmatch(p.name)]
+    return [p for p in named if p.is_symlink() or (p / "manifest.json").is_file()]
+
+
+def _target(entry: Path) -> str:
+    """The name of the checkpoint that a link names, or that a folder in its place is a copy of."""
+    if entry.is_symlink():
+        return Path(os.readlink(entry)).name
+    step = _manifest(entry).get("step")
+    if not isinstance(step, int):
+        raise RamifyError(f"{entry / 'manifest.json'} is damaged: it names no step", fix="take another copy of the run")
+    return f"step-{step:08d}"
+
+
+def _from_manifests(steps: list[Path], latest: dict[str, Any]) -> dict[str, str]:
+    """What pointers must have said: the best checkpoint by the latest one's manifest, and the last one of each dataset
+    that the run has lost since."""
+    found: dict[str, str] = {}
+    names = {path.name for path in steps}
+    for path in steps:
+        lost = _manifest(path).get("datasets", {}).keys() - latest.get("datasets", {}).keys()
+        found |= {f"with-{dataset}": path.name for dataset in lost}
+    progress = latest.get("trainer", {}).get("progress", {})
+    if "best" in progress and (best := f"step-{int(progress.get('best_step', 0)):08d}") in names:
+        found["best"] = best
+    return found
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    content = read_json(folder / "manifest.json")
+    return content if isinstance(content, dict) else {}
+
+
+def _from_file(path: Path) -> dict[str, str]:
+    fix = f"remove {path}: what it says is found again from the checkpoints beside it"
+    try:
+        content = read_json(path)
+    except RamifyError as error:
+        raise RamifyError(str(error), fix=fix) from None
+    pointers = content.get("pointers") if isinstance(content, dict) else None
+    if not isinstance(pointers, dict) or content.get("format") != "ramify-pointers":
+        raise RamifyError(f"{path} is damaged: it holds no pointers", fix=fix)
+    if isinstance(content.get("version"), int) and content["version"] > VERSION:
+        raise RamifyError(
+            f"{path} has format version {content['version']}, this program reads up to {VERSION}",
+            fix="use the version of ramify that wrote it, or a newer one",
+        )
+    for name, target in pointers.items():
+        if not _POINTER.fullmatch(name) or not isinstance(target, str) or not _STEP.fullmatch(target):
+            raise RamifyError(
+                f"{path} is damaged: '{name}' names {target!r}; accepted are latest, best and with-DATASET, which name "
+                "folders beside it, e.g. step-00000500",
+                fix=fix,
+            )
+    return pointers
