@@ -4,12 +4,12 @@ Each rank knows only of itself here; the loop adds these up over all ranks after
 same one, write a checkpoint and end with the status `STOPPED`.
 """
 
-import os
 import signal
 import threading
-import time
 from types import FrameType
 from typing import Any, Self
+
+from ramify.system import process_age
 
 STOPPED = 75
 """Exit status of a run that stopped early and waits to be continued: EX_TEMPFAIL of BSD's sysexits.h, "the user is
@@ -53,25 +53,3 @@ class Stop:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name
-
-
-_IMPORTED = time.monotonic()
-
-
-def process_age() -> float:
-    """Seconds since this process started; where the system does not tell, since this module was imported."""
-    ticks = started(os.getpid())
-    if ticks is None:
-        return time.monotonic() - _IMPORTED
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-
-
-def started(pid: int) -> int | None:
-    """When a process on this machine began, in clock ticks since the machine did (/proc/PID/stat, field 22, see
-    proc(5)); None where there is none, where it is dead and only not yet buried, or where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            state, *fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else int(fields[18])
