@@ -94,13 +94,13 @@ def reset_peak_memory() -> None:
         references.write_text("5", encoding="ascii")
 
 
-def process_start(pid: int) -> float | None:
+def process_start(pid: int) -> int | None:
     """When a process on this machine began; None where it has ended, even if its parent does not know yet.
 
-    On Linux in clock ticks since the machine started, which no change of the clock moves; elsewhere in seconds since
-    1970. For comparing with itself only.
+    On Linux in clock ticks since the machine started, which no change of the clock moves; elsewhere in microseconds
+    since 1970. For comparing with itself only.
     """
-    if PROC.joinpath("self/stat").exists():
+    if _counts_ticks():
         try:
             text = (PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
         except OSError:
@@ -109,7 +109,7 @@ def process_start(pid: int) -> float | None:
         return None if state in "ZX" else int(fields[18])
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+        return None if process.status() == psutil.STATUS_ZOMBIE else round(1e6 * process.create_time())
     except psutil.Error:
         return None
 
@@ -118,9 +118,13 @@ def process_age() -> float:
     """Seconds since this process started, imports included."""
     began = process_start(os.getpid())
     assert began is not None  # it runs
-    if isinstance(began, int):
+    if _counts_ticks():
         return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
-    return time.time() - began
+    return time.time() - began / 1e6
+
+
+def _counts_ticks() -> bool:
+    return PROC.joinpath("self/stat").exists()
 
 
 def process_runs(pid: object, began: object) -> bool:
