@@ -27,7 +27,7 @@ LAYERS = (
         "elements",
         "references",
         "packing",
-        "locks",
+        "system",
         "untrusted",
         "minicorpora",
     },

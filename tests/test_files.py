@@ -10,7 +10,7 @@ import pytest
 
 from ramify.errors import RamifyError
 from ramify.files import disk_full_named, read_json, sha256, whole_folder, write_json, write_whole
-from ramify.locks import process_tag
+from ramify.system import process_tag
 
 LIMIT = 20_000
 """Bytes that a process with `limited` may write into one file: the system then says so as it does for a full disk."""

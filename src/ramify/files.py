@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ramify.errors import RamifyError
-from ramify.locks import process_tag
+from ramify.system import process_tag
 
 
 @contextmanager
@@ -73,8 +73,10 @@ def read_json(path: Path) -> Any:
         raise RamifyError(f"{path} is missing") from None
     except RecursionError:
         raise RamifyError(f"{path} is damaged: its groups are nested too deeply") from None
-    except (ValueError, OSError) as error:  # bytes that are not UTF-8 are a ValueError too
-        raise RamifyError(f"{path} is damaged or cannot be read: {error}") from None
+    except ValueError as error:  # bytes that are not UTF-8 too
+        raise RamifyError(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise RamifyError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def sha256(path: Path) -> str:

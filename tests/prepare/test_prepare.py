@@ -19,7 +19,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from ramify.errors import RamifyError
-from ramify.locks import started
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
 from ramify.sources.base import DatasetOptions
@@ -27,6 +26,7 @@ from ramify.sources.formats import formats
 from ramify.store import columns
 from ramify.store.manifest import Manifest, check_matches
 from ramify.store.store import Store
+from ramify.system import process_start
 
 MOLECULES = ("H2O", "CH4", "NH3", "C2H6", "C2H4", "CH3OH", "H2CO", "HCN", "CO2", "N2", "C2H2", "N2H4")
 ENERGIES = {"H": -13.6, "C": -1030.0, "N": -1485.0, "O": -2042.0}
@@ -504,7 +504,7 @@ def test_a_killed_process_leaves_no_store_and_the_next_cleans_up(tmp_path: Path)
     process = run_elsewhere(code, tmp_path / "stores")
     assert process.stdout is not None
     assert process.stdout.readline() == "reading\n"
-    began = started(process.pid)
+    began = process_start(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
     process.stdout.close()
@@ -538,7 +538,7 @@ def test_a_living_process_of_the_same_number_that_began_later_keeps_nothing(tmp_
     """As after a restart of the machine, or where numbers of processes come round quickly."""
     made = prepare(tmp_path, frames())
     stores = tmp_path / "stores"
-    began = started(os.getpid())
+    began = process_start(os.getpid())
     assert began is not None
     (stores / f".d.partial-{os.getpid()}-{began - 1}").mkdir()
     (stores / "d").rename(stores / f".d.replaced-{os.getpid()}-{began - 1}")

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from ramify.bench.case import Case
 from ramify.bench.figure import draw_memory
 from ramify.bench.measure import make_trainer, take_steps
-from ramify.bench.resident import forget_peak, peak_bytes, process_bytes, resident_bytes
+from ramify.bench.resident import forget_peak, peak_bytes, resident_bytes
 from ramify.bench.spawn import spawn
 from ramify.bench.synthetic import alike
 from ramify.errors import RamifyError
@@ -31,6 +31,7 @@ from ramify.planning.placement import Placement
 from ramify.planning.plan import Plan, make_plan
 from ramify.planning.workload import measure
 from ramify.recipe import Recipe, parse_recipe
+from ramify.system import process_memory
 from ramify.train.start import Process, settle, this_process
 
 RESULT = "memory.json"
@@ -99,7 +100,7 @@ def measure_memory(case: Case, process: Process, *, alone: bool) -> dict[str, An
     plan = make_plan(case.recipe, sizes, case.ranks, case.model)
     layout = _layout(plan.chosen.placement, process, alone)
     _train(replace(case, recipe=_narrow(case.recipe)), layout, process)
-    before = process_bytes()
+    before = process_memory()
     forget_peak()
     tensors, after, peak = _train(case, layout, process)
     own = {"process": after - before, "peak": peak - before, "tensors": tensors, "hosted": len(layout.hosted)}
@@ -111,7 +112,7 @@ def _train(case: Case, layout: Layout, process: Process) -> tuple[dict[str, int]
     trainer = make_trainer(case.recipe, case.open_stores(), layout, process)
     for work in take_steps(trainer, STEPS):
         del work  # else its batches would be counted
-    return resident_bytes(trainer), process_bytes(), peak_bytes(layout.device)
+    return resident_bytes(trainer), process_memory(), peak_bytes(layout.device)
 
 
 def _row(case: Case, plan: Plan, everyone: list[dict[str, Any]], alone: bool) -> dict[str, Any]:

@@ -1,18 +1,13 @@
 """Memory of a rank, measured: what its tensors take from step to step, and what the system counts for the process."""
 
-import ctypes
-import gc
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ramify import system
 from ramify.parallel.sharded_tensors import to_local
 from ramify.train.loop import Trainer
-
-STATUS = Path("/proc/self/status")
 
 
 def resident_bytes(trainer: Trainer) -> dict[str, int]:
@@ -39,37 +34,15 @@ def _size(tensors: list[Tensor], seen: set[int]) -> int:
     return total
 
 
-def process_bytes() -> int:
-    """What the system counts for this process now (VmRSS), after free memory has been handed back to it.
-
-    0 where the system does not say (it is read from Linux's /proc).
-    """
-    gc.collect()
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # glibc only
-            libc.malloc_trim(0)
-    return _status("VmRSS")
-
-
 def forget_peak() -> None:
-    """The peak of `peak_bytes` begins anew: Linux's /proc/self/clear_refs, an accelerator's own statistics."""
-    refs = Path("/proc/self/clear_refs")
-    if refs.exists():
-        refs.write_text("5", encoding="ascii")
+    """`peak_bytes` counts from now on."""
+    system.reset_peak_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most that this process has held: on an accelerator of its memory, else of the system's (VmHWM)."""
+    """The most bytes that this process has held: of the accelerator's memory, or on a CPU of main memory."""
     if device.type == "cpu":
-        return _status("VmHWM")
+        return system.peak_memory()
     return int(getattr(torch, device.type).max_memory_allocated(device))
-
-
-def _status(key: str) -> int:
-    if not STATUS.exists():
-        return 0
-    lines = dict(line.split(":", 1) for line in STATUS.read_text(encoding="ascii").splitlines() if ":" in line)
-    return int(lines[key].split()[0]) * 1024

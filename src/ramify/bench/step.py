@@ -16,7 +16,7 @@ from ramify.batches.loader import StepBatches
 from ramify.bench.limits import product_rate, product_size
 from ramify.bench.measure import amounts, describe, make_trainer
 from ramify.bench.phases import Phases
-from ramify.bench.resident import forget_peak, peak_bytes, process_bytes, resident_bytes
+from ramify.bench.resident import forget_peak, peak_bytes, resident_bytes
 from ramify.bench.spawn import spawn
 from ramify.bench.synthetic import of_sizes
 from ramify.bench.trace import profile_step
@@ -28,6 +28,7 @@ from ramify.planning.model_profile import ModelProfile, profile_model
 from ramify.planning.workload import StatedSize
 from ramify.recipe import Recipe, parse_recipe
 from ramify.store.store import Store
+from ramify.system import process_memory
 from ramify.train.loop import Trainer
 from ramify.train.product_rates import wait_for
 from ramify.train.start import settle, this_process
@@ -130,7 +131,7 @@ def run_case(source: Path, target: Path) -> None:
         stores = {name: Store.open(Path(path)) for name, path in case["stores"].items()}
         spreads = {name: LabelSpread.of_manifest(s.manifest) for name, s in stores.items()}
         cost = profile_model(_plain(recipe), spreads)
-        before = process_bytes()
+        before = process_memory()
         trainer = make_trainer(
             recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), process.device), process
         )

@@ -1,10 +1,8 @@
 """How much memory a prediction takes, how much there is, and what a batch may therefore hold."""
 
-import os
-from pathlib import Path
-
 import torch
 
+from ramify import system
 from ramify.inference.batching import MemoryBudget
 from ramify.model.heads import ForceKind
 from ramify.recipe import ModelOptions
@@ -59,7 +57,7 @@ def available_memory(device: torch.device) -> float:
     """Bytes that this process may still take on `device`."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return min(_free_in_system(), _free_in_group())
+    return system.available_memory()
 
 
 def budget_for(
@@ -82,23 +80,3 @@ def budget_for(
 def readable(size: float) -> str:
     """Bytes for people, e.g. `3.2 GB`."""
     return f"{size / 1e9:.2g} GB" if size >= 1e8 else f"{size / 1e6:.2g} MB"
-
-
-def _free_in_system() -> float:
-    """What the system says it can give without swapping; all its memory where it says nothing (not Linux)."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_in_group() -> float:
-    """What the control group of a container or a batch job leaves; inf where there is no limit."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
-    except OSError:
-        return float("inf")
-    return float("inf") if limit == "max" else float(limit) - float(used)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ramify.errors import RamifyError
-from ramify.locks import runs, started
+from ramify.system import process_namespace, process_runs, process_start
 
 NAME = "lock.json"
 BEAT = 10.0
@@ -143,7 +143,7 @@ class RunLock:
 
     def _is_gone(self, holder: dict[str, Any], mine: Path) -> bool:
         if not _elsewhere(holder, self._own):
-            return holder.get("pid") == os.getpid() or not _runs(holder)
+            return holder.get("pid") == os.getpid() or not process_runs(holder.get("pid"), holder.get("started"))
         if self._own["job"] and holder.get("job") == self._own["job"]:
             return holder.get("restarts", 0) < self._own["restarts"]
         return self._silence(mine) > GONE
@@ -170,16 +170,12 @@ class RunLock:
 
 def _identity() -> dict[str, Any]:
     """This process, such that no other is taken for it."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")  # containers of one host number their processes apart
-    except OSError:
-        namespace = ""
     return {
         "token": secrets.token_hex(8),
         "host": socket.gethostname(),
-        "namespace": namespace,
+        "namespace": process_namespace(),
         "pid": os.getpid(),
-        "started": started(os.getpid()),
+        "started": process_start(os.getpid()),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "job": os.environ.get("SLURM_JOB_ID", ""),
         "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
@@ -188,12 +184,6 @@ def _identity() -> dict[str, Any]:
 
 def _elsewhere(holder: dict[str, Any], own: dict[str, Any]) -> bool:
     return any(holder.get(key) != own[key] for key in ("host", "namespace"))
-
-
-def _runs(holder: dict[str, Any]) -> bool:
-    """Whether a process of this machine still runs, and is the one that took the lock."""
-    pid = holder.get("pid")
-    return isinstance(pid, int) and runs(pid, holder.get("started"))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -11,13 +11,12 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from ramify.locks import started
+from ramify.system import process_age
 
 STOPPED = 75
 """Exit status of a run that stopped early and waits to be continued: EX_TEMPFAIL of BSD's sysexits.h, "the user is
@@ -168,14 +167,3 @@ def _say(reason: str) -> None:
             "command again, with --continue if its run is there already\n"
         )
         os.write(2, text.encode())
-
-
-_IMPORTED = time.monotonic()
-
-
-def process_age() -> float:
-    """Seconds since this process started; where the system does not tell, since this module was imported."""
-    ticks = started(os.getpid())
-    if ticks is None:
-        return time.monotonic() - _IMPORTED
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ramify.errors import RamifyError
 from ramify.files import whole_folder
-from ramify.locks import parse_tag, process_tag, runs
+from ramify.system import parse_tag, process_runs, process_tag
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def replaced_store(target: Path) -> Iterator[Path]:
 def clear_leftovers(target: Path) -> None:
     """Removes what earlier runs that were killed left behind; a store they had put aside comes back."""
     for entry, kind, pid, began in _beside(target):
-        if runs(pid, began) or _is_locked(entry):
+        if process_runs(pid, began) or _is_locked(entry):
             continue
         if kind == "replaced" and not target.exists():
             os.rename(entry, target)
