@@ -21,6 +21,7 @@ from ramify.files import content_sha256
 from ramify.inference.export.exported import write_export
 from ramify.inference.model import load, read_saved
 from ramify.inspect import describe
+from ramify.pointers import resolve as pointed
 from ramify.recipe import load_recipe
 from ramify.run.run import Run
 from ramify.store.blocks import block_sum
@@ -90,7 +91,7 @@ def test_names_that_are_names() -> None:
 @pytest.mark.parametrize("name", OUTWARD)
 def test_a_checkpoint_cannot_name_a_branch_that_leads_elsewhere(run: Path, tmp_path: Path, name: str) -> None:
     """An export of it would write there."""
-    best = run / "checkpoints/best"
+    best = pointed(run / "checkpoints/best")
     tamper(best, lambda content: rename_branch(name, content))
     outside = best / "branches" / f"{name}.safetensors"
     if "\0" not in name and len(name) < NAME_BYTES:
@@ -114,7 +115,7 @@ def test_no_other_name_in_a_checkpoint_leads_elsewhere_either(run: Path, tmp_pat
         kept = {"carried": {}, "datasets": content["datasets"]["mptrj"], "branch_of": "mptrj"}[key]
         content[key] = {**content[key], "../../../outside": kept}
 
-    tamper(run / "checkpoints/best", change)
+    tamper(pointed(run / "checkpoints/best"), change)
     with pytest.raises(RamifyError, match=rf"manifest\.json is damaged at '{key}\..*cannot be a name"):
         write_export(read_saved(run), tmp_path / "model")
 
@@ -142,7 +143,7 @@ def test_a_link_is_not_followed_into_an_export(run: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["encoder.safetensors", "branches", "manifest.json"])
 def test_no_link_inside_a_model_is_followed(run: Path, tmp_path: Path, name: str) -> None:
     export = write_export(read_saved(run), tmp_path / "model")
-    for folder in (export, (run / "checkpoints/best").resolve()):
+    for folder in (export, pointed(run / "checkpoints/best")):
         (folder / name).rename(tmp_path / f"moved-{folder.name}-{name}")
         (folder / name).symlink_to(tmp_path / f"moved-{folder.name}-{name}")
         with pytest.raises(RamifyError, match=rf"{name} is a link; only regular files inside"):
@@ -193,7 +194,7 @@ def test_huge_sizes_are_compared_with_the_files_first(
 ) -> None:
     export = write_export(read_saved(run), tmp_path / "model")
     tamper(export, lambda content: content["model"][group].update({key: value}))
-    tamper(run / "checkpoints/best", lambda content: content["recipe"]["model"][group].update({key: value}))
+    tamper(pointed(run / "checkpoints/best"), lambda content: content["recipe"]["model"][group].update({key: value}))
     begun = time.monotonic()
     with little_memory(500_000_000):
         for use in (lambda: load(export), lambda: load(run), lambda: Evaluator(run).evaluate()):
@@ -237,7 +238,7 @@ def test_aliases_of_ordinary_recipes_are_welcome(trained: Path, tmp_path: Path) 
 
 
 def test_json_that_is_nested_without_end(run: Path) -> None:
-    (run / "checkpoints/best/manifest.json").write_text("[" * 100_000)
+    (pointed(run / "checkpoints/best") / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(RamifyError, match=r"manifest\.json is damaged: its groups are nested too deeply"):
         load(run)
 

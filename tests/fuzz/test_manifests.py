@@ -25,6 +25,7 @@ from ramify.inference.export.exported import write_export
 from ramify.inference.jobs.resumable import ResumableOutput
 from ramify.inference.model import load, read_saved
 from ramify.inspect import describe
+from ramify.pointers import resolve
 from ramify.recipe import load_recipe
 from ramify.report.report import render
 from ramify.route.fit import fit_router
@@ -80,8 +81,8 @@ def survives(use: Callable[[], object]) -> None:
 @given(change=changes())
 @fuzz(60)
 def test_manifest_of_a_checkpoint(copy: Path, good: Path, change: Change) -> None:
-    path = copy / "run/checkpoints/best"
-    content = json.loads((good / "run/checkpoints/best/manifest.json").read_text())
+    path = resolve(copy / "run/checkpoints/best")
+    content = json.loads((resolve(good / "run/checkpoints/best") / "manifest.json").read_text())
     (path / "manifest.json").write_bytes(sealed(change(content)))
     before = inside(copy)
     survives(lambda: load(copy / "run").predict(molecule("H2O"), "ani1x"))
