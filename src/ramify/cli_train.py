@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -21,6 +21,9 @@ from ramify.cli_words import (
 )
 from ramify.console import Steps, counts_table
 from ramify.errors import RamifyError
+
+if TYPE_CHECKING:  # brings PyTorch
+    from ramify.train.state import TrainingProgress
 
 verbs = typer.Typer()
 
@@ -156,12 +159,17 @@ def train(
         progress = trainer.fit()
     if lead:
         console.print(
-            f"{progress.step} steps in {progress.seconds / 60:.1f} min; best metric {progress.best:.4f} at step "
-            f"{progress.best_step}; run: [bold]{escape(str(trainer.run.path))}[/bold]",
+            f"{progress.step} steps in {progress.seconds / 60:.1f} min; "
+            f"{_best_of(progress) if trainer.validates else 'no validation split: the last weights count as the best'}"
+            f"; run: [bold]{escape(str(trainer.run.path))}[/bold]",
             soft_wrap=True,
         )
     if trainer.stopped_by:
         training_stopped(trainer.stopped_by, trainer.total_steps, trainer.run.path, say=lead)
+
+
+def _best_of(progress: "TrainingProgress") -> str:
+    return f"best metric {progress.best:.4f} at step {progress.best_step}"
 
 
 def _workers(text: str) -> int | Literal["mpi"]:
