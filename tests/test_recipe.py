@@ -126,7 +126,11 @@ def test_formats() -> None:
         ("datasets", {}, "datasets: Dictionary should have at least 1 item"),
         ("datasets", ["a.h5"], "datasets: Input should be a valid dictionary, found ['a.h5']"),
         ("datasets__molecules__forces_sign", 2, "datasets.molecules.forces_sign: Input should be 1 or -1, found 2"),
-        ("datasets__molecules__split", {"tst": 0.1}, "datasets.molecules.split.tst: Input should be 'val' or 'test'"),
+        (
+            "datasets__molecules__split",
+            {"tst": 0.1},
+            "datasets.molecules.split.tst: unknown key, did you mean 'test'?; accepted: by, val, test",
+        ),
         (
             "datasets__molecules__path",
             3,

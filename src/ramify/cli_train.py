@@ -23,8 +23,9 @@ from ramify.cli_words import (
 from ramify.console import Steps, counts_table
 from ramify.errors import RamifyError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # brings PyTorch
     from ramify.train.loop import Trainer
+    from ramify.train.state import TrainingProgress
 
 verbs = typer.Typer()
 
@@ -165,8 +166,9 @@ def train(
         training_stopped(trainer.stopped_by, progress.step, trainer.total_steps, go_on_by, say=lead)
     if lead:
         console.print(
-            f"{progress.step} steps in {progress.seconds / 60:.1f} min; best metric {progress.best:.4f} at step "
-            f"{progress.best_step}; run: [bold]{escape(str(trainer.run.path))}[/bold]",
+            f"{progress.step} steps in {progress.seconds / 60:.1f} min; "
+            f"{_best_of(progress) if trainer.validates else 'no validation split: the last weights count as the best'}"
+            f"; run: [bold]{escape(str(trainer.run.path))}[/bold]",
             soft_wrap=True,
         )
 
@@ -180,6 +182,10 @@ def _say_start(trainer: "Trainer") -> None:
         console.print(f"changed since the last session: {', '.join(names)}", soft_wrap=True)
     if (placement := trainer.layout.placement).ranks > 1:
         console.print(f"{placement.ranks} ranks, {placement.kind}: {placement.reason}", soft_wrap=True)
+
+
+def _best_of(progress: "TrainingProgress") -> str:
+    return f"best metric {progress.best:.4f} at step {progress.best_step}"
 
 
 def _workers(text: str) -> int | Literal["mpi"]:

@@ -67,11 +67,11 @@ def frames(path: Path, *symbols: str, count: int = 6) -> str:
 
 
 def test_empty_split(ramify: Ramify, tmp_path: Path) -> None:
-    paths = {s: frames(tmp_path / f"{s}.xyz", "H2", count=c) for s, c in {"train": 6, "val": 4}.items()}
+    paths = {s: frames(tmp_path / f"{s}.xyz", "H2", count=c) for s, c in {"val": 6, "test": 4}.items()}
     path = recipe(tmp_path, a={"format": "extxyz", "path": paths})
-    refused(ramify("prepare", path), "dataset 'a': the split(s) test are empty (train 6, val 4, test 0)")
-    path = recipe(tmp_path, a={"format": "extxyz", "path": paths["train"], "split": {"val": 0.0, "test": 0.1}})
-    refused(ramify("prepare", path), "datasets.a.split is {val: 0, test: 0.1}; val and test must both be above 0")
+    refused(ramify("prepare", path), "dataset 'a': the split(s) train are empty (train 0, val 6, test 4)")
+    path = recipe(tmp_path, a={"format": "extxyz", "path": paths["val"], "split": {"val": 0.5, "test": 0.5}})
+    refused(ramify("prepare", path), "split: val 0.5 and test 0.5 leave nothing to train on")
     assert not list((tmp_path / "stores").glob("*"))
 
 

@@ -28,12 +28,11 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
         _check_form(name, path, recipe.data.store)
         store = Store.open(path, preload=recipe.data.preload, later=True)
         check_matches(store, options)
-        for split in ("train", "val"):
-            if not len(store.range(split)):
-                raise RamifyError(
-                    f"dataset '{name}' has no structures in its {split} split ({path})",
-                    fix=f"raise datasets.{name}.split, or give the dataset more groups",
-                )
+        if not len(store.range("train")):
+            raise RamifyError(
+                f"dataset '{name}' has no structures in its train split ({path})",
+                fix="prepare it again, with structures to train on",
+            )
         stores[name] = _on_its_scale(recipe, name, store)
     return stores
 

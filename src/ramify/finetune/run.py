@@ -15,6 +15,7 @@ from ramify.inference.model import Model, load
 from ramify.parallel.sync import Ranks, each, on_rank_zero
 from ramify.recipe import Recipe
 from ramify.run.run import Run
+from ramify.store.store import Store
 from ramify.train.init_weights import read_pretrained
 from ramify.train.loop import Trainer
 from ramify.train.precision import require_fast_products
@@ -133,7 +134,7 @@ def finetune(
     on_rank_zero(ranks, lambda: Run.require_free(path))
     model = each(ranks, lambda: load(request.model, checkpoint=request.checkpoint, device=process.device))
     own = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"scales": {}})})
-    whole = each(ranks, lambda: resolve(model.saved, own, open_stores(own), request))
+    whole = each(ranks, lambda: resolve(model.saved, own, _validated(open_stores(own)), request))
     each(ranks, lambda: require_fast_products(whole.train, process.device))  # before old data are evaluated
     old, rows = _old(model, whole, ranks)
     hearer = _Hearer(callbacks, whole, rows, old.missing, path, measured)
@@ -141,6 +142,16 @@ def finetune(
     found = Finetuning(trainer, old, None)
     hearer.tell = lambda report: setattr(found, "report", report)
     return found
+
+
+def _validated(stores: dict[str, Store]) -> dict[str, Store]:
+    """The stores, of which one at least has structures to measure errors on before and after."""
+    if not any(len(store.range(SPLIT)) for store in stores.values()):
+        raise RamifyError(
+            f"a fine-tuning measures its errors on the {SPLIT} splits, but {', '.join(stores)} have none",
+            fix=f"prepare a dataset with split.{SPLIT} above 0",
+        )
+    return stores
 
 
 def go_on(

@@ -40,8 +40,8 @@ def fingerprints(structures: Structures) -> Fingerprints:
     offsets = structures.offsets
     largest = int(structures.n_atoms.max(initial=0))
     place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], structures.n_atoms)  # of an atom within its structure
-    elements = _scramble(np.arange(1, MAX_NUMBER + 2, dtype=np.uint64))
-    places = _scramble(np.arange(1000, 1000 + largest, dtype=np.uint64)) | np.uint64(1)
+    elements = scramble(np.arange(1, MAX_NUMBER + 2, dtype=np.uint64))
+    places = scramble(np.arange(1000, 1000 + largest, dtype=np.uint64)) | np.uint64(1)
     of_atom = np.take(elements, structures.numbers)
     weights = geometry_weights(largest + 3)
     projection = np.empty((len(structures), 2))
@@ -52,7 +52,7 @@ def fingerprints(structures: Structures) -> Fingerprints:
     axes = structures.pbc.astype(np.uint64) @ np.array([1, 2, 4], np.uint64)
     return Fingerprints(
         composition=_sums(of_atom, offsets),
-        sequence=_sums(of_atom * np.take(places, place), offsets) ^ _scramble(axes),
+        sequence=_sums(of_atom * np.take(places, place), offsets) ^ scramble(axes),
         projection=projection,
     )
 
@@ -66,12 +66,12 @@ def projection_reach(n_atoms: NDArray[np.integer]) -> NDArray[np.float64]:
 
 def geometry_weights(rows: int) -> NDArray[np.float64]:
     """(2, rows, 3) fixed numbers in ±(1/2 .. 1), the same whatever `rows` is; the first three rows weigh the cell."""
-    bits = _scramble(np.arange(6 * rows, dtype=np.uint64) + np.uint64(1 << 32)).reshape(rows, 2, 3).transpose(1, 0, 2)
+    bits = scramble(np.arange(6 * rows, dtype=np.uint64) + np.uint64(1 << 32)).reshape(rows, 2, 3).transpose(1, 0, 2)
     size = 0.5 + (bits >> np.uint64(12)) * 2.0**-53
     return np.where(bits & np.uint64(1), size, -size)
 
 
-def _scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64: a fixed pseudo-random 64-bit number for each value."""
     z = values * np.uint64(GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -15,7 +15,7 @@ from ramify.prepare.assemble import Assembled, assemble
 from ramify.prepare.cross_checks import compare
 from ramify.prepare.inputs import fingerprint, source_files
 from ramify.prepare.read import cut, read_parts
-from ramify.prepare.split import check_given_split, split_by_group
+from ramify.prepare.split import Divided, ToSplit, divide
 from ramify.prepare.staging import Staged, Staging
 from ramify.prepare.workers import Workers
 from ramify.quarantine import Quarantine
@@ -119,7 +119,7 @@ def _build(
         if not keep.any():
             reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
             raise RamifyError(f"dataset '{name}': no structure is left ({reasons})", fix="check `path` and `gates`")
-        split, moved = _split(name, options, staged, keep)
+        split, divided = _divided(name, options, staged, keep)
     made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
     manifest = Manifest(
         dataset=name,
@@ -133,8 +133,9 @@ def _build(
         consistency=consistency,
         dropped=dropped,
         conflicts=compared.conflicts,
+        findings=tuple(divided.findings),
         read=int(keep.sum()) + sum(dropped.values()),
-        moved_to_train=moved,
+        moved_to_train=divided.moved,
         shared_groups=made.shared_groups,
         sources=[source() for source in sources],
         columns=made.columns,
@@ -170,28 +171,25 @@ def _stage(
         staging.close()
 
 
-def _split(
+def _divided(
     name: str, options: DatasetOptions, staged: Staged, keep: NDArray[np.bool_]
-) -> tuple[NDArray[np.uint8], list[str]]:
-    """(S,) the split of each structure, NONE for those not kept, and the groups moved to train."""
+) -> tuple[NDArray[np.uint8], Divided]:
+    """(S,) the split of each structure, NONE for those not kept; and what else came of dividing them."""
     rows = np.flatnonzero(keep)
-    given = staged.scalars["split"][rows]
-    elements = staged.elements[staged.scalars["composition"][rows]]
-    moved: list[str] = []
-    if given.any():
-        check_given_split(given, elements, dataset=name, name=lambda row: staged.name(int(rows[row])))
-    else:
-        given, moved = split_by_group(
-            staged.columns.map("group")[rows],
-            staged.groups,
-            elements,
-            fractions={str(part): fraction for part, fraction in options.split.items()},
-            seed=options.split_seed,
-            dataset=name,
-        )
+    structures = ToSplit(
+        dataset=name,
+        group=staged.columns.map("group")[rows],
+        origin=staged.columns.map("origin")[rows],
+        row=staged.columns.map("row")[rows],
+        groups=staged.groups,
+        origins=staged.origins,
+        elements=staged.elements[staged.scalars["composition"][rows]],
+        given=staged.scalars["split"][rows],
+    )
+    found = divide(structures, options.split, options.split_seed)
     split = np.full(len(staged), Split.NONE, np.uint8)
-    split[rows] = given
-    return split, moved
+    split[rows] = found.split
+    return split, found
 
 
 def _require_store(target: Path, force: bool) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ramify.quarantine import Quarantine
 from ramify.sources.guard import guarded
@@ -38,6 +38,27 @@ class Gates(BaseModel):
     lowest energy, none, or all. `keep` leaves labels that no model of positions alone can fit."""
 
 
+class SplitOptions(BaseModel):
+    """Fractions of the structures, as far as what must stay together allows; `{val: 0, test: 0}` trains on all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    by: Literal["group", "block", "structure"] = "group"
+    """What never parts: groups; or each trajectory (the structures of a group in one file) is cut into three blocks,
+    the first for training, the last for test; or structures are divided singly, which leaves near copies on both
+    sides."""
+    val: float = Field(0.1, ge=0, lt=1)
+    """For validation; 0 does without, and training then ends after its steps and keeps the last weights."""
+    test: float = Field(0.1, ge=0, lt=1)
+    """For test; 0 does without."""
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(f"split: val {self.val:g} and test {self.test:g} leave nothing to train on")
+        return self
+
+
 class DatasetOptions(BaseModel):
     """Recipe keys of one dataset, whatever its format."""
 
@@ -51,10 +72,11 @@ class DatasetOptions(BaseModel):
     """Level of theory, for the manifest and the tables (functional, basis or pseudopotentials, code)."""
     forces_sign: Literal[1, -1] = 1
     """-1 for files that store gradients under the name of forces (COMP6 does)."""
-    split: dict[Literal["val", "test"], float] = {"val": 0.1, "test": 0.1}
-    """Fractions of the groups that go to validation and test where the files bring no split."""
+    split: SplitOptions = SplitOptions()
+    """How structures are divided where the files bring no split, or none of validation or test: these are then taken
+    out of the training files."""
     split_seed: int = 0
-    """Enters the hash that orders the groups."""
+    """Enters the hash that orders groups and structures."""
     reference_ridge: float = Field(0.0, ge=0)
     """Pulls the reference energies of a dataset towards what period, group and radius of the elements say: for datasets
     of hardly more materials than elements, whose energies plain least squares (0) would fit exactly, leaving nothing to

@@ -80,6 +80,15 @@ class Consistency(ManifestEntry):
     correlation: float | None
 
 
+class Finding(ManifestEntry):
+    """Something about a dataset that whoever prepares it should know."""
+
+    text: str
+    """What was found."""
+    fix: str
+    """The recipe key that mends it."""
+
+
 class Conflicts(ManifestEntry):
     """Equal geometries with other labels (see `ramify.prepare.conflicts`)."""
 
@@ -138,6 +147,8 @@ class Manifest(ManifestEntry):
     """Records left out, by reason; `quarantine.jsonl` names them."""
     conflicts: Conflicts | None = None
     """Equal geometries with other labels; null where there are none."""
+    findings: tuple[Finding, ...] = ()
+    """What `ramify prepare` warned of."""
     read: int
     """Records read: those in the store and those dropped."""
     moved_to_train: list[str]
@@ -178,7 +189,7 @@ class Manifest(ManifestEntry):
         return content_sha256(self.to_json())
 
 
-ADDED_LATER: tuple[str, ...] = ("conflicts",)
+ADDED_LATER: tuple[str, ...] = ("conflicts", "findings")
 """Keys of `Manifest` that stores of version 2 were once written without."""
 
 REBUILD = "prepare the dataset again with `ramify prepare RECIPE --force`"

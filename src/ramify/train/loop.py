@@ -64,6 +64,7 @@ class Trainer:
     def __post_init__(self) -> None:
         options, layout = self.recipe.train, self.layout
         self.branch_of = self.recipe.branch_of_datasets()
+        self._check_validation()
         sizes = {name: self.data[name].splits["train"].structures for name in self.branch_of}
         weights = sampling_weights(sizes, options.sampling, options.temperature)
         self.sampler = BatchSampler(sizes, weights, options.batch, options.seed)
@@ -98,6 +99,12 @@ class Trainer:
             self.run, layout, self.progress, steps_per_epoch=epoch, warmup=warmup, callbacks=self.callbacks
         )
 
+    @property
+    def validates(self) -> bool:
+        """Whether any dataset has a validation split. Without one nothing stops a training early, and the last weights
+        are the best."""
+        return any(self.data[name].splits["val"].structures for name in self.branch_of)
+
     def fit(self) -> list[dict[str, Any]]:
         """Trains to the end: all steps, or until the metric stops improving, or until a rank is asked to stop
         (`stopped_by` says why; the state is kept and can be gone on with). `progress` says where the run stands then.
@@ -113,6 +120,10 @@ class Trainer:
         started = time.monotonic() - self.progress.seconds
         with self.record.opened(lambda: self.stopped_by), self.loader() as loader:
             self.stop.begin()
+            if self.recipe.train.patience is not None and not self.validates and self.layout.is_rank_zero:
+                self.callbacks.warned(
+                    f"train.patience: {self.recipe.train.patience} has no effect: no dataset has a validation split"
+                )
             if self._evaluation_is_due():  # a session before was stopped from it, or the start is to be known
                 self._evaluate_and_save()
             while not self._is_over():
@@ -176,6 +187,7 @@ class Trainer:
     def save(self, *, best: bool) -> None:
         """Writes the state after the current step as a checkpoint; all ranks must call it."""
         self.watchdog.arrive(f"the checkpoint of step {self.progress.step}")
+        best = best or not self.validates
         self.state.save(self.run.checkpoints, self.recipe, self.data, best=best, permit=self.record.check)
         self.record.saved()
 
@@ -250,6 +262,14 @@ class Trainer:
         self.record.evaluated(found, best=improved)
         return improved
 
+    def _check_validation(self) -> None:
+        """Refuses a schedule that waits for a metric where no dataset has a validation split."""
+        if self.recipe.schedule.kind == "plateau" and not self.validates:
+            raise RamifyError(
+                "schedule.kind: plateau needs validation structures, but no dataset has any",
+                fix="schedule.kind=cosine or constant, or prepare a dataset with split.val above 0",
+            )
+
     def _hosted(self, readers: Mapping[str, SplitReader]) -> dict[str, SplitReader]:
         """Those of the branches on this rank, the datasets of one branch side by side."""
         chosen = {n: r for n, r in readers.items() if self.branch_of[n] in self.layout.hosted}
@@ -271,7 +291,7 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         """At this step, and not done yet."""
-        due = self._is_due(self._steps(self.recipe.train.evaluate_every))
+        due = self.validates and self._is_due(self._steps(self.recipe.train.evaluate_every))
         return due and self.progress.evaluated < self.progress.step
 
     def _checkpoint_is_due(self) -> bool:
