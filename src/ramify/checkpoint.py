@@ -27,7 +27,8 @@ from torch import Tensor
 import ramify
 from ramify.errors import RamifyError
 from ramify.files import disk_full_named, read_json, sha256, sync, write_json
-from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
+from ramify.parallel.sync import on_all, on_rank_zero
+from ramify.parallel.world import World
 
 VERSION = 1
 ENCODER = "encoder"
@@ -126,7 +127,7 @@ def save_checkpoint(
     manifest: Mapping[str, Any],
     *,
     best: bool,
-    ranks: Ranks | None = None,
+    ranks: World | None = None,
 ) -> Path:
     """Writes `step-XXXXXXXX` into `folder` (if it is there already, what the manifest says is renewed: the tensors of a
     step do not change), moves the links, and removes checkpoints that no link points to and what a
@@ -145,7 +146,7 @@ def save_checkpoint(
     Raises:
         RamifyError: on all ranks if one fails, e.g. because the disk is full; earlier checkpoints stay as they are.
     """
-    ranks = ranks or SingleProcess()
+    ranks = ranks or World()
     target = folder / f"step-{step:08d}"
     if on_rank_zero(ranks, target.exists):
         on_rank_zero(ranks, lambda: _renew_manifest(target, manifest))
@@ -156,7 +157,7 @@ def save_checkpoint(
 
 
 def _write_together(
-    target: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: dict[str, Any], ranks: Ranks
+    target: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: dict[str, Any], ranks: World
 ) -> None:
     """Every rank writes its tensors (by folder) into a hidden sibling of `target`, which the first rank then seals."""
     partial = target.with_name(f".{target.name}.partial-{on_rank_zero(ranks, os.getpid)}")

@@ -151,7 +151,7 @@ def train(
         if lead and trainer.run.changed:
             names = sorted({".".join(key.split(".")[:2]) for key in trainer.run.changed})
             console.print(f"changed since the last session: {', '.join(names)}", soft_wrap=True)
-        if lead and process.ranks.world > 1:
+        if lead and process.ranks.size > 1:
             placement = trainer.layout.placement
             console.print(f"{placement.ranks} ranks, {placement.kind}: {placement.reason}", soft_wrap=True)
         progress = trainer.fit()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from ramify.parallel.world import World
 
 from ramify.model.encoders.egnn import EGNN
 from ramify.model.heads import Branch
@@ -69,7 +70,7 @@ def take(rank: int, placements: dict[str, Placement]) -> dict[str, list[Taken]]:
     module.BUCKET_BYTES = 2000  # several buckets
     found = {}
     for name, placement in placements.items():
-        layout = Layout.spread(placement, torch.device("cpu"))
+        layout = Layout.spread(placement, World(rank=rank, size=placement.ranks))
         model = build(layout.hosted)
         gradients = GradientSync(model, layout)
         found[name] = [_step(rank, layout, model, gradients, number) for number in range(len(STEPS))]

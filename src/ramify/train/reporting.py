@@ -80,7 +80,8 @@ class RunReporter:
     def saved(self) -> None:
         """A checkpoint of the step that the run stands at is there."""
         if self._layout.is_rank_zero:
-            self._run.sessions.saved(self._progress.step)
+            with self._layout.watchdog.working():
+                self._run.sessions.saved(self._progress.step)
 
     def stepped(self, total: int) -> None:
         """One more of `total` steps is done."""
@@ -124,4 +125,5 @@ class RunReporter:
 
     def _add(self, entry: dict[str, Any]) -> None:
         if self._log is not None:
-            self._log.add(entry)
+            with self._layout.watchdog.working():
+                self._log.add(entry)
