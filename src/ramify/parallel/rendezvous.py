@@ -8,6 +8,7 @@ same. From then on the watchdog watches, also while the process group is made.
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,11 @@ def _meet(launch_env: LaunchEnv, timeout: float) -> _Met:
             fix="see that all processes run and reach that host and port; set MASTER_ADDR and MASTER_PORT to choose "
             "others, and parallel.timeout to wait longer",
         ) from error
+    if launch_env.rank == 0 and answer["nodes"] > 1 and not secret.is_private:
+        sys.stderr.write(
+            f"note: the ranks are on {answer['nodes']} nodes and share no secret: whoever reaches {where} can take the "
+            f"place of a rank. Set {VARIABLE} to the same random text for all of them (docs/clusters.md, Security)\n"
+        )
     _choose_interface(launch_env, answer)
     store.set_timeout(NO_LIMIT)  # of what ranks say while the process group is made: the watchdog sees to them
     return _Met(store, own, f"ramify/{secret.sign('prefix', start)}")
