@@ -40,7 +40,7 @@ from ramify.finetune.errors import FinetuneRow, OldData, old_data
 from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import finetune
 from ramify.inference.model import load
-from ramify.parallel.sync import SingleProcess
+from ramify.parallel.world import World
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe, load_recipe, parse_recipe
 from ramify.report.svg import INK, MUTED, Canvas, colors, log_axis
@@ -123,8 +123,8 @@ class Benchmark:
             alone = self.recipe({target: size})
             before, after = load(pre), load(path)
             old = old_data(before.saved, alone, "test")
-            result["old_before"] = [row.to_dict() for row in old.rows(before, SingleProcess())]
-            result["old_after"] = [row.to_dict() for row in old.rows(after, SingleProcess())]
+            result["old_before"] = [row.to_dict() for row in old.rows(before, World())]
+            result["old_after"] = [row.to_dict() for row in old.rows(after, World())]
         return result
 
     def scratch(self, target: str, size: str) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Benchmark:
         store, branch = open_stores(recipe)[name], recipe.branch_of_datasets()[name]
         cut = {"cutoff": encoder.cutoff, "max_neighbors": encoder.max_neighbors}
         reader = SplitReader(name, store, "test", branch, **cut, edge_cache=0.0)
-        return OldData({(branch, name): reader}, ()).rows(load(run), SingleProcess())[0]
+        return OldData({(branch, name): reader}, ()).rows(load(run), World())[0]
 
     def recipe(self, datasets: Mapping[str, str], *, new: str | None = None, lr: float = 0.0, **train: Any) -> Recipe:
         """A recipe over subsets of datasets, which are prepared if they are not yet.

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ramify.parallel.world import World
+
 T = TypeVar("T")
 
 
@@ -20,19 +22,14 @@ class Room:
         self.barrier, self.values = threading.Barrier(self.world, timeout=60), [None] * self.world
 
 
-@dataclass(frozen=True)
-class ThreadRank:
-    """One of them; has what `ramify.parallel.sync.Ranks` asks for."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ThreadRank(World):
+    """One of them."""
 
-    rank: int
     room: Room
 
-    @property
-    def world(self) -> int:
-        return self.room.world
-
-    def gather(self, value: Any) -> list[Any]:
-        self.room.values[self.rank] = value
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        self.room.values[self.rank] = content
         self.room.barrier.wait()
         gathered = list(self.room.values)
         self.room.barrier.wait()
@@ -45,7 +42,7 @@ def on_threads(world: int, work: Callable[[ThreadRank], T]) -> list[T | Exceptio
 
     def run(rank: int) -> None:
         try:
-            outcomes[rank] = work(ThreadRank(rank, room))
+            outcomes[rank] = work(ThreadRank(rank=rank, size=world, room=room))
         except Exception as error:
             outcomes[rank] = error
 

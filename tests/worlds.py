@@ -68,11 +68,11 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 def _rank(pipe: Connection, site: LaunchEnv, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     import torch
 
-    from ramify.parallel.rendezvous import process_group
+    from ramify.parallel.rendezvous import joined
 
     torch.set_num_threads(1)
     try:
-        with process_group(site, torch.device("cpu"), 60.0):
+        with joined(site, torch.device("cpu"), 60.0):
             result = work(site.rank, *args)
         pipe.send((None, result))
     except BaseException:

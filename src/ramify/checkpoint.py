@@ -31,7 +31,8 @@ from ramify.checkpoint_manifest import CheckpointManifest, CheckpointNames
 from ramify.errors import RamifyError
 from ramify.files import read_json, sha256, sync, write_json, writing
 from ramify.model.parts import by_part, file_of_part, part_of_branch, parts_of, whole_names
-from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
+from ramify.parallel.sync import on_all, on_rank_zero
+from ramify.parallel.world import World
 from ramify.pointers import NAME as POINTERS
 from ramify.pointers import after_failure, move_pointers, remove_unneeded, resolve
 from ramify.store.manifest import Manifest
@@ -156,7 +157,7 @@ def save_checkpoint(
     manifest: Mapping[str, Any],
     *,
     best: bool,
-    ranks: Ranks | None = None,
+    ranks: World | None = None,
     permit: Callable[[], None] = lambda: None,
 ) -> Path:
     """Writes `step-XXXXXXXX` into `folder` (if it is there already, what the manifest says is renewed: the tensors of a
@@ -179,7 +180,7 @@ def save_checkpoint(
         RamifyError: on all ranks if one fails, e.g. because the disk is full; earlier checkpoints stay as they are. Or
             what `permit` raises.
     """
-    ranks = ranks or SingleProcess()
+    ranks = ranks or World()
     target = folder / f"step-{step:08d}"
 
     def settle() -> None:
@@ -204,7 +205,7 @@ def _write_together(
     target: Path,
     tensors: Mapping[str, Mapping[str, Tensor]],
     manifest: dict[str, Any],
-    ranks: Ranks,
+    ranks: World,
     permit: Callable[[], None],
 ) -> None:
     """Every rank writes its tensors (by folder) into a hidden sibling of `target`, which the first rank then seals."""

@@ -8,7 +8,7 @@ import torch
 
 from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import finetune
-from ramify.parallel.sync import ConnectedRanks
+from ramify.parallel.world import World
 from ramify.train.reporting import Callbacks
 from ramify.train.start import Process
 from tests.small import make_recipe, tensors, train
@@ -24,7 +24,7 @@ def tuned(rank: int, folder: Path, base: Path, path: Path, mode: str, datasets: 
     changes: dict[str, Any] = {"train__precision": "fp64"}
     if world > 1:
         changes["parallel__placement"] = "per-branch" if len(datasets) > 1 else "replicated"
-    process = Process(ConnectedRanks(rank, world)) if world > 1 else Process()
+    process = Process(World(rank=rank, size=world))
     request = FinetuneRequest(mode, str(base), "ani1x", 4)
     found = finetune(request, recipe_for(folder, *datasets, **changes), path, Callbacks(), process=process)
     found.fit()

@@ -12,7 +12,7 @@ from ramify.batches.batch import Batch
 from ramify.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.model.multibranch import BatchPredictions
-from ramify.parallel.sync import ConnectedRanks, SingleProcess
+from ramify.parallel.world import World
 from ramify.recipe import Recipe
 from ramify.run.stop import Stop
 from ramify.store.store import LabelCounts
@@ -76,12 +76,7 @@ def run_each(rank: int, world: int, recipes: Mapping[str, Recipe], folder: Path)
     """Every run, spoilt on the last rank only."""
     ends = {}
     for name, recipe in recipes.items():
-        trainer = start_run(
-            recipe,
-            folder / name,
-            Callbacks(),
-            process=Process(ConnectedRanks(rank, world) if world > 1 else SingleProcess()),
-        )
+        trainer = start_run(recipe, folder / name, Callbacks(), process=Process(World(rank=rank, size=world)))
         if rank == world - 1:
             spoil(trainer, name)
         error, everywhere = "", False

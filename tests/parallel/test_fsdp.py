@@ -15,7 +15,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from ramify.errors import RamifyError
 from ramify.model.build import LabelSpread
 from ramify.parallel.sharded_tensors import distribute_like, full_tensor, is_sharded, to_local
-from ramify.parallel.sync import ConnectedRanks, SingleProcess
+from ramify.parallel.world import World
 from ramify.planning.costs import RankCost, rank_costs
 from ramify.planning.model_profile import profile_model
 from ramify.planning.placement import Placement
@@ -89,7 +89,7 @@ def train_each(
     found = []
     for number, recipe in enumerate(recipes):
         trainer = start_run(
-            recipe, folder / f"{world}-{number}", Callbacks(), process=Process(ConnectedRanks(rank, world))
+            recipe, folder / f"{world}-{number}", Callbacks(), process=Process(World(rank=rank, size=world))
         )
         assert all(is_sharded(p) for p in trainer.model.encoder.parameters())
         trainer.fit()
@@ -162,7 +162,7 @@ def test_memory_and_traffic_as_planned(
 def go_on(rank: int, world: int, recipe: Recipe, path: Path, until: int) -> tuple[dict[str, Any], list[str]]:
     """Starts the run or takes it up, and stops it after `until` steps; returns the state, and what was not taken up to
     the bit."""
-    stop, ranks = Told(), ConnectedRanks(rank, world) if world > 1 else SingleProcess()
+    stop, ranks = Told(), World(rank=rank, size=world)
     process = Process(ranks, stop=stop)
     callbacks = Callbacks(step=lambda step, _: setattr(stop, "told", "a test" if step == until - 1 else ""))
     unequal: list[str] = []

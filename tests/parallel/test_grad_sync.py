@@ -14,6 +14,7 @@ from ramify.model.multibranch import MultiBranch
 from ramify.parallel import grad_sync as module
 from ramify.parallel.grad_sync import Bucket, GradientSync
 from ramify.parallel.layout import Layout
+from ramify.parallel.world import World
 from ramify.planning.placement import Placement, place
 from tests.worlds import run_world
 
@@ -69,7 +70,7 @@ def take(rank: int, placements: dict[str, Placement]) -> dict[str, list[Taken]]:
     module.BUCKET_BYTES = 2000  # several buckets
     found = {}
     for name, placement in placements.items():
-        layout = Layout.spread(placement, torch.device("cpu"))
+        layout = Layout.spread(placement, World(rank=rank, size=placement.ranks))
         model = build(layout.hosted)
         gradients = GradientSync(model, layout)
         found[name] = [_step(rank, layout, model, gradients, number) for number in range(len(STEPS))]

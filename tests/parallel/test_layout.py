@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ramify.parallel.layout import Layout
+from ramify.parallel.world import World
 from ramify.planning.placement import Placement, place
 from tests.worlds import run_world
 
@@ -37,8 +38,8 @@ class Seen:
 def look(rank: int, placements: dict[str, Placement]) -> dict[str, Seen]:
     found = {}
     for name, placement in placements.items():
-        layout = Layout.spread(placement, torch.device("cpu"))
-        assert (layout.rank, layout.world, layout.is_rank_zero) == (rank, 4, rank == 0)
+        layout = Layout.spread(placement, World(rank=rank, size=4))
+        assert (layout.rank, layout.size, layout.is_rank_zero) == (rank, 4, rank == 0)
         own = torch.tensor([10.0**rank, 1.0], dtype=torch.float64)
         world, branches = own.clone(), {branch: own.clone() for branch in layout.hosted}
         layout.sum_over_world(world)
@@ -107,7 +108,7 @@ def test_rectangles_are_meshes(seen: list[dict[str, Seen]]) -> None:
 
 def test_alone_there_is_no_group() -> None:
     layout = Layout.alone(["a", "b"])
-    assert (layout.rank, layout.world, layout.hosted, layout.is_rank_zero) == (0, 1, ("a", "b"), True)
+    assert (layout.rank, layout.size, layout.hosted, layout.is_rank_zero) == (0, 1, ("a", "b"), True)
     tensor = torch.ones(3)
     layout.sum_over_world(tensor)
     layout.sum_over_branch("a", tensor)
@@ -124,4 +125,4 @@ def test_a_placement_for_another_number_of_ranks() -> None:
 
 
 def _too_many(rank: int) -> None:
-    Layout.spread(PLACEMENTS["replicated"], torch.device("cpu"))
+    Layout.spread(PLACEMENTS["replicated"], World(rank=rank, size=2))

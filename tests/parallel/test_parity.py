@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ramify.parallel.sync import ConnectedRanks, SingleProcess
+from ramify.parallel.world import World
 from ramify.planning.costs import rank_costs
 from ramify.planning.model_profile import profile_model
 from ramify.planning.placement import Placement
@@ -100,7 +100,7 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
     """Trains one run after the other on this rank."""
     found = []
     for number, recipe in enumerate(recipes):
-        process = Process(ConnectedRanks(rank, world) if world > 1 else SingleProcess())
+        process = Process(World(rank=rank, size=world))
         trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), process=process)
         fresh = trainer.validator(trainer.model)
         trainer.fit()

@@ -15,28 +15,26 @@ import torch.distributed as dist
 from ramify.errors import RamifyError
 from ramify.parallel.launch import LaunchEnv, detect_launcher
 from ramify.parallel.layout import Layout
-from ramify.parallel.rendezvous import process_group
+from ramify.parallel.rendezvous import joined
 from ramify.planning.placement import place
 from tests.worlds import free_port
 
 ROOT = Path(__file__).parents[2]
-MEET = "from tests.parallel.test_meeting import meet; meet()"
+MEET = "from tests.parallel.test_rendezvous import meet; meet()"
 
 
 def test_nobody_comes() -> None:
     site = LaunchEnv(1, 2, 1, "127.0.0.1", free_port(), "a test")
     late = pytest.raises(RamifyError, match=r"rank 1 of 2 \(a test\) did not meet the others at 127.0.0.1:")
-    with late, process_group(site, torch.device("cpu"), 0.5):
+    with late, joined(site, torch.device("cpu"), 0.5):
         pass
 
 
 def meet() -> None:
     """What the processes of the next test do: take a sum, and say how they were started."""
     site = detect_launcher()
-    with process_group(site, torch.device("cpu"), 100.0) as store:
-        assert store is not None
-        store.set(f"mark {site.rank}", "x")
-        layout = Layout.spread(place("replicated", {"a": 1.0}, site.world), torch.device("cpu"))
+    with joined(site, torch.device("cpu"), 100.0) as world:
+        layout = Layout.spread(place("replicated", {"a": 1.0}, site.world), world)
         total = torch.tensor([site.rank + 1.0])
         layout.sum_over_world(total)
         sys.stdout.write(f"[{site.launcher} {site.rank} {site.local_rank} {float(total)}]\n")
@@ -86,6 +84,6 @@ def test_the_missing_are_named() -> None:
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-        with first, process_group(LaunchEnv(0, 3, 0, "127.0.0.1", port, "a test"), torch.device("cpu"), 0.5):
+        with first, joined(LaunchEnv(0, 3, 0, "127.0.0.1", port, "a test"), torch.device("cpu"), 0.5):
             pass
     del store

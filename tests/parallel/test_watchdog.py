@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from ramify.parallel import watchdog
-from ramify.parallel.watchdog import HUNG, Watchdog
+from ramify.parallel.watchdog import HUNG, Seen, Watchdog
 
 
 class Ended:
@@ -26,10 +28,10 @@ class Ended:
             Watchdog(rank, world, self.store, timeout, end=self.statuses.append, out=self.out) for rank in range(world)
         ]
 
-    def wait(self, seconds: float = 20) -> str:
-        """What was said until all ranks had ended."""
+    def wait(self, seconds: float = 20, of: int | None = None) -> str:
+        """What was said until all ranks had ended, or as many as are there."""
         deadline = time.monotonic() + seconds
-        while len(self.statuses) < len(self.ranks) and time.monotonic() < deadline:
+        while len(self.statuses) < (of or len(self.ranks)) and time.monotonic() < deadline:
             time.sleep(0.02)
         return self.out.getvalue()
 
@@ -62,9 +64,7 @@ def test_a_rank_that_never_came_is_named() -> None:
     with ended.ranks[0] as a, ended.ranks[2] as c:
         for rank in (a, c):
             rank.arrive("step 1: gradients")
-        deadline = time.monotonic() + 20
-        while len(ended.statuses) < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        ended.wait(of=2)
     assert "did not arrive: rank 1 (last seen at nothing); the others wait at step 1: gradients" in ended.out.getvalue()
 
 
@@ -82,21 +82,62 @@ def test_who_does_not_get_done_is_named() -> None:
     with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as c:
         for rank in (a, b, c):
             rank.arrive("the checkpoint of step 5")
-        a.wait()
-        b.wait()
-        text = ended.wait()
+        with a.waiting(), b.waiting():
+            text = ended.wait()
     assert "did not arrive: rank 2 (last seen at the checkpoint of step 5); the others wait at the checkpoint" in text
 
 
 def test_as_long_as_one_moves_nobody_is_ended() -> None:
     """One rank evaluates for four timeouts while the others wait for it."""
     ended = Ended(timeout=0.5)
-    with ended.ranks[0], ended.ranks[1], ended.ranks[2] as busy:
+    with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as busy, a.waiting(), b.waiting():
         for _ in range(40):
             time.sleep(0.05)
             busy.beat()
     assert ended.statuses == []
     assert ended.out.getvalue() == ""
+
+
+def test_a_rank_that_reads_or_writes_is_not_hung_however_slow() -> None:
+    """It sleeps for five timeouts, as one does that waits for a file system; who waits for it is told where it is."""
+    ended = Ended(timeout=0.4)
+    with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as busy:
+        for rank in (a, b, busy):
+            rank.arrive("the checkpoint of step 5")
+        with a.waiting(), b.waiting(), busy.working():
+            time.sleep(2.0)
+        assert ended.statuses == []
+        text = ended.out.getvalue()
+        assert "error" not in text
+        assert 2 <= text.count("at work: rank 2 (at the checkpoint of step 5), so the run goes on\n") <= 5
+        with a.waiting(), b.waiting():  # and when it has done and then does nothing more, that is a hang
+            assert "did not arrive: rank 2" in ended.wait()
+
+
+def test_a_device_that_computes_is_not_hung() -> None:
+    """The host waits, but for its own device: as long as that is at its own part, nobody is ended."""
+    ended, until = Ended(timeout=0.4), time.monotonic() + 1.6
+    a, b, c = ended.ranks
+    with a, b, c, a.waiting(), b.waiting(), c.waiting(lambda: time.monotonic() < until):
+        time.sleep(1.5)
+        assert ended.statuses == []
+        ended.wait()
+    assert ended.statuses == [HUNG] * 3
+
+
+def test_a_silent_rank_ends_the_run_although_another_works() -> None:
+    """Rank 1 is gone with its node, or frozen; rank 0 waits for it, rank 2 would work for hours."""
+    ended = Ended(timeout=0.4)
+    with ended.ranks[0] as a, ended.ranks[2] as busy:
+        a.arrive("step 7: gradients")
+        with busy.working():
+            time.sleep(1.2)
+            assert ended.statuses == []  # nobody waits yet
+            with a.waiting():
+                text = ended.wait(of=2)
+    assert ended.statuses == [HUNG] * 2
+    assert "error: rank 1 of 3, last seen at nothing, has given no sign of life for 0.4 s (parallel.timeout)" in text
+    assert text.count("error: ") == 1
 
 
 def test_a_store_that_does_not_answer_ends_the_run_too() -> None:
@@ -128,17 +169,18 @@ def test_alone_there_is_nobody_to_wait_for() -> None:
 
 def test_many_missing_ranks_are_counted() -> None:
     ended = Ended(timeout=1, world=20)
-    text = ended.ranks[0]._message([(2, "step 2")] + [(1, "step 1")] * 19, list(range(1, 20)))
+    text = ended.ranks[0]._message([Seen(2, "step 2")] + [Seen(1, "step 1")] * 19, list(range(1, 20)))
     assert "rank 8 (last seen at step 1) and 11 more; the others wait at step 2" in text
 
 
-HANG = """
-import datetime, os, sys, time
+TWO = """
+import datetime, os, subprocess, sys, time
 import torch, torch.distributed as dist
 from ramify.parallel.watchdog import Watchdog
 rank, path, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 store = dist.FileStore(path, 2)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(days=1))
+burn = "import time; end = time.monotonic() + 4\\nwhile time.monotonic() < end: pass"
 with Watchdog(rank, 2, dist.PrefixStore("watchdog", dist.FileStore(path + "w", 2)), 1.0) as watchdog:
     for step in range(5):
         watchdog.arrive(f"step {step}: batch")
@@ -146,19 +188,24 @@ with Watchdog(rank, 2, dist.PrefixStore("watchdog", dist.FileStore(path + "w", 2
             if how == "stop":
                 time.sleep(0.6)  # until its thread has spoken
                 os.kill(os.getpid(), 19)
-            time.sleep(1000)
+            if how == "compute":
+                exec(burn)
+            elif how == "compile":
+                subprocess.run([sys.executable, "-c", burn], check=True)
+            else:
+                time.sleep(1000)
         watchdog.arrive(f"step {step}: gradients")
         dist.all_reduce(torch.ones(3))
 print("finished")
 """
 
 
-@pytest.mark.parametrize("how", ["sleep", "stop"])
-def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
-    """Two processes over Gloo; one sleeps, or is stopped whole (SIGSTOP), so that it cannot even say where it is."""
+@contextmanager
+def two(folder: Path, how: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes over Gloo."""
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", HANG, str(rank), str(tmp_path / "store"), how],
+            [sys.executable, "-c", TWO, str(rank), str(folder / "store"), how],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -167,15 +214,22 @@ def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
         for rank in range(2)
     ]
     try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+@pytest.mark.parametrize("how", ["sleep", "stop"])
+def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
+    """One sleeps, or is stopped whole (SIGSTOP), so that it cannot even say where it is."""
+    with two(tmp_path, how) as ranks:
         out, waiting = ranks[0].communicate(timeout=60)
         assert (ranks[0].returncode, out) == (HUNG, "")
         if how == "stop":
             ranks[1].send_signal(signal.SIGCONT)
         out, late = ranks[1].communicate(timeout=60)
         assert (ranks[1].returncode, out) == (HUNG, "")
-    finally:
-        for rank in ranks:
-            rank.kill()
     message = (
         "did not arrive: rank 1 (last seen at step 3: batch); the others wait at step 3: gradients\n  fix: go on from"
     )
@@ -183,3 +237,25 @@ def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
     if how == "sleep":
         assert "rank 1 of 2 has not come further than step 3: batch; it is at\n" in late
         assert "time.sleep(1000)" in late or 'File "<string>"' in late
+
+
+@pytest.mark.parametrize("how", ["compute", "compile"])
+def test_a_process_that_computes_is_waited_for(tmp_path: Path, how: str) -> None:
+    """For four timeouts, without a word: by itself, or by a compiler that it has started."""
+    with two(tmp_path, how) as ranks:
+        for rank in ranks:
+            out, said = rank.communicate(timeout=60)
+            assert (rank.returncode, out) == (0, "finished\n"), said
+
+
+def test_suspended_together_they_go_on_together(tmp_path: Path) -> None:
+    """As by Ctrl-Z and fg: the time in between is nobody's."""
+    with two(tmp_path, "compute") as ranks:
+        time.sleep(4)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for rank in ranks:
+                rank.send_signal(number)
+            time.sleep(3)
+        for rank in ranks:
+            out, said = rank.communicate(timeout=60)
+            assert (rank.returncode, out) == (0, "finished\n"), said

@@ -17,7 +17,8 @@ from ramify.batches.open import open_split
 from ramify.bench.case import Case
 from ramify.bench.limits import measure_limits
 from ramify.bench.resident import peak_bytes, resident_bytes
-from ramify.parallel.layout import CONTROL, Layout
+from ramify.parallel.layout import Layout
+from ramify.parallel.world import CONTROL
 from ramify.planning.model_profile import ModelProfile
 from ramify.planning.plan import make_plan
 from ramify.planning.workload import measure
@@ -40,7 +41,7 @@ def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout, proce
     branch_of = recipe.branch_of_datasets()
     readers = open_split(recipe, {n: s for n, s in stores.items() if branch_of[n] in layout.hosted}, "train")
     data = {name: store.manifest for name, store in stores.items()}
-    return Trainer(recipe, Run(Path(NOWHERE)), data, readers, {}, layout, process.stop, process.watchdog)
+    return Trainer(recipe, Run(Path(NOWHERE)), data, readers, {}, layout, process.stop)
 
 
 def take_steps(trainer: Trainer, steps: int) -> Iterator[StepBatches]:
@@ -61,12 +62,10 @@ def measure_case(case: Case, process: Process) -> dict[str, Any]:
     recipe, ranks = case.recipe, process.ranks
     settle(recipe)
     stores = case.open_stores()
-    limits = measure_limits(process.device, recipe.train.precision, ranks.world)
-    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks.world, case.model)
+    limits = measure_limits(ranks.device, recipe.train.precision, ranks.size)
+    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks.size, case.model)
     placement = plan.chosen.placement
-    layout = Layout.alone(list(placement.hosts), process.device)
-    if ranks.world > 1:
-        layout = Layout.spread(placement, process.device)
+    layout = Layout.spread(placement, ranks)
     trainer = make_trainer(recipe, stores, layout, process)
     took = _time_steps(trainer, case, plan.model)
     own = {
@@ -84,7 +83,7 @@ def measure_case(case: Case, process: Process) -> dict[str, Any]:
     ]
     del trainer
     gc.collect()
-    return _result(case, placement.kind, process.device, everyone, planned)
+    return _result(case, placement.kind, ranks.device, everyone, planned)
 
 
 def _time_steps(trainer: Trainer, case: Case, model: ModelProfile) -> dict[str, Any]:

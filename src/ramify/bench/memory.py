@@ -169,9 +169,9 @@ def _case(census: Census, branches: int, placement: str, folder: Path) -> Case:
 def _layout(placement: Placement, process: Process, alone: bool) -> Layout:
     """Rank 0 of the placement in a group of its own, or this rank among all of them."""
     if not alone:
-        return Layout.spread(placement, process.device)
+        return Layout.spread(placement, process.ranks)
     groups = {branch: dist.group.WORLD if len(placement.hosts[branch]) > 1 else None for branch in placement.hosted(0)}
-    return Layout(0, placement, process.device, groups)
+    return Layout(size=placement.ranks, placement=placement, device=process.ranks.device, groups=groups)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def _by_launcher(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None])
         on_rank_zero(ranks, lambda: [None, sweep.data(out / "stores")][0])
         recipe, stores = sweep.data(out / "stores")
         content = _before(out)
-        for case in sweep.cases(recipe, stores, [ranks.world]):  # nothing to calibrate: that takes one rank
+        for case in sweep.cases(recipe, stores, [ranks.size]):  # nothing to calibrate: that takes one rank
             found = measure_case(case, process)
             if ranks.rank == 0:
                 content = _keep(content, found, out)

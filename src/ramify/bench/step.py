@@ -133,7 +133,7 @@ def run_case(source: Path, target: Path) -> None:
         cost = profile_model(_plain(recipe), spreads)
         before = process_memory()
         trainer = make_trainer(
-            recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), process.device), process
+            recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), process.ranks.device), process
         )
         found = measure_steps(trainer, cost, case["warmup"], case["steps"], before)
         if case["trace"]:

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ramify.batches.loader import SplitReader
 from ramify.batches.open import check_same_data, open_split, open_stores
@@ -24,10 +22,9 @@ from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
 from ramify.model.restore import restore_model
 from ramify.parallel.launch import choose_device, detect_launcher
-from ramify.parallel.layout import Layout
-from ramify.parallel.rendezvous import process_group
-from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
-from ramify.planning.placement import replicated
+from ramify.parallel.rendezvous import joined
+from ramify.parallel.sync import on_all, on_rank_zero
+from ramify.parallel.world import World
 from ramify.recipe import ParallelOptions, Recipe, parse_recipe
 
 UNITS = {
@@ -36,8 +33,8 @@ UNITS = {
     "stress": "eV/Å³ per component",
 }
 
-Totals = dict[tuple[str, str], list[tuple[int, NDArray[np.float64]]]]
-"""By (dataset, branch): number of each batch in its split, and its `Errors.totals`."""
+Totals = dict[str, dict[str, list[tuple[int, list[float]]]]]
+"""By dataset and branch: number of each batch in its split, and its `Errors.totals`; plain data."""
 
 
 def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
@@ -53,20 +50,19 @@ def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
 
 
 @contextmanager
-def met(device: str = "auto") -> Iterator[Layout]:
+def met(device: str = "auto") -> Iterator[World]:
     """The processes that a launcher (torchrun, srun, mpiexec) started together, or this one alone, each on its device.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `xpu`.
 
     Raises:
-        RamifyError: there is no such device, or the others do not come.
+        RamifyError: there is no such device, or the others do not come, or one of them is lost.
     """
     launch_env = detect_launcher()
     chosen = choose_device(device, launch_env, key="--device")
-    with process_group(launch_env, chosen, ParallelOptions().timeout):
-        every_rank = replicated(("all branches",), launch_env.world)
-        yield Layout.alone(("all branches",), chosen) if launch_env.world == 1 else Layout.spread(every_rank, chosen)
+    with joined(launch_env, chosen, ParallelOptions().timeout) as world:
+        yield world
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +87,7 @@ class Evaluator:
     which: str = "best"
     others: Recipe | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    ranks: Ranks = field(default_factory=SingleProcess)
+    ranks: World = field(default_factory=World)
     progress: Callable[[str, str, int], None] = lambda dataset, branch, structures: None
 
     def evaluate(self) -> dict[str, Any]:
@@ -135,10 +131,11 @@ class Evaluator:
             kept = []
             stress = reader.store.manifest.labels.stress > 0
             predicts_stress = dataset in own and opened.model.branch(own[dataset]).forces == "conservative"
-            for number, indices, batch in split_batches(reader, dtype, rank=self.ranks.rank, world=self.ranks.world):
+            for number, indices, batch in split_batches(reader, dtype, rank=self.ranks.rank, world=self.ranks.size):
                 for branch in opened.recipe.datasets_of_branches():
                     seen = predict_batch(opened.model, indices, batch, branch, self.device, stress=stress)
-                    totals.setdefault((dataset, branch), []).append((number, seen.errors().totals))
+                    found = totals.setdefault(dataset, {}).setdefault(branch, [])
+                    found.append((number, seen.errors().totals.tolist()))
                     if own.get(dataset) == branch:
                         kept.append((number, seen))
                     self.progress(dataset, branch, len(indices))
@@ -164,7 +161,7 @@ class Evaluator:
 
         def write_predictions(folder: Path) -> None:
             for dataset in opened.recipe.datasets:
-                predictions_file.merge_parts(parts, folder, opened.readers[dataset], trivial[dataset], self.ranks.world)
+                predictions_file.merge_parts(parts, folder, opened.readers[dataset], trivial[dataset], self.ranks.size)
 
         write_evaluation(self.run, result, write_predictions)
         return result
@@ -182,7 +179,7 @@ class _Opened:
 
 def _row(branch: str, dataset: str, shares: Sequence[Totals]) -> dict[str, Any]:
     """Errors of one branch on one dataset, refused where they are not numbers, which a model that diverged has."""
-    errors = add_in_order(part for totals in shares for part in totals.get((dataset, branch), ()))
+    errors = add_in_order(part for totals in shares for part in totals.get(dataset, {}).get(branch, ()))
     results = {"stress_mae": None, "stress_rmse": None} | errors.results()
     if broken := [key for key, value in results.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise RamifyError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ramify.batches.batch import Batch, Segment
 from ramify.batches.loader import SplitReader
@@ -107,7 +107,7 @@ def split_batches(
         yield rank + turn * world, indices, batch
 
 
-def add_in_order(parts: Iterable[tuple[int, NDArray[np.float64]]]) -> Errors:
+def add_in_order(parts: Iterable[tuple[int, ArrayLike]]) -> Errors:
     """The errors of a split from (number of the batch, its `Errors.totals`), in whatever order they come."""
     errors = Errors()
     for _, totals in sorted(parts, key=lambda part: part[0]):

@@ -12,7 +12,7 @@ from ramify.evaluate.trivial import trivial_errors
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.model import Model
 from ramify.inference.saved import Saved
-from ramify.parallel.sync import Ranks
+from ramify.parallel.world import World
 from ramify.recipe import Recipe, Scale
 from ramify.store.store import Store
 
@@ -62,14 +62,18 @@ class OldData:
     readers: Mapping[tuple[str, str], SplitReader]
     missing: Sequence[str]
 
-    def rows(self, model: Model, ranks: Ranks) -> list[FinetuneRow]:
+    def rows(self, model: Model, ranks: World) -> list[FinetuneRow]:
         """Errors of `model` on them; the ranks share the work, and all must ask."""
         totals = {}
         for (branch, dataset), reader in self.readers.items():
-            mine = [
-                (number, predict_batch(model.network, indices, batch, branch, model.device).errors().totals)
-                for number, indices, batch in split_batches(reader, model.dtype, rank=ranks.rank, world=ranks.world)
-            ]
+            with ranks.watchdog.working():
+                mine = [
+                    (
+                        number,
+                        predict_batch(model.network, indices, batch, branch, model.device).errors().totals.tolist(),
+                    )
+                    for number, indices, batch in split_batches(reader, model.dtype, rank=ranks.rank, world=ranks.size)
+                ]
             totals[branch, dataset] = [part for share in ranks.gather(mine) for part in share]
         return [self._row(pair, parts) for pair, parts in totals.items()]
 

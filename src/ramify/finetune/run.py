@@ -12,7 +12,8 @@ from ramify.files import read_json, write_json
 from ramify.finetune.errors import FinetuneRow, OldData, old_data, trained_rows
 from ramify.finetune.resolve import FinetuneRequest, resolve
 from ramify.inference.model import Model, load
-from ramify.parallel.sync import Ranks, each, on_rank_zero
+from ramify.parallel.sync import each, on_rank_zero
+from ramify.parallel.world import World
 from ramify.recipe import Recipe
 from ramify.run.run import Run
 from ramify.store.store import Store
@@ -132,10 +133,10 @@ def finetune(
     settle(recipe)
     ranks = process.ranks
     on_rank_zero(ranks, lambda: Run.require_free(path))
-    model = each(ranks, lambda: load(request.model, checkpoint=request.checkpoint, device=process.device))
+    model = each(ranks, lambda: load(request.model, checkpoint=request.checkpoint, device=process.ranks.device))
     own = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"scales": {}})})
     whole = each(ranks, lambda: resolve(model.saved, own, _validated(open_stores(own)), request))
-    each(ranks, lambda: require_fast_products(whole.train, process.device))  # before old data are evaluated
+    each(ranks, lambda: require_fast_products(whole.train, process.ranks.device))  # before old data are evaluated
     old, rows = _old(model, whole, ranks)
     hearer = _Hearer(callbacks, whole, rows, old.missing, path, measured)
     trainer = start_run(whole, path, replace(callbacks, evaluated=hearer.evaluated), edges, process)
@@ -165,7 +166,7 @@ def go_on(
     settle(recipe)
     each(ranks, lambda: read_pretrained(recipe.finetune))
     options = recipe.finetune
-    model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=process.device))
+    model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=process.ranks.device))
     old, rows = _old(model, recipe, ranks)
     hearer = _Hearer(callbacks, recipe, rows, old.missing, path, measured)
     trainer = continue_run(recipe, path, replace(callbacks, evaluated=hearer.evaluated), edges, process)
@@ -174,7 +175,7 @@ def go_on(
     return found
 
 
-def _old(model: Model, recipe: Recipe, ranks: Ranks) -> tuple[OldData, list[FinetuneRow]]:
+def _old(model: Model, recipe: Recipe, ranks: World) -> tuple[OldData, list[FinetuneRow]]:
     """Old data at hand, and the errors on them before the first step."""
     old = each(ranks, lambda: old_data(model.saved, recipe, SPLIT))
     return old, old.rows(model, ranks)

@@ -7,13 +7,14 @@ that the program does not depend on which branches a batch has, nor on how many 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._dynamo import mark_dynamic
+from torch._dynamo.callback import CallbackArgs, callback_handler
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ramify.batches.padding import PaddedBatch
@@ -43,6 +44,7 @@ class CompiledModel:
     Args:
         model: whose weights are used, and get the gradients.
         mode: `cuda-graphs` also records what a program does on the GPU, once for each size of batches.
+        compiling: entered while a program is made, which takes minutes: it is no hang.
 
     Attributes:
         program: what is compiled.
@@ -51,10 +53,15 @@ class CompiledModel:
         RamifyError: the device has no compiler, or no graphs.
     """
 
-    def __init__(self, model: MultiBranch, mode: CompileMode) -> None:
+    def __init__(
+        self,
+        model: MultiBranch,
+        mode: CompileMode,
+        compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         device = next(model.parameters()).device
         _require_compiler(device, mode)
-        self._model, self._graphs = model, mode == "cuda-graphs"
+        self._model, self._graphs, self._compiling = model, mode == "cuda-graphs", compiling
         kinds = {model.branch(name).forces for name in model.branches}
         self.conservative = "conservative" in kinds
         assert not (self.conservative and "direct" in kinds), "a recipe knows one kind of forces"
@@ -84,7 +91,7 @@ class CompiledModel:
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         model = self._model
-        with _compiling():
+        with _understandable(), _while_compiling(self._compiling):
             if self.conservative:
                 heads = self._stacked({segment.name for segment in batch.segments})
                 total, minus_forces, virial = self.program(batch, heads, stress)
@@ -161,7 +168,28 @@ def _require_compiler(device: torch.device, mode: str) -> None:
 
 
 @contextmanager
-def _compiling() -> Iterator[None]:
+def _while_compiling(enter: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Inside, what `enter` gives is entered whenever a program is made, and left when it is there."""
+    entered = ExitStack()
+
+    def begin(_: CallbackArgs) -> None:
+        entered.enter_context(enter())
+
+    def end(_: CallbackArgs) -> None:
+        entered.close()
+
+    callback_handler.register_start_callback(begin)
+    callback_handler.register_end_callback(end)
+    try:
+        yield
+    finally:
+        callback_handler.remove_start_callback(begin)
+        callback_handler.remove_end_callback(end)
+        entered.close()
+
+
+@contextmanager
+def _understandable() -> Iterator[None]:
     """Around a call that may compile: sizes that happen to be equal are not taken to be so for ever, and what goes
     wrong is said in words."""
     from torch._inductor.exc import InductorError

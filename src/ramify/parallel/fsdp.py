@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER
 from ramify.parallel.grad_sync import Bucket, SyncedPart
-from ramify.parallel.layout import Layout
+from ramify.parallel.layout import Layout, new_mesh
 from ramify.planning.costs import cuts_of_encoder
 from ramify.recipe import ParallelOptions
 
@@ -147,7 +147,7 @@ def shard_encoder(model: MultiBranch, layout: Layout, options: ParallelOptions) 
     Raises:
         RamifyError: `parallel.shard_ranks` does not divide the number of ranks.
     """
-    cuts = cuts_of_encoder(options, layout.world)
+    cuts = cuts_of_encoder(options, layout.size)
     if cuts == 1:
         return ShardedEncoder((), layout, is_counted_here=layout.is_rank_zero)
     mesh = _mesh(layout, cuts)
@@ -171,7 +171,7 @@ def shard_encoder(model: MultiBranch, layout: Layout, options: ParallelOptions) 
 
 def _mesh(layout: Layout, cuts: int) -> DeviceMesh:
     """(shard,), or (replica, shard) where there are several copies of the encoder."""
-    ranks = torch.arange(layout.world)
-    if cuts == layout.world:
-        return DeviceMesh(layout.device.type, ranks, mesh_dim_names=("shard",))
-    return DeviceMesh(layout.device.type, ranks.view(-1, cuts), mesh_dim_names=("replica", "shard"))
+    ranks = torch.arange(layout.size)
+    if cuts == layout.size:
+        return new_mesh(layout.device, ranks, ("shard",))
+    return new_mesh(layout.device, ranks.view(-1, cuts), ("replica", "shard"))

@@ -133,8 +133,9 @@ class GradientSync:
             for bucket in self._queue:  # with parameters that the pass did not touch
                 bucket.missing = 0
             self._send_complete()
-            for pending in self._pending:
-                pending.wait()
+            with self._layout.watchdog.waiting():
+                for pending in self._pending:
+                    pending.wait()
         finally:
             self._queue, self._pending = [], []
         for part in self._active:

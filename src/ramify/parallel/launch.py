@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -61,6 +61,7 @@ class LaunchEnv:
         local_rank: this process among those on its node.
         address, port: where rank 0 waits for the others; empty and 0 for a process alone.
         launcher: what started it; empty for a process alone.
+        one_node: whether all processes are known to be on one node.
     """
 
     rank: int = 0
@@ -69,6 +70,7 @@ class LaunchEnv:
     address: str = ""
     port: int = 0
     launcher: str = ""
+    one_node: bool = field(default=False, compare=False)
 
 
 def detect_launcher(environ: Mapping[str, str] = os.environ) -> LaunchEnv:
@@ -88,7 +90,9 @@ def detect_launcher(environ: Mapping[str, str] = os.environ) -> LaunchEnv:
                 return LaunchEnv()
             local = next((name for name in launcher.local_rank if name in environ), launcher.local_rank[0])
             local_rank = _number(environ, launcher, local)
-            return LaunchEnv(rank, world, local_rank, *_meeting_point(environ, launcher, world), launcher.name)
+            address, port = _meeting_point(environ, launcher, world)
+            one_node = _is_one_node(environ, launcher, world) or address in LOOPBACK
+            return LaunchEnv(rank, world, local_rank, address, port, launcher.name, one_node)
     return LaunchEnv()
 
 
@@ -138,8 +142,8 @@ def _meeting_point(environ: Mapping[str, str], launcher: Launcher, world: int) -
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if name not in environ:
                 raise RamifyError(f"{launcher.rank} and {launcher.world} are set, but {name} is not", fix=_ANEW)
-    alone_on_node = any(environ.get(name) == str(world) for name in launcher.local_world)
-    address = environ.get("MASTER_ADDR") or ("127.0.0.1" if alone_on_node else _first_node(environ))
+    one_node = _is_one_node(environ, launcher, world)
+    address = environ.get("MASTER_ADDR") or (LOOPBACK[0] if one_node else _first_node(environ))
     if not address:
         raise RamifyError(
             f"{launcher.name} started {world} processes on several nodes and does not say where rank 0 is",
@@ -147,12 +151,22 @@ def _meeting_point(environ: Mapping[str, str], launcher: Launcher, world: int) -
         )
     if "MASTER_PORT" in environ:
         return address, _number(environ, launcher, "MASTER_PORT")
-    job = "/".join(environ[name] for name in _JOB if name in environ) or str(os.getppid())  # the launcher's own process
+    job = "/".join(environ[name] for name in JOB if name in environ) or str(os.getppid())  # the launcher's own process
     digest = hashlib.blake2b(job.encode(), digest_size=8).digest()
     return address, PORTS[int.from_bytes(digest, "little") % len(PORTS)]
 
 
-_JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PBS_JOBID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
+def _is_one_node(environ: Mapping[str, str], launcher: Launcher, world: int) -> bool:
+    """Whether the launcher says that all processes are on one node."""
+    return any(environ.get(name) == str(world) for name in launcher.local_world) or (
+        launcher.name == "srun" and environ.get("SLURM_STEP_NUM_NODES") == "1"
+    )
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Addresses that a process reaches only on its own node."""
+
+JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PBS_JOBID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
 """What tells this job and this start within it from others, the same in all its processes."""
 
 

@@ -43,7 +43,7 @@ def make_forward(
         return Forward(model)
     from ramify.model.compiled import CompiledModel  # the compiler takes a second to import
 
-    compiled = CompiledModel(model, mode)
+    compiled = CompiledModel(model, mode, layout.watchdog.working)
     branches = tuple(model.branches)
     tile = tile_for(_atoms_of_rank(recipe, layout, shares, data), len(branches)) if compiled.conservative else 1
     return Forward(compiled, Padding(branches, tile, steps=mode == "cuda-graphs"))

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,9 +17,9 @@ from ramify.model.build import LabelSpread, build_model
 from ramify.parallel.assignment import Assigner, MicroBatchLimit
 from ramify.parallel.fsdp import shard_encoder
 from ramify.parallel.grad_sync import GradientSync
-from ramify.parallel.layout import GATHERED, Layout
+from ramify.parallel.layout import Layout
 from ramify.parallel.sync import on_rank_zero
-from ramify.parallel.watchdog import Watchdog
+from ramify.parallel.world import GATHERED
 from ramify.recipe import Recipe
 from ramify.run.changes import Changes
 from ramify.run.run import Run
@@ -47,7 +47,6 @@ class Trainer:
         train, val: readers of the two splits, of the datasets whose branches are on this rank at least.
         layout: which rank this is, and what it hosts.
         stop: why this rank should end early.
-        watchdog: ends a run that hangs.
         watch: who is told.
     """
 
@@ -58,11 +57,11 @@ class Trainer:
     val: Mapping[str, SplitReader]
     layout: Layout
     stop: Stop = field(default_factory=Stop)
-    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None, math.inf))
     callbacks: Callbacks = field(default_factory=Callbacks)
 
     def __post_init__(self) -> None:
         options, layout = self.recipe.train, self.layout
+        self.watchdog = layout.watchdog
         self.branch_of = self.recipe.branch_of_datasets()
         self._check_validation()
         sizes = {name: self.data[name].splits["train"].structures for name in self.branch_of}
@@ -87,7 +86,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
-        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.watchdog.beat)
+        self.validator = Validator(self.val, self.branch_of, layout, self.dtype)
         self.progress = TrainingProgress()
         self.state = State(
             layout, self.model, self.optimizer, self.averages, self.schedule, self.sampler, self.progress
@@ -118,7 +117,10 @@ class Trainer:
             Stopped: on this rank alone: a signal, before the first step or while that is compiled.
         """
         started = time.monotonic() - self.progress.seconds
-        with self.record.opened(lambda: self.stopped_by), self.loader() as loader:
+        with ExitStack() as opened:
+            with self.watchdog.working():
+                opened.enter_context(self.record.opened(lambda: self.stopped_by))
+                loader = opened.enter_context(self.loader())
             self.stop.begin()
             if self.recipe.train.patience is not None and not self.validates and self.layout.is_rank_zero:
                 self.callbacks.warned(
@@ -127,7 +129,7 @@ class Trainer:
             if self._evaluation_is_due():  # a session before was stopped from it, or the start is to be known
                 self._evaluate_and_save()
             while not self._is_over():
-                self.step(next(loader))
+                self.step(self._next(loader))
                 self.stop.stepped()
                 self.progress.seconds = time.monotonic() - started
                 self.record.stepped(self.total_steps)
@@ -146,6 +148,10 @@ class Trainer:
         ahead = data.workers * data.ahead
         shares, padding = self._shares(), self.forward.padding
         return Loader(self.train, shares, self.dtype, ahead, workers=data.workers, device=device, padding=padding)
+
+    def _next(self, loader: Loader) -> StepBatches:
+        with self.watchdog.working():  # reading may take as long as it takes
+            return next(loader)
 
     def step(self, work: StepBatches) -> None:
         """One optimizer step, on all ranks at once; `fit` takes them all.
@@ -209,6 +215,7 @@ class Trainer:
                 for batch in last:
                     self._accumulate(batch, work, step_metrics)
                 self.watchdog.arrive(f"the sums of step {work.assignment.step + 1}")
+                step_metrics.differentiated()
         return step_metrics
 
     def _accumulate(self, batch: Batch, work: StepBatches, step_metrics: StepMetrics) -> None:

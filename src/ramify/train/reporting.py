@@ -115,7 +115,8 @@ class RunReporter:
 
     def saved(self) -> None:
         """A checkpoint of the step that the run stands at is there."""
-        self._write(lambda: self._run.sessions.saved(self._progress.step))
+        with self._layout.watchdog.working():
+            self._write(lambda: self._run.sessions.saved(self._progress.step))
 
     def stepped(self, total: int) -> None:
         """One more of `total` steps is done."""
@@ -160,7 +161,8 @@ class RunReporter:
 
     def _add(self, entry: dict[str, Any]) -> None:
         if (log := self._log) is not None:
-            self._write(lambda: log.add(entry))
+            with self._layout.watchdog.working():
+                self._write(lambda: log.add(entry))
 
     def _write(self, write: Callable[[], None]) -> None:
         """Writes, on the first rank alone. What fails is kept for `check`: all ranks are to end by it, where they meet
@@ -172,5 +174,5 @@ class RunReporter:
             write()
         except RamifyError as error:
             self._failure = error
-            if self._layout.world == 1:
+            if self._layout.size == 1:
                 raise

@@ -2,11 +2,10 @@
 
 import ctypes
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import torch
 
 from ramify.batches.open import check_same_data, close_shared_stores, open_split, open_stores, place_stores
 from ramify.checkpoint import Checkpoint, tidy
-from ramify.errors import RamifyError
 from ramify.parallel.launch import LaunchEnv, choose_device, detect_launcher
 from ramify.parallel.layout import Layout
-from ramify.parallel.rendezvous import process_group
-from ramify.parallel.sync import ConnectedRanks, Ranks, SingleProcess, each, on_rank_zero
-from ramify.parallel.watchdog import Watchdog
+from ramify.parallel.rendezvous import joined
+from ramify.parallel.sync import each, on_rank_zero
+from ramify.parallel.world import World
+from ramify.planning.model_profile import ModelProfile
 from ramify.planning.plan import choose_placement, weighed_cost
 from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import Changes, compare
@@ -41,15 +40,11 @@ class Process:
 
     Attributes:
         ranks: all of them.
-        device: where its model lives.
         stop: why it should end early.
-        watchdog: ends a run that hangs.
     """
 
-    ranks: Ranks = field(default_factory=SingleProcess)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    ranks: World = field(default_factory=World)
     stop: Stop = field(default_factory=Stop)
-    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0, 1, None, 1.0))
 
 
 @contextmanager
@@ -61,24 +56,10 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
     """
     launch_env, timeout = detect_launcher(), recipe.parallel.timeout
     device = _device(recipe, launch_env)
-    with (
-        Stop(recipe.train.time_limit, at_once=True) as stop,
-        process_group(launch_env, device, timeout) as store,
-        Watchdog(launch_env.rank, launch_env.world, store, timeout) as watchdog,
-    ):
-        ranks = ConnectedRanks(launch_env.rank, launch_env.world) if launch_env.world > 1 else SingleProcess()
-        try:
-            yield Process(ranks, device, stop, watchdog)
+    with Stop(recipe.train.time_limit, at_once=True) as stop, joined(launch_env, device, timeout) as world:
+        yield Process(world, stop)
+        with world.watchdog.waiting():
             close_shared_stores()
-        except RuntimeError as error:
-            if launch_env.world == 1 or not _is_of_a_sum(error):
-                raise
-            reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without lines of C++
-            raise RamifyError(
-                f"rank {launch_env.rank} of {launch_env.world} has lost another rank at {watchdog.place}: {reason}",
-                fix="look for the first error that another rank gave; then go on from the last checkpoint with "
-                "`ramify train --resume`",
-            ) from error
 
 
 def _device(recipe: Recipe, launch_env: LaunchEnv) -> torch.device:
@@ -86,11 +67,6 @@ def _device(recipe: Recipe, launch_env: LaunchEnv) -> torch.device:
     device = choose_device(recipe.train.device, launch_env)
     Precision(recipe.train.precision, device)
     return device
-
-
-def _is_of_a_sum(error: RuntimeError) -> bool:
-    """Whether ranks have lost each other: PyTorch's own error, or Gloo's, which has no type of its own."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def start_run(
@@ -109,7 +85,7 @@ def start_run(
     process = process or alone(recipe)
     settle(recipe)
     on_rank_zero(process.ranks, lambda: Run.require_free(path))
-    each(process.ranks, lambda: require_fast_products(recipe.train, process.device))
+    each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
     stores = each(process.ranks, lambda: open_stores(recipe))
     maker = _Maker(recipe, process, stores, callbacks, edges)
     layout, run = maker.layout(), Run(path)
@@ -149,7 +125,7 @@ def resume_run(
             stores that have changed since in a way that a run cannot, or slow products (`require_fast_products`); on
             all ranks alike.
     """
-    ranks = process.ranks if process is not None else SingleProcess()
+    ranks = process.ranks if process is not None else World()
     run = each(ranks, lambda: Run.open(path))
     now, where = (recipe, "the recipe") if recipe else (each(ranks, run.recipe), str(run.path / "recipe.yaml"))
     on_rank_zero(ranks, lambda: run.lock(wait=automatic))
@@ -197,11 +173,12 @@ def _resume(
     edges: EdgeProgress,
 ) -> Trainer:
     settle(recipe)
-    each(process.ranks, lambda: require_fast_products(recipe.train, process.device))
+    each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
     maker = _Maker(recipe, process, stores, callbacks, edges)
     layout = maker.layout()
     trainer = maker.trainer(run, layout, maker.readers(layout))
     if checkpoint is not None:
+        layout.watchdog.arrive(f"reading {checkpoint.path.name}")
         each(layout, lambda: trainer.restore(checkpoint, changes))
     else:
         each(layout, lambda: _begin(trainer))
@@ -240,12 +217,14 @@ class _Maker:
 
     def layout(self) -> Layout:
         """What this rank hosts."""
-        ranks, device = self.process.ranks, self.process.device
-        model = on_rank_zero(ranks, lambda: weighed_cost(self.recipe, self.stores, ranks.world))
-        placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.world, model))
-        if ranks.world == 1:
-            return Layout.alone(list(self.recipe.datasets_of_branches()), device)
-        return replace(Layout.spread(placement, device), on_waiting=self.process.watchdog.wait)
+        ranks = self.process.ranks
+        ranks.watchdog.arrive("the plan of the ranks")
+        weighed = on_rank_zero(ranks, lambda: _as_data(weighed_cost(self.recipe, self.stores, ranks.size)))
+        model = None if weighed is None else ModelProfile.of_data(weighed)
+        placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.size, model))
+        if ranks.size == 1:
+            return Layout.alone(list(self.recipe.datasets_of_branches()), ranks.device)
+        return Layout.spread(placement, ranks)
 
     def readers(self, layout: Layout) -> dict[str, Any]:
         """Of both splits, for the datasets of hosted branches."""
@@ -258,17 +237,18 @@ class _Maker:
             housed = place_stores(self.recipe, stores, hosts)
             return {split: open_split(self.recipe, housed, split, self.edges) for split in ("train", "val")}
 
+        layout.watchdog.arrive("reading stores and finding edges")
         return each(layout, open_both)
 
     def trainer(self, run: Run, layout: Layout, readers: Mapping[str, Any]) -> Trainer:
         """At step 0."""
-        stop, watchdog = self.process.stop, self.process.watchdog
-        return each(
-            layout,
-            lambda: Trainer(
-                self.recipe, run, self.data, readers["train"], readers["val"], layout, stop, watchdog, self.callbacks
-            ),
-        )
+        stop, train, val = self.process.stop, readers["train"], readers["val"]
+        layout.watchdog.arrive("making the model")
+        return each(layout, lambda: Trainer(self.recipe, run, self.data, train, val, layout, stop, self.callbacks))
+
+
+def _as_data(cost: ModelProfile | None) -> dict[str, Any] | None:
+    return None if cost is None else asdict(cost)
 
 
 def torchrun_restarts() -> int:
@@ -278,7 +258,7 @@ def torchrun_restarts() -> int:
 
 def alone(recipe: Recipe) -> Process:
     """One process by itself."""
-    return Process(device=_device(recipe, LaunchEnv()))
+    return Process(World(device=_device(recipe, LaunchEnv())))
 
 
 def settle(recipe: Recipe) -> None:

@@ -43,6 +43,7 @@ class StepMetrics:
     def __init__(self, counts: Mapping[str, int], layout: Layout) -> None:
         self._counts, self._layout = counts, layout
         self._entries = torch.zeros(3 + 3 * len(counts), dtype=torch.float64, device=layout.device)
+        self._own = None if layout.device.type == "cpu" else torch.Event(layout.device)
 
     def add(self, loss: Loss) -> None:
         """The loss of one more turn."""
@@ -50,6 +51,11 @@ class StepMetrics:
         for place, name in enumerate(self._counts, start=1):
             if name in loss.datasets:
                 self._entries[3 * place : 3 * place + 3] += loss.datasets[name]
+
+    def differentiated(self) -> None:
+        """This rank's own part of the gradients is told to the device; all that follows waits for other ranks, too."""
+        if self._own is not None:
+            self._own.record()
 
     def close(self, step: int, squared_norm: Tensor, *, stop: bool) -> "PendingMetrics":
         """Adds up over all ranks.
@@ -63,7 +69,7 @@ class StepMetrics:
         if stop:
             self._entries[2] = 1.0
         self._layout.sum_over_world(self._entries)
-        return PendingMetrics(step, self._counts, self._entries)
+        return PendingMetrics(step, self._counts, self._entries, self._own, self._layout)
 
 
 class PendingMetrics:
@@ -74,8 +80,11 @@ class PendingMetrics:
         norm: (), float64, on the device: `StepResult.norm`, for what is decided there.
     """
 
-    def __init__(self, step: int, counts: Mapping[str, int], entries: Tensor) -> None:
+    def __init__(
+        self, step: int, counts: Mapping[str, int], entries: Tensor, own: torch.Event | None, layout: Layout
+    ) -> None:
         self.step, self.norm = step, entries[1].sqrt()
+        self._own, self._layout = own, layout
         self._counts, self._host, self._arrived = counts, entries, None
         if entries.device.type != "cpu":
             # from memory that is not page-locked the copy would make the host wait
@@ -87,7 +96,8 @@ class PendingMetrics:
     def read(self) -> StepResult:
         """Waits for the step to be over on the device, not for what it was told after that."""
         if self._arrived is not None:
-            self._arrived.synchronize()
+            with self._layout.watchdog.waiting(lambda: self._own is not None and not self._own.query()):
+                self._arrived.synchronize()
         (loss, squared, stopping), *triples = self._host.reshape(-1, 3).tolist()
         datasets = {n: tuple(triple) for (n, count), triple in zip(self._counts.items(), triples, strict=True) if count}
         return StepResult(loss, datasets, math.sqrt(squared) if squared >= 0 else math.nan, int(stopping))

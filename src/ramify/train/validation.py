@@ -1,12 +1,11 @@
 """The validation metric: exact errors on the validation splits, the same to the bit however many ranks look at them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from ramify.batches.loader import SplitReader
 from ramify.evaluate.metrics import Errors
@@ -15,8 +14,8 @@ from ramify.evaluate.trivial import trivial_errors
 from ramify.model.multibranch import MultiBranch
 from ramify.parallel.layout import Layout
 
-Totals = list[tuple[int, NDArray[Any]]]
-"""(number of a batch in its split, its `Errors.totals`) of some batches."""
+Totals = list[tuple[int, list[float]]]
+"""(number of a batch in its split, its `Errors.totals`) of some batches, as plain data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,6 @@ class Validator:
         branch_of: the branch of every dataset of the run, in the recipe's order.
         layout: of this rank.
         dtype: of the batches.
-        beat: called after every batch.
     """
 
     def __init__(
@@ -50,16 +48,17 @@ class Validator:
         branch_of: Mapping[str, str],
         layout: Layout,
         dtype: torch.dtype,
-        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._readers, self._branch_of = readers, branch_of
-        self._layout, self._dtype, self._beat = layout, dtype, beat
+        self._layout, self._dtype = layout, dtype
         self._trivial: dict[str, Errors] = {}
 
     def __call__(self, model: MultiBranch) -> Validation:
         """Errors of the weights that `model` has now; all ranks must ask."""
         model.eval()
-        shares = self._layout.gather({name: self._own_batches(model, name) for name in self._readers})
+        with self._layout.watchdog.working():
+            own = {name: self._own_batches(model, name) for name in self._readers}
+        shares = self._layout.gather(own)
         if not self._trivial:
             self._trivial = self._trivial_errors()
         datasets, ratios = {}, []
@@ -80,14 +79,16 @@ class Validator:
         totals = []
         for number, indices, batch in split_batches(reader, self._dtype, rank=first, world=len(hosts)):
             seen = predict_batch(model, indices, batch, branch, self._layout.device)
-            totals.append((number, seen.errors().totals))
-            self._beat()
+            totals.append((number, seen.errors().totals.tolist()))
+            self._layout.watchdog.beat()
         return totals
 
     def _trivial_errors(self) -> dict[str, Errors]:
         """They need no model: the owner of each dataset's branch works them out, once."""
         owned = [name for name in self._readers if self._layout.owns(self._branch_of[name])]
-        gathered = self._layout.gather({name: trivial_errors(self._readers[name]).totals for name in owned})
+        with self._layout.watchdog.working():
+            own = {name: trivial_errors(self._readers[name]).totals.tolist() for name in owned}
+        gathered = self._layout.gather(own)
         return {name: Errors(totals) for share in gathered for name, totals in share.items()}
 
 

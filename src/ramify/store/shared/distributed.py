@@ -274,10 +274,21 @@ def _agreed(group: "MPI.Intracomm", work: Callable[[], T]) -> T:
         result = work()
     except Exception as error:
         failure = str(error) if isinstance(error, RamifyError) else f"{type(error).__name__}: {error}"
-    for rank, text in enumerate(group.allgather(failure)):
+    for rank, text in enumerate(_gathered(group, failure)):
         if text:
             raise RamifyError(text if rank == group.rank else f"rank {rank} of the group of {group.size}: {text}")
     return result  # type: ignore[return-value]
+
+
+def _gathered(group: "MPI.Intracomm", text: str) -> list[str]:
+    """The text of every rank; as bytes, for mpi4py would exchange objects as pickles."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.empty(group.size, np.int64)
+    group.Allgather(np.array([len(own)]), sizes)
+    found = np.empty(int(sizes.sum()), np.uint8)
+    group.Allgatherv(own, (found, sizes))
+    ends = np.cumsum(sizes)
+    return [found[end - size : end].tobytes().decode() for size, end in zip(sizes, ends, strict=True)]
 
 
 def _mpi() -> Any:

@@ -30,7 +30,8 @@ class NodeRecords:
     def __init__(self, mpi: Any, group: "MPI.Intracomm", words: Rows) -> None:
         node = group.Split_type(mpi.COMM_TYPE_SHARED, key=group.rank)
         self.size: int = node.size
-        members = np.array(node.allgather(group.rank))
+        members = np.empty(node.size, np.int64)
+        node.Allgather(np.array([group.rank]), members)
         held = words[members]
         self.first: Rows = np.full(group.size, -1)
         self.first[members] = np.cumsum(held) - held
