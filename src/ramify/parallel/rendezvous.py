@@ -129,7 +129,7 @@ def _open_store(launch_env: LaunchEnv, timeout: float) -> tuple[Store, Store]:
         interfaces.listen(launch_env.address, launch_env.port, one_node=launch_env.one_node).detach() if keeps else None
     )
 
-    def joined(listener: int | None = None) -> Store:
+    def connect(listener: int | None = None) -> Store:
         return dist.TCPStore(  # type: ignore[attr-defined]
             launch_env.address,
             launch_env.port,
@@ -139,7 +139,7 @@ def _open_store(launch_env: LaunchEnv, timeout: float) -> tuple[Store, Store]:
             master_listen_fd=listener,
         )
 
-    return joined(listener), joined()
+    return connect(listener), connect()
 
 
 class _Greeting:
