@@ -19,6 +19,7 @@ class Graph:
         direction: (E, 3) unit vectors from receiver to sender.
         distance: (E,) Å.
         weight: (E,) from 1 at short range to 0 at the end of the receiver's neighbourhood.
+        slots: (n,) 0, 1, ... n - 1; no atom has more than n edges of a weight above 0.
     """
 
     numbers: Tensor
@@ -27,6 +28,7 @@ class Graph:
     direction: Tensor
     distance: Tensor
     weight: Tensor
+    slots: Tensor
 
 
 def build_graph(
@@ -66,4 +68,4 @@ def build_graph(
             0, batch.cutoff_receiver, batch.cutoff_gain * (cutoff_pairs - cutoff_pairs.detach())
         )
     weight = envelope(distance / atom_cutoff.index_select(0, batch.receiver))
-    return Graph(batch.numbers, batch.receiver, batch.sender, vector / distance[:, None], distance, weight)
+    return Graph(batch.numbers, batch.receiver, batch.sender, vector / distance[:, None], distance, weight, batch.slots)

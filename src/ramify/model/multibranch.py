@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ramify.batches.batch import Batch, Segment
+from ramify.model.encoders.base import Encoder
 from ramify.model.graph import build_graph
 from ramify.model.heads import Branch
 
@@ -31,12 +32,12 @@ class MultiBranch(nn.Module):
     """One encoder and its branches, by name.
 
     Args:
-        encoder: maps a `Graph` to scalars (N, F) and vectors (N, 3, C).
+        encoder: see `ramify.model.encoders.base.Encoder`.
         branches: heads by branch name.
         cutoff: Å.
     """
 
-    def __init__(self, encoder: nn.Module, branches: Mapping[str, Branch], cutoff: float) -> None:
+    def __init__(self, encoder: Encoder, branches: Mapping[str, Branch], cutoff: float) -> None:
         super().__init__()
         self.encoder = encoder
         self.branches = nn.ModuleDict()
@@ -87,14 +88,18 @@ class MultiBranch(nn.Module):
         filled = [torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted, strict=True)]
         return filled[0], filled[1] if strain is not None else None
 
-    def forces_of(self, segment: Segment, scalars: Tensor, vectors: Tensor, minus_forces: Tensor | None) -> Tensor:
+    def forces_of(
+        self, segment: Segment, scalars: Tensor, vectors: Tensor | None, minus_forces: Tensor | None
+    ) -> Tensor:
         """(atoms of the segment, 3) eV/Å; NaN without a force head."""
         branch = self.branch(segment.name)
         if branch.forces == "conservative":
             assert minus_forces is not None
             return -minus_forces[segment.atoms]
         if branch.force is None:
-            return torch.full_like(vectors[segment.atoms, :, 0], torch.nan, dtype=branch.forces_scale.dtype)
+            atoms = segment.atoms.stop - segment.atoms.start
+            return branch.forces_scale.new_full((atoms, 3), torch.nan)
+        assert vectors is not None, "`build_model` refuses direct forces from an encoder without vectors"
         forces: Tensor = branch.force(scalars[segment.atoms], vectors[segment.atoms])
         return forces.to(branch.forces_scale.dtype) * branch.forces_scale
 
