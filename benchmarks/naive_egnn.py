@@ -6,10 +6,11 @@ product's, so that both give the same numbers (`tests/model/test_messages.py` co
 """
 
 import torch
+from ramify.model.encoders.base import normalised
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ramify.model.encoders.egnn import EGNN, EGNNLayer, normalised
+from ramify.model.encoders.egnn import EGNN, EGNNLayer
 from ramify.model.graph import Graph
 from ramify.model.multibranch import MultiBranch
 

@@ -21,6 +21,10 @@ from ramify.recipe.validation_errors import mistakes
 
 KINDS = {
     "egnn": "ramify.model.encoders.egnn:EGNN",
+    "many_body": "ramify.model.encoders.many_body:ManyBody",
+    "painn": "ramify.model.encoders.painn:PaiNN",
+    "schnet": "ramify.model.encoders.schnet:SchNet",
+    "tensornet": "ramify.model.encoders.tensornet:TensorNet",
 }
 """Where the class of each kind is found. Imported when a recipe asks for it: classes of encoders need PyTorch."""
 

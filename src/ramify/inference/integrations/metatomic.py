@@ -45,8 +45,8 @@ class _Network(torch.nn.Module):
     """Encoder and one branch on tensors alone, to be traced.
 
     Maps atomic numbers (N,), of E edges receiver, sender, vector (E, 3) Å and the receiver's reach (E,) Å, and the
-    slots (n,) of a table of neighbours (`ramify.model.graph.Graph`) to atomic energies (N,) in eV without references and
-    forces (N, 3) in eV/Å (zeros without a force head).
+    slots (n,) of a table of neighbours (`ramify.model.graph.Graph`) to atomic energies (N,) in eV without references
+    and forces (N, 3) in eV/Å (zeros without a force head).
     """
 
     def __init__(self, predictor: Predictor) -> None:

@@ -58,6 +58,16 @@ class Encoder(nn.Module):
             return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
+def normalised(vectors: Tensor) -> Tensor:
+    """Vectors (N, 3, C), or tensors (N, 5, C), divided by sqrt(1 + their mean square): short ones as they are, long
+    ones of length about 1.
+
+    What layer normalisation is to scalars, with a smooth floor because vectors start at zero. Without it messages,
+    which grow with vectors and multiply them, square their size from layer to layer until crowded structures overflow.
+    """
+    return vectors * torch.rsqrt(1.0 + vectors.square().sum(1, keepdim=True).mean(2, keepdim=True))
+
+
 class ElementFeatures(nn.Module):
     """Scalars that are linear in `element_features`: elements differ by nothing but their place in the periodic table.
 

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ramify.model.encoders.base import Encoder, element_embedding
+from ramify.model.encoders.base import Encoder, element_embedding, normalised
 from ramify.model.graph import Graph
 from ramify.model.kernels.activation import SiLU
 from ramify.model.kernels.aligned import aligned, aligned_linear, filled
@@ -108,15 +108,6 @@ class EGNNLayer(nn.Module):
             products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else basis.dtype
             collected, gates = blockwise(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender, products)
         return collected[:, : self.width], gates
-
-
-def normalised(vectors: Tensor) -> Tensor:
-    """Vectors (N, 3, C) divided by sqrt(1 + their mean square): short ones as they are, long ones of length about 1.
-
-    What layer normalisation is to scalars, with a smooth floor because vectors start at zero. Without it messages,
-    which grow with vectors and multiply them, square their size from layer to layer until crowded structures overflow.
-    """
-    return vectors * torch.rsqrt(1.0 + vectors.square().sum(1, keepdim=True).mean(2, keepdim=True))
 
 
 class EGNNOptions(EncoderOptions):
