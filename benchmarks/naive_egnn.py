@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ramify.model.encoders.egnn import EGNN, EGNNLayer, normalised
+from ramify.model.encoders.base import normalised
+from ramify.model.encoders.egnn import EGNN, EGNNLayer
 from ramify.model.graph import Graph
 from ramify.model.multibranch import MultiBranch
 

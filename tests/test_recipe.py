@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from ramify.errors import RamifyError
-from ramify.recipe import RECIPES, Recipe, load_recipe, parse_recipe
+from ramify.recipe import RECIPES, EncoderOptions, Recipe, encoder_class, encoder_kinds, load_recipe, parse_recipe
 from ramify.sources.formats import formats
 
 BASE: dict[str, Any] = {
@@ -48,7 +48,11 @@ def groups(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[Bas
     found = [(prefix, model)]
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += groups(field.annotation, f"{prefix}{name}.")
+            inside = f"{prefix}{name}."
+            if field.annotation is EncoderOptions:
+                found += [(inside, encoder_class(kind).Options) for kind in encoder_kinds()]
+            else:
+                found += groups(field.annotation, inside)
     return found
 
 
@@ -56,7 +60,10 @@ def groups(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[Bas
 def test_an_unknown_key_anywhere_names_the_nearest_and_all_that_are_known(prefix: str, model: type[BaseModel]) -> None:
     for key in model.model_fields:
         typo = key[:1] + "x" + key[1:] if len(key) > 2 else f"{key}x"
-        message = refused(changed(**{f"{prefix}{typo}".replace(".", "__"): 1}))
+        content = changed(**{f"{prefix}{typo}".replace(".", "__"): 1})
+        if issubclass(model, EncoderOptions):
+            content["model"]["encoder"]["kind"] = model.model_fields["kind"].default
+        message = refused(content)
         assert message.startswith(f"{prefix}{typo}: unknown key, did you mean '{key}'?; accepted: ")
         assert message.endswith(", ".join(model.model_fields))
 
@@ -106,7 +113,9 @@ def test_formats() -> None:
         ("train__precision", "fp16", "train.precision: Input should be 'fp32', 'fp64', 'bf16' or 'tf32', found 'fp16'"),
         ("model__encoder__cutoff", 0, "model.encoder.cutoff: Input should be greater than 0, found 0"),
         ("model__encoder__max_neighbors", 0, "model.encoder.max_neighbors: Input should be greater than or equal to 1"),
-        ("model__encoder__kind", "mace", "model.encoder.kind: Input should be 'egnn', found 'mace'"),
+        ("model__encoder__kind", "egn", "model.encoder.kind: 'egn' is unknown, did you mean 'egnn'?; accepted: egnn"),
+        ("model__encoder__kind", 3, "model.encoder.kind: found 3; accepted: egnn"),
+        ("model__encoder", "egnn", "model.encoder: Input should be a valid dictionary, found 'egnn'"),
         (
             "model__force_head__kind",
             "x",

@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ramify.recipe import Recipe
+from ramify.recipe import EncoderOptions, Recipe, encoder_class
+from ramify.recipe.encoder import DEFAULT_KIND, KINDS
 from ramify.sources.base import DatasetOptions
 from ramify.sources.formats import formats
 
@@ -75,6 +76,7 @@ def page() -> str:
 def undocumented() -> list[str]:
     """Keys without a docstring, as `Model.key`."""
     roots = [Recipe, DatasetOptions, *(found.options for found in formats().values())]
+    roots += [encoder_class(kind).Options for kind in KINDS]
     models = roots + [nested for root in roots for _, nested in _all_nested(root, "")]
     missing: dict[str, None] = {}
     for model in models:
@@ -91,7 +93,26 @@ def _groups(model: Model, prefix: str) -> list[str]:
     for key, nested in _all_nested(model, prefix):
         level = "###" if prefix else "##"
         parts += [f"{level} `{key}`", _about(nested), _table(nested)]
+        if nested is EncoderOptions:
+            parts += _encoders()
     return parts
+
+
+def _encoders() -> list[str]:
+    """A part for each kind of encoder."""
+    parts = []
+    for kind in KINDS:
+        options = encoder_class(kind).Options
+        own = {k: field for k, field in options.model_fields.items() if _is_own(options, k)}
+        parts += [f"### `model.encoder.kind: {kind}`", _about(options)]
+        parts.append(_table(options, own) if own else "No keys of its own.")
+    return parts
+
+
+def _is_own(options: Model, key: str) -> bool:
+    """Whether a key is none of those that all encoders have, or has another default."""
+    common = EncoderOptions.model_fields.get(key)
+    return key != "kind" and (common is None or common.default != options.model_fields[key].default)
 
 
 def _all_nested(model: Model, prefix: str) -> Iterator[tuple[str, Model]]:
@@ -130,9 +151,12 @@ def _table(model: Model, fields: dict[str, FieldInfo] | None = None) -> str:
             accepted = (
                 ", ".join(map(_value, sorted(formats())))
                 if key == "format"
+                else ", ".join(map(_value, KINDS))
+                if model is EncoderOptions and key == "kind"
                 else _type(field.annotation, field.metadata)
             )
-            cells = [f"`{key}`", _default(field), accepted, written.get(key, "")]
+            default = _value(DEFAULT_KIND) if model is EncoderOptions and key == "kind" else _default(field)
+            cells = [f"`{key}`", default, accepted, written.get(key, "")]
         rows.append("| " + " | ".join(_text(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
@@ -147,7 +171,8 @@ def _docstrings(model: Model) -> dict[str, str]:
         assert isinstance(body, ast.ClassDef)
         for field, below in zip(body.body, body.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                found.pop(field.target.id, None)
+                if field.target.id != "kind" or not issubclass(cls, EncoderOptions):  # narrowed, not redefined
+                    found.pop(field.target.id, None)
                 if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                     found[field.target.id] = inspect.cleandoc(str(below.value.value))
     return found

@@ -34,15 +34,16 @@ def make_model() -> Callable[..., MultiBranch]:
         forces: ForceKind | None, dtype: torch.dtype = torch.float64, message_layers: int = 2, width: int = 24
     ) -> MultiBranch:
         torch.manual_seed(0)
-        encoder = EGNN(
+        options = EGNN.Options(
             layers=3,
             width=width,
             vector_channels=6,
             radial=6,
             cutoff=CUTOFF,
-            neighbors=10.0,
+            max_neighbors=10,
             message_layers=message_layers,
         )
+        encoder = EGNN(options)
         branch = Branch(
             width, 6, energy_head=(2, 16), force_head=(2, 16), forces=forces, energy_scale=0.7, forces_scale=1.3
         )

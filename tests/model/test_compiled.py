@@ -38,15 +38,16 @@ def make() -> Make:
         forces: Any, branches: tuple[str, ...] = BRANCHES, message_layers: int = 1, layers: int = 1
     ) -> MultiBranch:
         torch.manual_seed(0)
-        encoder = EGNN(
+        options = EGNN.Options(
             layers=layers,
             width=12,
             vector_channels=4,
             radial=5,
             cutoff=CUTOFF,
-            neighbors=8.0,
+            max_neighbors=8,
             message_layers=message_layers,
         )
+        encoder = EGNN(options)
         heads = {
             name: Branch(
                 12, 4, energy_head=(2, 8), force_head=(1, 8), forces=forces, energy_scale=0.5 + k, forces_scale=1.3

@@ -35,7 +35,7 @@ STEPS: list[dict[int, list[list[str]]]] = [
 def build(hosted: tuple[str, ...]) -> MultiBranch:
     """The same weights wherever a branch is."""
     torch.manual_seed(0)
-    encoder = EGNN(layers=2, width=6, vector_channels=2, radial=3, cutoff=3.0, neighbors=5.0)
+    encoder = EGNN(EGNN.Options(layers=2, width=6, vector_channels=2, radial=3, cutoff=3.0, max_neighbors=5))
     shape: dict[str, Any] = {"energy_head": (1, 6), "force_head": (1, 6), "energy_scale": 1.0, "forces_scale": 1.0}
     branches = {name: Branch(6, 2, forces="direct", **shape) for name in hosted}
     return MultiBranch(encoder, branches, 3.0).double()

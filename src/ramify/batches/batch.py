@@ -52,6 +52,8 @@ class Batch:
         n_atoms: (S,) atoms of each structure, as floats of the batch's precision.
         receiver, sender: (E,) int64, sorted by receiver.
         shift: (E, 3) Å, what moves the sender to its periodic image.
+        slots: (n,) int64, 0, 1, ... n - 1, where n is the most neighbours that an atom has here: its length lets tables
+            of neighbours (N, n) be made without reading a count from the device.
         reach: (N,) Å, where the atom's neighbourhood ends.
         rim_receiver, rim_sender: (H,) int64, rim_shift: (H, 3) Å, rim_gain: (H,): the pairs that move reaches, and how
             far each moves its receiver's (see `ramify.neighbors.edges`).
@@ -70,6 +72,7 @@ class Batch:
     receiver: Tensor
     sender: Tensor
     shift: Tensor
+    slots: Tensor
     atom_cutoff: Tensor
     cutoff_receiver: Tensor
     cutoff_sender: Tensor
@@ -108,6 +111,7 @@ class Batch:
             receiver=torch.from_numpy(receiver),
             sender=torch.from_numpy(sender),
             shift=torch.from_numpy(shift),
+            slots=torch.from_numpy(np.arange(np.bincount(receiver, minlength=1).max())),
             atom_cutoff=real(_one([p.edges.atom_cutoff for p in parts])),
             cutoff_receiver=torch.from_numpy(cutoff_receiver),
             cutoff_sender=torch.from_numpy(cutoff_sender),

@@ -7,6 +7,7 @@ What is added is there for its size only:
                they send is exactly zero, and so are its derivatives
     rim pairs  the same, of gain 0
     structures without labels and without a cell
+    slots      of neighbours
 Segments and datasets say which rows are real, so that losses and errors count no other. Rows stay in their order, and
 edges sorted by receiver. A real atom gets the same numbers as without padding, to rounding.
 """
@@ -82,6 +83,7 @@ class Padding:
             "volume": _longer(batch.volume, structures, 0.0),
             "energy": _longer(batch.energy, structures, np.nan),
             "stress": _longer(batch.stress, structures, np.nan),
+            "slots": torch.from_numpy(np.arange(self._size(len(batch.slots)))),
             "cutoff_gain": _longer(batch.cutoff_gain, size["cutoff_"], 0.0),
             "tile_branch": torch.from_numpy(self._tile_branch(starts, tiles)),
         }

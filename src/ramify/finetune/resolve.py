@@ -80,7 +80,12 @@ def _agree(recipe: Recipe, model: ModelOptions, saved: Saved) -> None:
     """Refuses keys below `model` that the recipe states otherwise than the model is."""
     stated = _flat(recipe.model.model_dump(mode="json", exclude_unset=True), "model.")
     found = _flat(model.model_dump(mode="json"), "model.")
-    wrong = [f"{key}: {value}, the model has {found[key]}" for key, value in stated.items() if value != found[key]]
+    # another kind of encoder has other keys
+    wrong = [
+        f"{key}: {value}, the model has {found.get(key, 'no such key')}"
+        for key, value in stated.items()
+        if key not in found or value != found[key]
+    ]
     if wrong:
         raise RamifyError(
             f"the recipe contradicts the model in {saved.path} ({'; '.join(wrong)})",

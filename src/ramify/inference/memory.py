@@ -1,15 +1,23 @@
 """How much memory a prediction takes, how much there is, and what a batch may therefore hold."""
 
+from functools import cache
+
 import torch
 
 from ramify import system
 from ramify.inference.batching import MemoryBudget
+from ramify.model.build import LabelSpread, build_branch, build_encoder
 from ramify.model.heads import ForceKind
+from ramify.model.multibranch import MultiBranch
+from ramify.model.profile import Cost, prediction_memory
 from ramify.recipe import ModelOptions
 
-MARGIN = 1.3
-"""What is counted below is multiplied by this. Peaks measured over 13 shapes of the EGNN (1 to 4 layers, width 64 to
-512, 16 to 64 channels, 0 to 43 neighbours) came to between 0.5 and 0.95 of the product."""
+MARGIN = 2.0
+"""Memory of a process over that of the tensors that are alive: glibc's allocator takes 1.2 to 1.7 times as much
+(measured for EGNN of 1 to 3 layers with direct and conservative forces; 1.0 where it gives back all that is freed)."""
+
+UNEVENNESS = 1.5
+"""Most neighbours of an atom over the mean."""
 
 PAIR_BYTES = 100
 """Of one pair of atoms while neighbours are searched: indices, shifts, distances, and their sorted copies."""
@@ -27,25 +35,36 @@ ATOMS_PER_EDGE = 1.0
 """Atoms of a batch, at most, for each edge it may hold: batches of isolated atoms have no edges."""
 
 
-def memory_needed(options: ModelOptions, forces: ForceKind | None, atoms: int, edges: int) -> float:
+@cache
+def prediction_cost(options: ModelOptions, forces: ForceKind | None) -> Cost:
+    """Bytes of a prediction in float32, measured on tensors without content (`ramify.model.profile`).
+
+    Raises:
+        RamifyError: the encoder reads values of tensors, so that nothing can be known before it runs.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(options.encoder)
+        branch = build_branch(options, encoder, [LabelSpread(1.0, None if forces is None else 1.0, 1)])
+        model = MultiBranch(encoder, {"branch": branch}, options.encoder.cutoff).float()
+    return prediction_memory(model, "branch", stress=forces == "conservative")
+
+
+def memory_needed(
+    options: ModelOptions, forces: ForceKind | None, atoms: int, edges: int, neighbors: float | None = None
+) -> float:
     """Bytes that predicting `atoms` atoms with `edges` edges takes at its peak, in float32; twice that in float64.
 
-    Conservative forces keep what every layer computed until the backward pass comes to it. Without them a layer's
-    numbers are dropped when the next begins, and the wide ones of edges are there for a block of edges at a time
-    (`ramify.model.kernels.messages`): what is left goes with the vector channels of edges and the width of atoms. Its
-    factors are fitted to peaks measured over 7 shapes (1 to 4 layers, width 64 to 866, 16 to 64 channels, 18
-    neighbours), which came to between 0.3 (one layer) and 0.9 of the product with `MARGIN`.
+    Args:
+        options: of the model.
+        forces: of the branch.
+        atoms, edges: of the batch.
+        neighbors: the most that an atom of it has, which tables of neighbours are as wide as; None: `max_neighbors`, or
+            without such a limit `UNEVENNESS` times the mean.
     """
-    encoder, head = options.encoder, options.energy_head
-    if forces == "conservative":
-        kept, passing = encoder.layers, 8 * encoder.width  # passing: what lives only within one operation
-        edge = kept * ((6 + encoder.message_layers) * encoder.width + 18 * encoder.vector_channels) + passing
-        atom = kept * (8 * encoder.width + 20 * encoder.vector_channels) + passing
-    else:
-        edge = 22 * encoder.vector_channels + 60
-        atom = 40 * encoder.width + 20 * encoder.vector_channels
-    atom += 4 * head.layers * head.width
-    return MARGIN * 4 * (edges * edge + atoms * atom)
+    if neighbors is None:
+        neighbors = options.encoder.max_neighbors or UNEVENNESS * edges / max(1, atoms)
+    cost = prediction_cost(options, forces)
+    return MARGIN * (cost.fixed + cost.of(atoms, edges, atoms * neighbors))
 
 
 def search_memory(atoms: int) -> float:
@@ -72,7 +91,8 @@ def budget_for(
         memory: bytes that the computation may take; None for all that is free.
     """
     free = available_memory(device) if memory is None else memory
-    fitting = GPU_PART * free / memory_needed(options, forces, 1, 1)
+    fixed = memory_needed(options, forces, 0, 0)
+    fitting = max(0.0, GPU_PART * free - fixed) / (memory_needed(options, forces, 1, 1, 1) - fixed)
     edges = max(1, int(fitting if device.type == "cuda" else min(fitting, CPU_EDGES)))
     return MemoryBudget(atoms=max(1, int(ATOMS_PER_EDGE * edges)), edges=edges, memory=free)
 

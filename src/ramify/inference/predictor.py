@@ -99,10 +99,12 @@ class Predictor:
         work.warnings |= {int(rows[k]): why for k, why in doubts(closest, self.dataset).items()}
         edges = edges_among(pairs, len(some.numbers), encoder.cutoff, encoder.max_neighbors)
         n_edges = np.diff(np.searchsorted(edges.receiver, some.offsets))
+        neighbors = np.bincount(edges.receiver, minlength=len(some.numbers))
         offsets = some.offsets
         for span in plan(some.n_atoms, n_edges, budget):
             first, last = int(offsets[span.start]), int(offsets[span.stop])
-            needed = self.memory_needed(last - first, int(n_edges[span].sum()))
+            most = int(neighbors[first:last].max())
+            needed = self.memory_needed(last - first, int(n_edges[span].sum()), most)
             if span.stop == span.start + 1 and needed > budget.memory:
                 work.refused[int(rows[span.start])] = _too_large(last - first, n_edges[span.start], needed, budget)
                 continue
@@ -116,10 +118,10 @@ class Predictor:
                 continue
             work.keep(rows[span], *found)
 
-    def memory_needed(self, atoms: int, edges: int) -> float:
-        """Bytes for one batch, in the network's precision."""
+    def memory_needed(self, atoms: int, edges: int, neighbors: int | None = None) -> float:
+        """Bytes for one batch, in the network's precision; see `ramify.inference.memory.memory_needed`."""
         double = self.network.branch(self.branch.name).energy_scale.dtype == torch.float64
-        return (2 if double else 1) * memory_needed(self.options, self.branch.forces, atoms, edges)
+        return (2 if double else 1) * memory_needed(self.options, self.branch.forces, atoms, edges, neighbors)
 
     def _too_large_to_search(self, structures: Structures, budget: MemoryBudget) -> Refused:
         """Structures that would not even leave room to find their neighbours."""

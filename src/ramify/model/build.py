@@ -1,20 +1,17 @@
 """From a recipe and the statistics of its datasets to a model."""
 
 import hashlib
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ramify.model.encoders.egnn import EGNN
+from ramify.errors import RamifyError
+from ramify.model.encoders.base import Encoder
 from ramify.model.heads import Branch, ForceKind
 from ramify.model.multibranch import MultiBranch
-from ramify.recipe import EncoderOptions, ModelOptions, Recipe
+from ramify.recipe import EncoderOptions, ModelOptions, Recipe, encoder_class
 from ramify.store.manifest import Manifest
-
-TYPICAL_NEIGHBORS = 15.0
-"""Sums over neighbours are divided by the square root of this when `max_neighbors` sets no smaller limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +53,9 @@ def build_model(
         recipe: model and branches.
         spreads: of every dataset; a branch that reads several works in their mean, weighted by structures.
         hosted: the branches to build, in the recipe's order; None for all.
+
+    Raises:
+        RamifyError: direct forces are asked of an encoder without vectors.
     """
     branches = {
         name: [spreads[d] for d in datasets]
@@ -81,11 +81,12 @@ def build_parts(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would touch accelerators too
-        encoder = _build_encoder(options.encoder, checkpointing)
+        encoder = build_encoder(options.encoder)
+        encoder.checkpointing = checkpointing
         built = {}
         for name, spreads in branches.items():
             torch.default_generator.manual_seed(_seed_of_branch(seed, name))
-            built[name] = _build_branch(options, spreads)
+            built[name] = build_branch(options, encoder, spreads)
     return MultiBranch(encoder, built, options.encoder.cutoff)
 
 
@@ -94,28 +95,40 @@ def _seed_of_branch(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
 
 
-def _build_encoder(options: EncoderOptions, checkpointing: bool) -> EGNN:
-    return EGNN(
-        layers=options.layers,
-        width=options.width,
-        vector_channels=options.vector_channels,
-        radial=options.radial,
-        cutoff=options.cutoff,
-        neighbors=min(TYPICAL_NEIGHBORS, options.max_neighbors or math.inf),
-        message_layers=options.message_layers,
-        checkpointing=checkpointing,
-        elements=options.elements,
-    )
+def build_encoder(options: EncoderOptions) -> Encoder:
+    """The encoder of a recipe, initialised from PyTorch's generator.
+
+    Raises:
+        RamifyError: the class of its kind makes no `Encoder`.
+    """
+    encoder = encoder_class(options.kind)(options)
+    if not isinstance(encoder, Encoder):
+        raise RamifyError(
+            f"model.encoder.kind: '{options.kind}' makes a {type(encoder).__name__}, which is no encoder",
+            fix="derive it from ramify.model.encoders.base.Encoder, see docs/encoders.md",
+        )
+    return encoder
 
 
-def _build_branch(options: ModelOptions, spreads: Sequence[LabelSpread]) -> Branch:
+def build_branch(options: ModelOptions, encoder: Encoder, spreads: Sequence[LabelSpread]) -> Branch:
+    """The heads of a branch that reads datasets of these spreads.
+
+    Raises:
+        RamifyError: direct forces are asked of an encoder without vectors.
+    """
     energy = _mean([(s.energy, s.structures) for s in spreads])
     with_forces = [(s.forces, s.structures) for s in spreads if s.forces is not None]
     forces: ForceKind | None = options.force_head.kind if with_forces else None
+    if forces == "direct" and not encoder.vector_channels:
+        raise RamifyError(
+            f"model.force_head.kind: direct makes forces of the encoder's vectors, but model.encoder.kind: "
+            f"{options.encoder.kind} has none",
+            fix="set model.force_head.kind: conservative (-dE/dx), or choose an encoder with vectors",
+        )
     forces_scale = _mean(with_forces) if with_forces else 1.0
     return Branch(
-        options.encoder.width,
-        options.encoder.vector_channels,
+        encoder.width,
+        encoder.vector_channels,
         energy_head=(options.energy_head.layers, options.energy_head.width),
         force_head=(options.force_head.layers, options.force_head.width),
         forces=forces,

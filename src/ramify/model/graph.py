@@ -19,6 +19,7 @@ class Graph:
         direction: (E, 3) unit vectors from receiver to sender.
         distance: (E,) Å.
         weight: (E,) from 1 at short range to 0 at the end of the receiver's neighbourhood.
+        slots: (n,) 0, 1, ... n - 1; no atom has more than n edges of a weight above 0.
     """
 
     numbers: Tensor
@@ -27,6 +28,7 @@ class Graph:
     direction: Tensor
     distance: Tensor
     weight: Tensor
+    slots: Tensor
 
 
 def build_graph(
@@ -65,12 +67,19 @@ def build_graph(
         atom_cutoff = atom_cutoff.index_add(
             0, batch.cutoff_receiver, batch.cutoff_gain * (cutoff_pairs - cutoff_pairs.detach())
         )
-    return edge_geometry(batch.numbers, batch.receiver, batch.sender, vector, distance, atom_cutoff)
+    return edge_geometry(batch.numbers, batch.receiver, batch.sender, vector, distance, atom_cutoff, batch.slots)
 
 
 def edge_geometry(
-    numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, distance: Tensor, atom_cutoff: Tensor
+    numbers: Tensor,
+    receiver: Tensor,
+    sender: Tensor,
+    vector: Tensor,
+    distance: Tensor,
+    atom_cutoff: Tensor,
+    slots: Tensor,
 ) -> Graph:
-    """From edge vectors (E, 3) and their lengths (E,), Å, and the reach of every atom (N,), Å."""
+    """From edge vectors (E, 3) and their lengths (E,), Å, the adaptive cutoff of every atom (N,), Å, and the slots of a
+    table of neighbours (n,)."""
     weight = envelope(distance / atom_cutoff.index_select(0, receiver))
-    return Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight)
+    return Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight, slots)

@@ -196,8 +196,7 @@ class Branch(nn.Module):
         return energy.to(self.energy_scale.dtype) * self.energy_scale
 
     def direct_forces(self, scalars: Tensor, vectors: Tensor) -> Tensor:
-        """(N, F), (N, 3, C) -> (N, 3) eV/Å; NaN without a force head."""
-        if self.force is None:
-            return torch.full_like(vectors[:, :, 0], torch.nan, dtype=self.forces_scale.dtype)
+        """(N, F), (N, 3, C) -> (N, 3) eV/Å, by the force head, which must be there."""
+        assert self.force is not None
         forces: Tensor = self.force(scalars, vectors)
         return forces.to(self.forces_scale.dtype) * self.forces_scale

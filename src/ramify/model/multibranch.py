@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ramify.batches.batch import Batch, Segment
+from ramify.model.encoders.base import Encoder
 from ramify.model.graph import build_graph
 from ramify.model.heads import Branch
 
@@ -31,12 +32,12 @@ class MultiBranch(nn.Module):
     """One encoder and its branches, by name.
 
     Args:
-        encoder: maps a `Graph` to scalars (N, F) and vectors (N, 3, C).
+        encoder: see `ramify.model.encoders.base.Encoder`.
         branches: heads by branch name.
         cutoff: Å.
     """
 
-    def __init__(self, encoder: nn.Module, branches: Mapping[str, Branch], cutoff: float) -> None:
+    def __init__(self, encoder: Encoder, branches: Mapping[str, Branch], cutoff: float) -> None:
         super().__init__()
         self.encoder = encoder
         self.branches = nn.ModuleDict()
@@ -110,9 +111,10 @@ class MultiBranch(nn.Module):
         if branch.forces == "conservative":
             assert minus_forces is not None
             return -minus_forces[segment.atoms]
-        if atoms is None:
-            assert minus_forces is not None
-            return torch.full_like(minus_forces[segment.atoms], torch.nan)
+        if branch.force is None or atoms is None:
+            count = segment.atoms.stop - segment.atoms.start
+            return branch.forces_scale.new_full((count, 3), torch.nan)
+        assert atoms.vectors is not None, "`build_model` refuses direct forces from an encoder without vectors"
         return branch.direct_forces(atoms.scalars[segment.atoms], atoms.vectors[segment.atoms])
 
     def _stress(self, batch: Batch, virial: Tensor | None) -> Tensor:
@@ -128,10 +130,10 @@ class MultiBranch(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class AtomFeatures:
-    """What the encoder makes of N atoms: scalars (N, F) and vectors (N, 3, C)."""
+    """Features of N atoms: scalars (N, F) and vectors (N, 3, C); None from an encoder without vectors."""
 
     scalars: Tensor
-    vectors: Tensor
+    vectors: Tensor | None
 
 
 EnergyHeads = Callable[[Tensor], Tensor]

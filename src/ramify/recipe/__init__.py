@@ -4,9 +4,10 @@ A recipe is a YAML file. Unknown keys are errors that name the nearest known key
 """
 
 from ramify.recipe.data import DataOptions
+from ramify.recipe.encoder import EncoderOptions, encoder_class, encoder_kinds
 from ramify.recipe.finetune import FinetuneOptions, Scale
 from ramify.recipe.load import RECIPES, load_recipe, parse_recipe
-from ramify.recipe.model import EncoderOptions, ForceHeadOptions, HeadOptions, ModelOptions
+from ramify.recipe.model import ForceHeadOptions, HeadOptions, ModelOptions
 from ramify.recipe.parallel import MachineOptions, ParallelOptions
 from ramify.recipe.recipe import Recipe
 from ramify.recipe.training import ObjectiveOptions, OptimizerOptions, ResumeOptions, ScheduleOptions, TrainOptions
@@ -28,6 +29,8 @@ __all__ = [
     "Scale",
     "ScheduleOptions",
     "TrainOptions",
+    "encoder_class",
+    "encoder_kinds",
     "load_recipe",
     "parse_recipe",
 ]

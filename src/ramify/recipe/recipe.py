@@ -28,7 +28,7 @@ class Recipe(Keys):
     """Datasets by name; the keys of each depend on its `format`."""
     branches: Literal["per-dataset", "shared"] | dict[str, list[str]] = "per-dataset"
     """One branch per dataset, one for all (the paper's Baseline-All), or `{branch: [datasets]}`."""
-    model: ModelOptions = ModelOptions()
+    model: ModelOptions = Field(default_factory=ModelOptions)
     objective: ObjectiveOptions = ObjectiveOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()

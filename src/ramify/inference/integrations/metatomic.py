@@ -43,8 +43,9 @@ except ImportError as error:
 class _Network(torch.nn.Module):
     """Encoder and one branch on tensors alone, to be traced.
 
-    Maps atomic numbers (N,), of E edges receiver, sender and vector (E, 3) Å, and the reach of every atom (N,) Å to
-    atomic energies (N,) in eV without references and forces (N, 3) in eV/Å (zeros without a force head).
+    Maps atomic numbers (N,), of E edges receiver, sender and vector (E, 3) Å, the adaptive cutoff of every atom (N,) Å,
+    and the slots (n,) of a table of neighbours (`ramify.model.graph.Graph`) to atomic energies (N,) in eV without
+    references and forces (N, 3) in eV/Å (zeros without a force head).
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -53,13 +54,13 @@ class _Network(torch.nn.Module):
         self.branch = predictor.network.branch(predictor.branch.name)
 
     def forward(
-        self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, atom_cutoff: Tensor
+        self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, atom_cutoff: Tensor, slots: Tensor
     ) -> tuple[Tensor, Tensor]:
         distance = torch.linalg.vector_norm(vector, dim=1)
-        scalars, vectors = self.encoder(edge_geometry(numbers, receiver, sender, vector, distance, atom_cutoff))
+        scalars, vectors = self.encoder(edge_geometry(numbers, receiver, sender, vector, distance, atom_cutoff, slots))
         energy = self.branch.atom_energies(scalars)
         if self.branch.force is None:
-            return energy, torch.zeros_like(vectors[:, :, 0])
+            return energy, energy.new_zeros(numbers.shape[0], 3)
         return energy, self.branch.direct_forces(scalars, vectors)
 
 
@@ -152,7 +153,9 @@ class _MetatomicModel(torch.nn.Module):
             )
         inside = torch.nonzero(distance < atom_cutoff[receiver]).squeeze(1)
         receiver, sender, vector = receiver[inside], sender[inside], vector[inside]
-        energy, forces = self.network(numbers, receiver, sender, vector, atom_cutoff)
+        most = int(torch.bincount(receiver, minlength=1).max())
+        slots = torch.arange(most, device=receiver.device)
+        energy, forces = self.network(numbers, receiver, sender, vector, atom_cutoff, slots)
         return energy + self.references[numbers].to(energy.dtype), forces
 
     def one_block(self, values: Tensor, samples: Labels, components: list[Labels], name: str) -> TensorMap:
@@ -184,7 +187,7 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
     capabilities = ModelCapabilities(
         outputs=outputs,
         atomic_types=[NUMBERS[symbol] for symbol in dataset.elements],
-        interaction_range=encoder.layers * search_radius(encoder.cutoff, encoder.max_neighbors),
+        interaction_range=predictor.network.encoder.rounds * search_radius(encoder.cutoff, encoder.max_neighbors),
         length_unit="angstrom",
         supported_devices=["cuda", "cpu"],
         dtype="float64" if dtype == torch.float64 else "float32",
@@ -211,4 +214,4 @@ def _example(dtype: torch.dtype) -> tuple[Tensor, ...]:
     numbers, receiver = torch.tensor([1, 1, 8]), torch.tensor([0, 1, 2, 2])
     sender = torch.tensor([2, 2, 0, 1])
     vector = torch.arange(12, dtype=dtype).reshape(4, 3) / 6.0 + 0.5
-    return numbers, receiver, sender, vector, torch.full([3], 4.0, dtype=dtype)
+    return numbers, receiver, sender, vector, torch.full([3], 4.0, dtype=dtype), torch.arange(2)

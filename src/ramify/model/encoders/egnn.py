@@ -18,10 +18,10 @@ import math
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from ramify.elements import MAX_NUMBER, element_features
+from ramify.model.encoders.base import Encoder, element_embedding, normalised
 from ramify.model.graph import Graph
 from ramify.model.kernels.activation import SiLU
 from ramify.model.kernels.aligned import aligned, aligned_linear, filled
@@ -29,6 +29,7 @@ from ramify.model.kernels.counting import is_counting
 from ramify.model.kernels.messages import MessageWeights, blockwise, plain
 from ramify.model.lora import weight_of
 from ramify.model.radial import BesselBasis
+from ramify.recipe import EncoderOptions
 
 
 class EGNNLayer(nn.Module):
@@ -109,82 +110,38 @@ class EGNNLayer(nn.Module):
         return collected[:, : self.width], gates
 
 
-def normalised(vectors: Tensor) -> Tensor:
-    """Vectors (N, 3, C) divided by sqrt(1 + their mean square): short ones as they are, long ones of length about 1.
+class EGNNOptions(EncoderOptions):
+    """EGNN (Satorras et al., arXiv:2102.09844) with vector channels."""
 
-    What layer normalisation is to scalars, with a smooth floor because vectors start at zero. Without it messages,
-    which grow with vectors and multiply them, square their size from layer to layer until crowded structures overflow.
-    """
-    return vectors * torch.rsqrt(1.0 + vectors.square().sum(1, keepdim=True).mean(2, keepdim=True))
-
-
-class ElementFeatures(nn.Module):
-    """Scalars that are linear in `element_features`: elements differ by nothing but their place in the periodic table.
-
-    For data of few structures per element. An embedding has free numbers for every element, which a network that has
-    seen an element in one or two materials uses to learn these by heart.
-    """
-
-    table: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        features = torch.from_numpy(element_features())
-        self.weight = nn.Parameter(torch.randn(features.shape[1], width) / math.sqrt(features.shape[1]))
-        self.register_buffer("table", features.to(self.weight), persistent=False)
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        """(N,) atomic numbers -> (N, width), in the precision of the weights."""
-        return (self.table @ self.weight).to(self.table.dtype).index_select(0, numbers)
+    kind: Literal["egnn"] = "egnn"
+    vector_channels: int = Field(32, ge=1)
+    """Vector features per atom."""
+    message_layers: Literal[1, 2] = 2
+    """Activated layers of the message network on every edge: 2 as in the EGNN paper, 1 leaves out the second, whose
+    work (edges x width²) dominates."""
 
 
-@torch.no_grad()
-def relate_elements(weight: Tensor) -> None:
-    """Starts an embedding (119, width) from a random projection of `element_features`, with a third of itself."""
-    features = torch.from_numpy(element_features()).to(weight)
-    projection = torch.randn(features.shape[1], weight.shape[1]) / math.sqrt(features.shape[1])
-    weight.mul_(0.3).add_(features @ projection)
+class EGNN(Encoder):
+    """Stack of `EGNNLayer`s on an embedding of the atomic numbers."""
 
+    Options = EGNNOptions
 
-class EGNN(nn.Module):
-    """Stack of `EGNNLayer`s on an embedding of the atomic numbers.
-
-    Args:
-        layers: rounds of message passing.
-        width, vector_channels, radial, message_layers: see `EGNNLayer`.
-        cutoff: Å.
-        neighbors: typical number of neighbours.
-        checkpointing: keeps for the backward pass only what enters a layer.
-        elements: what the scalars of an atom start from: `periodic-table`, an embedding that begins near the elements'
-            relatives; `random`, one that begins anywhere; `features`, see `ElementFeatures`.
-    """
-
-    def __init__(
-        self,
-        *,
-        layers: int,
-        width: int,
-        vector_channels: int,
-        radial: int,
-        cutoff: float,
-        neighbors: float,
-        message_layers: int = 2,
-        checkpointing: bool = False,
-        elements: Literal["periodic-table", "random", "features"] = "periodic-table",
-    ) -> None:
-        super().__init__()
-        self.width = width
-        self.vector_channels = vector_channels
-        self.checkpointing = checkpointing
-        self.basis = BesselBasis(radial, cutoff)
-        self.embedding = ElementFeatures(width) if elements == "features" else nn.Embedding(MAX_NUMBER + 1, width)
-        if elements == "periodic-table":
-            relate_elements(self.embedding.weight)
+    def __init__(self, options: EGNNOptions) -> None:
+        super().__init__(options, vector_channels=options.vector_channels)
+        self.basis = BesselBasis(options.radial, options.cutoff)
+        self.embedding = element_embedding(options.elements, options.width)
         self.layers = nn.ModuleList(
-            EGNNLayer(width, vector_channels, radial, neighbors, message_layers=message_layers, first=index == 0)
-            for index in range(layers)
+            EGNNLayer(
+                options.width,
+                options.vector_channels,
+                options.radial,
+                options.typical_neighbors,
+                message_layers=options.message_layers,
+                first=index == 0,
+            )
+            for index in range(options.layers)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(options.width)
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Invariant scalars (N, width) and equivariant vectors (N, 3, vector_channels)."""
@@ -192,12 +149,5 @@ class EGNN(nn.Module):
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.vector_channels)
         basis = self.basis(graph.distance) * graph.weight[:, None]
         for layer in self.layers:
-            if self.checkpointing and torch.is_grad_enabled():
-                # nothing in a layer is random; without early stops derivatives of derivatives find all they need
-                with set_checkpoint_early_stop(False):
-                    scalars, vectors = checkpoint(
-                        layer, scalars, vectors, graph, basis, use_reentrant=False, preserve_rng_state=False
-                    )
-            else:
-                scalars, vectors = layer(scalars, vectors, graph, basis)
+            scalars, vectors = self.through(layer, scalars, vectors, graph, basis)
         return self.norm(scalars), vectors

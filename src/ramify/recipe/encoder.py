@@ -1,0 +1,137 @@
+"""Recipe keys of the encoder: a discriminated union on `kind`, which other packages can extend.
+
+An encoder is one class of `ramify.model.encoders.base.Encoder` with its recipe keys beside it. Those of this package
+are listed in `KINDS`; an installed package adds its own by an entry point:
+
+    [project.entry-points."ramify.encoders"]
+    my_kind = "my_package.module:MyEncoder"
+"""
+
+import importlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ramify.errors import nearest
+from ramify.recipe.base import Keys
+from ramify.recipe.validation_errors import mistakes
+
+KINDS = {
+    "egnn": "ramify.model.encoders.egnn:EGNN",
+    "many_body": "ramify.model.encoders.many_body:ManyBody",
+    "painn": "ramify.model.encoders.painn:PaiNN",
+    "schnet": "ramify.model.encoders.schnet:SchNet",
+    "tensornet": "ramify.model.encoders.tensornet:TensorNet",
+}
+"""Where the class of each kind is found. Imported when a recipe asks for it: classes of encoders need PyTorch."""
+
+GROUP = "ramify.encoders"
+"""Entry points of other packages."""
+
+DEFAULT_KIND = "egnn"
+
+TYPICAL_NEIGHBORS = 15.0
+"""Of an atom within 5 Å, on average over molecules and crystals."""
+
+
+class EncoderOptions(Keys):
+    """The shared encoder. Its other keys depend on `kind`; these are common to all."""
+
+    kind: str
+    """Architecture."""
+    layers: int = Field(4, ge=1)
+    """Rounds of message passing."""
+    width: int = Field(128, ge=1)
+    """Scalar features per atom."""
+    elements: Literal["periodic-table", "random", "features"] = "periodic-table"
+    """What tells elements apart: an embedding that starts from period, group and covalent radius, so that an element of
+    few structures begins near its relatives; one that starts from random numbers; or a linear map of these features
+    and nothing else, for datasets with hardly more materials than elements."""
+    radial: int = Field(8, ge=1)
+    """Size of the radial basis."""
+    cutoff: float = Field(5.0, gt=0)
+    """Å."""
+    max_neighbors: int | None = Field(20, ge=1)
+    """The most neighbours that an atom may have: where there are more, its neighbourhood ends smoothly before the
+    cutoff; null keeps all within the cutoff."""
+
+    @property
+    def typical_neighbors(self) -> float:
+        """Sums over neighbours are divided by the square root of this."""
+        return min(TYPICAL_NEIGHBORS, self.max_neighbors or TYPICAL_NEIGHBORS)
+
+
+def encoder_kinds() -> list[str]:
+    """All kinds that recipes can name: those of this package, then those of others."""
+    return [*KINDS, *sorted(set(_outside()) - set(KINDS))]
+
+
+def encoder_class(kind: str) -> Any:
+    """The class of a kind, a subclass of `ramify.model.encoders.base.Encoder`.
+
+    Raises:
+        ValueError: there is none, two packages define it, or it cannot be imported.
+    """
+    outside = _outside().get(kind, [])
+    if len(outside) + (kind in KINDS) > 1:
+        owners = [*(["ramify"] if kind in KINDS else []), *map(_owner, outside)]
+        raise ValueError(
+            f"model.encoder.kind: '{kind}' is defined more than once, by {', '.join(owners)}; uninstall all but one"
+        )
+    if kind in KINDS:
+        module, _, name = KINDS[kind].partition(":")
+        return getattr(importlib.import_module(module), name)
+    if not outside:
+        kinds = encoder_kinds()
+        raise ValueError(f"model.encoder.kind: '{kind}' is unknown{nearest(kind, kinds)}; accepted: {', '.join(kinds)}")
+    (entry,) = outside
+    try:
+        found = entry.load()
+    except Exception as error:  # whatever a foreign module raises
+        raise ValueError(
+            f"model.encoder.kind: '{kind}' cannot be imported from {entry.value} of the package {_owner(entry)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    options = getattr(found, "Options", None)
+    if not (isinstance(options, type) and issubclass(options, EncoderOptions)):
+        raise ValueError(
+            f"model.encoder.kind: '{kind}' is {entry.value} of the package {_owner(entry)}, which has no class "
+            "`Options` derived from ramify.recipe.EncoderOptions; see docs/encoders.md"
+        )
+    return found
+
+
+def encoder_options(entry: Any) -> EncoderOptions:
+    """The keys of an encoder, validated by those of its kind; `egnn` where `kind` is not stated.
+
+    Raises:
+        ValueError: an unknown kind, or keys that are wrong; one line for each.
+    """
+    if isinstance(entry, EncoderOptions):
+        return entry
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"model.encoder: Input should be a valid dictionary, found {entry!r:.80}")
+    kind = entry.get("kind", DEFAULT_KIND)
+    if not isinstance(kind, str):
+        raise ValueError(f"model.encoder.kind: found {kind!r:.80}; accepted: {', '.join(encoder_kinds())}")
+    options: type[EncoderOptions] = encoder_class(kind).Options
+    try:
+        return options.model_validate(entry)
+    except ValidationError as error:
+        raise ValueError("\n  ".join(mistakes(error, options, "model.encoder."))) from None
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value
+
+
+@cache
+def _outside() -> dict[str, list[EntryPoint]]:
+    """Entry points by kind."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        found.setdefault(entry.name, []).append(entry)
+    return found
