@@ -19,7 +19,7 @@ from ramify.cli_words import (
     training_said,
     training_stopped,
 )
-from ramify.console import Steps, counts_table
+from ramify.console import Steps, counts_table, remark_lines
 from ramify.errors import RamifyError
 
 verbs = typer.Typer()
@@ -61,6 +61,8 @@ def prepare(
         print_json(plain)
     else:
         console.print(counts_table(plain))
+        for line in remark_lines(plain):
+            console.print(escape(line), soft_wrap=True, style="yellow")
 
 
 @verbs.command(rich_help_panel=MAKING)

@@ -147,8 +147,11 @@ def _build(
         keep = _screen_together(staged, options, quarantine)
         dropped = dict(sorted(quarantine.counts.items()))
         if not keep.any():
-            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
-            raise RamifyError(f"dataset '{name}': no structure is left ({reasons})", fix="check `path` and `gates`")
+            reasons = quarantine.summary() or "the files hold none"
+            raise RamifyError(
+                f"dataset '{name}': no structure is left ({reasons})",
+                fix="check `path` and `gates`, or what the first record lacks",
+            )
         split, moved = _split(name, options, staged, keep)
     made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
     manifest = Manifest(
@@ -162,6 +165,7 @@ def _build(
         statistics=made.statistics,
         consistency=consistency,
         dropped=dropped,
+        remarks=dict(sorted(quarantine.remarks.items())),
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=moved,
         shared_groups=made.shared_groups,

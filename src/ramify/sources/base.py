@@ -46,6 +46,9 @@ class DatasetOptions(BaseModel):
     """Level of theory, for the manifest and the tables (functional, basis or pseudopotentials, code)."""
     forces_sign: Literal[1, -1] = 1
     """-1 for files that store gradients under the name of forces (COMP6 does)."""
+    zeros_are_absent: list[Literal["energy", "forces", "stress"]] = []
+    """Labels whose exact zeros mean that nothing was computed, e.g. `[stress]`: they are left out, and counted. Without
+    this key they are kept, and `ramify prepare` counts them."""
     split: dict[Literal["val", "test"], float] = {"val": 0.1, "test": 0.1}
     """Fractions of the groups that go to validation and test where the files bring no split."""
     split_seed: int = 0

@@ -121,6 +121,9 @@ class Manifest(ManifestEntry):
     consistency: Consistency
     dropped: dict[str, int]
     """Records left out, by reason; `quarantine.jsonl` names them."""
+    remarks: dict[str, int] = {}
+    """Structures in the store (before splitting) of which something must be known, by what it is: a label left out, or
+    one that is doubtful; `quarantine.jsonl` names them."""
     read: int
     """Records read: those in the store and those dropped."""
     moved_to_train: list[str]
