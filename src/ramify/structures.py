@@ -102,8 +102,8 @@ class Structures:
         """Builds the columns from whatever is at hand, absent ones filled in (no cell, no labels, group 0, row i).
 
         Raises:
-            ValueError: the lengths of the columns contradict one another, an atomic number does not fit into its column,
-                or an index points past its names.
+            ValueError: the lengths of the columns contradict one another, an atomic number does not fit into its
+                column, or an index points past its names.
         """
         n_atoms = np.asarray(n_atoms, np.int64)
         wide = np.asarray(numbers)

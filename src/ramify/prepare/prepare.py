@@ -17,7 +17,7 @@ from ramify.files import write_json
 from ramify.prepare.assemble import Assembled, assemble
 from ramify.prepare.duplicates import earlier_equals, equal_structures
 from ramify.prepare.gates import DUPLICATE, OUTLIER, detail, energy_deviations
-from ramify.prepare.inputs import fingerprint, source_files
+from ramify.prepare.inputs import fingerprint, source_files, with_companions
 from ramify.prepare.read import cut, read_parts
 from ramify.prepare.split import check_given_split, split_by_group
 from ramify.prepare.staging import Staged, Staging
@@ -88,7 +88,7 @@ def prepare_dataset(
     if target.exists() and not force:
         with open_files(target) as store:
             check_matches(store, options)
-            _check_sources(store, list(workers.results(fingerprint, [file for file, _ in files])))
+            _check_sources(store, list(workers.results(fingerprint, with_companions(options, files))))
             return store.manifest
     with replaced_store(target) as folder:
         manifest = _build(name, options, files, folder, progress or (lambda structures: None), workers)
@@ -139,7 +139,9 @@ def _build(
     workers: Workers,
 ) -> Manifest:
     """Writes a whole store into `folder`, its manifest last."""
-    sources = [workers.submit(fingerprint, file) for file, _ in files]  # read as the rest goes on
+    sources = [
+        workers.submit(fingerprint, file) for file in with_companions(options, files)
+    ]  # read as the rest goes on
     stage = folder / "staging"
     stage.mkdir()
     with Quarantine(folder / "quarantine.jsonl") as quarantine:

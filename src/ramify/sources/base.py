@@ -75,6 +75,9 @@ class Format:
         cut: `cut(path, options)` yields the parts of a file in order, as plain data that may go to another process; for
             formats whose files are large. The parts depend on nothing but the file. None: a file is one part.
         read_part: `read_part(path, options, quarantine, part)`: as `read`, of one part.
+        companions: `companions(path, options)`: further files that are read with `path`, so that a change of them is
+            noticed; None: there are none.
+        folder: name of the file that stands for a folder of this format; None: a folder is no file of this format.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Format:
     theory: str = ""
     cut: Callable[[Path, Any], Iterator[Any]] | None = None
     read_part: Callable[[Path, Any, Quarantine, Any], Iterator[Structures]] | None = None
+    companions: Callable[[Path, Any], list[Path]] | None = None
+    folder: str | None = None
 
     @classmethod
     def in_parts(

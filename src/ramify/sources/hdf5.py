@@ -1,6 +1,6 @@
 """What the HDF5 formats share: opening with clear errors, telling the layouts apart, stacks of conformers in blocks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -30,8 +30,10 @@ default of 32 MiB comes to 450 MB on the millions of small arrays of QM7-X."""
 _LAYOUTS = {  # the arrays beside one another by which a layout is known
     "ani1x": {"atomic_numbers", "coordinates"},
     "ani1": {"species", "coordinates", "energies"},
+    "ani2x": {"species", "coordinates", "energies"},  # species row by row: see `_layout`
     "qm7x": {"atNUM", "atXYZ"},
     "transition1x": {"atomic_numbers", "positions"},
+    "spice": {"atomic_numbers", "conformations"},
 }
 
 
@@ -206,11 +208,11 @@ def dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
 
 
 def _require(file: h5py.File, path: Path, layout: str) -> None:
-    keys = _first_arrays(file)
-    found = next((name for name, marks in _LAYOUTS.items() if marks <= keys), None)
+    arrays = _first_arrays(file)
+    found = _layout(arrays)
     if found == layout:
         return
-    holds = f"the layout of format '{found}'" if found else f"arrays {sorted(keys)[:8]}" if keys else "no arrays"
+    holds = f"the layout of format '{found}'" if found else f"arrays {sorted(arrays)[:8]}" if arrays else "no arrays"
     marks = ", ".join(sorted(_LAYOUTS[layout]))
     raise RamifyError(
         f"{path} is not of format '{layout}' (arrays {marks} beside one another): it holds {holds}",
@@ -218,14 +220,30 @@ def _require(file: h5py.File, path: Path, layout: str) -> None:
     )
 
 
-def _first_arrays(group: h5py.Group, depth: int = 5) -> set[str]:
-    """Names of the arrays in the first group (depth first, the first 50 members of each) that has any."""
+def hdf5_layout(path: Path) -> str | None:
+    """Name of the format whose layout an HDF5 file has; None if it has no known one or is no HDF5 file."""
+    try:
+        with h5py.File(path, "r") as file:
+            return _layout(_first_arrays(file))
+    except (OSError, RuntimeError, KeyError):
+        return None
+
+
+def _layout(arrays: Mapping[str, h5py.Dataset]) -> str | None:
+    found = next((name for name, marks in _LAYOUTS.items() if marks <= arrays.keys()), None)
+    if found == "ani1" and arrays["species"].ndim == 2:
+        return "ani2x"
+    return found
+
+
+def _first_arrays(group: h5py.Group, depth: int = 5) -> dict[str, h5py.Dataset]:
+    """The arrays in the first group (depth first, the first 50 members of each) that has any."""
     members = {name: group[name] for name in islice(group, 50)}
-    arrays = {name for name, member in members.items() if isinstance(member, h5py.Dataset)}
+    arrays = {name: member for name, member in members.items() if isinstance(member, h5py.Dataset)}
     if arrays or depth == 0:
         return arrays
     inside = (_first_arrays(member, depth - 1) for member in members.values())
-    return next((found for found in inside if found), set())
+    return next((found for found in inside if found), {})
 
 
 def _refuse_archives(path: Path) -> None:

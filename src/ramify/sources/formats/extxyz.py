@@ -64,7 +64,7 @@ def parsed_frames(path: Path, quarantine: Quarantine, start: int = 0) -> Iterato
     Raises:
         RamifyError: no such file, not extended XYZ, or truncated.
     """
-    for text in islice(_frames(path), start, None):
+    for text in islice(frame_texts(path), start, None):
         try:
             yield text.number, parse_frame(text.lines)
         except UnusableError as error:
@@ -109,18 +109,20 @@ def _to_ase(frame: XYZFrame) -> Atoms:
     return atoms
 
 
-class _Text(NamedTuple):
+class FrameText(NamedTuple):
+    """The lines of one frame, and its place in the file."""
+
     number: int
     lines: list[str]
 
 
-def _frames(path: Path) -> Iterator[_Text]:
+def frame_texts(path: Path) -> Iterator[FrameText]:
     """The lines of each frame: the number of atoms, the comment, one line per atom."""
     with open_text(path) as file:
         yield from _split(file, path)
 
 
-def _split(file: IO[str], path: Path) -> Iterator[_Text]:
+def _split(file: IO[str], path: Path) -> Iterator[FrameText]:
     index = 0
     for line in file:
         if not line.strip():
@@ -136,7 +138,7 @@ def _split(file: IO[str], path: Path) -> Iterator[_Text]:
             raise _truncated(path, f"frame {index} announces {n_atoms} atoms and has {max(0, len(lines) - 2)}")
         if n_atoms > 1 and not lines[-1].endswith("\n") and _is_cut(lines[-1], lines[2:-1]):
             raise _truncated(path, f"the last row of frame {index} is {lines[-1].strip()[-60:]!r}")
-        yield _Text(index, lines)
+        yield FrameText(index, lines)
         index += 1
 
 
