@@ -20,7 +20,7 @@ from ramify.cli_words import (
     training_said,
     training_stopped,
 )
-from ramify.console import Steps, counts_table
+from ramify.console import Steps, counts_table, remark_lines
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # brings PyTorch
@@ -65,6 +65,8 @@ def prepare(
         print_json({name: manifest.to_json() for name, manifest in manifests.items()})
     else:
         console.print(counts_table(manifests))
+        for line in remark_lines(manifests):
+            console.print(escape(line), soft_wrap=True, style="yellow")
 
 
 @verbs.command(rich_help_panel=MAKING)

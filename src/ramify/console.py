@@ -154,6 +154,15 @@ def counts_table(manifests: Mapping[str, Manifest]) -> Table:
     return table
 
 
+def remark_lines(manifests: Mapping[str, Manifest]) -> list[str]:
+    """What a user should know of structures that were kept: labels left out, labels that are doubtful."""
+    return [
+        f"{name}: {reason}: {count} structure{'s' if count != 1 else ''}"
+        for name, manifest in manifests.items()
+        for reason, count in manifest.remarks.items()
+    ]
+
+
 def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
     """The row of one dataset."""
     return (

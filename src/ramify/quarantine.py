@@ -1,4 +1,4 @@
-"""What was left out and why: counts in memory, one JSON line per record in a file."""
+"""What was left out and why, and what was remarked: counts in memory, one JSON line per record in a file."""
 
 import json
 from collections import Counter
@@ -11,12 +11,13 @@ from typing import IO, Self
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One line: `count` records left out."""
+    """One line: `count` records left out, or kept and remarked upon."""
 
     record: str
     reason: str
     detail: str
     count: int
+    kept: bool = False
 
 
 class Quarantine:
@@ -27,10 +28,17 @@ class Quarantine:
 
     Args:
         path: the JSON-lines file to write; None counts only.
+
+    Attributes:
+        counts: records left out, by reason.
+        remarks: records that were kept, by what a user should know of them (a label left out, a doubtful value).
+        first: the first record of each reason and remark.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.counts: Counter[str] = Counter()
+        self.remarks: Counter[str] = Counter()
+        self.first: dict[str, Note] = {}
         self._path = path
         self._file: IO[str] | None = None
 
@@ -39,18 +47,35 @@ class Quarantine:
 
         A source that leaves out many rows of one array at once notes them in one line, `count` of them.
         """
-        self.counts[reason] += count
+        self._note(Note(record, reason, detail, count))
+
+    def remark(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
+        """Notes something about `record`, which stays: one of its labels was left out, or is doubtful."""
+        self._note(Note(record, reason, detail, count, kept=True))
+
+    def summary(self) -> str:
+        """Every reason with its count and the first record, e.g. `40 malformed structure (first: a.xyz[0]: ...)`."""
+        return "; ".join(
+            f"{count} {reason} (first: {self.first[reason].record}"
+            + (f": {self.first[reason].detail})" if self.first[reason].detail else ")")
+            for reason, count in sorted(self.counts.items())
+        )
+
+    def _note(self, note: Note) -> None:
+        (self.remarks if note.kept else self.counts)[note.reason] += note.count
+        self.first.setdefault(note.reason, note)
         if self._path is None:
             return
         if self._file is None:  # opened late: no file is left behind when nothing is dropped
             self._file = self._path.open("w", encoding="utf-8")
-        line = {"record": record, "reason": reason, "detail": detail} | ({"count": count} if count != 1 else {})
+        line: dict[str, str | int | bool] = {"record": note.record, "reason": note.reason, "detail": note.detail}
+        line |= ({"count": note.count} if note.count != 1 else {}) | ({"kept": True} if note.kept else {})
         self._file.write(json.dumps(line) + "\n")
 
     def take_over(self, notes: Iterable[Note]) -> None:
         """Notes what another one kept."""
         for note in notes:
-            self.add(note.record, note.reason, note.detail, note.count)
+            self._note(note)
 
     @property
     def total(self) -> int:
@@ -77,10 +102,9 @@ class Notes(Quarantine):
         super().__init__()
         self.notes: list[Note] = []
 
-    def add(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
-        """See `Quarantine.add`."""
-        super().add(record, reason, detail, count)
-        self.notes.append(Note(record, reason, detail, count))
+    def _note(self, note: Note) -> None:
+        super()._note(note)
+        self.notes.append(note)
 
     def handed_over(self) -> list[Note]:
         """The lines since the last time."""

@@ -102,9 +102,13 @@ class Structures:
         """Builds the columns from whatever is at hand, absent ones filled in (no cell, no labels, group 0, row i).
 
         Raises:
-            ValueError: the lengths of the columns contradict one another, or an index points past its names.
+            ValueError: the lengths of the columns contradict one another, an atomic number does not fit into its
+                column, or an index points past its names.
         """
         n_atoms = np.asarray(n_atoms, np.int64)
+        wide = np.asarray(numbers)
+        if wide.size and wide.dtype != np.uint8 and not 0 <= wide.min() <= wide.max() <= 255:
+            raise ValueError(f"atomic numbers {wide.min()} to {wide.max()}")
         S, N = len(n_atoms), int(n_atoms.sum())
 
         def column(value: Any, shape: tuple[int, ...], dtype: Any, default: Any) -> NDArray[Any]:

@@ -310,7 +310,9 @@ def test_datasets_without_forces(tmp_path: Path) -> None:
 
 
 def test_nothing_left(tmp_path: Path) -> None:
-    with pytest.raises(RamifyError, match=r"no structure is left \(60 force above limit\)"):
+    with pytest.raises(
+        RamifyError, match=r"no structure is left \(60 force above limit \(first: all\.extxyz\[0\]: largest force"
+    ):
         prepare(tmp_path, frames(), gates={"max_force": 1e-9})
     assert left_behind(tmp_path / "stores") == []
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ramify
+from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.formats import formats
 from ramify.structures import Structures
@@ -31,6 +32,21 @@ def read() -> Read:
         return Structures.concatenate(found.read(path, options, quarantine)), quarantine
 
     return read_all
+
+
+@pytest.fixture(scope="session")
+def reads_or_says_why(read: Read) -> Callable[..., None]:
+    """`read`, for a file with a changed byte: it may hold other numbers, but nothing except a message may come out."""
+
+    def attempt(name: str, path: Path, **keys: Any) -> None:
+        said = "fix: "
+        try:
+            read(name, path, **keys)
+        except RamifyError as error:
+            said = str(error)
+        assert "fix: " in said
+
+    return attempt
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
 """ASE databases: SQLite, JSON and LMDB; labels in results or in `data`; nothing is ever written."""
 
+import json
+import re
 import sqlite3
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 from ase import Atoms
@@ -87,17 +91,101 @@ def test_labels_in_data_and_key_value_pairs(tmp_path: Path, read: Any) -> None:
         read("ase_db", path)
 
 
-def test_stated_units_are_not_contradicted(tmp_path: Path, read: Any) -> None:
+def stating(path: Path, properties: dict[str, str], length: str = "Ang") -> Path:
+    """A database in SchNetPack's layout, which states its units in the metadata."""
+    with connect(str(path)) as database:
+        atoms = Atoms("H", cell=[2.0, 3.0, 4.0], pbc=True)
+        labels = {"energy": np.array([-1.0]), "forces": np.ones((1, 3)), "stress": np.eye(3)}
+        database.write(atoms, data=labels)
+        database.metadata = {"_property_unit_dict": properties, "_distance_unit": length}
+    return path
+
+
+def test_stated_units_are_taken_and_not_contradicted(tmp_path: Path, read: Any) -> None:
+    path = stating(tmp_path / "a.db", {"energy": "kcal/mol"})
+    for units in ({}, {"energy": "kcal/mol"}):
+        found, _ = read("ase_db", path, units=units)
+        assert found.energy[0] == pytest.approx(-0.0433641043, rel=1e-7)
+        assert found.forces[0, 0] == pytest.approx(0.0433641043, rel=1e-7)
+    with pytest.raises(RamifyError, match=r"energy is in kcal/mol.*as eV(.|\n)*units: \{energy: kcal/mol\}"):
+        read("ase_db", path, units={"energy": "eV"})
+    with pytest.raises(RamifyError, match="length is in Ang"):
+        read("ase_db", path, units={"length": "bohr"})
+
+
+@pytest.mark.parametrize(
+    ("properties", "length", "forces", "stress", "positions"),
+    [
+        ({"energy": "eV", "forces": "Ha/Bohr"}, "Ang", 51.4220675, 1.0, 1.0),
+        ({"energy": "eV", "forces": "kcal/mol/Ang"}, "Ang", 0.0433641043, 1.0, 1.0),
+        ({"forces": "eV/Ang", "stress": "GPa"}, "Ang", 1.0, 0.006241509074, 1.0),
+        ({"stress": "kbar"}, "Ang", 1.0, 0.0006241509074, 1.0),
+        ({"stress": "eV/Ang/Ang/Ang"}, "Angstrom", 1.0, 1.0, 1.0),
+        ({"energy": "Ha", "forces": "Ha/Bohr", "stress": "Ha/Bohr^3"}, "Bohr", 51.4220675, 183.6315, 0.529177211),
+    ],
+)
+def test_every_stated_unit_counts(
+    tmp_path: Path,
+    read: Any,
+    properties: dict[str, str],
+    length: str,
+    forces: float,
+    stress: float,
+    positions: float,
+) -> None:
+    path = stating(tmp_path / "a.db", properties, length)
+    found, _ = read("ase_db", path)
+    assert found.forces[0, 0] == pytest.approx(forces, rel=1e-6)
+    assert found.stress[0, 0, 0] == pytest.approx(stress, rel=1e-6)
+    assert found.cell[0, 1, 1] == pytest.approx(3 * positions, rel=1e-6)
+    for kind, unit in properties.items():
+        other = {"energy": "meV", "forces": "meV/bohr", "stress": "bar"}[kind]
+        with pytest.raises(RamifyError, match=re.escape(f"{kind} is in {unit}") + f".*{other}"):
+            read("ase_db", path, units={kind: other})
+
+
+def test_a_stated_unit_that_is_unknown_is_asked_for(tmp_path: Path, read: Any) -> None:
+    path = stating(tmp_path / "a.db", {"energy": "furlong"})
+    with pytest.raises(RamifyError, match=r"energy is in 'furlong'(.|\n)*units: \{energy: \.\.\.\}"):
+        read("ase_db", path)
+    found, _ = read("ase_db", path, units={"energy": "meV"})
+    assert found.energy[0] == pytest.approx(-1e-3)
+
+
+def test_a_label_that_is_no_number_costs_its_row_alone(tmp_path: Path, read: Any) -> None:
     path = tmp_path / "a.db"
     with connect(str(path)) as database:
-        database.write(Atoms("H"), data={"energy": np.array([-1.0]), "forces": np.zeros((1, 3))})
-        database.metadata = {"_property_unit_dict": {"energy": "kcal/mol"}, "_distance_unit": "Ang"}
-    with pytest.raises(RamifyError, match=r"energy is in kcal/mol(.|\n)*units: \{energy: kcal/mol\}"):
-        read("ase_db", path)
-    found, _ = read("ase_db", path, units={"energy": "kcal/mol"})
-    assert found.energy[0] == pytest.approx(-0.0433641043, rel=1e-7)
-    with pytest.raises(RamifyError, match="length is in Ang"):
-        read("ase_db", path, units={"energy": "kcal/mol", "length": "bohr"})
+        for energy in (-1.0, "None", "E-1.5", True, [1.0, 2.0], None):
+            database.write(Atoms("H"), data={"e": energy, "f": np.ones((1, 3))})
+        database.write(Atoms("H"), data={"e": -2.0, "f": ["x"]})
+    found, quarantine = read("ase_db", path, energy_key="e", forces_key="f")
+    assert found.energy.tolist() == [-1.0]
+    assert quarantine.counts == {"malformed energy": 4, "label not computed": 1, "malformed forces": 1}
+    assert "'None' is no number" in quarantine.first["malformed energy"].detail
+
+
+def test_lmdb_rows_written_by_hand(tmp_path: Path, read: Any) -> None:
+    """Rows as they lie in the files of OMat24 and OMol25: JSON under zlib, arrays packed as `__ndarray__`."""
+
+    def packed(array: np.ndarray) -> dict[str, Any]:
+        return {"__ndarray__": [list(array.shape), str(array.dtype), array.reshape(-1).tolist()]}
+
+    rng = np.random.default_rng(0)
+    positions, forces = rng.normal(0, 2, (2, 2, 3)).astype(np.float32)
+    row = {"numbers": packed(np.array([8, 1])), "positions": packed(positions), "cell": packed(np.eye(3) * 9)}
+    row |= {"pbc": packed(np.array([True] * 3)), "ctime": 1.0, "mtime": 1.0, "user": None, "unique_id": "a"}
+    row |= {"calculator": "unknown", "calculator_parameters": {}, "energy": -3.5, "forces": packed(forces)}
+    row |= {"stress": packed(np.arange(6.0)), "data": {"sid": "s1", "labels": packed(np.zeros(2))}}
+    with lmdb.open(str(tmp_path / "a.aselmdb"), subdir=False) as environment, environment.begin(write=True) as rows:
+        broken = row | {"positions": packed(positions[:1, :2])}
+        for key, value in {"1": row, "2": broken, "nextid": 3, "deleted_ids": []}.items():
+            rows.put(key.encode(), zlib.compress(json.dumps(value).encode()))
+    found, quarantine = read("ase_db", tmp_path / "a.aselmdb", group_key="sid")
+    np.testing.assert_array_equal(found.positions, positions)
+    np.testing.assert_array_equal(found.forces, forces)
+    np.testing.assert_array_equal(found.stress[0], [[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+    assert found.group_names == ("s1",)
+    assert quarantine.counts == {"malformed structure": 1}
 
 
 def test_no_file_is_made_or_changed(tmp_path: Path, read: Any) -> None:

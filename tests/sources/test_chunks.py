@@ -108,3 +108,10 @@ def test_one_quarantine_line_may_stand_for_many_rows(tmp_path: Path) -> None:
     assert quarantine.total == 7
     lines = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
     assert [line.get("count", 1) for line in lines] == [6, 1]
+
+
+@pytest.mark.parametrize("number", [-1, 256, 300])
+def test_an_atomic_number_is_never_wrapped_round(number: int) -> None:
+    """-1 and 300 would become 255 and 44 (Ru) in a column of bytes."""
+    with pytest.raises(ValueError, match=f"{number}"):
+        Structures.make(n_atoms=[2], numbers=[8, number], positions=np.zeros((2, 3)))

@@ -1,19 +1,26 @@
 """Extended XYZ: where ASE puts labels, units, periodic flags, frames that cannot be used."""
 
+import bz2
+import gzip
+import lzma
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import iread, write
+from ase.io.extxyz import key_val_str_to_dict
 from pydantic import ValidationError
 
 from ramify.errors import RamifyError
+from ramify.quarantine import Quarantine
 from ramify.sources.formats import extxyz, formats
+from ramify.sources.xyz_frame import parse_comment
 
 WATER = """3
 Properties=species:S:1:pos:R:3:forces:R:3 energy=-10.5 family=a pbc="F F F"
@@ -192,13 +199,243 @@ def test_cut_short_and_misaligned(tmp_path: Path, read: Any) -> None:
         read("extxyz", save(tmp_path / "a.xyz", ""))
 
 
-def test_block_size_makes_no_difference(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(tmp_path / "a.xyz", (WATER + PERIODIC) * 5)
-    whole, _ = read("extxyz", path)
-    monkeypatch.setattr(extxyz, "FRAMES", 3)
-    blocks, _ = read("extxyz", path)
-    np.testing.assert_array_equal(blocks.positions, whole.positions)
-    assert blocks.row.tolist() == whole.row.tolist()
+def test_a_file_that_ends_within_its_last_row(tmp_path: Path, read: Any) -> None:
+    """Cut at any byte of the last row: an error, or, where nothing is missing but the line break, the whole file."""
+    text = WATER + PERIODIC + WATER
+    start = len(text) - len("H 0.0 1.0 0.0 -0.1 -0.2 0.0\n")
+    for size in range(start, len(text)):
+        path = save(tmp_path / "a.xyz", text[:size])
+        if size == len(text) - 1:
+            assert len(read("extxyz", path)[0]) == 3
+        else:
+            with pytest.raises(RamifyError, match=r"truncated.*frame 2"):
+                read("extxyz", path)
+
+
+def test_numbers_of_any_length_may_end_the_file(tmp_path: Path, read: Any) -> None:
+    text = "3\n energy=1\nH 0 0 0.25\nH 0 0 1.5\nH 0 0 3"
+    found, _ = read("extxyz", save(tmp_path / "a.xyz", text))
+    assert found.positions[2].tolist() == [0, 0, 3]
+
+
+def test_byte_order_mark(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "a.xyz").write_text(WATER + PERIODIC, encoding="utf-8-sig")
+    found, quarantine = read("extxyz", tmp_path / "a.xyz")
+    assert (len(found), quarantine.total) == (2, 0)
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+def test_compressed(tmp_path: Path, read: Any, ending: str) -> None:
+    compress: Any = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}[ending]
+    text = b"\xef\xbb\xbf" + (WATER + PERIODIC).encode() * 3000
+    (tmp_path / "whole").write_bytes(text)
+    whole, _ = read("extxyz", tmp_path / "whole")
+    packed = compress(text[: len(text) // 2]) + compress(text[len(text) // 2 :])  # two streams in one file
+    path = tmp_path / f"a.xyz.{ending}"
+    path.write_bytes(packed)
+    found, quarantine = read("extxyz", path)
+    assert quarantine.total == 0
+    np.testing.assert_array_equal(found.positions, whole.positions)
+    np.testing.assert_array_equal(found.energy, whole.energy)
+    one = compress(text)
+    for size in (len(one) // 3, len(one) // 2, len(one) - 1):
+        path.write_bytes(one[:size])
+        with pytest.raises(RamifyError, match="truncated"):
+            read("extxyz", path)
+    path.write_bytes(one[:20] + bytes(20) + one[40:])
+    with pytest.raises(RamifyError, match=r"\n  fix: "):
+        read("extxyz", path)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ('pbc="T T F"', [1, 1, 0]),
+        ('pbc="[T, T, F]"', [1, 1, 0]),
+        ("pbc=[T, F, F]", [1, 0, 0]),
+        ('pbc="1 0 1"', [1, 0, 1]),
+        ('pbc="True False true"', [1, 0, 1]),
+        ("pbc={T T F}", [1, 1, 0]),
+        ("pbc=F", [0, 0, 0]),
+        ("", [1, 1, 1]),
+    ],
+)
+def test_periodic_axes_in_every_spelling(tmp_path: Path, read: Any, written: str, expected: list[int]) -> None:
+    found, quarantine = read("extxyz", save(tmp_path / "a.xyz", PERIODIC.replace("energy", f"{written} energy")))
+    assert quarantine.total == 0
+    assert found.pbc[0].tolist() == [bool(flag) for flag in expected]
+
+
+@pytest.mark.parametrize("written", ['pbc="T T"', "pbc=maybe", 'pbc="T T 2"', 'pbc="0.5 1 1"', "pbc=T,T,T,F"])
+def test_periodic_axes_that_say_nothing_are_not_guessed(tmp_path: Path, read: Any, written: str) -> None:
+    path = save(tmp_path / "a.xyz", PERIODIC + PERIODIC.replace("energy", f"{written} energy"))
+    found, quarantine = read("extxyz", path)
+    assert len(found) == 1
+    assert quarantine.counts == {"malformed structure": 1}
+    assert "pbc" in quarantine.first["malformed structure"].detail
+
+
+@pytest.mark.parametrize("written", ["None", "-1.5D+01", "null", "--", '"1 2"', "T", "1.0.0", "1,5"])
+def test_an_energy_that_is_no_number_costs_its_frame_alone(tmp_path: Path, read: Any, written: str) -> None:
+    path = save(tmp_path / "a.xyz", WATER + WATER.replace("energy=-10.5", f"energy={written}") + WATER)
+    found, quarantine = read("extxyz", path)
+    assert found.row.tolist() == [0, 2]
+    assert quarantine.counts == {"malformed energy": 1}
+    assert quarantine.first["malformed energy"].record == "a.xyz[1]"
+
+
+def test_stress_of_six_numbers_is_in_voigt_order(tmp_path: Path, read: Any) -> None:
+    for name in ("stress", "dft_stress"):
+        path = save(tmp_path / "a.xyz", PERIODIC.replace('stress="1 2 3 2 4 5 3 5 6"', f'{name}="1 4 6 5 3 2"'))
+        found, _ = read("extxyz", path, stress_key=name)
+        np.testing.assert_array_equal(found.stress[0], [[1, 2, 3], [2, 4, 5], [3, 5, 6]])
+    path = save(tmp_path / "a.xyz", PERIODIC.replace('"1 2 3 2 4 5 3 5 6"', '"1 2 3 4"') + PERIODIC)
+    found, quarantine = read("extxyz", path)
+    assert len(found) == 1
+    assert quarantine.counts == {"malformed stress": 1}
+
+
+def test_nested_brackets(tmp_path: Path, read: Any) -> None:
+    text = PERIODIC.replace('stress="1 2 3 2 4 5 3 5 6"', "stress=[[1, 2, 3], [2, 4, 5], [3, 5, 6]]")
+    text = text.replace('Lattice="3 0 0 0.5 4 0 0 0 5"', "Lattice=[[3, 0, 0], [0.5, 4, 0], [0, 0, 5]]")
+    found, quarantine = read("extxyz", save(tmp_path / "a.xyz", text))
+    assert quarantine.total == 0
+    np.testing.assert_array_equal(found.stress[0], [[1, 2, 3], [2, 4, 5], [3, 5, 6]])
+    np.testing.assert_array_equal(found.cell[0], [[3, 0, 0], [0.5, 4, 0], [0, 0, 5]])
+
+
+def test_stress_of_a_virial(tmp_path: Path, read: Any) -> None:
+    """EMT copper: the virial -dE/dε by finite differences of a strain, without ASE's stress."""
+    cell = np.array([[3.4, 0, 0], [0, 3.6, 0], [0, 0, 3.5]])
+    scaled = [[0, 0, 0], [0, 0.5, 0.52], [0.5, 0, 0.5], [0.51, 0.5, 0]]
+
+    def energy(strain: np.ndarray) -> float:
+        atoms = Atoms("Cu4", scaled_positions=scaled, cell=cell @ (np.eye(3) + strain), pbc=True)
+        atoms.calc = EMT()
+        return float(atoms.get_potential_energy())
+
+    h, virial = 1e-4, np.zeros((3, 3))
+    for i, j in np.ndindex(3, 3):
+        strain = np.zeros((3, 3))
+        strain[i, j] += h / 2
+        strain[j, i] += h / 2
+        virial[i, j] = -(energy(strain) - energy(-strain)) / (2 * h)
+    atoms = Atoms("Cu4", scaled_positions=scaled, cell=cell, pbc=True)
+    atoms.calc = EMT()
+    expected, forces = atoms.get_stress(voigt=False), atoms.get_forces()
+    assert np.trace(expected) < 0  # squeezed: compression is negative
+    atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=forces)
+    atoms.info["virial"] = virial
+    write(tmp_path / "a.xyz", atoms, format="extxyz")
+    found, _ = read("extxyz", tmp_path / "a.xyz", virial_key="virial")
+    np.testing.assert_allclose(found.stress[0], expected, atol=1e-5)
+    with pytest.raises(
+        RamifyError, match=r"it has a virial, 'virial'(.|\n)*`virial_key: virial`(.|\n)*`stress_key: null`"
+    ):
+        read("extxyz", tmp_path / "a.xyz")
+    found, _ = read("extxyz", tmp_path / "a.xyz", stress_key=None)
+    assert np.isnan(found.stress).all()
+    with pytest.raises(ValidationError, match="virial_key: virial"):
+        read("extxyz", tmp_path / "a.xyz", stress_key="virial")
+    with pytest.raises(RamifyError, match=r"no 'virials' \(`virial_key`\), did you mean 'virial'"):
+        read("extxyz", tmp_path / "a.xyz", virial_key="virials")
+
+
+def test_stress_and_virial_must_agree(tmp_path: Path, read: Any) -> None:
+    virial = "-60 -120 -180 -120 -240 -300 -180 -300 -360"  # -V σ, V = 60 Å³
+    right = PERIODIC.replace("energy", f'virial="{virial}" energy')
+    wrong = PERIODIC.replace("energy", f'virial="{virial.replace("-", "")}" energy')
+    path = save(tmp_path / "a.xyz", right + wrong)
+    found, quarantine = read("extxyz", path, virial_key="virial")
+    np.testing.assert_array_equal(found.stress, [[[1, 2, 3], [2, 4, 5], [3, 5, 6]]])
+    assert quarantine.counts == {"stress and virial contradict each other": 1}
+    found, quarantine = read("extxyz", path)  # a stress everywhere: the virial adds nothing
+    assert (len(found), quarantine.remarks) == (2, {})
+    mixed = save(tmp_path / "b.xyz", PERIODIC + PERIODIC.replace("stress=", "virial="))
+    _, quarantine = read("extxyz", mixed)
+    assert quarantine.remarks == {"stress or virial under another key, not read": 1}
+    molecule = WATER.replace("energy", f'virial="{virial}" energy')
+    found, quarantine = read("extxyz", save(tmp_path / "c.xyz", molecule + right), virial_key="virial")
+    assert np.isnan(found.stress[0]).all()
+    assert quarantine.remarks == {"stress without a cell, left out": 1}
+
+
+def test_stress_under_another_name_is_not_passed_over(tmp_path: Path, read: Any) -> None:
+    path = save(tmp_path / "a.xyz", WATER + PERIODIC.replace("stress=", "dft_stress="))
+    with pytest.raises(RamifyError, match=r"no 'stress' \(`stress_key`\), did you mean 'dft_stress'"):
+        read("extxyz", path)
+    with pytest.raises(RamifyError, match=r"no 'stres' \(`stress_key`\)"):
+        read("extxyz", save(tmp_path / "b.xyz", WATER), stress_key="stres")
+    found, _ = read("extxyz", tmp_path / "b.xyz")  # a file without stresses
+    assert np.isnan(found.stress).all()
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [
+        ("bar", 6.241509074e-7),
+        ("kBar", 6.241509074e-4),
+        ("GPa", 6.241509074e-3),
+        ("eV/Å³", 1.0),
+        ("eV/A^3", 1.0),
+        ("Hartree/bohr³", 183.6315),
+    ],
+)
+def test_units_of_stress(tmp_path: Path, read: Any, unit: str, factor: float) -> None:
+    found, _ = read("extxyz", save(tmp_path / "a.xyz", PERIODIC), units={"stress": unit})
+    assert found.stress[0, 2, 2] == pytest.approx(6 * factor, rel=1e-6)
+
+
+def test_a_file_of_which_nothing_can_be_read_says_why(tmp_path: Path, read: Any) -> None:
+    path = save(tmp_path / "a.xyz", WATER.replace("H ", "H1 ") * 40)
+    with pytest.raises(RamifyError, match=r"40 malformed structure \(first: a\.xyz\[0\]: \['H1'\]"):
+        read("extxyz", path)
+
+
+def test_a_missing_group_costs_its_frame_alone(tmp_path: Path, read: Any) -> None:
+    path = save(tmp_path / "a.xyz", WATER + WATER.replace("family=a ", "") + PERIODIC)
+    found, quarantine = read("extxyz", path, group_key="family")
+    assert found.row.tolist() == [0, 2]
+    assert quarantine.counts == {"group not stated": 1}
+
+
+def test_atomic_numbers_that_are_no_element(tmp_path: Path, read: Any) -> None:
+    text = "1\nProperties=Z:I:1:pos:R:3 energy=-1.0\n{} 0 0 0\n"
+    path = save(tmp_path / "a.xyz", "".join(text.format(z) for z in (1, -1, 300, 0, 119, 118)))
+    found, quarantine = read("extxyz", path)
+    assert found.numbers.tolist() == [1, 118]
+    assert quarantine.counts == {"malformed structure": 4}
+
+
+COMMENTS = [
+    'Lattice="1 2 3 4 5 6 7 8 9" a=1 b=2.5 c="1 2 3" d=T e="T F" f=text g="two words" h={1 2} i',
+    "energy=-1.5e-3 name='single quoted' n=1_x k=nan",
+    'j="_JSON [1.5, 2.5]" q="with \\" quote" empty=""',
+]
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+def test_comments_as_ase_reads_them(comment: str) -> None:
+    expected, found = key_val_str_to_dict(comment), parse_comment(comment)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if key == "Lattice":
+            np.testing.assert_array_equal(found[key], value.T)
+        else:
+            np.testing.assert_array_equal(found[key], value)
+
+
+@pytest.mark.parametrize(
+    "file", ["gst_vasp/validate.xyz", "mad_pbesol_qe/mad_val_small_1000.xyz", "acac_pbe_d3/train_300K.xyz"]
+)
+def test_real_frames_as_ase_reads_them(shared: Path, file: str) -> None:
+    images = iread(shared / "data" / file, index=":60", format="extxyz")
+    for (_, ours), theirs in zip(extxyz.read_frames(shared / "data" / file, Quarantine()), images, strict=False):
+        assert ours == theirs  # numbers, positions, cell, pbc
+        assert ours.info.keys() == theirs.info.keys()
+        assert ours.arrays.keys() == theirs.arrays.keys()
+        for name, value in theirs.calc.results.items():
+            np.testing.assert_array_equal(ours.calc.results[name], value)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_both_dialects(tmp_path: Path, read: Any, crystal: Any) -> None:
     }
     alignn = [{"jid": "1", "atoms": atoms, "total_energy": -5.0, "forces": outputs["forces"], "stresses": [1.0] * 6}]
     (tmp_path / "id_prop.json").write_text(json.dumps(alignn))
-    found, _ = read("mlearn", tmp_path / "id_prop.json")
+    with pytest.raises(RamifyError, match=r"1 records are plausible(.|\n)*`energy_is_per_atom: true`"):
+        read("mlearn", tmp_path / "id_prop.json")  # -5 eV of a few atoms may be either
+    found, _ = read("mlearn", tmp_path / "id_prop.json", energy_is_per_atom=True)
     assert found.energy.tolist() == [-10.0]  # the file's total_energy is per atom
     np.testing.assert_allclose(found.positions, [[0, 0, 0], [1, 2, 3]])
     assert np.isnan(found.stress).all()

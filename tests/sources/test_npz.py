@@ -86,8 +86,89 @@ def test_shared_numbers_units_and_groups(tmp_path: Path, read: Any) -> None:
     np.testing.assert_allclose(found.forces[:3], arrays["F"][0] * 0.0433641043, rtol=1e-7)
     assert found.numbers.tolist() == [6, 1, 1] * 3
     assert [found.group_names[g] for g in found.group] == ["a", "b", "a"]
-    found, _ = read("npz", tmp_path / "a.npz")
+    found, _ = read("npz", tmp_path / "a.npz", units={"energy": "eV"})
     assert found.group_names == ("CH2",)
+    with pytest.raises(RamifyError, match=r"MD17 or rMD17(.|\n)*units: \{energy: kcal/mol\}"):
+        read("npz", tmp_path / "a.npz")
+    with pytest.raises(RamifyError, match="MD17 or rMD17"):  # the length alone says nothing about the energy
+        read("npz", tmp_path / "a.npz", units={"length": "Å"})
+
+
+def sgdml(path: Path, **more: Any) -> dict[str, np.ndarray]:
+    """A data set as sGDML's converters write it (scripts/sgdml_dataset_from_extxyz.py of sGDML)."""
+    rng = np.random.default_rng(3)
+    arrays = {"R": rng.normal(0, 2, (4, 3, 3)), "F": rng.normal(0, 1, (4, 3, 3)), "E": rng.normal(-5, 1, 4)}
+    np.savez_compressed(path, type="d", name="x", theory="unknown", md5="0", z=np.array([8, 1, 1]), **arrays, **more)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("energy", "length", "energy_factor", "length_factor"),
+    [
+        ("kcal/mol", "Ang", 0.0433641043, 1.0),
+        ("eV", "Angstrom", 1.0, 1.0),
+        ("Ha", "bohr", 27.2113862, 0.529177211),
+        ("Hartree", "au", 27.2113862, 0.529177211),
+        ("kJ/mol", "A", 0.0103642696, 1.0),
+    ],
+)
+def test_units_that_the_file_states(
+    tmp_path: Path, read: Any, energy: str, length: str, energy_factor: float, length_factor: float
+) -> None:
+    arrays = sgdml(tmp_path / "a.npz", e_unit=energy, r_unit=length, lattice=np.diag([8.0, 9.0, 10.0]))
+    found, quarantine = read("npz", tmp_path / "a.npz")
+    assert quarantine.total == 0
+    np.testing.assert_allclose(found.energy, arrays["E"] * energy_factor, rtol=1e-7)
+    np.testing.assert_allclose(found.forces[:3], arrays["F"][0] * energy_factor / length_factor, rtol=1e-7)
+    np.testing.assert_allclose(found.positions[:3], arrays["R"][0] * length_factor, rtol=1e-7)
+    np.testing.assert_allclose(found.cell, [np.diag([8.0, 9.0, 10.0]) * length_factor] * 4, rtol=1e-7)
+    assert found.pbc.all()
+    with pytest.raises(RamifyError, match=rf"energy is in {energy}, the recipe reads it as meV"):
+        read("npz", tmp_path / "a.npz", units={"energy": "meV"})
+    other = "bohr" if length_factor == 1 else "Å"
+    with pytest.raises(RamifyError, match=rf"length is in {length}, the recipe reads it as {other}"):
+        read("npz", tmp_path / "a.npz", units={"length": other})
+
+
+def test_units_stated_in_an_unknown_word(tmp_path: Path, read: Any) -> None:
+    arrays = sgdml(tmp_path / "a.npz", e_unit="unknown", r_unit="Ang")
+    with pytest.raises(RamifyError, match="'unknown', which is no known unit"):
+        read("npz", tmp_path / "a.npz")
+    found, _ = read("npz", tmp_path / "a.npz", units={"energy": "eV"})
+    np.testing.assert_allclose(found.energy, arrays["E"])
+
+
+def test_a_skew_lattice_is_asked_about(tmp_path: Path, read: Any) -> None:
+    cell = np.array([[8.0, 0, 0], [1, 9, 0], [0, 0, 7]])
+    sgdml(tmp_path / "a.npz", e_unit="eV", r_unit="Ang", lattice=cell)
+    with pytest.raises(RamifyError, match=r"not symmetric(.|\n)*`lattice: rows` or `lattice: columns`"):
+        read("npz", tmp_path / "a.npz")
+    found, _ = read("npz", tmp_path / "a.npz", lattice="rows")
+    np.testing.assert_array_equal(found.cell[0], cell)
+    found, _ = read("npz", tmp_path / "a.npz", lattice="columns")
+    np.testing.assert_array_equal(found.cell[0], cell.T)
+
+
+def test_cells_row_by_row_and_arrays_that_nobody_reads(tmp_path: Path, read: Any) -> None:
+    arrays, cells = padded([3, 2]), np.random.default_rng(0).normal(0, 5, (2, 3, 3))
+    np.savez(tmp_path / "a.npz", **arrays, cell=cells, stress=np.zeros((2, 3, 3)))
+    _, quarantine = read("npz", tmp_path / "a.npz")
+    assert quarantine.remarks == {"array 'cell' not read": 1, "array 'stress' not read": 1}
+    keys = {"numbers": "z", "positions": "R", "energy": "E", "forces": "F", "cell": "cell"}
+    found, quarantine = read("npz", tmp_path / "a.npz", keys=keys, lattice="rows")
+    np.testing.assert_array_equal(found.cell, cells)
+    assert quarantine.remarks == {"array 'stress' not read": 1}
+
+
+def test_wrong_numbers_and_energies_cost_their_rows_alone(tmp_path: Path, read: Any) -> None:
+    arrays = padded([3, 3, 3, 3, 3])
+    arrays["z"][1], arrays["z"][3] = [8, -1, 300], [8, 0, 119]
+    texts = np.array(["-1.5", "-2.5", "None", "-3.5", "-1.5D+01"])
+    np.savez(tmp_path / "a.npz", **(arrays | {"E": texts}))
+    found, quarantine = read("npz", tmp_path / "a.npz")
+    assert found.energy.tolist() == [-1.5]
+    assert quarantine.counts == {"malformed structure": 2, "malformed energy": 2}
+    assert "-1, 300" in quarantine.first["malformed structure"].detail
 
 
 def test_rows_without_label_or_atoms_are_counted(tmp_path: Path, read: Any) -> None:

@@ -15,7 +15,27 @@ CORPUS = {
     "mptrj": "mptrj_mini/MPtrj_mini.json",
     "alexandria": "alexandria_mini/alexandria_mini_000.json.bz2",
 }
-ALL = ("alexandria", "ani1", "ani1x", "ase_db", "extxyz", "mlearn", "mptrj", "npz", "qm7x", "transition1x")
+ALL = (
+    "alexandria",
+    "ani1",
+    "ani1x",
+    "ani2x",
+    "ase_db",
+    "ase_traj",
+    "deepmd",
+    "extxyz",
+    "fitsnap",
+    "jarvis",
+    "matpes",
+    "mlearn",
+    "mptrj",
+    "npz",
+    "oc20",
+    "qm7x",
+    "spice",
+    "transition1x",
+    "vasp",
+)
 HDF5 = ("ani1x", "qm7x", "transition1x")
 KEYS: dict[str, dict[str, Any]] = {"qm7x": {"labels": "pbe0"}}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ramify.errors import RamifyError
 from ramify.files import sha256
 from ramify.sources.base import DatasetOptions
+from ramify.sources.formats import formats
 from ramify.store.manifest import SourceFile
 from ramify.structures import Split
 
@@ -27,8 +28,9 @@ def source_files(dataset: str, options: DatasetOptions, base: Path) -> list[tupl
     else:
         named = [(p, Split.NONE) for p in _listed(options.path)]
     files: list[tuple[Path, Split]] = []
+    folder = formats()[options.format].folder
     for pattern, split in named:
-        files += [(file, split) for file in _expand(dataset, pattern, base)]
+        files += [(file, split) for file in _expand(dataset, pattern, base, folder)]
     if not files:
         raise RamifyError(f"datasets.{dataset}.path names no file", fix="state at least one file")
     seen: set[Path] = set()
@@ -37,6 +39,13 @@ def source_files(dataset: str, options: DatasetOptions, base: Path) -> list[tupl
             raise RamifyError(f"datasets.{dataset}.path names {file} twice", fix="name every file once")
         seen.add(file.resolve())
     return files
+
+
+def with_companions(options: DatasetOptions, files: list[tuple[Path, Split]]) -> list[Path]:
+    """The files and all that their format reads beside them, each once."""
+    companions = formats()[options.format].companions
+    listed = [part for file, _ in files for part in (file, *(companions(file, options) if companions else ()))]
+    return list(dict.fromkeys(listed))
 
 
 def fingerprint(file: Path) -> SourceFile:
@@ -48,14 +57,22 @@ def _listed(paths: str | list[str]) -> list[str]:
     return [paths] if isinstance(paths, str) else paths
 
 
-def _expand(dataset: str, pattern: str, base: Path) -> Iterator[Path]:
+def _expand(dataset: str, pattern: str, base: Path, folder: str | None) -> Iterator[Path]:
+    """The files that a pattern names; a folder stands for every file named `folder` in it, at any depth."""
     where = base / Path(pattern).expanduser()
     if "*" in pattern:
         found = sorted(Path(f) for f in glob.glob(glob.escape(str(where)).replace("[*]", "*"), recursive=True))
         files = [f for f in found if f.is_file()]
+        if folder is not None:
+            files = sorted({f for f in files if f.name == folder} | {f for d in found for f in d.rglob(folder)})
         if not files:
             raise RamifyError(f"datasets.{dataset}.path: no file matches {where}", fix="correct `path`")
         yield from files
+    elif where.is_dir() and folder is not None:
+        inside = sorted(where.rglob(folder))
+        if not inside:
+            raise RamifyError(f"datasets.{dataset}.path: {where} holds no {folder}", fix="correct `path`")
+        yield from inside
     elif where.is_dir():
         raise RamifyError(f"datasets.{dataset}.path: {where} is a folder, not a file", fix=f"path: {pattern}/*")
     elif not where.is_file():

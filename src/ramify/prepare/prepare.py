@@ -13,7 +13,7 @@ from ramify.errors import RamifyError
 from ramify.files import write_json
 from ramify.prepare.assemble import Assembled, assemble
 from ramify.prepare.cross_checks import compare
-from ramify.prepare.inputs import fingerprint, source_files
+from ramify.prepare.inputs import fingerprint, source_files, with_companions
 from ramify.prepare.read import cut, read_parts
 from ramify.prepare.split import Divided, ToSplit, divide
 from ramify.prepare.staging import Staged, Staging
@@ -77,7 +77,7 @@ def prepare_dataset(
     if target.exists() and not force:
         with open_files(target) as store:
             check_matches(store, options)
-            _check_sources(store, list(workers.results(fingerprint, [file for file, _ in files])))
+            _check_sources(store, list(workers.results(fingerprint, with_companions(options, files))))
             return store.manifest
     with replaced_store(target) as folder:
         manifest = _build(name, options, files, folder, progress or (lambda structures: None), workers)
@@ -108,7 +108,9 @@ def _build(
     workers: Workers,
 ) -> Manifest:
     """Writes a whole store into `folder`, its manifest last."""
-    sources = [workers.submit(fingerprint, file) for file, _ in files]  # read as the rest goes on
+    sources = [
+        workers.submit(fingerprint, file) for file in with_companions(options, files)
+    ]  # read as the rest goes on
     stage = folder / "staging"
     stage.mkdir()
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
@@ -117,8 +119,11 @@ def _build(
         keep = compared.keep
         dropped = dict(sorted(quarantine.counts.items()))
         if not keep.any():
-            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the files hold none"
-            raise RamifyError(f"dataset '{name}': no structure is left ({reasons})", fix="check `path` and `gates`")
+            reasons = quarantine.summary() or "the files hold none"
+            raise RamifyError(
+                f"dataset '{name}': no structure is left ({reasons})",
+                fix="check `path` and `gates`, or what the first record lacks",
+            )
         split, divided = _divided(name, options, staged, keep)
     made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
     manifest = Manifest(
@@ -134,6 +139,7 @@ def _build(
         dropped=dropped,
         conflicts=compared.conflicts,
         findings=tuple(divided.findings),
+        remarks=dict(sorted(quarantine.remarks.items())),
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=divided.moved,
         shared_groups=made.shared_groups,

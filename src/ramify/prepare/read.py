@@ -18,6 +18,7 @@ from ramify.prepare.workers import Workers
 from ramify.quarantine import Note, Notes, Quarantine
 from ramify.sources.base import DatasetOptions, Gates
 from ramify.sources.formats import formats
+from ramify.sources.label_rules import apply_label_rules
 from ramify.structures import Split, Structures
 
 
@@ -107,7 +108,8 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
     else:
         chunks = format_.read_part(work.file, work.options, quarantine, work.part)
     for chunk in chunks:
-        measured = measure(_as_stated(work, chunk), work.options.gates, quarantine)
+        stated = apply_label_rules(_as_stated(work, chunk), work.options, quarantine)
+        measured = measure(stated, work.options.gates, quarantine)
         yield quarantine.handed_over(), measured
     yield quarantine.handed_over(), None
 

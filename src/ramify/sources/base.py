@@ -72,6 +72,9 @@ class DatasetOptions(BaseModel):
     """Level of theory, for the manifest and the tables (functional, basis or pseudopotentials, code)."""
     forces_sign: Literal[1, -1] = 1
     """-1 for files that store gradients under the name of forces (COMP6 does)."""
+    zeros_are_absent: list[Literal["energy", "forces", "stress"]] = []
+    """Labels whose exact zeros mean that nothing was computed, e.g. `[stress]`: they are left out, and counted. Without
+    this key they are kept, and `ramify prepare` counts them."""
     split: SplitOptions = SplitOptions()
     """How structures are divided where the files bring no split, or none of validation or test: these are then taken
     out of the training files."""
@@ -99,6 +102,9 @@ class Format:
         cut: `cut(path, options)` yields the parts of a file in order, as plain data that may go to another process; for
             formats whose files are large. The parts depend on nothing but the file. None: a file is one part.
         read_part: `read_part(path, options, quarantine, part)`: as `read`, of one part.
+        companions: `companions(path, options)`: further files that are read with `path`, so that a change of them is
+            noticed; None: there are none.
+        folder: name of the file that stands for a folder of this format; None: a folder is no file of this format.
     """
 
     name: str
@@ -107,6 +113,8 @@ class Format:
     theory: str = ""
     cut: Callable[[Path, Any], Iterator[Any]] | None = None
     read_part: Callable[[Path, Any, Quarantine, Any], Iterator[Structures]] | None = None
+    companions: Callable[[Path, Any], list[Path]] | None = None
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("read", "cut", "read_part"):

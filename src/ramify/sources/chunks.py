@@ -17,10 +17,57 @@ from ramify.structures import Structures
 # Reasons shared by the formats; each is one line in the count of what was left out.
 NOT_COMPUTED = "label not computed"
 NON_FINITE = "non-finite label"
+MALFORMED_ENERGY = "malformed energy"
 MALFORMED_FORCES = "malformed forces"
 MALFORMED_STRESS = "malformed stress"
 MALFORMED_STRUCTURE = "malformed structure"
 NO_CELL = "periodic without a cell"
+NO_GROUP = "group not stated"
+STRESS_WITHOUT_CELL = "stress without a cell, left out"
+
+
+class UnusableError(Exception):
+    """A record cannot be used.
+
+    Args:
+        reason: the short phrase that is counted.
+        detail: the values behind it.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def as_floats(value: Any, reason: str, name: str) -> NDArray[np.float64]:
+    """Numbers as float64 of any shape.
+
+    Raises:
+        UnusableError: with `reason`; `value` is text (`None`, `1.5D+01`), a truth value, ragged, or no number.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "iuf":
+            return array.astype(np.float64)
+        if array.dtype.kind == "O":  # ragged, or with a null
+            return np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UnusableError(reason, f"{name}: {error}") from error
+    raise UnusableError(reason, f"{name} {str(value)[:60]!r} is no number")
+
+
+def check_numbers(numbers: NDArray[Any]) -> None:
+    """Makes sure that (n,) atomic numbers are whole and those of elements.
+
+    Raises:
+        UnusableError: naming those that are not, or there are none.
+    """
+    if not len(numbers):
+        raise UnusableError(MALFORMED_STRUCTURE, "no atoms")
+    wrong = (numbers < 1) | (numbers > MAX_NUMBER) | (numbers != np.floor(numbers))
+    if wrong.any():
+        found = ", ".join(map(str, np.unique(numbers[wrong])[:5].tolist()))
+        raise UnusableError(MALFORMED_STRUCTURE, f"atomic number {found} is no element (1 to {MAX_NUMBER})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
 """What the HDF5 formats share: opening with clear errors, telling the layouts apart, stacks of conformers in blocks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.elements import MAX_NUMBER
 from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.base import CHUNK_ATOMS, PART_ATOMS
-from ramify.sources.chunks import NOT_COMPUTED
+from ramify.sources.chunks import MALFORMED_STRUCTURE, NOT_COMPUTED, composition, index_names
 from ramify.structures import Split, Structures
 
 Floats = NDArray[np.floating]
@@ -29,8 +30,10 @@ default of 32 MiB comes to 450 MB on the millions of small arrays of QM7-X."""
 _LAYOUTS = {  # the arrays beside one another by which a layout is known
     "ani1x": {"atomic_numbers", "coordinates"},
     "ani1": {"species", "coordinates", "energies"},
+    "ani2x": {"species", "coordinates", "energies"},  # species row by row: see `_layout`
     "qm7x": {"atNUM", "atXYZ"},
     "transition1x": {"atomic_numbers", "positions"},
+    "spice": {"atomic_numbers", "conformations"},
 }
 
 
@@ -68,26 +71,28 @@ class Conformers:
     """R conformers of one molecule or composition of n atoms, as they stand in the file.
 
     Attributes:
-        numbers: (n,) atomic numbers, the same for all rows.
-        positions: (R, n, 3) Å.
+        numbers: (n,) atomic numbers, the same for all rows; or (R, n).
+        positions: (R, n, 3).
         energy: (R,) or (R, 1); None where the file has none: then no row is usable.
         forces: (R, n, 3); None where the file has none.
         energy_unit: factor to eV.
-        forces_unit: factor to eV/Å.
-        group: name of the group that all rows belong to.
+        forces_unit: factor to eV/Å; negative where the file holds gradients.
+        positions_unit: factor to Å.
+        group: name of the group that all rows belong to; None for the composition of each.
         origin: the file and the path inside it.
         split: official split of all rows.
         expect_forces: whether rows are unusable without forces.
     """
 
-    numbers: NDArray[np.integer]
+    numbers: NDArray[np.integer] | h5py.Dataset
     positions: h5py.Dataset
     energy: h5py.Dataset | None
     forces: h5py.Dataset | None
     energy_unit: float
     forces_unit: float
-    group: str
+    group: str | None
     origin: str
+    positions_unit: float = 1.0
     split: Split = Split.NONE
     expect_forces: bool = True
 
@@ -102,45 +107,65 @@ class Conformers:
             quarantine.add(f"{self.origin}[{ranges(np.arange(R))}]", NOT_COMPUTED, "the array is not there", count=R)
             return
         self._check_shapes()
-        step = max(1, CHUNK_ATOMS // len(self.numbers))
+        step = max(1, CHUNK_ATOMS // self.numbers.shape[-1])
         for start in range(0, R, step):
             rows = np.arange(start, min(start + step, R))
             block = slice(start, start + step)
             pos, e = self.positions[block], self.energy[block].reshape(-1)
             f = None if self.forces is None else self.forces[block]
+            numbers = self.numbers[block] if self.numbers.ndim == 2 else np.tile(self.numbers[()], (len(rows), 1))
             missing = np.isnan(e)
             if f is not None and np.isnan(f.sum()):  # one pass over all tells that most blocks hold no NaN
                 missing |= np.isnan(f.reshape(len(f), -1)).any(axis=1)
-            if missing.any():
-                dropped, keep = rows[missing], ~missing
-                quarantine.add(f"{self.origin}[{ranges(dropped)}]", NOT_COMPUTED, count=len(dropped))
-                pos, e, f, rows = pos[keep], e[keep], None if f is None else f[keep], rows[keep]
+            wrong = ((numbers < 1) | (numbers > MAX_NUMBER)).any(axis=1)
+            for left_out, reason, detail in (
+                (wrong, MALFORMED_STRUCTURE, f"an atomic number outside 1 to {MAX_NUMBER}"),
+                (missing & ~wrong, NOT_COMPUTED, ""),
+            ):
+                if left_out.any():
+                    quarantine.add(
+                        f"{self.origin}[{ranges(rows[left_out])}]", reason, detail, count=left_out.sum().item()
+                    )
+            if (missing | wrong).any():
+                keep = ~(missing | wrong)
+                pos, e, f, rows, numbers = pos[keep], e[keep], None if f is None else f[keep], rows[keep], numbers[keep]
             if len(rows):
-                yield self._structures(pos, e, f, rows)
+                yield self._structures(numbers, pos, e, f, rows)
 
-    def _structures(self, pos: Floats, energy: Floats, forces: Floats | None, rows: NDArray[np.int64]) -> Structures:
+    def _structures(
+        self, numbers: NDArray[np.integer], pos: Floats, energy: Floats, forces: Floats | None, rows: NDArray[np.int64]
+    ) -> Structures:
         if forces is not None:
             forces = forces.reshape(-1, 3).astype(np.float64) * self.forces_unit
+        group, group_names = (None, (self.group,)) if self.group is not None else index_names(map(composition, numbers))
         return Structures.make(
-            n_atoms=np.full(len(rows), len(self.numbers)),
-            numbers=np.tile(self.numbers, len(rows)),
-            positions=pos.reshape(-1, 3),
+            n_atoms=np.full(len(rows), numbers.shape[1]),
+            numbers=numbers.reshape(-1),
+            positions=pos.reshape(-1, 3) * self.positions_unit if self.positions_unit != 1 else pos.reshape(-1, 3),
             energy=energy.astype(np.float64) * self.energy_unit,
             forces=forces,
             split=np.full(len(rows), self.split),
+            group=group,
             row=rows,
-            group_names=(self.group,),
+            group_names=group_names,
             origin_names=(self.origin,),
         )
 
     def _check_shapes(self) -> None:
-        R, n = len(self.positions), len(self.numbers)
-        sizes = {
+        R, n = len(self.positions), self.numbers.shape[-1]
+        sizes: dict[str, tuple[Any, int]] = {
             "positions": (self.positions, R * n * 3),
             "energy": (self.energy, R),
             "forces": (self.forces, R * n * 3),
         }
+        if self.numbers.ndim == 2:
+            sizes["atomic numbers"] = (self.numbers, R * n)
         for name, (array, size) in sizes.items():
+            if array is not None and array.dtype.kind not in "iuf":
+                raise RamifyError(
+                    f"{self.origin}: {name} is of type {array.dtype}, no numbers",
+                    fix="the file is damaged or of another format: download it again, or correct `format`",
+                )
             if array is not None and (array.shape[:1] != (R,) or array.size != size or n == 0):
                 raise RamifyError(
                     f"{self.origin}: {name} has shape {array.shape}, which does not fit {R} rows of {n} atoms",
@@ -183,11 +208,11 @@ def dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
 
 
 def _require(file: h5py.File, path: Path, layout: str) -> None:
-    keys = _first_arrays(file)
-    found = next((name for name, marks in _LAYOUTS.items() if marks <= keys), None)
+    arrays = _first_arrays(file)
+    found = _layout(arrays)
     if found == layout:
         return
-    holds = f"the layout of format '{found}'" if found else f"arrays {sorted(keys)[:8]}" if keys else "no arrays"
+    holds = f"the layout of format '{found}'" if found else f"arrays {sorted(arrays)[:8]}" if arrays else "no arrays"
     marks = ", ".join(sorted(_LAYOUTS[layout]))
     raise RamifyError(
         f"{path} is not of format '{layout}' (arrays {marks} beside one another): it holds {holds}",
@@ -195,14 +220,30 @@ def _require(file: h5py.File, path: Path, layout: str) -> None:
     )
 
 
-def _first_arrays(group: h5py.Group, depth: int = 5) -> set[str]:
-    """Names of the arrays in the first group (depth first, the first 50 members of each) that has any."""
+def hdf5_layout(path: Path) -> str | None:
+    """Name of the format whose layout an HDF5 file has; None if it has no known one or is no HDF5 file."""
+    try:
+        with h5py.File(path, "r") as file:
+            return _layout(_first_arrays(file))
+    except (OSError, RuntimeError, KeyError):
+        return None
+
+
+def _layout(arrays: Mapping[str, h5py.Dataset]) -> str | None:
+    found = next((name for name, marks in _LAYOUTS.items() if marks <= arrays.keys()), None)
+    if found == "ani1" and arrays["species"].ndim == 2:
+        return "ani2x"
+    return found
+
+
+def _first_arrays(group: h5py.Group, depth: int = 5) -> dict[str, h5py.Dataset]:
+    """The arrays in the first group (depth first, the first 50 members of each) that has any."""
     members = {name: group[name] for name in islice(group, 50)}
-    arrays = {name for name, member in members.items() if isinstance(member, h5py.Dataset)}
+    arrays = {name: member for name, member in members.items() if isinstance(member, h5py.Dataset)}
     if arrays or depth == 0:
         return arrays
     inside = (_first_arrays(member, depth - 1) for member in members.values())
-    return next((found for found in inside if found), set())
+    return next((found for found in inside if found), {})
 
 
 def _refuse_archives(path: Path) -> None:

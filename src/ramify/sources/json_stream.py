@@ -4,27 +4,23 @@ A JSON text is cut where its brace depth returns to that of the outermost contai
 each piece is parsed by orjson, which knows no streams. Python's own parser takes the pieces that hold a bare NaN.
 """
 
-import bz2
-import gzip
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
+from ramify.sources.compressed import cut_short, open_bytes
 
 BLOCK = 1 << 20
 """Bytes read at a time."""
 
-_OPENERS: dict[bytes, Any] = {b"BZh": bz2.open, b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
 _QUOTE, _OPEN, _CLOSE = ord('"'), ord("{"), ord("}")
 
 
@@ -71,7 +67,7 @@ def items(path: Path) -> Iterator[Item]:
     """Yields the objects directly inside the outermost object or array, or inside an array directly in it.
 
     So `{"a": {..}, "b": {..}}` gives a and b, `{"entries": [{..}, {..}]}` gives entries 0 and 1, and
-    `{"a": [{..}], "b": [{..}, {..}]}` gives a 0, b 0, b 1. Plain text, bz2, gzip and xz are told by their first bytes.
+    `{"a": [{..}], "b": [{..}, {..}]}` gives a 0, b 0, b 1. Compressed files are unpacked (see `compressed`).
 
     Raises:
         RamifyError: no such file, not JSON of this shape, damaged, or cut short.
@@ -174,24 +170,13 @@ def _pieces(path: Path) -> Iterator[_Piece]:
         opened = starts_list[-1] - last if len(starts_list) > len(ends) else -1
         pending, at = pending[last:], at + last
     if level is None or scan.depth or scan.inside_string or (level == 0 and not pending.rstrip().endswith(b"]")):
-        raise _cut_short(path)
+        raise cut_short(path)
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as raw:
-            magic = raw.read(6)
-            raw.seek(0)
-            opener = next((o for start, o in _OPENERS.items() if magic.startswith(start)), None)
-            stream: IO[bytes] = opener(raw) if opener else raw
-            while block := stream.read(BLOCK):
-                yield block
-    except EOFError as error:
-        raise _cut_short(path) from error
-    except FileNotFoundError as error:
-        raise RamifyError(f"{path} does not exist", fix="correct `path`") from error
-    except (OSError, lzma.LZMAError, zlib.error) as error:
-        raise RamifyError(f"{path} cannot be read: {error}", fix="check its checksum and download it again") from error
+    with open_bytes(path) as stream:
+        while block := stream.read(BLOCK):
+            yield block
 
 
 def _level(block: bytes, path: Path) -> int:
@@ -236,11 +221,4 @@ def _other_shape(piece: _Piece, path: Path) -> RamifyError:
     return RamifyError(
         f"{path} is no JSON object of objects, or of arrays of objects: {piece.before[-80:]!r} at byte {piece.at}",
         fix="correct `path` or `format`",
-    )
-
-
-def _cut_short(path: Path) -> RamifyError:
-    return RamifyError(
-        f"{path} is cut short: it ends in the middle of a record",
-        fix="compare its size and checksum with the publisher's and download it again",
     )

@@ -1,87 +1,45 @@
-"""What the general formats (extended XYZ, ASE databases, npz) share: which key holds which label, in which units."""
+"""What the general formats (extended XYZ, ASE databases, ...) share: which key holds which label, in which units."""
 
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from ase import units
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
+from pydantic import model_validator
 
 from ramify.errors import RamifyError, nearest
+from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions
-from ramify.sources.chunks import Record, composition
+from ramify.sources.chunks import (
+    MALFORMED_ENERGY,
+    MALFORMED_FORCES,
+    MALFORMED_STRESS,
+    NO_GROUP,
+    STRESS_WITHOUT_CELL,
+    Record,
+    UnusableError,
+    as_floats,
+    check_numbers,
+    composition,
+)
+from ramify.sources.units import Units
 
-ENERGY_UNITS = {
-    "eV": 1.0,
-    "meV": 1e-3,
-    "Hartree": units.Hartree,
-    "Rydberg": units.Rydberg,
-    "kcal/mol": units.kcal / units.mol,
-    "kJ/mol": units.kJ / units.mol,
-}
-LENGTH_UNITS = {"Å": 1.0, "Angstrom": 1.0, "bohr": units.Bohr}
-STRESS_UNITS = {"eV/Å³": 1.0, "GPa": units.GPa, "kBar": 0.1 * units.GPa}
+UNREAD_STRESS = "stress or virial under another key, not read"
+CONTRADICTING_STRESS = "stress and virial contradict each other"
 
-
-def _composed(value: Any) -> Any:
-    """`Å` may be typed as the ångström sign or as A with ring; both mean the same."""
-    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
-
-
-class Units(BaseModel):
-    """Units of a file's numbers; nothing in these formats says them, and the energy-force slope cannot tell."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    energy: Literal["eV", "meV", "Hartree", "Rydberg", "kcal/mol", "kJ/mol"] = "eV"
-    """Unit of energies."""
-    length: Annotated[Literal["Å", "Angstrom", "bohr"], BeforeValidator(_composed)] = "Å"
-    """Unit of positions and cells."""
-    forces: Annotated[str | None, BeforeValidator(_composed)] = None
-    """Unit of forces where it is not energy/length, e.g. `Hartree/bohr` beside positions in Å."""
-    stress: Annotated[Literal["eV/Å³", "GPa", "kBar"], BeforeValidator(_composed)] = "eV/Å³"
-    """Unit of the stress."""
-
-    @field_validator("forces")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None:
-            energy, _, length = value.rpartition("/")
-            if energy not in ENERGY_UNITS or length not in LENGTH_UNITS:
-                raise ValueError(f"'{value}' is not one of {list(ENERGY_UNITS)} over one of {list(LENGTH_UNITS)}")
-        return value
-
-    @property
-    def energy_factor(self) -> float:
-        """Factor to eV."""
-        return ENERGY_UNITS[self.energy]
-
-    @property
-    def length_factor(self) -> float:
-        """Factor to Å."""
-        return LENGTH_UNITS[self.length]
-
-    @property
-    def forces_factor(self) -> float:
-        """Factor to eV/Å."""
-        energy, _, length = (self.forces or f"{self.energy}/{self.length}").rpartition("/")
-        return ENERGY_UNITS[energy] / LENGTH_UNITS[length]
-
-    @property
-    def stress_factor(self) -> float:
-        """Factor to eV/Å³."""
-        return STRESS_UNITS[self.stress]
+VIRIAL_TOLERANCE = 0.01
+"""Largest difference of a stress and that of the virial beside it, relative to the largest component: labels written
+with three digits pass, another sign, unit or convention does not."""
 
 
 class LabelledOptions(DatasetOptions):
     """Recipe keys of the formats whose files name their labels freely."""
 
     units: Units = Units()
-    """Units of the file: `{energy: kcal/mol, length: Å}`."""
+    """Units of the file: `{energy: kcal/mol, length: Å}`. Those that the file itself states are taken where this key
+    leaves them out, and compared where it does not."""
     energy_is_per_atom: bool = False
     """Whether the energies of the file are per atom."""
 
@@ -97,8 +55,21 @@ class AtomsOptions(LabelledOptions):
     """Name of the stress (6 in Voigt order xx yy zz yz xz xy, or 9); null reads none."""
     stress_sign: Literal[1, -1] = 1
     """-1 where compression is positive (VASP's OUTCAR)."""
+    virial_key: str | None = None
+    """Name of the virial, minus the derivative of the energy with respect to strain, in units of energy (6 or 9
+    numbers): the stress is -virial / volume."""
     group_key: str | None = None
     """Name of the value that says which structures belong together; without it, the composition."""
+
+    @model_validator(mode="after")
+    def _virial_is_no_stress(self) -> "AtomsOptions":
+        key = (self.stress_key or "").lower()
+        if "virial" in key and "stress" not in key:
+            raise ValueError(
+                f"stress_key: '{self.stress_key}' names a virial (an energy), which is no stress; set "
+                f"`virial_key: {self.stress_key}`: the stress is then -virial / volume"
+            )
+        return self
 
 
 class Labeller:
@@ -107,12 +78,18 @@ class Labeller:
     Args:
         path: the file.
         options: the keys and units.
+        quarantine: for structures that cannot be used, and remarks.
+        units: of the file, where they are not simply those of the options.
     """
 
-    def __init__(self, path: Path, options: AtomsOptions) -> None:
+    def __init__(self, path: Path, options: AtomsOptions, quarantine: Quarantine, units: Units | None = None) -> None:
         self._path = path
         self._options = options
+        self._quarantine = quarantine
+        self._units = units or options.units
         self._names: set[str] = set()
+        self._stress_like: set[str] = set()
+        self._unread = self._without_cell = 0
         self.structures = 0
 
     def record(
@@ -124,8 +101,9 @@ class Labeller:
         cell: NDArray[np.floating],
         pbc: NDArray[np.bool_],
         row: int,
-    ) -> Record:
-        """The record of one structure.
+        origin: str | None = None,
+    ) -> Record | None:
+        """The record of one structure; None if it cannot be used, it then is in the quarantine.
 
         Args:
             found: every named value that the file has for it, in the file's units.
@@ -133,70 +111,142 @@ class Labeller:
             positions: (n, 3) in the file's unit of length.
             cell: (3, 3) in the file's unit of length.
             pbc: (3,).
-            row: position in the file.
-
-        Raises:
-            RamifyError: it lacks the value that names its group.
+            row: position in the file, or in `origin`.
+            origin: the file and the path inside it; None for the file.
         """
-        options, units = self._options, self._options.units
+        options, units = self._options, self._units
         self.structures += 1
-        self._names |= found.keys()
-        if options.group_key is None:
-            group = composition(numbers)
-        elif options.group_key in found:
-            group = str(found[options.group_key])
-        else:
-            raise self._missing("group_key", options.group_key, set(found), f" in structure {row}")
-        return Record(
-            numbers=numbers,
-            positions=positions * units.length_factor,
-            cell=cell * units.length_factor,
-            pbc=pbc,
-            energy=self._energy(found.get(options.energy_key), len(numbers)),
-            forces=_scaled(found, options.forces_key, units.forces_factor),
-            stress=_full(_scaled(found, options.stress_key, units.stress_factor * options.stress_sign)),
-            group=group,
-            origin=self._path.name,
-            row=row,
-        )
+        self._names |= {name for name, value in found.items() if value is not None}
+        alike = {name for name, value in found.items() if _is_stress(name, value)}
+        self._stress_like |= alike
+        origin = origin or self._path.name
+        try:
+            check_numbers(numbers)
+            forces = found.get(options.forces_key) if options.forces_key is not None else None
+            return Record(
+                numbers=numbers,
+                positions=positions * units.length_factor,
+                cell=cell * units.length_factor,
+                pbc=pbc,
+                energy=self._energy(found.get(options.energy_key), len(numbers)),
+                forces=None if forces is None else as_floats(forces, MALFORMED_FORCES, "forces") * units.forces_factor,
+                stress=self._stress(found, cell * units.length_factor, alike),
+                group=self._group(found, numbers),
+                origin=origin,
+                row=row,
+            )
+        except UnusableError as error:
+            self._quarantine.add(f"{origin}[{row}]", error.reason, error.detail)
+            return None
 
     def check(self) -> None:
-        """Raises `RamifyError` if no structure of the whole file had the energy or the forces asked for."""
+        """Raises `RamifyError` if no structure of the whole file had a label or a group that the recipe names."""
         options, names = self._options, self._names
         if not self.structures:
-            raise RamifyError(f"{self._path} holds no structure that can be read", fix="correct `path` or `format`")
+            tried = self._quarantine.summary()
+            raise RamifyError(
+                f"{self._path} holds no structure that can be read" + (f": {tried}" if tried else ""),
+                fix="correct `path` or `format`, or what is wrong with the records",
+            )
+        if options.group_key is not None and options.group_key not in names:
+            raise self._missing("group_key", options.group_key)
         if options.energy_key not in names:
-            raise self._missing("energy_key", options.energy_key, names)
-        if options.forces_key is None or options.forces_key in names:
-            return
-        named_otherwise = any("force" in name.lower() for name in names)
-        if named_otherwise or options.forces_key != "forces":  # else it is a file of energies
-            raise self._missing("forces_key", options.forces_key, names)
+            raise self._missing("energy_key", options.energy_key)
+        if options.forces_key is not None and options.forces_key not in names:
+            named_otherwise = any("force" in name.lower() for name in names)
+            if named_otherwise or options.forces_key != "forces":  # else it is a file of energies
+                raise self._missing("forces_key", options.forces_key)
+        self._check_stress()
+
+    def _check_stress(self) -> None:
+        options, names = self._options, self._names
+        if options.virial_key is not None and options.virial_key not in names:
+            raise self._missing("virial_key", options.virial_key)
+        if options.stress_key is not None and options.stress_key not in names and options.virial_key is None:
+            alike = self._stress_like
+            virial = next((name for name in sorted(alike) if "virial" in name.lower()), None)
+            if virial is not None:
+                raise RamifyError(
+                    f"{self._path} has no '{options.stress_key}' (`stress_key`), but it has a virial, '{virial}'",
+                    fix=f"set `virial_key: {virial}` to read the stress as -virial / volume, or `stress_key: null` to "
+                    "read none",
+                )
+            if alike or options.stress_key != "stress":  # else it is a file without stresses
+                raise self._missing("stress_key", options.stress_key)
+        if self._without_cell:
+            self._quarantine.remark(self._path.name, STRESS_WITHOUT_CELL, "virial", count=self._without_cell)
+        if self._unread:
+            self._quarantine.remark(
+                self._path.name, UNREAD_STRESS, "virial_key or stress_key would read it", count=self._unread
+            )
 
     def _energy(self, value: Any, n_atoms: int) -> float | None:
         if value is None:
             return None
-        flat = np.asarray(value, np.float64).reshape(-1)
-        energy = float(flat[0]) if flat.size == 1 else np.nan
-        return energy * self._options.units.energy_factor * (n_atoms if self._options.energy_is_per_atom else 1)
+        flat = as_floats(value, MALFORMED_ENERGY, "energy").reshape(-1)
+        if flat.size != 1:
+            raise UnusableError(MALFORMED_ENERGY, f"{flat.size} numbers instead of 1")
+        per_atom = n_atoms if self._options.energy_is_per_atom else 1
+        return float(flat[0]) * self._units.energy_factor * per_atom
 
-    def _missing(self, key: str, value: str, names: set[str], where: str = "") -> RamifyError:
-        has = ", ".join(sorted(names)) or "no keys"
+    def _stress(
+        self, found: Mapping[str, Any], cell: NDArray[np.floating], alike: set[str]
+    ) -> NDArray[np.float64] | None:
+        """(3, 3) eV/Å³ of the stress, or of the virial where there is no stress; both must agree where both are
+        read."""
+        options, units = self._options, self._units
+        stress = virial = None
+        if options.stress_key is not None and found.get(options.stress_key) is not None:
+            stress = full_stress(found[options.stress_key], "stress") * (units.stress_factor * options.stress_sign)
+        if options.virial_key is not None and found.get(options.virial_key) is not None:
+            virial = -full_stress(found[options.virial_key], "virial") * units.energy_factor
+            volume = abs(np.linalg.det(cell))
+            self._without_cell += volume == 0
+            virial = virial / volume if volume else None
+        if stress is None and virial is None:
+            keys = {options.stress_key, options.virial_key}
+            self._unread += keys != {None} and bool(alike - keys)
+            return None
+        if stress is None or virial is None:
+            return stress if virial is None else virial
+        if np.abs(stress - virial).max() > VIRIAL_TOLERANCE * max(np.abs(stress).max(), np.abs(virial).max()) + 1e-6:
+            raise UnusableError(
+                CONTRADICTING_STRESS,
+                f"xx of the stress {stress[0, 0]:.6g} eV/Å³, of -virial / volume {virial[0, 0]:.6g} eV/Å³",
+            )
+        return stress
+
+    def _group(self, found: Mapping[str, Any], numbers: NDArray[np.integer]) -> str:
+        key = self._options.group_key
+        if key is None:
+            return composition(numbers)
+        if found.get(key) is None:
+            raise UnusableError(NO_GROUP, f"no '{key}' (`group_key`)")
+        return str(found[key])
+
+    def _missing(self, key: str, value: str) -> RamifyError:
+        has = ", ".join(sorted(self._names)) or "no keys"
+        optional = key in ("forces_key", "stress_key", "virial_key")
         return RamifyError(
-            f"{self._path} has no '{value}' (`{key}`){where}{nearest(value, names)}; it has {has}",
-            fix=f"set `{key}` to the name that the file uses" + (", or to null" if key == "forces_key" else ""),
+            f"{self._path} has no '{value}' (`{key}`){nearest(value, self._names)}; it has {has}",
+            fix=f"set `{key}` to the name that the file uses" + (", or to null to read none" if optional else ""),
         )
 
 
-def _scaled(found: Mapping[str, Any], key: str | None, factor: float) -> NDArray[np.float64] | None:
-    value = found.get(key) if key is not None else None
-    return None if value is None else np.asarray(value, np.float64) * factor
+def full_stress(value: Any, name: str) -> NDArray[np.float64]:
+    """(3, 3) of 9 numbers, or of 6 in Voigt order (xx yy zz yz xz xy).
+
+    Raises:
+        UnusableError: another number of numbers, or none.
+    """
+    array = as_floats(value, MALFORMED_STRESS, name)
+    if array.size == 9:
+        return array.reshape(3, 3)
+    if array.size == 6:
+        return np.asarray(voigt_6_to_full_3x3_stress(array.reshape(-1)))
+    raise UnusableError(MALFORMED_STRESS, f"{name} of shape {array.shape} instead of 9 numbers, or 6 in Voigt order")
 
 
-def _full(stress: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    """(3, 3) of 9 numbers or of 6 in Voigt order; anything else as it stands, for the record to refuse."""
-    if stress is None or stress.size not in (6, 9):
-        return stress
-    if stress.size == 9:
-        return stress.reshape(3, 3)
-    return np.asarray(voigt_6_to_full_3x3_stress(stress.reshape(-1)))
+def _is_stress(name: str, value: Any) -> bool:
+    """Whether a value may be the stress or virial of a structure (and not those of its atoms)."""
+    return ("stress" in name.lower() or "virial" in name.lower()) and np.size(value) in (6, 9)

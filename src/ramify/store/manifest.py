@@ -149,6 +149,9 @@ class Manifest(ManifestEntry):
     """Equal geometries with other labels; null where there are none."""
     findings: tuple[Finding, ...] = ()
     """What `ramify prepare` warned of."""
+    remarks: dict[str, int] = {}
+    """Structures in the store (before splitting) of which something must be known, by what it is: a label left out, or
+    one that is doubtful; `quarantine.jsonl` names them."""
     read: int
     """Records read: those in the store and those dropped."""
     moved_to_train: list[str]
@@ -189,7 +192,7 @@ class Manifest(ManifestEntry):
         return content_sha256(self.to_json())
 
 
-ADDED_LATER: tuple[str, ...] = ("conflicts", "findings")
+ADDED_LATER: tuple[str, ...] = ("conflicts", "findings", "remarks")
 """Keys of `Manifest` that stores of version 2 were once written without."""
 
 REBUILD = "prepare the dataset again with `ramify prepare RECIPE --force`"

@@ -18,15 +18,15 @@ from ase.db import connect
 from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.base import Format
-from ramify.sources.chunks import Record, chunked
-from ramify.sources.labels import ENERGY_UNITS, LENGTH_UNITS, AtomsOptions, Labeller
+from ramify.sources.chunks import MALFORMED_STRUCTURE, Record, chunked
+from ramify.sources.labels import AtomsOptions, Labeller
+from ramify.sources.units import with_stated
 from ramify.structures import Structures
 
 ROWS = 500
 """Rows asked of SQLite at a time: ASE fetches all it asks for before it gives the first."""
 
 _TYPES = {".db": "db", ".json": "json", ".aselmdb": "aselmdb"}
-_SCHNETPACK = {"Ang": "Å", "Angstrom": "Å", "A": "Å", "Bohr": "bohr", "Ha": "Hartree"}
 
 
 class Options(AtomsOptions):
@@ -44,26 +44,37 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     """
     database, metadata = _open(path)
     try:
-        _require_units(path, metadata, options)
-        yield from chunked(_records(path, database, options), quarantine)
+        units = with_stated(path, options.units, _stated_units(metadata, options))
+        labeller = Labeller(path, options, quarantine, units)
+        yield from chunked(_records(path, database, labeller, quarantine), quarantine)
     finally:
         if path.suffix == ".aselmdb":  # LMDB opens a file once per process only
             database.close()
 
 
-def _records(path: Path, database: Any, options: Options) -> Iterator[Record]:
-    labeller = Labeller(path, options)
+def _records(path: Path, database: Any, labeller: Labeller, quarantine: Quarantine) -> Iterator[Record]:
     for row in _rows(path, database):
-        results = {name: row[name] for name in all_properties if name in row}
-        yield labeller.record(
-            {**row.data, **row.key_value_pairs, **results},
-            numbers=np.asarray(row.numbers),
-            positions=np.asarray(row.positions),
-            cell=np.asarray(row.cell).reshape(3, 3),
-            pbc=np.asarray(row.pbc, np.bool_),
-            row=int(row.id),
-        )
+        try:
+            found, geometry = _values(row)
+        except Exception as error:  # ASE decodes a row's parts when they are asked for, and raises what it comes upon
+            quarantine.add(f"{path.name}[{row.id}]", MALFORMED_STRUCTURE, f"{type(error).__name__}: {error}")
+            continue
+        record = labeller.record(found, **geometry, row=int(row.id))
+        if record is not None:
+            yield record
     labeller.check()
+
+
+def _values(row: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Everything that a row names, and its geometry."""
+    results = {name: row[name] for name in all_properties if name in row}
+    geometry = {
+        "numbers": np.asarray(row.numbers, np.int64),
+        "positions": np.asarray(row.positions, np.float64).reshape(-1, 3),
+        "cell": np.asarray(row.cell, np.float64).reshape(3, 3),
+        "pbc": np.asarray(row.pbc, np.bool_),
+    }
+    return {**row.data, **row.key_value_pairs, **results}, geometry
 
 
 def _rows(path: Path, database: Any) -> Iterator[Any]:
@@ -136,20 +147,13 @@ def _require_whole_lmdb(path: Path) -> None:
         )
 
 
-def _require_units(path: Path, metadata: dict[str, Any], options: Options) -> None:
-    """Units that the database states (SchNetPack does) are those of the recipe."""
-    stated = metadata.get("_property_unit_dict") or {}
-    energy, length = stated.get(options.energy_key), metadata.get("_distance_unit")
-    for key, unit, known, said in (
-        ("energy", energy, ENERGY_UNITS, options.units.energy),
-        ("length", length, LENGTH_UNITS, options.units.length),
-    ):
-        name = _SCHNETPACK.get(str(unit), str(unit))
-        if unit is not None and known.get(name) != known[said]:
-            raise RamifyError(
-                f"{path} states that its {key} is in {unit}, the recipe reads it as {said}",
-                fix=f"set `units: {{{key}: {name}}}`" if name in known else f"convert the {key} to {said} first",
-            )
+def _stated_units(metadata: dict[str, Any], options: Options) -> dict[str, str | None]:
+    """Units that the database states of itself, as SchNetPack does."""
+    properties = metadata.get("_property_unit_dict")
+    properties = properties if isinstance(properties, dict) else {}
+    keys = {"energy": options.energy_key, "forces": options.forces_key, "stress": options.stress_key}
+    stated = {kind: properties.get(key) for kind, key in keys.items()} | {"length": metadata.get("_distance_unit")}
+    return {kind: None if unit in (None, "") else str(unit) for kind, unit in stated.items()}
 
 
 def _damaged(path: Path, error: Exception) -> RamifyError:

@@ -1,102 +1,128 @@
-"""Extended XYZ, as ASE reads it, in blocks of frames.
+"""Extended XYZ: a number of atoms, a line of `key=value` pairs, a line per atom; plain or compressed.
 
-ASE takes `energy`, `forces` and `stress` out of a frame into a calculator; other names stay in `info` and `arrays`.
-Both places are looked in. Files do not state their units: see the key `units`.
+The form is that of libAtoms (github.com/libAtoms/extxyz) as ASE reads and writes it. `Lattice` holds the lattice
+vectors one after the other, `pbc` the periodic axes (all three where there is a lattice and no `pbc`), `Properties` the
+columns. Files do not state their units: see the key `units`.
 """
 
 from collections.abc import Iterator
-from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
+import numpy as np
 from ase import Atoms
-from ase.io.extxyz import read_xyz
+from ase.calculators.calculator import all_properties
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixCartesian
 
 from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.base import Format
-from ramify.sources.chunks import MALFORMED_STRUCTURE, Record, chunked
+from ramify.sources.chunks import Record, UnusableError, chunked
+from ramify.sources.compressed import open_text
 from ramify.sources.labels import AtomsOptions, Labeller
+from ramify.sources.xyz_frame import XYZFrame, parse_frame
 from ramify.structures import Structures
-
-FRAMES = 256
-"""Frames handed to ASE at a time."""
 
 
 class Options(AtomsOptions):
     """Recipe keys of `format: extxyz`."""
 
     format: Literal["extxyz"] = "extxyz"
-    """Extended XYZ."""
+    """Extended XYZ, plain or compressed (gz, xz, bz2, zst)."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
     """Yields every frame with an energy; forces and stress where they are given.
 
     Raises:
-        RamifyError: no such file, not extended XYZ, cut short, or a label or group key that the file does not have.
+        RamifyError: no such file, not extended XYZ, truncated, or a label or group key that the file does not have.
     """
     yield from chunked(_records(path, options, quarantine), quarantine)
 
 
-class _Text(NamedTuple):
-    number: int
-    lines: str
-
-
 def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Record]:
-    labeller = Labeller(path, options)
-    for index, atoms in read_frames(path, quarantine):
-        yield labeller.record(
-            {**atoms.info, **atoms.arrays, **(atoms.calc.results if atoms.calc is not None else {})},
-            numbers=atoms.numbers,
-            positions=atoms.positions,
-            cell=atoms.cell.array,
-            pbc=atoms.pbc,
+    labeller = Labeller(path, options, quarantine)
+    for index, frame in parsed_frames(path, quarantine):
+        record = labeller.record(
+            {**frame.info, **frame.arrays},
+            numbers=frame.numbers,
+            positions=frame.positions,
+            cell=frame.cell,
+            pbc=frame.pbc,
             row=index,
         )
+        if record is not None:
+            yield record
     labeller.check()
 
 
-def read_frames(path: Path, quarantine: Quarantine, start: int = 0) -> Iterator[tuple[int, Atoms]]:
-    """Every frame that ASE can read, with its place in the file, from frame `start` on; in bounded memory.
+def parsed_frames(path: Path, quarantine: Quarantine, start: int = 0) -> Iterator[tuple[int, XYZFrame]]:
+    """Every frame that can be read, with its place in the file, from frame `start` on; in bounded memory.
 
     Raises:
-        RamifyError: no such file, not extended XYZ, or cut short.
+        RamifyError: no such file, not extended XYZ, or truncated.
     """
-    frames = islice(_frames(path), start, None)
-    while block := list(islice(frames, FRAMES)):
-        yield from _parse(block, path, quarantine)
+    for text in islice(frame_texts(path), start, None):
+        try:
+            yield text.number, parse_frame(text.lines)
+        except UnusableError as error:
+            quarantine.add(f"{path.name}[{text.number}]", error.reason, error.detail)
 
 
-def _parse(block: list[_Text], path: Path, quarantine: Quarantine) -> Iterator[tuple[int, Atoms]]:
-    """The frames of a block by ASE; if one cannot be read, each by itself."""
-    try:
-        images = list(read_xyz(StringIO("".join(frame.lines for frame in block)), slice(None)))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
-        if len(block) > 1:
-            for frame in block:
-                yield from _parse([frame], path, quarantine)
-            return
-        quarantine.add(f"{path.name}[{block[0].number}]", MALFORMED_STRUCTURE, f"{type(error).__name__}: {error}")
-        return
-    for frame, atoms in zip(block, images, strict=True):
-        yield frame.number, atoms
+def read_frames(path: Path, quarantine: Quarantine, start: int = 0) -> Iterator[tuple[int, Atoms]]:
+    """As `parsed_frames`, as ASE's atoms: results that ASE knows in a calculator, all else in `info` and `arrays`.
+
+    Raises:
+        RamifyError: no such file, not extended XYZ, or truncated.
+    """
+    for number, frame in parsed_frames(path, quarantine, start):
+        try:
+            yield number, _to_ase(frame)
+        except (ValueError, TypeError, AssertionError, KeyError) as error:
+            quarantine.add(f"{path.name}[{number}]", "malformed structure", f"{type(error).__name__}: {error}")
 
 
-def _frames(path: Path) -> Iterator[_Text]:
-    """The text of each frame: the number of atoms, the comment, one line per atom."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from _split(file, path)
-    except FileNotFoundError as error:
-        raise RamifyError(f"{path} does not exist", fix="correct `path`") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RamifyError(f"{path} cannot be read as text: {error}", fix="correct `path` or `format`") from error
+def _to_ase(frame: XYZFrame) -> Atoms:
+    atoms = Atoms(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
+    results = {}
+    for name, value in frame.info.items():
+        if name in all_properties:
+            stress = name == "stress" and isinstance(value, np.ndarray) and value.shape == (3, 3)
+            results[name] = value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] if stress else value  # ASE keeps Voigt's six
+        else:
+            atoms.info[name] = value
+    for name, value in frame.arrays.items():
+        if name in all_properties:
+            results[name] = value
+        elif name == "initial_charges":
+            atoms.set_initial_charges(value)
+        elif name == "move_mask":  # written by ASE for constraints
+            free = value.astype(bool)
+            masks = free if free.ndim == 2 else np.repeat(free[:, None], 3, axis=1)
+            atoms.set_constraint([FixCartesian(i, ~mask) for i, mask in enumerate(masks) if not mask.all()])
+        else:
+            atoms.new_array(name, value)
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
 
 
-def _split(file: IO[str], path: Path) -> Iterator[_Text]:
+class FrameText(NamedTuple):
+    """The lines of one frame, and its place in the file."""
+
+    number: int
+    lines: list[str]
+
+
+def frame_texts(path: Path) -> Iterator[FrameText]:
+    """The lines of each frame: the number of atoms, the comment, one line per atom."""
+    with open_text(path) as file:
+        yield from _split(file, path)
+
+
+def _split(file: IO[str], path: Path) -> Iterator[FrameText]:
     index = 0
     for line in file:
         if not line.strip():
@@ -109,14 +135,31 @@ def _split(file: IO[str], path: Path) -> Iterator[_Text]:
         n_atoms = int(line)
         lines = [line, *islice(file, n_atoms + 1)]
         if len(lines) != n_atoms + 2:
-            raise RamifyError(
-                f"{path} is cut short: frame {index} announces {n_atoms} atoms and has {max(0, len(lines) - 2)}",
-                fix="compare its size with the original's and copy it again",
-            )
-        if not lines[-1].endswith("\n"):
-            lines[-1] += "\n"
-        yield _Text(index, "".join(lines))
+            raise _truncated(path, f"frame {index} announces {n_atoms} atoms and has {max(0, len(lines) - 2)}")
+        if n_atoms > 1 and not lines[-1].endswith("\n") and _is_cut(lines[-1], lines[2:-1]):
+            raise _truncated(path, f"the last row of frame {index} is {lines[-1].strip()[-60:]!r}")
+        yield FrameText(index, lines)
         index += 1
+
+
+def _is_cut(last: str, others: list[str]) -> bool:
+    """Whether the last row of a file, which ends without a line break, has lost its end.
+
+    It has fewer columns than all rows before it; or its last number has fewer digits after the point than all numbers
+    of that column, which all have as many.
+    """
+    columns, rows = last.split(), [row.split() for row in others]
+    if len(columns) < min(map(len, rows)):
+        return True
+    digits = {len(row[len(columns) - 1].partition(".")[2]) for row in rows if len(row) >= len(columns)}
+    return len(digits) == 1 and len(rows) > 1 and bool(columns) and len(columns[-1].partition(".")[2]) < digits.pop()
+
+
+def _truncated(path: Path, what: str) -> RamifyError:
+    return RamifyError(
+        f"{path} is cut short (truncated): {what}",
+        fix="compare its size with the original's and copy it again",
+    )
 
 
 FORMAT = Format(name="extxyz", options=Options, read=read)

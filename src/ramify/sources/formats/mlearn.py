@@ -1,8 +1,8 @@
 """mlearn (Zuo et al., J. Phys. Chem. A 124, 731 (2020), doi:10.1021/acs.jpca.9b08723): JSON lists, in two dialects.
 
 - the original `training.json`, `test.json`: pymatgen structure, `outputs.energy` (total, eV), `outputs.forces`;
-- the copies in ALIGNN's examples (`id_prop.json`): JARVIS atoms, `total_energy`, which is eV per atom whatever its
-  name says (measured: only times the number of atoms does it fit the forces).
+- the copies in ALIGNN's examples (`id_prop.json`): JARVIS atoms, `total_energy`, which in those copies is eV per atom
+  whatever its name says; as other copies hold totals, it is measured or stated (see `jarvis`).
 
 The stresses of both stay unread: their unit is not documented, and 62 of ALIGNN's carry those of other frames.
 """
@@ -16,6 +16,7 @@ from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import merged
+from ramify.sources.formats.jarvis import composition_of, is_jarvis, measured_per_atom, pymatgen_structure
 from ramify.sources.json_stream import Item, items
 from ramify.sources.pymatgen import Frame, convert
 from ramify.structures import Structures
@@ -28,6 +29,9 @@ class Options(DatasetOptions):
 
     format: Literal["mlearn"] = "mlearn"
     """JSON list of mlearn, original or ALIGNN's copy."""
+    energy_is_per_atom: bool | None = None
+    """Of ALIGNN's copies: whether `total_energy` is per atom; without this key it is measured, and asked for where that
+    does not tell."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
@@ -37,10 +41,18 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     Raises:
         RamifyError: the file is not of this layout, is damaged, or is cut short.
     """
-    yield from merged(convert((_frame(path, item) for item in items(path)), quarantine))
+    yield from merged(convert(_frames(path, options), quarantine))
 
 
-def _frame(path: Path, item: Item) -> Frame:
+def _frames(path: Path, options: Options) -> Iterator[Frame]:
+    per_atom = options.energy_is_per_atom
+    for item in items(path):
+        if per_atom is None and is_jarvis(item.value):
+            per_atom = measured_per_atom(path)
+        yield _frame(path, item, bool(per_atom))
+
+
+def _frame(path: Path, item: Item, per_atom: bool) -> Frame:
     record = item.value
     if isinstance(outputs := record.get("outputs"), dict) and isinstance(record.get("structure"), dict):
         # strained cells along x, y and z are copies of one another by cubic symmetry: they stay together
@@ -53,16 +65,15 @@ def _frame(path: Path, item: Item) -> Frame:
             forces=outputs.get("forces"),
             group=f"{record.get('element')}/{record.get('group')}/{kind}",
         )
-    if isinstance(atoms := record.get("atoms"), dict) and "total_energy" in record:
-        symbols, per_atom = atoms["elements"], record["total_energy"]
-        counts = (f"{symbol}{symbols.count(symbol)}" for symbol in sorted(set(symbols)))
+    if is_jarvis(record):
+        symbols, energy = record["atoms"]["elements"], record["total_energy"]
         return _labelled(
             path,
             item,
-            structure=_from_jarvis(atoms),
-            energy=None if per_atom is None else per_atom * len(symbols),
+            structure=pymatgen_structure(record["atoms"]),
+            energy=energy * len(symbols) if per_atom and isinstance(energy, int | float) else energy,
             forces=record.get("forces"),
-            group="".join(counts),
+            group=composition_of(symbols),
         )
     raise RamifyError(
         f"{path} is not of format 'mlearn': record {item.index} holds {sorted(record)[:6]}",
@@ -73,14 +84,6 @@ def _frame(path: Path, item: Item) -> Frame:
 def _labelled(path: Path, item: Item, *, structure: Any, energy: Any, forces: Any, group: str) -> Frame:
     row = item.index or 0
     return Frame(structure=structure, energy=energy, forces=forces, stress=None, group=group, origin=path.name, row=row)
-
-
-def _from_jarvis(atoms: dict[str, Any]) -> dict[str, Any]:
-    """JARVIS atoms in pymatgen's form."""
-    key = "xyz" if atoms.get("cartesian") else "abc"
-    species = [[{"element": symbol, "occu": 1}] for symbol in atoms["elements"]]
-    sites = [{"species": s, key: row} for s, row in zip(species, atoms["coords"], strict=True)]
-    return {"lattice": {"matrix": atoms["lattice_mat"]}, "sites": sites}
 
 
 FORMAT = Format(name="mlearn", options=Options, read=read, theory="PBE, VASP PAW")

@@ -1,10 +1,16 @@
-"""numpy archives with one row per structure, padded to the largest: QM7-X and MD17 extracts.
+"""numpy archives with one row per structure, padded to the largest: QM7-X, MD17, rMD17 and sGDML data sets.
 
-Arrays: energies (R,) or (R, 1), forces and positions (R, n, 3), atomic numbers (R, n), or (n,) for all rows. Atoms of
-number 0 fill up the rows of smaller molecules and are left out. The arrays are read side by side, block by block.
+Arrays: energies (R,) or (R, 1), forces and positions (R, n, 3), atomic numbers (R, n), or (n,) for all rows; a cell
+(3, 3) or (R, 3, 3). Atoms of number 0 fill up the rows of smaller molecules and are left out. The arrays are read side
+by side, block by block.
+
+sGDML's data sets (Chmiela et al., Comput. Phys. Commun. 240, 38 (2019), github.com/stefanch/sGDML) may state `e_unit`,
+`r_unit` and `lattice`. MD17 (sgdml.org) and rMD17 (doi:10.24435/materialscloud:wy-kn) are in kcal/mol and do not say
+so.
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,8 +23,16 @@ from numpy.typing import NDArray
 from ramify.errors import RamifyError, nearest
 from ramify.quarantine import Quarantine
 from ramify.sources.base import CHUNK_ATOMS, Format
-from ramify.sources.chunks import MALFORMED_STRUCTURE, NOT_COMPUTED, composition, index_names
+from ramify.sources.chunks import (
+    MALFORMED_ENERGY,
+    NOT_COMPUTED,
+    UnusableError,
+    check_numbers,
+    composition,
+    index_names,
+)
 from ramify.sources.labels import LabelledOptions
+from ramify.sources.units import Units, with_stated
 from ramify.structures import Structures
 
 KNOWN = (  # numbers, positions, energy, forces; QM7-X pairs are never mixed
@@ -29,13 +43,26 @@ KNOWN = (  # numbers, positions, energy, forces; QM7-X pairs are never mixed
 )
 
 
+UNSTATED = (KNOWN[2], KNOWN[3])
+"""The layouts of MD17 and rMD17, whose files are in kcal/mol and do not say so."""
+
+STATED = {"energy": "e_unit", "length": "r_unit"}
+"""Arrays by which an sGDML data set states its units."""
+
+Role = Literal["numbers", "positions", "energy", "forces", "cell"]
+
+
 class Options(LabelledOptions):
     """Recipe keys of `format: npz`."""
 
     format: Literal["npz"] = "npz"
     """numpy archive with padded rows."""
-    keys: dict[Literal["numbers", "positions", "energy", "forces"], str] | None = None
-    """Names of the arrays (`forces` may be left out); without this key those of QM7-X, MD17 or rMD17."""
+    keys: dict[Role, str] | None = None
+    """Names of the arrays (`forces` and `cell` may be left out); without this key those of QM7-X, MD17, rMD17,
+    sGDML."""
+    lattice: Literal["rows", "columns"] | None = None
+    """Whether lattice vectors are the rows or the columns of the cell; needed only where it makes a difference, because
+    sGDML's converters write rows and its documentation says columns."""
     group_key: str | None = None
     """Array (R,) that says which rows belong together; without it, the composition."""
 
@@ -44,15 +71,18 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     """Yields every row; the padding is gone.
 
     Raises:
-        RamifyError: no such file, not npz, damaged, or without the arrays it needs.
+        RamifyError: no such file, not npz, damaged, without the arrays it needs, or with units that nobody states.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
-            yield from _blocks(archive, path, _keys(path, names, options), options, quarantine)
+            keys = _keys(path, names, options)
+            units = _units(archive, path, names, keys, options)
+            yield from _blocks(archive, path, keys, options, units, quarantine)
+            _remark_unread(path, names, keys, quarantine)
     except FileNotFoundError as error:
         raise RamifyError(f"{path} does not exist", fix="correct `path`") from error
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, ValueError, zlib.error) as error:
         raise RamifyError(
             f"{path} cannot be read as npz: {error}", fix="correct `path` or `format`, or download it again"
         ) from error
@@ -69,11 +99,11 @@ def _keys(path: Path, names: set[str], options: Options) -> dict[str, str]:
                 f"{path} holds {why} (e.g. {' '.join(KNOWN[0])}): it has {', '.join(sorted(names))}",
                 fix="name them: `keys: {numbers: ..., positions: ..., energy: ..., forces: ...}`",
             )
-        keys = fitting[0]
+        keys = fitting[0] | ({"cell": "lattice"} if "lattice" in names else {})
     else:
         keys = {str(role): name for role, name in options.keys.items()}
         if missing := {"numbers", "positions", "energy"} - keys.keys():
-            raise RamifyError(f"`keys` lacks {', '.join(sorted(missing))}", fix="name all but forces")
+            raise RamifyError(f"`keys` lacks {', '.join(sorted(missing))}", fix="name all but forces and cell")
     mixed = {keys["energy"], keys.get("forces")}
     if mixed in ({"ePBE0+MBD", "pbe0FOR"}, {"ePBE0", "totFOR"}):
         raise RamifyError(
@@ -89,61 +119,173 @@ def _keys(path: Path, names: set[str], options: Options) -> dict[str, str]:
     return keys | ({"group": options.group_key} if options.group_key else {})
 
 
+def _units(archive: zipfile.ZipFile, path: Path, names: set[str], keys: dict[str, str], options: Options) -> Units:
+    """The units of the recipe, and those that the file states where the recipe is silent."""
+    stated = {kind: _text(archive, name) for kind, name in STATED.items() if name in names}
+    units = with_stated(path, options.units, stated)
+    layout = tuple(keys.get(role) for role in ("numbers", "positions", "energy", "forces"))
+    one_molecule = len(_shape(archive, keys["numbers"])) == 1
+    if layout in UNSTATED and one_molecule and not units.model_fields_set & {"energy"} and "energy" not in stated:
+        raise RamifyError(
+            f"{path} has the arrays of MD17 or rMD17 ({', '.join(map(str, layout))}), whose files are in kcal/mol as "
+            "published and do not say so; neither does this one",
+            fix="set `units: {energy: kcal/mol}`, or the unit that was converted to, e.g. `units: {energy: eV}`",
+        )
+    return units
+
+
+def _text(archive: zipfile.ZipFile, name: str) -> str:
+    """An array of one text."""
+    with archive.open(f"{name}.npy") as stream:
+        value = npy.read_array(stream, allow_pickle=False).reshape(-1)[:1]
+    return str(value.astype("U")[0]) if value.size else ""
+
+
+def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    with archive.open(f"{name}.npy") as stream:
+        return _Rows(stream).shape
+
+
+def _remark_unread(path: Path, names: set[str], keys: dict[str, str], quarantine: Quarantine) -> None:
+    """Says which arrays look like a label or a cell and were not read."""
+    words = ("stress", "virial", "lattice", "cell", "pbc", "box")
+    for name in sorted(names - set(keys.values())):
+        if any(word in name.lower() for word in words):
+            quarantine.remark(f"{path.name}/{name}", f"array '{name}' not read")
+
+
 def _blocks(
-    archive: zipfile.ZipFile, path: Path, keys: dict[str, str], options: Options, quarantine: Quarantine
+    archive: zipfile.ZipFile,
+    path: Path,
+    keys: dict[str, str],
+    options: Options,
+    units: Units,
+    quarantine: Quarantine,
 ) -> Iterator[Structures]:
     with ExitStack() as stack:
         arrays = {role: _Rows(stack.enter_context(archive.open(f"{name}.npy"))) for role, name in keys.items()}
+        if len(arrays["positions"].shape) != 3:
+            raise RamifyError(
+                f"{path}: the array of positions has shape {arrays['positions'].shape}, expected (rows, atoms, 3)",
+                fix="correct `keys`",
+            )
         R, n = arrays["positions"].shape[:2]
-        shared = arrays.pop("numbers").read_all() if len(arrays["numbers"].shape) == 1 else None
+        shared = {
+            role: arrays.pop(role).read_all()
+            for role, dimensions in (("numbers", 1), ("cell", 2))
+            if role in arrays and len(arrays[role].shape) == dimensions
+        }
         _check_shapes(path, arrays, R, n, shared)
-        step = max(1, CHUNK_ATOMS // n)
+        step = max(1, CHUNK_ATOMS // max(n, 1))
         for start in range(0, R, step):
             block = {role: array.read(min(step, R - start)) for role, array in arrays.items()}
-            if shared is not None:
-                block["numbers"] = np.tile(shared, (len(block["energy"]), 1))
-            yield _structures(path, block, start, options, quarantine)
+            for role, values in shared.items():
+                block[role] = np.broadcast_to(values, (len(block["energy"]), *values.shape))
+            yield _Block(path, block, start, options, units).structures(quarantine)
 
 
-def _structures(
-    path: Path, block: dict[str, NDArray[Any]], start: int, options: Options, quarantine: Quarantine
-) -> Structures:
-    numbers = block["numbers"].astype(np.int64)
-    present = numbers != 0
-    n_atoms = present.sum(axis=1)
-    energy = block["energy"].reshape(-1).astype(np.float64) * options.units.energy_factor
-    if options.energy_is_per_atom:
-        energy *= n_atoms
-    forces = block["forces"][present] * options.units.forces_factor if "forces" in block else None
-    parts = np.split(numbers[present], np.cumsum(n_atoms)[:-1])
-    group, names = index_names(block["group"].astype(str) if "group" in block else map(composition, parts))
-    found = Structures.make(
-        n_atoms=n_atoms,
-        numbers=numbers[present],
-        positions=block["positions"][present] * options.units.length_factor,
-        energy=energy,
-        forces=forces,
-        group=group,
-        row=np.arange(start, start + len(n_atoms)),
-        group_names=names,
-        origin_names=(path.name,),
-    )
-    unlabelled = np.isnan(energy)
-    if forces is not None:
-        unlabelled[found.structure_of_atom[np.isnan(forces).any(axis=1)]] = True
-    for index in np.flatnonzero((n_atoms == 0) | unlabelled):
-        quarantine.add(found.name(int(index)), NOT_COMPUTED if n_atoms[index] else MALFORMED_STRUCTURE)
-    return found.take(np.flatnonzero((n_atoms > 0) & ~unlabelled))
+class _Block:
+    """Some rows of all arrays.
+
+    Args:
+        path: the file.
+        values: arrays by role, one row per structure.
+        start: the first row.
+        options: of the recipe.
+        units: of the numbers.
+    """
+
+    def __init__(self, path: Path, values: dict[str, NDArray[Any]], start: int, options: Options, units: Units) -> None:
+        self._path, self._values, self._start = path, values, start
+        self._options, self._units = options, units
+
+    def structures(self, quarantine: Quarantine) -> Structures:
+        """The rows that can be used, without their padding; the others go to the quarantine."""
+        numbers = _whole(self._values["numbers"])
+        energy, problems = _energies(self._values["energy"])
+        for row, found in enumerate(numbers):
+            try:
+                check_numbers(found[found != 0])
+            except UnusableError as error:
+                problems.setdefault(row, error)
+        for row, problem in sorted(problems.items()):
+            quarantine.add(f"{self._path.name}[{self._start + row}]", problem.reason, problem.detail)
+        rows = np.delete(np.arange(len(numbers)), list(problems))
+        return self._labelled(self._build(rows, numbers[rows], energy[rows]), quarantine)
+
+    def _build(self, rows: NDArray[np.int64], numbers: NDArray[Any], energy: NDArray[np.float64]) -> Structures:
+        present = numbers != 0
+        n_atoms = present.sum(axis=1)
+        energy = energy * self._units.energy_factor * (n_atoms if self._options.energy_is_per_atom else 1)
+        forces = self._values["forces"][rows][present] * self._units.forces_factor if "forces" in self._values else None
+        parts = np.split(numbers[present], np.cumsum(n_atoms)[:-1]) if len(rows) else []
+        given = self._values["group"][rows].astype(str) if "group" in self._values else map(composition, parts)
+        group, names = index_names(given)
+        cell = self._cell(rows)
+        return Structures.make(
+            n_atoms=n_atoms,
+            numbers=numbers[present],
+            positions=self._values["positions"][rows][present] * self._units.length_factor,
+            cell=cell,
+            pbc=None if cell is None else np.ones((len(rows), 3), np.bool_),
+            energy=energy,
+            forces=forces,
+            group=group,
+            row=self._start + rows,
+            group_names=names,
+            origin_names=(self._path.name,),
+        )
+
+    def _cell(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        if "cell" not in self._values:
+            return None
+        cell = self._values["cell"][rows].astype(np.float64) * self._units.length_factor
+        turned = cell.transpose(0, 2, 1)
+        if self._options.lattice is None and not np.array_equal(cell, turned):
+            raise RamifyError(
+                f"{self._path}: the cell {cell[0].tolist()} is not symmetric: it matters whether lattice vectors "
+                "are its rows (as sGDML's converters write them) or its columns (as its documentation says)",
+                fix="set `lattice: rows` or `lattice: columns`",
+            )
+        return turned if self._options.lattice == "columns" else cell
+
+    def _labelled(self, found: Structures, quarantine: Quarantine) -> Structures:
+        """Without the rows that have a NaN in a label."""
+        unlabelled = np.isnan(found.energy)
+        if "forces" in self._values:
+            unlabelled[found.structure_of_atom[np.isnan(found.forces).any(axis=1)]] = True
+        for index in np.flatnonzero(unlabelled).tolist():
+            quarantine.add(found.name(index), NOT_COMPUTED)
+        return found.take(np.flatnonzero(~unlabelled)) if unlabelled.any() else found
 
 
-def _check_shapes(
-    path: Path, arrays: dict[str, "_Rows"], rows: int, n: int, shared: NDArray[np.integer] | None
-) -> None:
+def _whole(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    if numbers.dtype.kind == "f" and not np.array_equal(numbers, np.rint(numbers)):
+        raise ValueError("atomic numbers that are not whole")
+    return numbers.astype(np.int64)
+
+
+def _energies(values: NDArray[Any]) -> tuple[NDArray[np.float64], dict[int, UnusableError]]:
+    """(R,) energies; and which rows hold no number, for archives that keep energies as text."""
+    flat, problems = values.reshape(-1), {}
+    if flat.dtype.kind in "iuf":
+        return flat.astype(np.float64), {}
+    energy = np.full(len(flat), np.nan)
+    for row, text in enumerate(flat.astype(str).tolist()):
+        try:
+            energy[row] = float(text)
+        except ValueError:
+            problems[row] = UnusableError(MALFORMED_ENERGY, f"energy {text[:60]!r} is no number")
+    return energy, problems
+
+
+def _check_shapes(path: Path, arrays: dict[str, "_Rows"], rows: int, n: int, shared: dict[str, NDArray[Any]]) -> None:
     expected = {
         "numbers": (rows, n),
         "positions": (rows, n, 3),
         "energy": (rows,),
         "forces": (rows, n, 3),
+        "cell": (rows, 3, 3),
         "group": (rows,),
     }
     for role, array in arrays.items():
@@ -153,8 +295,12 @@ def _check_shapes(
                 f"{path}: the array of {role} has shape {array.shape}, expected {expected[role]} beside {rows} rows",
                 fix="correct `keys`",
             )
-    if shared is not None and shared.shape != (n,):
-        raise RamifyError(f"{path}: {len(shared)} atomic numbers for positions of {n} atoms", fix="correct `keys`")
+    if "numbers" in shared and shared["numbers"].shape != (n,):
+        raise RamifyError(
+            f"{path}: {len(shared['numbers'])} atomic numbers for positions of {n} atoms", fix="correct `keys`"
+        )
+    if "cell" in shared and shared["cell"].shape != (3, 3):
+        raise RamifyError(f"{path}: a cell of shape {shared['cell'].shape}, expected (3, 3)", fix="correct `keys`")
 
 
 class _Rows:

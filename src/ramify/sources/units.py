@@ -1,0 +1,165 @@
+"""Units of a file's numbers: those that the recipe states, and those that the file states of itself."""
+
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ase import units
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
+
+from ramify.errors import RamifyError
+
+ENERGY_UNITS = {
+    "eV": 1.0,
+    "meV": 1e-3,
+    "Hartree": units.Hartree,
+    "Rydberg": units.Rydberg,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
+}
+LENGTH_UNITS = {"Å": 1.0, "Angstrom": 1.0, "bohr": units.Bohr}
+STRESS_UNITS = {
+    "eV/Å³": 1.0,
+    "eV/A^3": 1.0,
+    "GPa": units.GPa,
+    "kBar": 0.1 * units.GPa,
+    "bar": 1e-4 * units.GPa,
+    "Hartree/bohr³": units.Hartree / units.Bohr**3,
+}
+
+_SPELLINGS = {  # of units as files state them, in lower case, by the names above
+    "energy": {
+        "ev": "eV",
+        "electronvolt": "eV",
+        "mev": "meV",
+        "ha": "Hartree",
+        "eh": "Hartree",
+        "au": "Hartree",
+        "a.u.": "Hartree",
+        "hartree": "Hartree",
+        "ry": "Rydberg",
+        "rydberg": "Rydberg",
+        "kcal/mol": "kcal/mol",
+        "kj/mol": "kJ/mol",
+    },
+    "length": {
+        **dict.fromkeys(("å", "a", "ang", "angs", "angstrom", "angstroms"), "Å"),
+        **dict.fromkeys(("bohr", "au", "a.u.", "a0"), "bohr"),
+    },
+    "stress": {
+        **dict.fromkeys(("gpa", "gigapascal"), "GPa"),
+        **dict.fromkeys(("kbar", "kb", "kilobar"), "kBar"),
+        **dict.fromkeys(("bar", "bars"), "bar"),
+        **{f"ev/{length}{cube}": "eV/Å³" for length in ("å", "a", "ang", "angstrom") for cube in ("³", "^3", "**3")},
+        **{f"ev/{length}/{length}/{length}": "eV/Å³" for length in ("å", "a", "ang", "angstrom")},
+        **{f"{ha}/bohr{cube}": "Hartree/bohr³" for ha in ("ha", "hartree") for cube in ("³", "^3", "**3")},
+    },
+}
+
+
+def _composed(value: Any) -> Any:
+    """`Å` may be typed as the ångström sign or as A with ring; both mean the same."""
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+
+
+class Units(BaseModel):
+    """Units of a file's numbers. Few files state them; the energy-force slope cannot tell a common factor of both."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    energy: Literal["eV", "meV", "Hartree", "Rydberg", "kcal/mol", "kJ/mol"] = "eV"
+    """Unit of energies, and of a virial."""
+    length: Annotated[Literal["Å", "Angstrom", "bohr"], BeforeValidator(_composed)] = "Å"
+    """Unit of positions and cells."""
+    forces: Annotated[str | None, BeforeValidator(_composed)] = None
+    """Unit of forces where it is not energy/length, e.g. `Hartree/bohr` beside positions in Å."""
+    stress: Annotated[Literal["eV/Å³", "eV/A^3", "GPa", "kBar", "bar", "Hartree/bohr³"], BeforeValidator(_composed)] = (
+        "eV/Å³"
+    )
+    """Unit of the stress; `eV/A^3` is `eV/Å³`."""
+
+    @field_validator("forces")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None:
+            energy, _, length = value.rpartition("/")
+            if energy not in ENERGY_UNITS or length not in LENGTH_UNITS:
+                raise ValueError(f"'{value}' is not one of {list(ENERGY_UNITS)} over one of {list(LENGTH_UNITS)}")
+        return value
+
+    @property
+    def energy_factor(self) -> float:
+        """Factor to eV."""
+        return ENERGY_UNITS[self.energy]
+
+    @property
+    def length_factor(self) -> float:
+        """Factor to Å."""
+        return LENGTH_UNITS[self.length]
+
+    @property
+    def forces_factor(self) -> float:
+        """Factor to eV/Å."""
+        energy, _, length = (self.forces or f"{self.energy}/{self.length}").rpartition("/")
+        return ENERGY_UNITS[energy] / LENGTH_UNITS[length]
+
+    @property
+    def stress_factor(self) -> float:
+        """Factor to eV/Å³."""
+        return STRESS_UNITS[self.stress]
+
+
+def with_stated(path: Path, recipe: Units, stated: Mapping[str, str | None]) -> Units:
+    """The units of a file that states some of them itself.
+
+    A unit that the recipe leaves to its default is taken from the file; one that both state must be the same.
+
+    Args:
+        path: the file, for messages.
+        recipe: units of the recipe.
+        stated: what the file says of `energy`, `length`, `forces`, `stress`, as it spells them; None if nothing.
+
+    Raises:
+        RamifyError: the recipe contradicts the file, or the file names a unit that is not known and the recipe none.
+    """
+    taken: dict[str, str] = {}
+    for kind, spelling in stated.items():
+        if spelling is None:
+            continue
+        name = known_unit(kind, spelling)
+        by_recipe = kind in recipe.model_fields_set
+        if name is None and not by_recipe:
+            raise RamifyError(
+                f"{path} states that its {kind} is in {spelling!r}, which is no known unit ({', '.join(_known(kind))})",
+                fix=f"set `units: {{{kind}: ...}}` to the unit that is meant",
+            )
+        if name is None:  # the recipe says what the file's word means
+            continue
+        if not by_recipe:
+            taken[kind] = name
+        elif _factor(kind, name) != _factor(kind, getattr(recipe, kind)):
+            raise RamifyError(
+                f"{path} states that its {kind} is in {spelling}, the recipe reads it as {getattr(recipe, kind)}",
+                fix=f"set `units: {{{kind}: {name}}}`, or leave the key out: the file's own unit is then taken",
+            )
+    return recipe.model_copy(update=taken) if taken else recipe
+
+
+def known_unit(kind: str, spelling: str) -> str | None:
+    """The name that recipes use for a unit of `energy`, `length`, `forces` or `stress` as a file spells it, or None."""
+    text = unicodedata.normalize("NFC", spelling).strip().lower().replace(" ", "")
+    if kind == "forces":
+        energy, _, length = text.rpartition("/")
+        parts = _SPELLINGS["energy"].get(energy), _SPELLINGS["length"].get(length)
+        return f"{parts[0]}/{parts[1]}" if all(parts) else None
+    return _SPELLINGS[kind].get(text)
+
+
+def _factor(kind: str, name: str) -> float:
+    return float(getattr(Units.model_validate({kind: name}), f"{kind}_factor"))
+
+
+def _known(kind: str) -> tuple[str, ...]:
+    tables: dict[str, dict[str, float]] = {"energy": ENERGY_UNITS, "length": LENGTH_UNITS, "stress": STRESS_UNITS}
+    return tuple(tables[kind]) if kind in tables else tuple(f"{e}/Å" for e in ENERGY_UNITS)

@@ -1,0 +1,139 @@
+"""Files that ASE reads frame by frame: trajectories, and VASP's own output."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.io import Trajectory, iread
+
+from ramify.errors import RamifyError
+
+KBAR = -6.241509074e-4  # eV/Å³, VASP's sign turned round
+
+
+def write_traj(path: Path, count: int = 12) -> list[Atoms]:
+    rng, made = np.random.default_rng(0), []
+    with Trajectory(path, "w") as file:
+        for i in range(count):
+            atoms = Atoms("Cu2O", rng.normal(0, 2, (3, 3)), cell=np.eye(3) * (9 + i), pbc=[1, 1, i % 2])
+            labels = {"energy": -1.0 - i, "forces": rng.normal(0, 1, (3, 3)), "stress": rng.normal(0, 1, 6)}
+            atoms.calc = SinglePointCalculator(atoms, **labels)
+            atoms.set_constraint(FixAtoms([0]))
+            atoms.info["run"] = f"r{i % 3}"
+            file.write(atoms)
+            made.append(atoms)
+    return made
+
+
+def test_trajectory(tmp_path: Path, read: Any) -> None:
+    made = write_traj(tmp_path / "a.traj")
+    found, quarantine = read("ase_traj", tmp_path / "a.traj", group_key="run")
+    assert quarantine.total == 0
+    assert found.energy.tolist() == [-1.0 - i for i in range(12)]
+    np.testing.assert_array_equal(found.positions, np.concatenate([a.positions for a in made]))
+    raw = np.concatenate([a.get_forces(apply_constraint=False) for a in made])
+    np.testing.assert_array_equal(found.forces, raw)  # a constraint is no label
+    np.testing.assert_allclose(found.stress, [a.get_stress(voigt=False, apply_constraint=False) for a in made])
+    np.testing.assert_array_equal(found.pbc, [a.pbc for a in made])
+    assert [found.group_names[g] for g in found.group[:4]] == ["r0", "r1", "r2", "r0"]
+    assert found.name(3) == "a.traj[3]"
+    with pytest.raises(RamifyError, match=r"no 'E' \(`energy_key`\)"):
+        read("ase_traj", tmp_path / "a.traj", energy_key="E")
+
+
+def test_damaged_trajectories_give_messages(tmp_path: Path, read: Any, reads_or_says_why: Any) -> None:
+    path = tmp_path / "a.traj"
+    write_traj(path)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for size in [0, 5, *rng.integers(1, len(content), 30).tolist()]:
+        path.write_bytes(content[:size])
+        with pytest.raises(RamifyError, match=r"\n  fix: "):
+            read("ase_traj", path)
+    for at in rng.integers(0, len(content), 60).tolist():
+        changed = bytearray(content)
+        changed[at] ^= 0xFF
+        path.write_bytes(changed)
+        reads_or_says_why("ase_traj", path)
+
+
+def vasprun(steps: int = 3) -> tuple[str, list[dict[str, Any]]]:
+    """A file in the layout of VASP's vasprun.xml (vasp.at/wiki/Vasprun.xml), as far as it is read, and its numbers."""
+    rng, made, calculations = np.random.default_rng(1), [], ""
+
+    def rows(name: str, array: np.ndarray) -> str:
+        lines = "".join(f"<v>{' '.join(f'{x:.8f}' for x in row)}</v>\n" for row in array)
+        return f'<varray name="{name}">\n{lines}</varray>\n'
+
+    for i in range(steps):
+        step = {
+            "scaled": np.round(rng.random((2, 3)), 8),
+            "forces": np.round(rng.normal(0, 1, (2, 3)), 8),
+            "stress": np.diag([10.0, 20.0, 30.0]) + i,
+            "free": -8.0 - i,
+            "zero": -7.9 - i,
+        }
+        made.append(step)
+        basis = "".join(f"<v>{v}</v>\n" for v in ("4.0 0.0 0.0", "0.0 5.0 0.0", "0.0 0.0 6.0"))
+        calculations += (
+            "<calculation>\n<scstep>\n<energy>\n"
+            f'<i name="e_fr_energy">{step["free"]}</i>\n<i name="e_wo_entrp">{step["zero"] + 0.1}</i>\n'
+            f'<i name="e_0_energy">{step["zero"]}</i>\n</energy>\n</scstep>\n'
+            f'<structure>\n<crystal>\n<varray name="basis">\n{basis}</varray>\n</crystal>\n'
+            f"{rows('positions', step['scaled'])}</structure>\n"
+            f"{rows('forces', step['forces'])}{rows('stress', step['stress'])}"
+            f'<energy>\n<i name="e_fr_energy">{step["free"]}</i>\n<i name="e_wo_entrp">{step["zero"] + 0.1}</i>\n'
+            f'<i name="e_0_energy">{step["zero"]}</i>\n</energy>\n</calculation>\n'
+        )
+    basis = "".join(f"<v>{v}</v>\n" for v in ("4.0 0.0 0.0", "0.0 5.0 0.0", "0.0 0.0 6.0"))
+    head = (
+        '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n<generator><i name="program" type="string">vasp</i>'
+        "</generator>\n<kpoints>\n</kpoints>\n<parameters>\n</parameters>\n<atominfo>\n<atoms>2</atoms>\n"
+        '<array name="atoms">\n<set>\n<rc><c>Na</c><c>1</c></rc>\n<rc><c>Cl</c><c>2</c></rc>\n</set>\n</array>\n'
+        f'</atominfo>\n<structure name="initialpos">\n<crystal>\n<varray name="basis">\n{basis}</varray>\n</crystal>\n'
+        f"{rows('positions', made[0]['scaled'])}</structure>\n"
+    )
+    return head + calculations + "</modeling>\n", made
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_vasprun(tmp_path: Path, read: Any, packed: bool) -> None:
+    text, made = vasprun()
+    (tmp_path / "run7").mkdir()
+    path = tmp_path / "run7" / ("vasprun.xml.gz" if packed else "vasprun.xml")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    found, quarantine = read("vasp", path)
+    assert quarantine.total == 0
+    assert found.energy.tolist() == [step["free"] for step in made]
+    np.testing.assert_allclose(found.forces, np.concatenate([step["forces"] for step in made]), atol=1e-8)
+    np.testing.assert_allclose(found.stress, [step["stress"] * KBAR for step in made], rtol=1e-6)
+    positions = np.concatenate([step["scaled"] * [4.0, 5.0, 6.0] for step in made])
+    np.testing.assert_allclose(found.positions, positions, atol=1e-7)
+    assert found.numbers.tolist() == [11, 17] * 3
+    assert found.pbc.all()
+    assert found.name(1) == f"run7/{path.name}[1]"
+    found, _ = read("vasp", path, energy_key="energy")
+    assert found.energy.tolist() == [step["zero"] for step in made]
+
+
+def test_vasprun_that_ends_too_early(tmp_path: Path, read: Any) -> None:
+    text, made = vasprun()
+    path, rng = tmp_path / "vasprun.xml", np.random.default_rng(0)
+    assert len(list(iread(str(save(path, text)), index=":", format="vasp-xml"))) == len(made)
+    for size in rng.integers(200, len(text) - len("</modeling>\n"), 12).tolist():
+        with pytest.raises(RamifyError, match="truncated"):
+            read("vasp", save(path, text[:size]))
+    stopped = text[: text.rindex("<calculation>") + 200]
+    found, _ = read("vasp", save(path, stopped), unfinished="read")
+    assert found.energy.tolist() == [step["free"] for step in made[:-1]]
+    with pytest.raises(RamifyError, match=r"neither vasprun\.xml nor OUTCAR"):
+        read("vasp", save(path, "<html></html>"))
+
+
+def save(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
