@@ -9,7 +9,8 @@ import pytest
 
 from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
-from ramify.sources import chunks, formats, hdf5
+from ramify.sources import chunks, hdf5
+from ramify.sources.formats import formats
 
 HARTREE = 27.211386245988  # eV, CODATA 2018
 

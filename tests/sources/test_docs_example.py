@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import ramify.sources.base
+import ramify.sources.formats
 from ramify.errors import RamifyError
-from ramify.sources.formats import formats
 
 PAGE = Path(__file__).parents[2] / "docs/sources.md"
 
@@ -24,10 +24,11 @@ def dimers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/dimers.py").write_text(code, encoding="utf-8")
-    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "modules")])
-    formats.formats.cache_clear()
+    package = ramify.sources.formats
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "modules")])
+    package.formats.cache_clear()
     yield
-    formats.formats.cache_clear()
+    package.formats.cache_clear()
     sys.modules.pop("ramify.sources.formats.dimers", None)
 
 
@@ -61,7 +62,7 @@ def test_example_reads_real_dimers(shared: Path, read: Any, functional: str, cou
 def test_page_names_every_format_and_key() -> None:
     page = PAGE.read_text(encoding="utf-8")
     base = set(ramify.sources.base.DatasetOptions.model_fields)
-    for name, found in formats.formats().items():
+    for name, found in ramify.sources.formats.formats().items():
         assert f"`{name}`" in page
         for key in set(found.options.model_fields) - base:
             assert f"`{key}`" in page, f"{name}: {key}"

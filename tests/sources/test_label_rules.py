@@ -68,7 +68,7 @@ def test_zeros_are_counted_or_left_out(tmp_path: Path) -> None:
         ("a.xyz[0,2]", True),
         ("a.xyz[1,3,5]", True),
     }
-    assert remark_lines({"d": manifest.model_dump()})[1].endswith("[stress] leaves it out: 3 structures")
+    assert remark_lines({"d": manifest})[1].endswith("[stress] leaves it out: 3 structures")
     (tmp_path / "again").mkdir()
     manifest = prepare(tmp_path / "again", made, zeros_are_absent=["stress", "forces"])
     assert manifest.labels.model_dump() == {"energy": 40, "forces": 38, "stress": 17}
