@@ -140,10 +140,10 @@ class Results:
             raise RamifyError(
                 f"{path} has not been evaluated: it has no evaluation.json", fix=f"ramify evaluate {path}"
             )
-        text = (path / "recipe.yaml").read_text(encoding="utf-8")
         try:
+            text = (path / "recipe.yaml").read_text(encoding="utf-8")
             recipe = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RamifyError(f"{path / 'recipe.yaml'} is not YAML: {error}", fix="restore the file") from None
         if not isinstance(recipe, dict):
             raise RamifyError(f"{path / 'recipe.yaml'} holds no recipe", fix="restore the file")
@@ -256,8 +256,8 @@ def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
     steps: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "val": {}}
     if not path.is_file():
         return {"train": [], "val": []}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             break  # a line that is still being written
         try:
             record = json.loads(line)
@@ -265,6 +265,6 @@ def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
                 steps[record["kind"]][record["step"]] = record
         except (ValueError, KeyError, TypeError) as error:
             raise RamifyError(
-                f"{path}, line {number}, is no record of a run: {error!r}", fix="remove that line"
+                f"{path}, line {number}, is no record of a run: {type(error).__name__}: {error}", fix="remove that line"
             ) from None
     return {kind: [found[step] for step in sorted(found)] for kind, found in steps.items()}
