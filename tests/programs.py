@@ -32,6 +32,9 @@ class Program:
         at: `{"rank": 1, "step": 7, "signal": 15}`: that rank sends itself a signal in the midst of that step.
         first: Python that every rank does before all else.
         env: further variables.
+
+    Attributes:
+        outputs: what each rank says, as files.
     """
 
     def __init__(
@@ -47,13 +50,13 @@ class Program:
         context.set_forkserver_preload(PRELOADED)
         port = str(free_port())
         os.environ["OMP_NUM_THREADS"] = "1"  # of the server, and so of all ranks
-        self._outputs, self.ranks = [], []
+        self.outputs, self.ranks = [], []
         for rank in range(world):
-            self._outputs.append(folder / f"said-{port}-{rank}")
+            self.outputs.append(folder / f"said-{port}-{rank}")
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
             environ = env | ({n: str(v) for n, v in place.items()} | {"MASTER_PORT": port} if world > 1 else {})
             hit = at if at is not None and at["rank"] == rank else None
-            arguments = (self._outputs[-1], [str(word) for word in words], environ, hit, first)
+            arguments = (self.outputs[-1], [str(word) for word in words], environ, hit, first)
             self.ranks.append(context.Process(target=_rank, args=arguments, daemon=True))
             self.ranks[-1].start()
 
@@ -71,7 +74,7 @@ class Program:
             if process.exitcode is None:
                 process.kill()
                 process.join()
-        return Done([int(p.exitcode or 0) for p in self.ranks], [path.read_text() for path in self._outputs])
+        return Done([int(p.exitcode or 0) for p in self.ranks], [path.read_text() for path in self.outputs])
 
 
 def run(folder: Path, world: int, *words: object, **options: Any) -> Done:

@@ -167,6 +167,8 @@ def train(
     if trainer.stopped_by:
         training_stopped(trainer.stopped_by, progress.step, trainer.total_steps, go_on_by, say=lead)
     if lead:
+        if trainer.over.startswith("early"):
+            console.print(trainer.over, highlight=False, soft_wrap=True)
         console.print(
             f"{progress.step} steps in {progress.seconds / 60:.1f} min; "
             f"{_best_of(progress) if trainer.validates else 'no validation split: the last weights count as the best'}"
@@ -179,9 +181,11 @@ def _say_start(trainer: "Trainer") -> None:
     """Where a run goes on, what has changed, and where its branches are."""
     if trainer.progress.step:
         console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
-    if trainer.run.changed:
-        names = sorted({".".join(key.split(".")[:2]) for key in trainer.run.changed})
-        console.print(f"changed since the last session: {', '.join(names)}", soft_wrap=True)
+    for text in trainer.continuation:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if trainer.over and trainer.progress.step:
+        text = f"{trainer.over}; to train on, raise train.epochs, train.max_steps or train.patience"
+        console.print(text, highlight=False, soft_wrap=True)
     if (placement := trainer.layout.placement).ranks > 1:
         console.print(f"{placement.ranks} ranks, {placement.kind}: {placement.reason}", soft_wrap=True)
 

@@ -85,7 +85,7 @@ def move_pointers(folder: Path, **moved: str) -> None:
             else:
                 os.rename(entry, target)
     content = {"format": "ramify-pointers", "version": VERSION, "pointers": dict(sorted(pointers.items()))}
-    if not (folder / NAME).is_file() or _from_file(folder / NAME) != pointers:
+    if pointers and (not (folder / NAME).is_file() or _from_file(folder / NAME) != pointers):
         write_json(folder / NAME, content)
         sync(folder)
     for entry in _links_and_copies(folder):

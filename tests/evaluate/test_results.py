@@ -56,13 +56,17 @@ def test_no_directory_at_all(tmp_path: Path) -> None:
         ("recipe.yaml", "{: - ]", "not YAML"),
         ("recipe.yaml", "3", "holds no recipe"),
         ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', "line 2"),
+        ("metrics.jsonl", b'{"kind": "train", "step": 1}\n\xff\n', "line 2.*utf-8"),
+        ("recipe.yaml", b"name: \xff", "utf-8"),
+        ("evaluation.json", b"\xff", "damaged"),
+        ("data.json", b"\xff", "damaged"),
     ],
 )
 def test_damaged_files_are_named(
-    make_run: Callable[..., Path], tmp_path: Path, file: str, content: str, message: str
+    make_run: Callable[..., Path], tmp_path: Path, file: str, content: str | bytes, message: str
 ) -> None:
     path = make_run(tmp_path / "r")
-    (path / file).write_text(content)
+    (path / file).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(RamifyError, match=message) as caught:
         Results.open(path)
     assert file in str(caught.value)

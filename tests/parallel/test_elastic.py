@@ -77,7 +77,7 @@ def test_on_other_ranks_after_every_stop(write_recipe: WriteRecipe, tmp_path: Pa
             assert f"stopped ({name}) before step 18; go on with `ramify train --resume {path}`" in done.said[0]
             assert open_checkpoint(path / "checkpoints" / "latest").step == at["step"]
         assert all(said == "" for said in done.said[1:])
-        assert ("changed since the last session: parallel.placement\n" in done.said[0]) == (
+        assert ("changed since the last session: parallel.placement: " in done.said[0]) == (
             world < 3 and "--run" not in words
         )
         assert not list((path / "checkpoints").glob(".*"))

@@ -42,8 +42,8 @@ MOMENTS: dict[str, dict[str, Any]] = {
     "before the first checkpoint": {"module": "loop.Trainer", "name": "_accumulate", "count": 2, "rank": 1},
     "while it writes a part": {"module": "checkpoint", "name": "sync", "count": 5, "rank": 1},
     "before the manifest": {"module": "checkpoint", "name": "write_json", "count": 1, "rank": 0},
-    "after the folder, before its pointers": {"module": "checkpoint", "name": "move_pointers", "count": 3, "rank": 0},
-    "before old ones are removed": {"module": "checkpoint", "name": "remove_unneeded", "count": 3, "rank": 0},
+    "after the folder, before its pointers": {"module": "checkpoint", "name": "move_pointers", "count": 2, "rank": 0},
+    "before old ones are removed": {"module": "checkpoint", "name": "remove_unneeded", "count": 2, "rank": 0},
     "in a step": {"module": "loop.Trainer", "name": "_accumulate", "count": 4, "rank": 1},
 }
 """In this order, each in a session that goes on from the one before."""

@@ -1,5 +1,6 @@
-"""What may change when a run goes on: nothing that defines what is trained, and datasets only where they are listed."""
+"""What may change when a run goes on: how long and by which steps, not what; datasets only where they are listed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from ramify.errors import RamifyError
 from ramify.recipe import Recipe, parse_recipe
-from ramify.run.changes import Changes, compare
+from ramify.run.changes import FREE, TRAINING, Changes, compare
 from ramify.run.sessions import NAME, Sessions
 from tests.small import ENTRIES, make_recipe
 
@@ -55,27 +56,66 @@ def test_what_defines_no_step_may_change() -> None:
     ("key", "value"),
     [
         ("train__batch", 16),
-        ("train__seed", 1),
         ("train__precision", "fp64"),
         ("train__max_steps", 100),
+        ("train__epochs", 60.0),
         ("train__evaluate_every", 0.5),
         ("train__patience", 3),
+        ("train__sampling", {"qm7x": 2.0}),
         ("optimizer__lr", 0.5),
+        ("optimizer__ema", 0.5),
         ("objective__forces", 3.0),
         ("objective__weights", {"qm7x": 2.0}),
         ("schedule__kind", "constant"),
-        ("model__encoder__width", 16),
-        ("train__sampling", {"qm7x": 2.0}),
+        ("schedule__start", 7),
     ],
 )
-def test_what_defines_training_may_not(key: str, value: Any) -> None:
+def test_how_it_is_trained_may_change(key: str, value: Any) -> None:
+    """And says so, with both values."""
     name = key.replace("__", ".")
-    assert f"new.yaml is not what this run was trained by ({name}" in refusal(recipe(), recipe(**{key: value}))
+    changes = compare(recipe(), recipe(**{key: value}), "")
+    assert changes.of_training
+    assert all(changed.startswith(name) for changed in changes.keys)
+    assert all(" -> " in text and text.startswith(name) for text in changes.texts())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "verb"),
+    [
+        ("train__seed", 1, "ramify train RECIPE --run NEW"),
+        ("model__encoder__width", 16, "ramify train RECIPE --run NEW"),
+        ("finetune__rank", 3, "ramify finetune MODEL RECIPE --run NEW"),
+    ],
+)
+def test_what_defines_the_run_may_not(key: str, value: Any, verb: str) -> None:
+    """The refusal names the command that can."""
+    name = key.replace("__", ".")
+    text = refusal(recipe(), recipe(**{key: value}))
+    assert f"new.yaml is not what this run was trained by ({name}" in text
+    assert verb in text
+
+
+def test_other_data_need_another_run() -> None:
+    entries = ENTRIES | {"qm7x": ENTRIES["qm7x"] | {"split_seed": 2}}
+    before, now = (make_recipe(Path("/nowhere"), given) for given in (ENTRIES, entries))
+    text = refusal(before, now)
+    assert "datasets.qm7x.split_seed: 0, now 2" in text
+    assert "ramify finetune RUN RECIPE --run NEW" in text
 
 
 def test_every_key_that_differs_is_named() -> None:
-    text = refusal(recipe(), recipe(train__batch=16, optimizer__lr=0.5, name="free"))
-    assert "(optimizer.lr: 0.01, now 0.5; train.batch: 8, now 16)\n  fix: restore it, or start a new run" in text
+    text = refusal(recipe(), recipe(train__seed=16, model__encoder__width=16, name="free", train__batch=3))
+    assert "(model.encoder.width: 8, now 16; train.seed: 0, now 16)\n  fix: restore it" in text
+
+
+def test_the_page_lists_the_keys() -> None:
+    """docs/clusters.md, all of them and no others."""
+    page = (Path(__file__).parents[2] / "docs/clusters.md").read_text()
+    section = page.split("### Keys that may change\n")[1].split("\n### ")[0]
+    rows = dict(re.findall(r"^\| (no step|steps from here on) \| (.*) \|$", section, re.MULTILINE))
+    assert {what: tuple(re.findall("`([^`]+)`", keys)) for what, keys in rows.items()} == {
+        "no step": FREE, "steps from here on": TRAINING,
+    }  # fmt: skip
 
 
 def test_datasets_come_and_go_where_they_are_listed() -> None:
@@ -89,7 +129,7 @@ def test_datasets_come_and_go_where_they_are_listed() -> None:
     resume = {"add": ["qm7x"], "drop": []}
     now = recipe(*three, train__resume=resume, objective__weights={"qm7x": 2.0}, train__sampling={"qm7x": 3.0})
     before = recipe(*two, train__sampling={"mptrj": 1.0})
-    assert "train.sampling.mptrj: 1.0, now None" in refusal(before, now)
+    assert compare(before, now, "").keys["train.sampling.mptrj"] == [1.0, None]
     changes = compare(recipe(*two, train__sampling={}), now, "")
     assert (changes.added, changes.dropped, changes.of_data) == (("qm7x",), (), True)
     assert changes.keys["objective.weights.qm7x"] == [None, 2.0]
@@ -99,8 +139,8 @@ def test_datasets_come_and_go_where_they_are_listed() -> None:
 
 
 def test_a_listed_dataset_excuses_no_other_change() -> None:
-    now = recipe("ani1x", "qm7x", train__resume={"add": ["qm7x"]}, train__batch=4)
-    assert "(train.batch: 8, now 4)" in refusal(recipe("ani1x"), now)
+    now = recipe("ani1x", "qm7x", train__resume={"add": ["qm7x"]}, train__seed=4)
+    assert "(train.seed: 0, now 4)" in refusal(recipe("ani1x"), now)
 
 
 def test_a_dataset_stays_with_its_branch() -> None:

@@ -255,6 +255,6 @@ def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
                 steps[record["kind"]][int(record["step"])] = record
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RamifyError(
-                f"{path}, line {number}, is no record of a run: {error!r}", fix="remove that line"
+                f"{path}, line {number}, is no record of a run: {type(error).__name__}: {error}", fix="remove that line"
             ) from None
     return {kind: [found[step] for step in sorted(found)] for kind, found in steps.items()}

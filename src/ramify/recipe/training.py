@@ -55,6 +55,9 @@ class ScheduleOptions(Keys):
     unchanged."""
     warmup_steps: int = Field(200, ge=0)
     """Steps over which the rate rises linearly from zero."""
+    start: int = Field(0, ge=0)
+    """Step that the schedule counts from. A run that goes on begins its schedule anew, warm-up included, where this is
+    the step that it stands at; a new run has 0."""
     final: float = Field(0.01, ge=0, le=1)
     """cosine: last rate as a fraction of `lr`; plateau: lowest rate."""
     factor: float = Field(0.5, gt=0, lt=1)

@@ -1,4 +1,7 @@
-"""What may differ between the recipe a run was trained by and the one it is to go on with; all else is refused."""
+"""What may differ between the recipe a run was trained by and the one it is to go on with.
+
+All else is refused, with the command that can change it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ FREE = (
     "train.device",
     "train.slow_precision",
     "train.compile",
+    "train.checkpointing",
     "train.threads",
     "train.time_limit",
     "train.checkpoint_every",
@@ -23,6 +27,34 @@ FREE = (
     "train.resume",
 )
 """Keys (with all below them) that change neither what is trained nor by which steps."""
+TRAINING = (
+    "train.epochs",
+    "train.max_steps",
+    "train.patience",
+    "train.evaluate_every",
+    "train.batch",
+    "train.sampling",
+    "train.temperature",
+    "train.precision",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.betas",
+    "optimizer.clip",
+    "optimizer.ema",
+    "schedule",
+    "objective",
+)
+"""Keys (with all below them) that change by which steps the same model is trained on the same data from here on."""
+ELSEWHERE = (
+    (("model",), "start a new run for another model: ramify train RECIPE --run NEW"),
+    (("train.seed",), "start a new run for another order of structures: ramify train RECIPE --run NEW"),
+    (("finetune",), "fine-tune the model that this run started from again: ramify finetune MODEL RECIPE --run NEW"),
+    (
+        ("datasets", "branches", "optimizer"),
+        "go on from the weights of this run in another one: ramify finetune RUN RECIPE --run NEW",
+    ),
+)
+"""Groups of other keys, and the command that can change them."""
 BY_DATASET = ("datasets", "objective.weights", "train.sampling")
 """Keys below which datasets have entries of their own, which come and go with them."""
 
@@ -39,6 +71,18 @@ class Changes:
     keys: dict[str, list[Any]]
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+
+    @property
+    def of_training(self) -> bool:
+        """Whether the run takes other steps from here on than it would have taken."""
+        return any(_is_below(key, TRAINING) for key in self.keys)
+
+    def texts(self) -> list[str]:
+        """What changes, for a user: each key with both values, datasets by their names."""
+        whole = [f"dataset {name} added" for name in self.added] + [f"dataset {name} dropped" for name in self.dropped]
+        datasets = (*self.added, *self.dropped)
+        keys = {key: values for key, values in self.keys.items() if not _belongs_to(key, datasets)}
+        return whole + [f"{key}: {_text(old)} -> {_text(new)}" for key, (old, new) in keys.items()]
 
     @property
     def of_data(self) -> bool:
@@ -67,15 +111,26 @@ def compare(before: Recipe, now: Recipe, where: str) -> Changes:
         if old.get(key) == new.get(key) or _is_below(key, ("branches",)):
             continue
         keys[key] = [old.get(key), new.get(key)]
-        if not _is_below(key, FREE) and not _belongs_to(key, (*added, *dropped)):
+        if not _is_below(key, (*FREE, *TRAINING)) and not _belongs_to(key, (*added, *dropped)):
             refused.append(f"{key}: {old.get(key)}, now {new.get(key)}")
     if refused:
         raise RamifyError(
             f"{where} is not what this run was trained by ({'; '.join(refused)})",
-            fix=f"restore it, or start a new run; a run may only change {', '.join(FREE)}, and datasets listed in "
-            "train.resume",
+            fix=f"restore it; or {_elsewhere(refused)}. A run that goes on may change {', '.join(TRAINING + FREE)}, "
+            "and datasets listed in train.resume",
         )
     return Changes(keys, added, dropped)
+
+
+def _elsewhere(refused: list[str]) -> str:
+    """The commands that can change what was refused."""
+    keys = [text.split(":", 1)[0] for text in refused]
+    found = [advice for groups, advice in ELSEWHERE if any(_is_below(key, groups) for key in keys)]
+    return ", or ".join(found or ["start a new run: ramify train RECIPE --run NEW"])
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _unlisted(verb: str, names: tuple[str, ...], listed: list[str]) -> list[str]:

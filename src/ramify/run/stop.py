@@ -124,12 +124,13 @@ class Stop:
         """Ends a process whose main thread heeds no signal, because it compiles or waits for other ranks: by an
         exception there, and where that does not come through, at once. The system writes a byte for every signal."""
         while numbers := os.read(pipe, 64):
-            if not set(numbers) & set(SIGNALS) or self._begun.wait(PATIENCE):
+            heard = [signal.Signals(number) for number in numbers if number in SIGNALS]
+            if not heard or self._begun.wait(PATIENCE):
                 continue
-            self._at_once = True
-            _thread.interrupt_main(signal.SIGTERM)
+            self._signal, self._at_once = self._signal or heard[0].name, True
+            _thread.interrupt_main(heard[0])
             if not self._begun.wait(PATIENCE):
-                _say(self._signal or signal.SIGTERM.name)
+                _say(self._signal)
                 os._exit(exit_status(self._signal))
         os.close(pipe)
 

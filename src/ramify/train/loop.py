@@ -25,6 +25,7 @@ from ramify.run.changes import Changes
 from ramify.run.run import Run
 from ramify.run.stop import Stop
 from ramify.store.manifest import Manifest
+from ramify.train.continuation import continuation_texts, run_length
 from ramify.train.forward import make_forward
 from ramify.train.init_weights import choose_trained, part_of_rate
 from ramify.train.objective import Objective
@@ -48,6 +49,12 @@ class Trainer:
         layout: which rank this is, and what it hosts.
         stop: why this rank should end early.
         watch: who is told.
+
+    Attributes:
+        progress: where the run stands.
+        total_steps: of the whole run.
+        stopped_by: after `fit`: the signals or the time limit that stopped it before its end; empty otherwise.
+        continuation: after `restore`: what a user should know of how the run goes on.
     """
 
     recipe: Recipe
@@ -67,8 +74,8 @@ class Trainer:
         sizes = {name: self.data[name].splits["train"].structures for name in self.branch_of}
         weights = sampling_weights(sizes, options.sampling, options.temperature)
         self.sampler = BatchSampler(sizes, weights, options.batch, options.seed)
-        epochs = max(1, round(options.epochs * self.sampler.steps_per_epoch))
-        self.total_steps = epochs if options.max_steps is None else options.max_steps
+        self.progress = TrainingProgress()
+        self.total_steps = self._length()
         self.precision = Precision(options.precision, layout.device)
         self.dtype = self.precision.dtype
         self.train, self.val = self._hosted(self.train), self._hosted(self.val)
@@ -87,11 +94,11 @@ class Trainer:
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
         self.validator = Validator(self.val, self.branch_of, layout, self.dtype)
-        self.progress = TrainingProgress()
         self.state = State(
             layout, self.model, self.optimizer, self.averages, self.schedule, self.sampler, self.progress
         )
         self.stopping, self.stopped_by = False, ""
+        self.continuation: list[str] = []
         self._pending: PendingMetrics | None = None
         epoch, warmup = self.sampler.steps_per_epoch, self.recipe.schedule.warmup_steps
         self.record = RunReporter(
@@ -200,6 +207,19 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
         """Takes up the run where `checkpoint` was written, to the bit."""
         self.state.restore(checkpoint, changes)
+        self.total_steps = self.schedule.total_steps = self._length()
+        if changes is not None:
+            self.continuation = continuation_texts(checkpoint, changes, self.schedule)
+
+    @property
+    def over(self) -> str:
+        """Why there is no step to take any more; empty while there is one."""
+        if self._patience_is_over() and self.progress.step < self.total_steps:
+            return (
+                f"early stopping at step {self.progress.step} of {self.total_steps}: no better metric in "
+                f"{self.progress.waited} evaluations (train.patience)"
+            )
+        return f"all {self.total_steps} steps are done" if self._is_over() else ""
 
     def _differentiate(self, work: StepBatches) -> StepMetrics:
         """The gradients of a step, added up over the ranks."""
@@ -288,6 +308,11 @@ class Trainer:
         stress = self.recipe.objective.stress > 0
         assigner = Assigner(self.sampler, self.train, self.layout.placement, self.layout.rank, budget, stress=stress)
         return assigner.assignments(self.progress.step)
+
+    def _length(self) -> int:
+        """Steps of the whole run."""
+        progress = self.progress
+        return run_length(self.recipe, self.sampler.steps_per_epoch, progress.paced_at, progress.epochs)
 
     def _is_over(self) -> bool:
         return self.progress.step >= self.total_steps or self._patience_is_over()

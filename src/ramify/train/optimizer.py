@@ -70,9 +70,10 @@ class Schedule:
     def rate(self, step: int) -> float:
         """Learning rate of step `step` (from 0)."""
         o = self.options
+        step, steps = max(0, step - o.start), self.total_steps - o.start
         warm = min(1.0, (step + 1) / o.warmup_steps) if o.warmup_steps else 1.0
         if o.kind == "cosine":
-            progress = min(1.0, step / max(1, self.total_steps))
+            progress = min(1.0, step / max(1, steps))
             return self.base * warm * (o.final + (1 - o.final) * 0.5 * (1 + math.cos(math.pi * progress)))
         return self.base * warm * (self.factor if o.kind == "plateau" else 1.0)
 

@@ -157,7 +157,8 @@ class RunReporter:
 
     def _entry(self, kind: str) -> dict[str, Any]:
         step, seconds = self._progress.step, self._progress.seconds
-        return {"kind": kind, "step": step, "epoch": round(step / self._steps_per_epoch, 4), "time": round(seconds, 3)}
+        epoch = round(self._progress.epoch(self._steps_per_epoch), 4)
+        return {"kind": kind, "step": step, "epoch": epoch, "time": round(seconds, 3)}
 
     def _add(self, entry: dict[str, Any]) -> None:
         if (log := self._log) is not None:

@@ -84,6 +84,7 @@ def start_run(
     """
     process = process or alone(recipe)
     settle(recipe)
+    _check_schedule(recipe, 0)
     on_rank_zero(process.ranks, lambda: Run.require_free(path))
     each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
     stores = each(process.ranks, lambda: open_stores(recipe))
@@ -93,6 +94,18 @@ def start_run(
     each(layout, lambda: _begin(trainer))
     on_rank_zero(layout, lambda: run.create(recipe, maker.data))
     return trainer
+
+
+def _check_schedule(recipe: Recipe, step: int) -> None:
+    """Refuses a schedule that begins later than the run stands, on all ranks alike."""
+    if recipe.schedule.start > step:
+        error = RamifyError(
+            f"schedule.start: {recipe.schedule.start}, but the run stands at step {step}; accepted: a step that the "
+            "run has reached, 0 in a new one",
+            fix=f"set schedule.start={step} to begin the schedule here",
+        )
+        error.everywhere = True
+        raise error
 
 
 def _begin(trainer: Trainer) -> None:
@@ -177,6 +190,7 @@ def _resume(
     maker = _Maker(recipe, process, stores, callbacks, edges)
     layout = maker.layout()
     trainer = maker.trainer(run, layout, maker.readers(layout))
+    _check_schedule(recipe, 0 if checkpoint is None else checkpoint.step)
     if checkpoint is not None:
         layout.watchdog.arrive(f"reading {checkpoint.path.name}")
         each(layout, lambda: trainer.restore(checkpoint, changes))

@@ -45,6 +45,7 @@ class TrainingProgress:
         waited: evaluations since then.
         seconds: time spent training, over all sessions of the run.
         born: the step that branches began at which joined the run later.
+        paced_at: the step since which an epoch has had as many steps as now; `epochs` before it.
     """
 
     step: int = 0
@@ -54,6 +55,12 @@ class TrainingProgress:
     waited: int = 0
     seconds: float = 0.0
     born: dict[str, int] = field(default_factory=dict)
+    paced_at: int = 0
+    epochs: float = 0.0
+
+    def epoch(self, steps_per_epoch: float) -> float:
+        """Passes over the data so far; an epoch has `steps_per_epoch` steps now."""
+        return self.epochs + (self.step - self.paced_at) / steps_per_epoch
 
 
 @dataclass
@@ -155,14 +162,29 @@ class State:
         self.schedule.restore({"best": math.inf} | trainer["schedule"])
         if "positions" in trainer:  # checkpoints of 0.1 have none: their datasets have not changed
             self.sampler.start_at(self.progress.step, trainer["positions"])
-        if changes is not None and changes.of_data:
-            self.progress.best, self.progress.best_step, self.progress.waited = math.inf, 0, 0
-            self.schedule.restore(self.schedule.state() | {"best": math.inf, "waited": 0})
+        if changes is not None:
+            self._go_on_by(changes)
         self._count_from_birth(checkpoint)
         self.carried.datasets = checkpoint.manifest.get("carried", {})
         others = [branch for branch in self.carried.datasets if branch not in self.layout.placement.hosts]
         if self.layout.is_rank_zero and others:
             self.carried.weights = of_branches(checkpoint.weights(others), others)
+
+    def _go_on_by(self, changes: Changes) -> None:
+        """What progress so far is worth where the run goes on by another recipe."""
+        progress, schedule, keys = self.progress, self.schedule, changes.keys
+        if "train.batch" in keys:
+            before, now = keys["train.batch"]
+            progress.epochs = progress.epoch(self.sampler.steps_per_epoch * now / before)
+            progress.paced_at = progress.step
+        if changes.of_training:
+            progress.waited = 0
+        if "schedule.start" in keys:
+            schedule.restore({"factor": 1.0, "waited": 0, "best": math.inf})
+        stress = [bool(weight) for weight in keys.get("objective.stress", ())]
+        if changes.of_data or len(set(stress)) > 1:  # the metric is a mean over what is trained
+            progress.best, progress.best_step, progress.waited = math.inf, 0, 0
+            schedule.restore(schedule.state() | {"best": math.inf, "waited": 0})
 
     def _put(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
         there = (None, *checkpoint.branches)
@@ -177,10 +199,12 @@ class State:
                 buffer.copy_(weights[name])
             for name, parameter, average in parameters:
                 parameter.copy_(distribute_like(parameter, training[name]))
-                average.copy_(distribute_like(average, _average_of(name, parameter, weights, training)))
+                if self.averages.decay:  # else they are the parameters themselves
+                    average.copy_(distribute_like(average, _average_of(name, parameter, weights, training)))
                 moments = {m: training[f"{name}/{m}"] for m in MOMENTS if f"{name}/{m}" in training}
                 if moments:
-                    self.optimizer.state[parameter] = {m: distribute_like(parameter, t) for m, t in moments.items()}
+                    kept = {m: t if m == "step" else t.to(parameter.dtype) for m, t in moments.items()}
+                    self.optimizer.state[parameter] = {m: distribute_like(parameter, t) for m, t in kept.items()}
 
     def _count_from_birth(self, checkpoint: Checkpoint) -> None:
         """Branches that have just joined begin here: the average of their weights must forget their random start."""

@@ -1,0 +1,174 @@
+"""Ctrl-C and SIGTERM at any moment: a checkpoint where there is something to keep, a status, and a true message."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ramify.checkpoint import open_checkpoint
+from ramify.run.stop import INTERRUPTED, STOPPED
+from tests.programs import TERM, Program, run
+from tests.small import metrics
+
+from .conftest import MakeRecipe
+from .test_takeover import SLOW, until
+
+INT = int(signal.SIGINT)
+STUCK = """
+import ctypes, time
+from ramify.train.loop import Trainer
+accumulate = Trainer._accumulate
+def stuck(trainer, *arguments):
+    if trainer.progress.step == {step}:
+        print("stuck", flush=True)
+        {how}
+    accumulate(trainer, *arguments)
+Trainer._accumulate = stuck
+"""
+SLEEPS = "time.sleep(600)"
+"""As a compiler that Python waits for."""
+DEADLOCK = "mutex = (ctypes.c_long * 8)(); [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]"
+"""As a library that heeds no signal: the second call never returns, and signals do not end it (POSIX)."""
+
+
+@pytest.fixture
+def recipe(small: MakeRecipe, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    every = {"train__evaluate_every": 1000.0, "train__checkpoint_every": 3 / 6, "train__log_every": 1}
+    path.write_text(small("bare", train__max_steps=10_000, parallel__placement="replicated", **every).to_yaml())
+    return path
+
+
+def step_of(path: Path) -> int:
+    return open_checkpoint(path / "checkpoints" / "latest").step
+
+
+def stuck(program: Program) -> Callable[[], bool]:
+    return lambda: all(output.exists() and "stuck" in output.read_text() for output in program.outputs)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_ctrl_c_keeps_a_checkpoint(recipe: Path, tmp_path: Path, world: int) -> None:
+    """Sent to all ranks, as a terminal does; status 130; and the run goes on from that very step."""
+    path = tmp_path / "run"
+    at = {"rank": world - 1, "step": 7, "signal": INT}
+    done = run(tmp_path, world, "train", recipe, "--run", path, at=at)
+    assert done.statuses == [INTERRUPTED] * world
+    assert step_of(path) == 7  # not 6, the last one that was due
+    assert f"stopped (SIGINT) before step 10000; go on with `ramify train --resume {path}`" in done.said[0]
+    assert "step 7" in done.said[0]
+    assert "Traceback" not in "".join(done.said)
+    assert not (path / "lock.json").exists()
+    assert run(tmp_path, 1, "train", "--resume", path, "train.max_steps=9").statuses == [0]
+    assert [line["step"] for line in metrics(path, "train")] == list(range(1, 10))
+
+
+def test_a_second_ctrl_c_aborts(recipe: Path, tmp_path: Path) -> None:
+    """The message names the checkpoint that is there."""
+    path = tmp_path / "run"
+    program = Program(tmp_path, 1, "train", recipe, "--run", path, first=STUCK.format(step=4, how=SLEEPS))
+    until(stuck(program))
+    program.kill(INT)
+    time.sleep(0.5)
+    assert program.ranks[0].is_alive()
+    program.kill(INT)
+    began = time.monotonic()
+    done = program.wait(30)
+    assert time.monotonic() - began < 20
+    assert done.statuses == [INTERRUPTED]
+    assert step_of(path) == 3
+    assert (
+        f"interrupted; the latest checkpoint is step-00000003, go on with `ramify train --resume {path}`"
+        in done.said[0]
+    )
+    assert not (path / "lock.json").exists()
+
+
+def test_an_abort_before_the_first_checkpoint_promises_none(recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    program = Program(tmp_path, 1, "train", recipe, "--run", path, first=STUCK.format(step=1, how=SLEEPS))
+    until(stuck(program))
+    for _ in range(2):
+        program.kill(INT)
+        time.sleep(0.3)
+    done = program.wait(30)
+    assert done.statuses == [INTERRUPTED]
+    assert "before the first checkpoint" in done.said[0]
+    assert "--continue" in done.said[0]
+    assert run(tmp_path, 1, "train", recipe, "--run", path, "--continue", "train.max_steps=2").statuses == [0]
+
+
+@pytest.mark.parametrize("how", [SLEEPS, DEADLOCK], ids=["heeds exceptions", "heeds nothing"])
+@pytest.mark.parametrize(("number", "status"), [(TERM, STOPPED), (INT, INTERRUPTED)])
+def test_a_first_step_that_takes_minutes(recipe: Path, tmp_path: Path, how: str, number: int, status: int) -> None:
+    """As where it is compiled: the process ends within seconds, and the same command begins again."""
+    path = tmp_path / "run"
+    program = Program(tmp_path, 1, "train", recipe, "--run", path, first=STUCK.format(step=0, how=how))
+    until(stuck(program))
+    program.kill(number)
+    began = time.monotonic()
+    done = program.wait(60)
+    assert time.monotonic() - began < 25
+    assert done.statuses == [status]
+    assert "before its first step: nothing is lost and no checkpoint was written" in done.said[0]
+    assert "Traceback" not in done.said[0]
+    assert run(tmp_path, 1, "train", recipe, "--run", path, "--continue", "train.max_steps=2").statuses == [0]
+
+
+def listens(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM (proc(5): SigCgt)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = int(next(line for line in lines if line.startswith("SigCgt")).split()[1], 16)
+    return bool(caught >> (TERM - 1) & 1)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 3.0])
+@pytest.mark.parametrize(("number", "status"), [(TERM, STOPPED), (INT, INTERRUPTED)])
+def test_a_signal_in_the_first_seconds(recipe: Path, tmp_path: Path, after: float, number: int, status: int) -> None:
+    """While the command line and PyTorch load, and what comes after; only the interpreter itself is before that."""
+    path, env = tmp_path / "run", os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ramify", "train", str(recipe), "--run", str(path)]
+    program = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: listens(program.pid))
+    assert "libtorch" not in Path(f"/proc/{program.pid}/maps").read_text()
+    time.sleep(after)
+    program.send_signal(number)
+    _, err = program.communicate(timeout=60)
+    assert program.returncode == status, err
+    assert err.count(f"stopped ({signal.Signals(number).name}) before ") == 1
+    assert "Traceback" not in err
+    assert not (path / "lock.json").exists()
+    kept = (path / "checkpoints" / "pointers.json").exists()
+    assert ("go on with" in err) == kept
+
+
+def test_ctrl_c_in_the_demo(tmp_path: Path) -> None:
+    """The training keeps a checkpoint, and the message names the commands for what is left."""
+    path = tmp_path / "demo-run"
+    program = Program(tmp_path, 1, "demo", "--run", path, "train.log_every=1", first=SLOW)
+    until(lambda: path.exists() and (path / "metrics.jsonl").exists() and bool(metrics(path)))
+    program.kill(INT)
+    done = program.wait(60)
+    assert done.statuses == [INTERRUPTED]
+    assert step_of(path) >= 1
+    assert f"`ramify train --resume {path}`, then `ramify evaluate {path}`" in done.said[0]
+    assert json.loads((path / "sessions.jsonl").read_text().splitlines()[-1])["ended"] == "stopped: SIGINT"
+
+
+def test_ctrl_c_in_a_fine_tuning(recipe: Path, tmp_path: Path) -> None:
+    """It goes on by the same command and --continue."""
+    base, path = tmp_path / "base", tmp_path / "run"
+    assert run(tmp_path, 1, "train", recipe, "--run", base, "train.max_steps=2").statuses == [0]
+    words = ("finetune", base, recipe, "--run", path, "--mode", "keep-branch", "--steps", 6)
+    done = run(tmp_path, 1, *words, at={"rank": 0, "step": 2, "signal": INT})
+    assert done.statuses == [INTERRUPTED], done.said
+    assert step_of(path) == 2
+    assert "go on with the same command and --continue" in done.said[0]
+    assert run(tmp_path, 1, *words, "--continue").statuses == [0]
+    assert json.loads((path / "finetune.json").read_text())["after"] is not None
