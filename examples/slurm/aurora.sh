@@ -31,6 +31,8 @@ source "${RAMIFY_ENV:-$PBS_O_WORKDIR/venv}/bin/activate" # a virtual environment
 
 NODES=$(sort -u "$PBS_NODEFILE" | wc -l)
 PER_NODE=12
+# shown by every rank before it counts as one, see docs/clusters.md, Security
+export RAMIFY_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 export MASTER_ADDR=$(hostname).hsn.cm.aurora.alcf.anl.gov # the address on the Slingshot network
 export MASTER_PORT=2345
 export ZE_FLAT_DEVICE_HIERARCHY=FLAT # a tile is a device; each rank takes its own by its number on the node

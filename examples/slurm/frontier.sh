@@ -31,6 +31,8 @@ module load rccl-net-plugin
 # an environment on Lustre or, faster to start from, unpacked on the NVMe of the nodes with sbcast; not on NFS
 source activate "${RAMIFY_ENV:?set RAMIFY_ENV to the conda environment that has ramify and torch for ROCm}"
 
+# shown by every rank before it counts as one, see docs/clusters.md, Security
+export RAMIFY_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 export MASTER_ADDR=$(hostname -i)
 export MASTER_PORT=3442
 export NCCL_SOCKET_IFNAME=hsn0 # of the Slingshot network; hsn0,hsn1,hsn2,hsn3 where that does not hang

@@ -30,6 +30,8 @@ RUN=${2:?usage: sbatch generic.sh RECIPE RUN}
 
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node must not share a port
+# shown by every rank before it counts as one, see docs/clusters.md, Security
+export RAMIFY_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 # ranks on their own cores, https://slurm.schedmd.com/srun.html#OPT_cpu-bind; when one dies, the others end too
 status=0

@@ -29,6 +29,8 @@ module load python
 module load nccl # with the plugin for the Slingshot network; without it NCCL goes by TCP between nodes
 source activate "${RAMIFY_ENV:?set RAMIFY_ENV to the conda environment that has ramify and torch for CUDA}"
 
+# shown by every rank before it counts as one, see docs/clusters.md, Security
+export RAMIFY_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 export MASTER_ADDR=$(hostname)
 export MASTER_PORT=29500 # GPU nodes are not shared
 export NCCL_SOCKET_IFNAME=hsn

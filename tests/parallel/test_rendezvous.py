@@ -16,7 +16,10 @@ from ramify.errors import RamifyError
 from ramify.parallel.launch import LaunchEnv, detect_launcher
 from ramify.parallel.layout import Layout
 from ramify.parallel.rendezvous import joined
+from ramify.parallel.watchdog import HUNG
 from ramify.planning.placement import place
+from tests.programs import KILL, Program
+from tests.small import make_recipe
 from tests.worlds import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +34,9 @@ def test_nobody_comes() -> None:
 
 
 def meet() -> None:
-    """What the processes of the next test do: take a sum, and say how they were started."""
+    """What the processes of the tests do: take a sum, and say how they were started."""
     site = detect_launcher()
-    with joined(site, torch.device("cpu"), 100.0) as world:
+    with joined(site, torch.device("cpu"), float(os.environ.get("MEET_TIMEOUT", "100"))) as world:
         layout = Layout.spread(place("replicated", {"a": 1.0}, site.world), world)
         total = torch.tensor([site.rank + 1.0])
         layout.sum_over_world(total)
@@ -87,3 +90,31 @@ def test_the_missing_are_named() -> None:
         with first, joined(LaunchEnv(0, 3, 0, "127.0.0.1", port, "a test"), torch.device("cpu"), 0.5):
             pass
     del store
+
+
+DIES = """
+import os, signal, torch.distributed as dist
+make = dist.init_process_group
+def dying(*arguments, **options):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.{name})
+    make(*arguments, **options)
+dist.init_process_group = dying
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+def test_a_rank_that_dies_while_they_meet_ends_the_others(tmp_path: Path, name: str) -> None:
+    """It is gone, or frozen, after all have come, and before there is a process group: the limit covers that."""
+    recipe = make_recipe(tmp_path, {"a": {"format": "extxyz", "path": "a.xyz"}}).to_yaml()
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    words = ("train", tmp_path / "recipe.yaml", "--run", tmp_path / "run", "parallel.timeout=3")
+    program = Program(tmp_path, 2, *words, first=DIES.format(name=name))
+    began = time.monotonic()
+    program.ranks[0].join(60)
+    seconds = time.monotonic() - began
+    program.kill(KILL, 1)
+    done = program.wait()
+    assert done.statuses[0] == HUNG, done.said
+    assert seconds < 40
+    assert "no rank has moved for 3 s (parallel.timeout); did not arrive: rank 1 (last seen at " in done.said[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 from ramify.errors import RamifyError
 from ramify.files import read_json
+from ramify.parallel.secret import VARIABLE
 
 POLL = 0.05
 """Seconds between looks at the ranks."""
@@ -33,9 +35,8 @@ def spawn(verb: str, content: dict[str, Any], ranks: int, *, threads: int = 1, l
     with tempfile.TemporaryDirectory(prefix="ramify-bench-") as name:
         folder = Path(name)
         (folder / "case.json").write_text(json.dumps(content), encoding="utf-8")
-        processes = [
-            _start(verb, folder, rank, ranks, threads, port) for port in [_free_port()] for rank in range(ranks)
-        ]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), VARIABLE: secrets.token_hex(16)}
+        processes = [_start(verb, folder, rank, ranks, threads, meeting) for rank in range(ranks)]
         try:
             _wait(processes, folder, time.monotonic() + limit, limit)
         finally:
@@ -45,11 +46,12 @@ def spawn(verb: str, content: dict[str, Any], ranks: int, *, threads: int = 1, l
         return dict(read_json(folder / "found.json"))
 
 
-def _start(verb: str, folder: Path, rank: int, ranks: int, threads: int, port: int) -> subprocess.Popen[bytes]:
+def _start(
+    verb: str, folder: Path, rank: int, ranks: int, threads: int, meeting: dict[str, str]
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ramify", "bench", verb, str(folder / "case.json"), str(folder / "found.json")]
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
-    env = os.environ | {key: str(value) for key, value in (place | meeting).items()}
+    env = os.environ | meeting | {key: str(value) for key, value in (place | {"OMP_NUM_THREADS": threads}).items()}
     with (folder / f"said-{rank}").open("wb") as said:
         return subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT)
 

@@ -46,7 +46,8 @@ class ParallelOptions(Keys):
     micro_batch_edges: int | None = Field(None, ge=1)
     """The same for edges."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds that a rank waits for the others before the run ends with a message."""
+    """Seconds that ranks wait for one another: for all to come, and then for one that does nothing or gives no sign of
+    life. A rank that works is waited for however long that takes."""
     machine: MachineOptions = MachineOptions()
 
     @model_validator(mode="after")

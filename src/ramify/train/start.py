@@ -13,6 +13,7 @@ import torch
 
 from ramify.batches.open import check_same_data, close_shared_stores, open_split, open_stores, place_stores
 from ramify.checkpoint import Checkpoint, tidy
+from ramify.errors import RamifyError
 from ramify.parallel.launch import LaunchEnv, choose_device, detect_launcher
 from ramify.parallel.layout import Layout
 from ramify.parallel.rendezvous import joined
