@@ -133,6 +133,25 @@ def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
     return "\n".join([start, *(f"    {text}".replace("\0", " ") for text in below)])
 
 
+def evaluation_table(result: Mapping[str, Any]) -> Table:
+    """Errors of every branch on every dataset, the trivial predictor's below them."""
+    on = result.get("file", f"the {result['split']} split")
+    table = Table(title=f"Errors on {on}", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("dataset", "branch", "structures"):
+        table.add_column(heading)
+    for heading in ("E MAE eV/atom", "E RMSE", "F MAE eV/Å", "F RMSE", "S MAE eV/Å³"):
+        table.add_column(heading, justify="right")
+    keys = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae")
+    for trivial in result["trivial"]:
+        dataset = trivial["dataset"]
+        for row in (row for row in result["rows"] if row["dataset"] == dataset):
+            own = "*" if result["branch_of"].get(dataset) == row["branch"] else ""
+            errors = [_error(row[key]) for key in keys]
+            table.add_row(dataset, row["branch"] + own, f"{row['structures']:,}", *errors)
+        table.add_row(dataset, "trivial", "", *(_error(trivial[key]) for key in keys))
+    return table
+
+
 def counts_table(manifests: Mapping[str, Any]) -> Table:
     """What prepare kept and dropped, by dataset; in 80 columns only the reasons of what was dropped wrap."""
     table = Table(

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import overload
 
 import torch
@@ -131,6 +130,7 @@ class Model:
         return found
 
 
+@torch.inference_mode(False)  # what is made in that mode cannot be differentiated outside of it
 def load(
     path: str | Path,
     *,
@@ -160,10 +160,9 @@ def load(
     except (RuntimeError, AssertionError) as error:  # PyTorch's for what it does not know, or was built without
         raise RamifyError(f"device '{device}' cannot be used: {error}", fix="give device='cpu'") from None
     branches = {
-        name: BranchInfo(name, MappingProxyType(dict(group)), network.branch(name).forces)
-        for name, group in saved.branches.items()
+        name: BranchInfo(name, dict(group), network.branch(name).forces) for name, group in saved.branches.items()
     }
-    return Model(MappingProxyType(branches), network, options, saved)
+    return Model(branches, network, options, saved)
 
 
 def read_saved(path: Path, checkpoint: str = "best") -> Saved:

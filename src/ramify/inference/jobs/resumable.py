@@ -33,6 +33,7 @@ class OutputProgress:
         skipped: structures left out, by reason.
         warnings: results to be doubted.
         bytes, skipped_bytes: of the two files.
+        errors: by branch, sums of errors against the labels of the input (`ramify.inference.label_errors`).
     """
 
     job: str
@@ -42,6 +43,7 @@ class OutputProgress:
     warnings: int = 0
     bytes: int = 0
     skipped_bytes: int = 0
+    errors: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
 
 class ResumableOutput:
