@@ -34,6 +34,7 @@ LAYERS = (
     {
         "demo",
         "console",
+        "progress_lines",
         "inspect",
         *VERBS,
         "__main__",
@@ -62,7 +63,7 @@ ONLY_IN = {
     "metatomic": {"inference"},
     "matplotlib": {"evaluate"},
     "jinja2": {"evaluate"},
-    "rich": {"evaluate", "demo", "console", *VERBS},
+    "rich": {"evaluate", "demo", "console", "progress_lines", *VERBS},
     "typer": VERBS,
 }
 """Where each of the heavier libraries may be used."""

@@ -18,6 +18,7 @@ from ramify.cli_words import (
     ModelArgument,
     ModelOption,
     console,
+    gigabytes,
     print_json,
 )
 from ramify.console import Steps, relaxation_line, step_bar
@@ -86,7 +87,9 @@ def predict(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
-    memory: Annotated[float | None, typer.Option(help="GB that a batch may take; if not given, all free.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory that a batch may take, e.g. 16GB; if not given, all free.")
+    ] = None,
     restart: RestartOption = False,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +100,7 @@ def predict(
         raise RamifyError("--branch and --all-branches exclude one another", fix="give one of them")
     loaded = _load(model, checkpoint, device, precision)
     names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
-    limit = None if memory is None else 1e9 * memory
+    limit = None if memory is None else 1e9 * gigabytes(memory)
     with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
         progress = predict_file(
             loaded, file, out, names, dataset=dataset, form=form, memory=limit, restart=restart,
@@ -151,7 +154,8 @@ def md(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     index: Annotated[
-        int | None, typer.Option(help="Which structure of the file, from 0; must be given if there are several.")
+        int | None,
+        typer.Option(help="Which structure of the file, from 0, or -1 for the last; needed if there are several."),
     ] = None,
     ensemble: Annotated[Literal["nve", "nvt"], typer.Option(help="Velocity Verlet, or Langevin.")] = "nve",
     temperature: Annotated[float | None, typer.Option(help="K; if not given, the file's velocities stay.")] = None,

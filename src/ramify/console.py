@@ -1,6 +1,7 @@
 """How long jobs look on the terminal: progress bars that stay honest, lines that stay short."""
 
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -17,8 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ramify.prepare.consistency import ACCEPTED
+from ramify.progress_lines import ProgressLines
 
 if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
     from ramify.inference.jobs.relax import Relaxation
@@ -37,10 +40,14 @@ class Steps:
         )
         self._progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet)
         self._task = self._progress.add_task(title, total=None)
+        self._lines = ProgressLines(console, Text.from_markup(title).plain, unit, quiet=quiet)
+        self._done = 0.0
 
     def counted(self, more: float) -> None:
         """`more` are done."""
+        self._done += more
         self._progress.advance(self._task, more)
+        self._lines.at(self._done)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -53,8 +60,10 @@ class Steps:
 
 
 @contextmanager
-def say_training(console: Console) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
-    """Shows a training: a bar of steps, a line per evaluation, warnings.
+def say_training(
+    console: Console, clock: Callable[[], float] = time.monotonic
+) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
+    """Shows a training: a bar of steps (lines where there is no terminal), a line per evaluation, warnings.
 
     Gives (watch, listener for edges being found).
     """
@@ -71,16 +80,25 @@ def say_training(console: Console) -> Iterator[tuple["Callbacks", Callable[[str,
     )
     training = progress.add_task("train", total=None, visible=False)
     finding = progress.add_task("neighbour lists", total=None)
+    found, loss = 0, ""
+    steps = ProgressLines(console, "train", "step", clock=clock)
+    edges = ProgressLines(console, "neighbour lists", "structures", clock=clock)
 
     def on_edges(dataset: str, structures: int) -> None:
+        nonlocal found
+        found += structures
         progress.update(finding, description=f"neighbour lists: {dataset}", advance=structures)
+        edges.at(found, note=f" ({dataset})")
 
     def on_step(step: int, total: int) -> None:
         progress.update(finding, visible=False)
         progress.update(training, completed=step, total=total, visible=True)
+        steps.at(step, total, loss)
 
     def on_trained(entry: dict[str, Any]) -> None:
-        progress.update(training, description=f"train, loss {entry['loss']:.3f}")
+        nonlocal loss
+        loss = f", loss {entry['loss']:.3f}"
+        progress.update(training, description=f"train{loss}")
 
     with progress:
         yield (
@@ -88,6 +106,7 @@ def say_training(console: Console) -> Iterator[tuple["Callbacks", Callable[[str,
                 step=on_step,
                 trained=on_trained,
                 evaluated=lambda entry: console.print(evaluation_text(entry, console.width), highlight=False),
+                said=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
                 warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
             ),
             on_edges,
@@ -100,7 +119,13 @@ def step_bar(console: Console, title: str, total: int, *, quiet: bool = False) -
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=quiet) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda step: progress.update(task, completed=step)
+        lines = ProgressLines(console, title, "step", quiet=quiet)
+
+        def on_step(step: int) -> None:
+            progress.update(task, completed=step)
+            lines.at(step, total)
+
+        yield on_step
 
 
 def relaxation_line(index: int, formula: str, found: "Relaxation | None", why: str) -> str:

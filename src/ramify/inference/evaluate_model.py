@@ -14,6 +14,7 @@ from ramify.inference.memory import budget_for
 from ramify.inference.model import Model
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved
+from ramify.inference.screen import screen
 from ramify.quarantine import Quarantine
 from ramify.recipe import Scale
 from ramify.recipe.names import dataset_options
@@ -93,7 +94,11 @@ def evaluate_file(
     quarantine = Quarantine()
     errors = {branch: Errors() for branch in model.branches}
     trivial, skipped = Errors(), dict[str, int]()
-    for structures in _read(model.saved.recipe, name, path, form, quarantine):
+    for chunk in _read(model.saved.recipe, name, path, form, quarantine):
+        unknown = screen(chunk, model.branches[own], info)  # elements without a reference energy, no atoms, ...
+        for reason, _ in unknown.values():
+            skipped[reason] = skipped.get(reason, 0) + 1
+        structures = chunk.take(np.delete(np.arange(len(chunk)), list(unknown)))
         labels = structures.energy - reference_energy(structures, info.reference_table())
         trivial.add(-labels / structures.n_atoms, -structures.forces, -structures.stress)
         for branch, about in model.branches.items():
