@@ -38,7 +38,7 @@ def test_a_long_job_says_how_far_it_is_and_how_long_it_may_take() -> None:
         clock.now = float(step)
         lines.at(step, 4000)
     said = kept.getvalue().splitlines()
-    assert said[0] == "md: step 30 of 4,000 (1 %), 30 s, about 1.1 h left"
+    assert said[0] == "md: step 30 of 4,000 (1 %), 30 s, about 66.2 min left"
     assert said[-1].startswith("md: step ")
     assert 20 < len(said) < 32  # every 30 s at first, then more seldom
 
@@ -110,6 +110,7 @@ def test_early_stopping_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for fact in (f"step {trainer.progress.step} of 100", "last 2 evaluations", f"step {trainer.progress.best_step}"):
         assert fact in line
     said.clear()
+    monkeypatch.undo()
     train(
         make_recipe(tmp_path, {"bare": entries["bare"]}, train__max_steps=5),
         tmp_path / "whole",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from pydantic import BaseModel
 
 from ramify.errors import RamifyError
 from ramify.evaluate.metrics import REFERENCES
-from ramify.files import read_json
+from ramify.files import parse_json, read_json
 from ramify.recipe.overrides import read_yaml
 from ramify.store.manifest import Manifest
 from ramify.untrusted import Name, parsed
@@ -249,10 +248,10 @@ def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not line.endswith(b"\n"):
             break  # a line that is still being written
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if record["kind"] in steps:
                 steps[record["kind"]][int(record["step"])] = record
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise RamifyError(
                 f"{path}, line {number}, is no record of a run: {error!r}", fix="remove that line"
             ) from None

@@ -20,15 +20,16 @@ def with_edge_vectors(batch: Batch, structures: Structures, edges: Edges) -> Bat
 
     Args:
         batch: made of `structures` and `edges`.
-        structures: with positions and cells in float64.
+        structures: with positions and cells in any precision.
         edges: numbered within `structures`.
     """
 
+    positions, cells = structures.positions.astype(np.float64), structures.cell.astype(np.float64)
+
     def vectors(pairs: Edges | CutoffPairs) -> Tensor:
-        found = structures.positions[pairs.sender] - structures.positions[pairs.receiver]
+        found = positions[pairs.sender] - positions[pairs.receiver]
         if pairs.shift.any():
-            cell = structures.cell[structures.structure_of_atom[pairs.receiver]]
-            found += np.einsum("ek,ekc->ec", pairs.shift.astype(np.float64), cell)
+            found += np.einsum("ek,ekc->ec", pairs.shift, cells[structures.structure_of_atom[pairs.receiver]])
         return torch.from_numpy(found).to(batch.shift.dtype)
 
     origin = torch.zeros_like(batch.positions)

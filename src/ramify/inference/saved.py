@@ -82,6 +82,15 @@ def _checksum(weights: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+def options_of(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Encoder and heads, every default filled in, from what `file` says under `model`.
+
+    Raises:
+        RamifyError: this version does not know such a model.
+    """
+    return parsed(ModelOptions, dict(content), file, at="model.").model_dump(mode="json")
+
+
 def read_run(path: Path, which: str) -> Saved:
     """A checkpoint of a run directory: `best`, `latest` or a step's folder name.
 
@@ -123,7 +132,7 @@ def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None
     recipe = manifest["recipe"]
     return Saved(
         path=checkpoint.path,
-        options=recipe["model"],
+        options=options_of(recipe["model"], file),
         precision=recipe["train"]["precision"],
         branches=branches,
         weights=checkpoint.weights(),

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
-from ramify.files import disk_full_named, write_json, write_whole
+from ramify.files import disk_full_named, parse_json, write_json, write_whole
 from ramify.recipe import Recipe, load_recipe
 from ramify.run.lock import NAME as LOCK
 from ramify.run.lock import RunLock
@@ -198,7 +198,7 @@ class MetricsLog:
         kept = []
         for line in self._path.read_bytes().splitlines():
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if entry["step"] <= last[entry["kind"]]:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):  # the line that was being written when the run was cut off

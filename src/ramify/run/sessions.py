@@ -11,7 +11,7 @@ from typing import Any
 
 from ramify import __version__
 from ramify.errors import RamifyError
-from ramify.files import disk_full_named
+from ramify.files import disk_full_named, parse_json
 
 NAME = "sessions.jsonl"
 
@@ -65,8 +65,8 @@ class Sessions:
         found = []
         for line in self._path.read_bytes().splitlines():
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
+                entry = parse_json(line)
+            except ValueError:
                 continue
             if isinstance(entry, dict) and "kind" in entry:
                 found.append(entry)

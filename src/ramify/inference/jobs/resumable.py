@@ -80,7 +80,13 @@ class ResumableOutput:
                 )
             self.progress = begun
         for path, size in ((self._part, self.progress.bytes), (self._skipped, self.progress.skipped_bytes)):
-            if path.exists() or size:
+            there = path.stat().st_size if path.is_file() else 0
+            if not 0 <= size <= there:
+                raise RamifyError(
+                    f"{path} has {there} bytes, but {self._state.name} speaks of {size}",
+                    fix="begin anew with --restart",
+                )
+            if there:
                 os.truncate(path, size)
 
     def put(self, images: Sequence[Atoms]) -> None:
