@@ -28,7 +28,7 @@ import ramify
 from ramify.checkpoint_manifest import CheckpointManifest, CheckpointNames
 from ramify.errors import RamifyError
 from ramify.files import disk_full_named, read_json, sha256, sync, write_json
-from ramify.model.parts import by_part, file_of_part, part_of_branch, parts_of, whole_names
+from ramify.model.parts import branch_of_file, by_part, file_of_part, part_of_branch, parts_of, whole_names
 from ramify.parallel.sync import Ranks, SingleProcess, on_all, on_rank_zero
 from ramify.untrusted import has_file, parsed, regular_file
 
@@ -218,7 +218,7 @@ def _seal(target: Path, partial: Path, written: list[dict[str, str]], manifest: 
                 fix="the run directory must lie on a file system that all ranks share",
             )
     files = {name: checksum for names in written for name, checksum in sorted(names.items())}
-    branches = sorted(Path(name).stem for name in files if name.startswith("branches/"))
+    branches = sorted(branch for branch in map(branch_of_file, files) if branch is not None)
     about = {"format": "ramify-checkpoint", "version": VERSION, "branches": branches} | manifest
     about |= {"files": dict(sorted(files.items())), "ramify": ramify.__version__}
     with disk_full_named(target):

@@ -18,13 +18,13 @@ from ramify.evaluate.metrics import REFERENCES
 from ramify.files import parse_json, read_json
 from ramify.recipe.overrides import read_yaml
 from ramify.store.manifest import Manifest
-from ramify.untrusted import Name, parsed
+from ramify.untrusted import is_name, parsed
 
 
 class Means(BaseModel):
     """Errors on one dataset: energies in eV/atom, force components in eV/Å, stress components in eV/Å³."""
 
-    dataset: Name
+    dataset: str
     energy_mae: float | None = None
     forces_mae: float | None = None
     stress_mae: float | None = None
@@ -45,7 +45,7 @@ class TrivialRow(Means):
 class ErrorRow(Means):
     """Errors of one branch on one dataset; None where the dataset has no such label or the branch no such head."""
 
-    branch: Name
+    branch: str
     structures: int
     atoms: int
 
@@ -57,7 +57,7 @@ class Evaluation(BaseModel):
     units: dict[str, str] = {}
     rows: list[ErrorRow]
     trivial: list[TrivialRow]
-    branch_of: dict[Name, Name]
+    branch_of: dict[str, str]
     step: int
     model: dict[str, Any] = {}
 
@@ -200,13 +200,13 @@ class Results:
         return self.evaluation.row(self.own_branch(dataset), dataset)
 
     def predictions(self, dataset: str) -> StoredPredictions | None:
-        """Saved predictions of a dataset, or None if the run kept none.
+        """Saved predictions of a dataset, or None if the run kept none, as for what cannot be the name of a dataset.
 
         Raises:
             RamifyError: the file is damaged.
         """
         path = self.path / "predictions" / f"{dataset}.npz"
-        if not path.is_file():
+        if not is_name(dataset) or not path.is_file():
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -236,7 +236,7 @@ def _evaluation(run: Path) -> Evaluation:
 
 def _manifests(path: Path) -> dict[str, Manifest]:
     fix = "restore the file: `ramify train` wrote it, from the manifests of the stores"
-    return parsed(dict[Name, Manifest], _json(path, fix=fix) if path.is_file() else {}, path, fix=fix)
+    return parsed(dict[str, Manifest], _json(path, fix=fix) if path.is_file() else {}, path, fix=fix)
 
 
 def _history(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -169,8 +169,14 @@ def read_saved(path: Path, checkpoint: str = "best") -> Saved:
     """A run's checkpoint, a checkpoint or an export, whatever `path` is.
 
     Raises:
-        RamifyError: none of these.
+        RamifyError: none of these, or its weights are not those of the model that it describes.
     """
+    saved = _read(path, checkpoint)
+    saved.must_fit()
+    return saved
+
+
+def _read(path: Path, checkpoint: str) -> Saved:
     if (path / "recipe.yaml").is_file():
         return read_run(path, checkpoint)
     if (path / "manifest.json").is_file():

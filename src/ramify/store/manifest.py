@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramify.errors import RamifyError
 from ramify.files import parse_json
-from ramify.untrusted import Element, Name
+from ramify.untrusted import Element
 
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
@@ -108,7 +108,7 @@ class Manifest(ManifestEntry):
 
     format: Literal["ramify-store"] = FORMAT
     version: int = VERSION
-    dataset: Name
+    dataset: str
     theory: str
     """Level of theory."""
     options: dict[str, Any]
