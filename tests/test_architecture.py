@@ -52,6 +52,7 @@ LAYERS = (
     {
         "demo",
         "console",
+        "progress_lines",
         "inspect",
         *VERBS,
         "__main__",
@@ -86,7 +87,7 @@ ONLY_IN = {
     "metatomic": {"inference"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "rich": {"report", "demo", "console", *VERBS},
+    "rich": {"report", "demo", "console", "progress_lines", *VERBS},
     "typer": VERBS,
 }
 """Where each of the heavier libraries may be used."""

@@ -197,7 +197,13 @@ def test_huge_sizes_are_compared_with_the_files_first(
     tamper(pointed(run / "checkpoints/best"), lambda content: content["recipe"]["model"][group].update({key: value}))
     begun = time.monotonic()
     with little_memory(500_000_000):
-        for use in (lambda: load(export), lambda: load(run), lambda: Evaluator(run).evaluate()):
+        uses = (
+            lambda: load(export),
+            lambda: load(run),
+            lambda: Evaluator(run).evaluate(),
+            lambda: write_export(read_saved(export), tmp_path / "again"),  # as a fine-tuning, which reads it so too
+        )
+        for use in uses:
             with pytest.raises(RamifyError, match="do not fit the model they belong to"):
                 use()
     assert time.monotonic() - begun < 20
@@ -282,12 +288,13 @@ def test_bytes_that_are_no_text_in_the_logs_of_a_run(run: Path) -> None:
 
 def test_a_run_names_no_dataset_whose_predictions_lie_elsewhere(run: Path) -> None:
     Evaluator(run).evaluate()
-    content = json.loads((run / "evaluation.json").read_text())
-    content["rows"][0]["dataset"] = "../../outside"
-    (run / "evaluation.json").write_text(json.dumps(content))
-    for use in (lambda: Results.open(run), lambda: read_saved(run)):
-        with pytest.raises(RamifyError, match=r"evaluation\.json is damaged at 'rows\.0\.dataset'.*cannot be a name"):
-            use()
+    (run / "predictions/ani1x.npz").rename(run.parent / "outside.npz")
+    name = "../../outside"
+    assert (run / f"predictions/{name}.npz").is_file()
+    text = (run / "evaluation.json").read_text().replace('"ani1x"', f'"{name}"')
+    (run / "evaluation.json").write_text(text)
+    assert Results.open(run).predictions(name) is None
+    assert Results.open(run).predictions("mptrj") is not None
 
 
 def test_the_checks_are_those_of_recipes(run: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ import ramify
 from ramify.checkpoint_manifest import CheckpointManifest, CheckpointNames
 from ramify.errors import RamifyError
 from ramify.files import read_json, sha256, sync, write_json, writing
-from ramify.model.parts import by_part, file_of_part, part_of_branch, parts_of, whole_names
+from ramify.model.parts import branch_of_file, by_part, file_of_part, part_of_branch, parts_of, whole_names
 from ramify.parallel.sync import on_all, on_rank_zero
 from ramify.parallel.world import World
 from ramify.pointers import NAME as POINTERS
@@ -269,7 +269,7 @@ def _seal(target: Path, partial: Path, written: list[dict[str, str]], manifest: 
                 f"rank {rank} wrote {unseen[0]} into {partial}, but it is not there for the first rank", fix=_SHARED
             )
     files = {name: checksum for names in written for name, checksum in sorted(names.items())}
-    branches = sorted(Path(name).stem for name in files if name.startswith("branches/"))
+    branches = sorted(branch for branch in map(branch_of_file, files) if branch is not None)
     about = {"format": "ramify-checkpoint", "version": VERSION, "branches": branches} | manifest
     about |= {"files": dict(sorted(files.items())), "ramify": ramify.__version__}
     with _writing(target, "manifest.json"):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.markup import escape
@@ -18,6 +18,7 @@ from ramify.cli_words import (
     ModelArgument,
     ModelOption,
     console,
+    gigabytes,
     print_json,
 )
 from ramify.console import Steps, relaxation_line, step_bar
@@ -56,7 +57,7 @@ def export(
         typer.Option("--format", help="metatomic: one branch, for LAMMPS and others."),
     ] = "ramify",
     dataset: DatasetOption = None,
-    precision: Annotated[str, typer.Option(help="Of metatomic; fp32 rounds total energies of heavy atoms.")] = "fp64",
+    precision: Annotated[str, typer.Option(help="Of metatomic: that of the network, fp32 or fp64.")] = "fp64",
 ) -> None:
     """A small self-contained folder with a model card, which needs neither the run nor its data."""
     from ramify.inference.export.exported import write_export
@@ -86,7 +87,9 @@ def predict(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
-    memory: Annotated[float | None, typer.Option(help="GB that a batch may take; if not given, all free.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory that a batch may take, e.g. 16GB; if not given, all free.")
+    ] = None,
     restart: RestartOption = False,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +100,7 @@ def predict(
         raise RamifyError("--branch and --all-branches exclude one another", fix="give one of them")
     loaded = _load(model, checkpoint, device, precision)
     names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
-    limit = None if memory is None else 1e9 * memory
+    limit = None if memory is None else 1e9 * gigabytes(memory)
     with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
         progress = predict_file(
             loaded, file, out, names, dataset=dataset, form=form, memory=limit, restart=restart,
@@ -151,7 +154,8 @@ def md(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     index: Annotated[
-        int | None, typer.Option(help="Which structure of the file, from 0; must be given if there are several.")
+        int | None,
+        typer.Option(help="Which structure of the file, from 0, or -1 for the last; needed if there are several."),
     ] = None,
     ensemble: Annotated[Literal["nve", "nvt"], typer.Option(help="Velocity Verlet, or Langevin.")] = "nve",
     temperature: Annotated[float | None, typer.Option(help="K; if not given, the file's velocities stay.")] = None,
@@ -195,13 +199,19 @@ def _load(model: Path, checkpoint: str, device: str, precision: str | None) -> "
 
 
 def _say_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:
-    """What came of a file: how many, what was left out and why, what to doubt."""
-    facts = {
+    """What came of a file: how many, what was left out and why, errors where it has labels, what to doubt."""
+    from ramify.inference.label_errors import lines as label_lines
+    from ramify.inference.label_errors import results as label_results
+
+    facts: dict[str, Any] = {
         "written": progress.written,
         "skipped": dict(progress.skipped),
         "warnings": progress.warnings,
         "out": str(out),
     }
+    errors = {branch: found for branch, sums in progress.errors.items() if (found := label_results(sums))}
+    if errors:
+        facts["errors"] = errors
     if as_json:
         print_json(facts)
         return
@@ -212,6 +222,10 @@ def _say_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:
             f"[bold yellow]skipped:[/bold yellow] {escape(reasons)}; see {escape(str(out))}.skipped.jsonl",
             soft_wrap=True,
         )
+    for branch, found in errors.items():
+        console.print(f"branch {escape(branch)} against the labels of the file:", soft_wrap=True)
+        for line in label_lines(found):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if progress.warnings:
         console.print(
             f"[bold yellow]warning:[/bold yellow] {progress.warnings} are to be doubted, see `warning` or `why` in "

@@ -2,30 +2,55 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ramify.cli_words import RESULTS, CheckpointOption, Json, RunArgument, SplitOption, console, print_json
-from ramify.console import Steps
+from ramify.cli_words import (
+    RESULTS,
+    CheckpointOption,
+    Json,
+    ModelArgument,
+    RunArgument,
+    SplitOption,
+    console,
+    print_json,
+)
+from ramify.console import Steps, evaluation_table
 from ramify.errors import RamifyError
+
+if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`
+    from ramify.evaluate.evaluate import Subject
 
 verbs = typer.Typer()
 
 
 @verbs.command(rich_help_panel=RESULTS)
 def evaluate(
-    run: RunArgument,
+    run: ModelArgument,
     split: SplitOption = "test",
     checkpoint: CheckpointOption = "best",
     others: Annotated[str | None, typer.Option(help="Also evaluate the datasets of this recipe.")] = None,
+    stores: Annotated[
+        Path | None, typer.Option(help="Folder of the stores; if not given, found by the recipe.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Evaluate on this labelled file, read like the files of --dataset.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="With --file: the dataset of the model that it is like.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="With --file: another format, by its name in recipes.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Exact errors of every branch on every dataset -> evaluation.json, tables. Also by torchrun, srun, mpiexec."""
+    """Exact errors of every branch on every dataset -> evaluation.json, tables. Also by torchrun, srun, mpiexec.
+
+    Of a checkpoint, an export or a --file the errors are printed, and nothing is written.
+    """
     from ramify.evaluate.evaluate import Evaluator, met
     from ramify.recipe import load_recipe
     from ramify.report import tables as paper_tables
@@ -34,6 +59,12 @@ def evaluate(
         raise RamifyError(f"--split {split}: accepted are train, val and test")
     if device not in ("auto", "cpu", "cuda", "xpu"):
         raise RamifyError(f"--device {device}: accepted are auto, cpu, cuda and xpu")
+    if file is not None:
+        _evaluate_file(run, checkpoint, file, dataset, form, device, as_json=as_json)
+        return
+    if dataset is not None or form is not None:
+        raise RamifyError("--dataset and --format say how --file is read", fix="give --file, or leave them out")
+    is_run = (run / "recipe.yaml").is_file()
     with met(device) as ranks:
         quiet = as_json or not ranks.is_rank_zero
         with Steps(console, f"evaluate {escape(str(run))}", quiet=quiet) as steps:
@@ -42,17 +73,49 @@ def evaluate(
                 split,
                 checkpoint,
                 others=load_recipe(others) if others else None,
+                stores=stores,
+                subject=None if is_run else lambda: _subject(run, stores),
                 device=ranks.device,
                 ranks=ranks,
                 progress=lambda dataset, branch, done: steps.counted(done),
             ).evaluate()
         if not ranks.is_rank_zero:
             return
-    paper_tables.write(run)
+    if is_run:
+        paper_tables.write(run)
     if as_json:
         print_json(result)
-    else:
+    elif is_run:
         paper_tables.build([run]).render(console)
+    else:
+        console.print(evaluation_table(result))
+
+
+def _subject(path: Path, stores: Path | None) -> "Subject":
+    from ramify.inference.evaluate_model import subject_of_saved
+    from ramify.inference.model import read_saved
+
+    return subject_of_saved(read_saved(path), stores)
+
+
+def _evaluate_file(
+    run: Path, checkpoint: str, file: Path, dataset: str | None, form: str | None, device: str, *, as_json: bool
+) -> None:
+    """Errors on a labelled file."""
+    from ramify.inference.evaluate_model import evaluate_file
+    from ramify.inference.model import load
+    from ramify.parallel.launch import choose_device, detect_launcher
+
+    loaded = load(run, checkpoint=checkpoint, device=choose_device(device, detect_launcher(), key="--device"))
+    with Steps(console, f"evaluate {escape(str(file))}", quiet=as_json) as steps:
+        result = evaluate_file(loaded, file, dataset, form, progress=steps.counted)
+    if as_json:
+        print_json(result)
+        return
+    console.print(evaluation_table(result))
+    if result["skipped"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in result["skipped"].items())
+        console.print(f"[bold yellow]skipped:[/bold yellow] {escape(reasons)}", soft_wrap=True)
 
 
 @verbs.command(rich_help_panel=RESULTS)

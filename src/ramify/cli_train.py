@@ -1,6 +1,5 @@
 """The verbs from data to a trained model: prepare, convert, plan, train. Each a thin call into the package."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +14,7 @@ from ramify.cli_words import (
     Overrides,
     RecipeArgument,
     console,
+    gigabytes,
     interrupted_training,
     print_json,
     training_said,
@@ -105,7 +105,7 @@ def plan(
     from ramify.planning.workload import dataset_sizes, read_sizes
     from ramify.recipe import load_recipe
 
-    changed = [*(overrides or []), *([f"parallel.memory={_gigabytes(memory)}"] if memory else [])]
+    changed = [*(overrides or []), *([f"parallel.memory={gigabytes(memory)}"] if memory else [])]
     resolved = load_recipe(recipe, changed)
     stated = read_sizes(sizes, resolved) if sizes else {}
     planned = as_data(make_plan(resolved, dataset_sizes(resolved, stated), ranks))
@@ -208,12 +208,3 @@ def _recipe_of(run: Path) -> Path:
     from ramify.run.run import Run
 
     return Run.open(run).path / "recipe.yaml"
-
-
-def _gigabytes(text: str) -> float:
-    """The number in `64GB`, `64 GB`, `80GiB`, `512MB` or `64` (GB)."""
-    units = {"": 1.0, "GB": 1.0, "MB": 1e-3, "TB": 1e3, "GIB": 2**30 / 1e9, "MIB": 2**20 / 1e9, "TIB": 2**40 / 1e9}
-    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in units or not float(match[1]):
-        raise RamifyError(f"--memory {text}: accepted are a number and GB, MB, TB, GiB, MiB or TiB, e.g. 64GB")
-    return float(match[1]) * units[match[2].upper()]

@@ -1,6 +1,8 @@
 """What the verbs of the command line share: arguments that mean the same everywhere, and where they print."""
 
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ import typer
 from rich.console import Console
 
 from ramify.console import say_training
+from ramify.errors import RamifyError
 
 if TYPE_CHECKING:
     from ramify.train.reporting import Callbacks
@@ -97,3 +100,16 @@ def interrupted_training(run: Path | None, go_on: str) -> Iterator[None]:
 def print_json(content: Any) -> None:
     """The one thing that a verb prints with --json."""
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
+
+
+def gigabytes(text: str) -> float:
+    """The number of GB in `64GB`, `64 GB`, `80GiB`, `512MB`, `1e3GB` or `64` (GB), as `--memory` says it.
+
+    Raises:
+        RamifyError: it is none.
+    """
+    units = {"": 1.0, "GB": 1.0, "MB": 1e-3, "TB": 1e3, "GIB": 2**30 / 1e9, "MIB": 2**20 / 1e9, "TIB": 2**40 / 1e9}
+    match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in units or not 0 < float(match[1]) < math.inf:
+        raise RamifyError(f"--memory {text}: accepted are a number and GB, MB, TB, GiB, MiB or TiB, e.g. 64GB")
+    return float(match[1]) * units[match[2].upper()]

@@ -1,6 +1,7 @@
 """How long jobs look on the terminal: progress bars that stay honest, lines that stay short."""
 
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -17,9 +18,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ramify.prepare.consistency import ACCEPTED
 from ramify.prepare.gates import CONFLICT
+from ramify.progress_lines import ProgressLines
 from ramify.store.manifest import SPLITS, Manifest
 
 if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
@@ -39,10 +42,14 @@ class Steps:
         )
         self._progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet)
         self._task = self._progress.add_task(title, total=None)
+        self._lines = ProgressLines(console, Text.from_markup(title).plain, unit, quiet=quiet)
+        self._done = 0.0
 
     def counted(self, more: float) -> None:
         """`more` are done."""
+        self._done += more
         self._progress.advance(self._task, more)
+        self._lines.at(self._done)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -55,8 +62,10 @@ class Steps:
 
 
 @contextmanager
-def say_training(console: Console) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
-    """Shows a training: a bar of steps, a line per evaluation, warnings.
+def say_training(
+    console: Console, clock: Callable[[], float] = time.monotonic
+) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
+    """Shows a training: a bar of steps (lines where there is no terminal), a line per evaluation, warnings.
 
     Gives (watch, listener for edges being found).
     """
@@ -73,16 +82,25 @@ def say_training(console: Console) -> Iterator[tuple["Callbacks", Callable[[str,
     )
     training = progress.add_task("train", total=None, visible=False)
     finding = progress.add_task("neighbour lists", total=None)
+    found, loss = 0, ""
+    steps = ProgressLines(console, "train", "step", clock=clock)
+    edges = ProgressLines(console, "neighbour lists", "structures", clock=clock)
 
     def on_edges(dataset: str, structures: int) -> None:
+        nonlocal found
+        found += structures
         progress.update(finding, description=f"neighbour lists: {dataset}", advance=structures)
+        edges.at(found, note=f" ({dataset})")
 
     def on_step(step: int, total: int) -> None:
         progress.update(finding, visible=False)
         progress.update(training, completed=step, total=total, visible=True)
+        steps.at(step, total, loss)
 
     def on_trained(entry: dict[str, Any]) -> None:
-        progress.update(training, description=f"train, loss {entry['loss']:.3f}")
+        nonlocal loss
+        loss = f", loss {entry['loss']:.3f}"
+        progress.update(training, description=f"train{loss}")
 
     with progress:
         yield (
@@ -90,6 +108,7 @@ def say_training(console: Console) -> Iterator[tuple["Callbacks", Callable[[str,
                 step=on_step,
                 trained=on_trained,
                 evaluated=lambda entry: console.print(evaluation_text(entry, console.width), highlight=False),
+                said=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
                 warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
             ),
             on_edges,
@@ -102,7 +121,13 @@ def step_bar(console: Console, title: str, total: int, *, quiet: bool = False) -
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=quiet) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda step: progress.update(task, completed=step)
+        lines = ProgressLines(console, title, "step", quiet=quiet)
+
+        def on_step(step: int) -> None:
+            progress.update(task, completed=step)
+            lines.at(step, total)
+
+        yield on_step
 
 
 def relaxation_line(index: int, formula: str, found: "Relaxation | None", why: str) -> str:
@@ -133,6 +158,25 @@ def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
         return line
     below = textwrap.wrap("  ".join(part.replace(" ", "\0") for part in parts), width - 4)
     return "\n".join([start, *(f"    {text}".replace("\0", " ") for text in below)])
+
+
+def evaluation_table(result: Mapping[str, Any]) -> Table:
+    """Errors of every branch on every dataset, the trivial predictor's below them."""
+    on = result.get("file", f"the {result['split']} split")
+    table = Table(title=f"Errors on {on}", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("dataset", "branch", "structures"):
+        table.add_column(heading)
+    for heading in ("E MAE eV/atom", "E RMSE", "F MAE eV/Å", "F RMSE", "S MAE eV/Å³"):
+        table.add_column(heading, justify="right")
+    keys = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae")
+    for trivial in result["trivial"]:
+        dataset = trivial["dataset"]
+        for row in (row for row in result["rows"] if row["dataset"] == dataset):
+            own = "*" if result["branch_of"].get(dataset) == row["branch"] else ""
+            errors = [_error(row[key]) for key in keys]
+            table.add_row(dataset, row["branch"] + own, f"{row['structures']:,}", *errors)
+        table.add_row(dataset, "trivial", "", *(_error(trivial[key]) for key in keys))
+    return table
 
 
 def counts_table(manifests: Mapping[str, Manifest]) -> Table:

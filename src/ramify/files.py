@@ -68,15 +68,28 @@ def read_json(path: Path) -> Any:
         RamifyError: missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise RamifyError(f"{path} is missing") from None
-    except RecursionError:
-        raise RamifyError(f"{path} is damaged: its groups are nested too deeply") from None
     except ValueError as error:  # bytes that are not UTF-8 too
         raise RamifyError(f"{path} is damaged: {error}") from None
     except OSError as error:
         raise RamifyError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def parse_json(text: bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, is nested too deeply, or holds half of a character.
+    """
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("its groups are nested too deeply") from None
+    if b"\\ud" in text.lower():  # halves of characters can be escaped, but never be written again
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
 
 
 def sha256(path: Path) -> str:

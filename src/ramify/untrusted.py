@@ -30,6 +30,15 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_name(name: str) -> bool:
+    """Whether `check_name` takes it."""
+    try:
+        check_name(name)
+    except ValueError:
+        return False
+    return True
+
+
 def check_element(symbol: str) -> str:
     """The symbol, if it is that of an element.
 

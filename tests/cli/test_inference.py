@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 import ramify as package
+from tests.small import files_of
 
 from .conftest import Ramify, refused
 
@@ -87,3 +90,59 @@ def test_a_simulation_that_ends_early_says_so(ramify: Ramify, finished: Path, tm
     said = ramify("md", "hot.xyz", "-m", finished / "run", "-b", "qm7x", "-o", "out.extxyz", "--steps", "5")
     refused(said, "the simulation ended early: blown up at step 0", "fix: take a shorter --timestep")
     assert (tmp_path / "out.extxyz").exists()
+
+
+def test_evaluate_on_a_file_and_of_an_export(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    atoms = molecule("H2O")
+    found = package.load(finished / "run").predict(atoms, "qm7x")
+    atoms.calc = SinglePointCalculator(atoms, energy=found.energy - 0.3, forces=found.forces)
+    write(tmp_path / "test.extxyz", [atoms, molecule("SiH4")], format="extxyz")
+    before = files_of(finished / "run")
+    how = ("--file", "test.extxyz", "--dataset", "qm7x", "--format", "extxyz")
+    said = json.loads(ramify("evaluate", finished / "run", *how, "--json").out)
+    row = next(row for row in said["rows"] if row["branch"] == "qm7x")
+    assert row["energy_mae"] == pytest.approx(0.1, abs=1e-4)
+    assert row["forces_mae"] == pytest.approx(0.0, abs=1e-5)
+    shown = ramify("evaluate", finished / "run", *how)
+    assert "qm7x*" in shown.out
+    assert "skipped: 1 " in shown.out
+    assert files_of(finished / "run") == before
+    refused(ramify("evaluate", finished / "run", "--dataset", "qm7x"), "--dataset and --format say how --file is read")
+    ramify("export", finished / "run", "-o", "model")
+    refused(ramify("evaluate", "model"), "holds no store of a dataset of model", "--stores")
+    rows = json.loads(ramify("evaluate", "model", "--stores", finished / "stores", "--json").out)["rows"]
+    assert {(r["branch"], r["dataset"]) for r in rows} == {(b, d) for b in ("qm7x", "mptrj") for d in ("qm7x", "mptrj")}
+
+
+def test_predict_says_how_far_off_it_is(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    atoms = molecule("H2O")
+    found = package.load(finished / "run").predict(atoms, "qm7x")
+    atoms.calc = SinglePointCalculator(atoms, energy=found.energy - 0.3, forces=found.forces - 0.02)
+    write(tmp_path / "in.extxyz", atoms, format="extxyz")
+    predict = ("predict", "in.extxyz", "-m", finished / "run", "-b", "qm7x", "-o")
+    said = ramify(*predict, "out.extxyz")
+    assert "energy: MAE 0.3, RMSE 0.3 eV" in said.out
+    assert "energy per atom: MAE 0.1, RMSE 0.1 eV/atom" in said.out
+    assert "forces: MAE 0.02, RMSE 0.02 eV/Å per component (MAE of x 0.02, y 0.02, z 0.02)" in said.out
+    errors = json.loads(ramify(*predict, "again.extxyz", "--json").out)["errors"]
+    assert errors["qm7x"]["energy"]["mae"] == pytest.approx(0.3, abs=1e-4)
+
+
+def test_md_counts_from_the_end_too(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    write(tmp_path / "in.xyz", [molecule("H2O"), molecule("CH4"), molecule("NH3")], format="extxyz")
+    command = ("md", "in.xyz", "-m", finished / "run", "-b", "qm7x", "--temperature", "300", "--steps", "1", "-o")
+    for index, formula in ((-1, "NH3"), (-3, "OH2"), (1, "CH4")):
+        assert ramify(*command, f"{index}.extxyz", "--index", index).status == 0
+        assert read(tmp_path / f"{index}.extxyz").get_chemical_formula("hill") == molecule_formula(formula)
+    refused(ramify(*command, "none.extxyz", "--index", -4), "in.xyz has no structure -4", "from -1 for the last")
+
+
+def molecule_formula(symbols: str) -> str:
+    """In Hill's order."""
+    return str(Atoms(symbols).get_chemical_formula("hill"))
+
+
+def test_memory_of_predict(ramify: Ramify, finished: Path, water: Path) -> None:
+    command = ("predict", water, "-m", finished / "run", "-b", "qm7x", "-o")
+    assert ramify(*command, "a.extxyz", "--memory", "1e0GB").status == 0
+    refused(ramify(*command, "b.extxyz", "--memory", "much"), "--memory much", "64GB")

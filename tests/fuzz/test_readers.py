@@ -111,7 +111,7 @@ def test_arrays_of_npz(tmp_path: Path, changed: list[tuple[float, Callable[[np.n
     for where, change in changed:
         names = sorted(content)
         name = names[int(where * (len(names) - 1))]
-        content[name] = change(content[name])
+        content[name] = change(np.atleast_1d(content[name]))
         if content[name] is None:
             del content[name]
         if not content:
@@ -136,7 +136,7 @@ def test_datasets_of_hdf5(
             key = found[int(where * (len(found) - 1))]
             if key not in file:
                 continue
-            new = change(np.asarray(file[key][()]))
+            new = change(np.atleast_1d(file[key][()]))
             del file[key]
             if new is not None:
                 file[key] = new

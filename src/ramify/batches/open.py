@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ramify.batches.loader import SplitReader
 from ramify.errors import RamifyError
-from ramify.recipe import Recipe
+from ramify.recipe import EncoderOptions, Recipe
 from ramify.store.files import FORMS, form_of
 from ramify.store.manifest import Manifest, check_matches
 from ramify.store.store import Store
@@ -23,7 +23,8 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
         path = Path(recipe.stores) / name
         if not path.is_dir():
             raise RamifyError(
-                f"dataset '{name}' has no store at {path}", fix="run `ramify prepare` with this recipe first"
+                f"dataset '{name}' has no store at {path}",
+                fix="run `ramify prepare` with this recipe first (`ramify evaluate` takes --stores)",
             )
         _check_form(name, path, recipe.data.store)
         store = Store.open(path, preload=recipe.data.preload, later=True)
@@ -123,8 +124,23 @@ def open_split(
 
     `edge_cache` (GB) takes the place of the recipe's `train.edge_cache`: 0 where every structure is read only once.
     """
-    encoder, branch_of = recipe.model.encoder, recipe.branch_of_datasets()
-    first_branch = next(iter(recipe.datasets_of_branches()))
+    cache = recipe.train.edge_cache if edge_cache is None else edge_cache
+    branches = recipe.datasets_of_branches()
+    return open_readers(recipe.model.encoder, branches, stores, split, progress, edge_cache=cache)
+
+
+def open_readers(
+    encoder: EncoderOptions,
+    branches: Mapping[str, Sequence[str]],
+    stores: Mapping[str, Store],
+    split: str,
+    progress: Callable[[str, int], None] = lambda dataset, structures: None,
+    *,
+    edge_cache: float,
+) -> dict[str, SplitReader]:
+    """One reader per store for a split, for an encoder and the datasets that each branch reads; see `open_split`."""
+    branch_of = {dataset: branch for branch, group in branches.items() for dataset in group}
+    first_branch = next(iter(branches))
     readers = {}
     for name, store in stores.items():
 
@@ -138,7 +154,7 @@ def open_split(
             branch_of.get(name, first_branch),  # a dataset the model was not trained on belongs to no branch
             cutoff=encoder.cutoff,
             max_neighbors=encoder.max_neighbors,
-            edge_cache=recipe.train.edge_cache if edge_cache is None else edge_cache,
+            edge_cache=edge_cache,
             progress=report,
         )
     return readers

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ramify.batches.loader import SplitReader
-from ramify.batches.open import check_same_data, open_split, open_stores
+from ramify.batches.open import check_same_data, open_readers, open_stores
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate import predictions_file
@@ -25,7 +25,9 @@ from ramify.parallel.launch import choose_device, detect_launcher
 from ramify.parallel.rendezvous import joined
 from ramify.parallel.sync import on_all, on_rank_zero
 from ramify.parallel.world import World
-from ramify.recipe import ParallelOptions, Recipe, parse_recipe
+from ramify.recipe import EncoderOptions, ParallelOptions, Recipe, parse_recipe
+from ramify.store.manifest import Manifest, read_manifest
+from ramify.store.store import Store
 
 UNITS = {
     "energy": "eV/atom after the dataset's reference energies",
@@ -47,6 +49,65 @@ def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
     return recipe, restore_model(
         recipe.model, spreads, checkpoint.weights(branches), recipe.train.precision, checkpoint.path
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A trained model that is evaluated, and the data to evaluate it on.
+
+    Attributes:
+        network: with the weights to use.
+        encoder: its options.
+        branches: the datasets that each branch read.
+        stores: of these datasets, as far as they are evaluated.
+        step: optimizer steps taken.
+    """
+
+    network: MultiBranch
+    encoder: EncoderOptions
+    branches: Mapping[str, Sequence[str]]
+    stores: Mapping[str, Store]
+    step: int
+
+    @property
+    def branch_of(self) -> dict[str, str]:
+        """The branch that reads each dataset."""
+        return {dataset: branch for branch, group in self.branches.items() for dataset in group}
+
+
+def subject_of_run(run: Path, which: str, stores: Path | None = None) -> Subject:
+    """A checkpoint of a run, and the stores that it was trained on.
+
+    Args:
+        run: the run directory.
+        which: `best`, `latest` or the name of a checkpoint folder.
+        stores: the folder of its stores; None for the one that the recipe names, relative to the working directory or
+            to a folder that the run lies in: the run may be evaluated from anywhere.
+
+    Raises:
+        RamifyError: no checkpoint, or a missing or changed store.
+    """
+    checkpoint = open_checkpoint(run / "checkpoints" / which)
+    recipe, network = load_model(checkpoint)
+    folder = stores or _folder_of_stores(recipe, run, checkpoint.datasets)
+    found = open_stores(recipe.model_copy(update={"stores": str(folder)}))
+    check_same_data(checkpoint.datasets, found)
+    return Subject(network, recipe.model.encoder, recipe.datasets_of_branches(), found, checkpoint.step)
+
+
+def _folder_of_stores(recipe: Recipe, run: Path, trained: Mapping[str, Manifest]) -> Path:
+    """The first folder that holds the data of the training, or else some store of each dataset."""
+    named = Path(recipe.stores)
+    folders = [named] if named.is_absolute() else [named, *(folder / named for folder in run.resolve().parents)]
+    whole = [
+        folder for folder in folders if all((folder / name / "manifest.json").is_file() for name in recipe.datasets)
+    ]
+    for folder in whole:
+        with suppress(RamifyError):  # of another version, or damaged
+            now = {name: read_manifest(folder / name) for name in recipe.datasets}
+            if all(now[name].columns == trained[name].columns for name in recipe.datasets):
+                return folder
+    return whole[0] if whole else named
 
 
 @contextmanager
@@ -77,6 +138,8 @@ class Evaluator:
         split: `train`, `val` or `test`.
         which: `best`, `latest` or the name of a checkpoint folder.
         others: a recipe whose datasets are evaluated too, besides those of the run.
+        stores: the folder of the run's stores; None to find it, see `subject_of_run`.
+        subject: opens what is evaluated in place of a checkpoint of the run; then nothing is written.
         device: where this process computes.
         ranks: the processes that evaluate together.
         progress: called with (dataset, branch, structures done by this process since the last call).
@@ -86,6 +149,8 @@ class Evaluator:
     split: str = "test"
     which: str = "best"
     others: Recipe | None = None
+    stores: Path | None = None
+    subject: Callable[[], Subject] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     ranks: World = field(default_factory=World)
     progress: Callable[[str, str, int], None] = lambda dataset, branch, structures: None
@@ -99,68 +164,65 @@ class Evaluator:
         """
         opened: list[_Opened] = []
         on_all(self.ranks, lambda: opened.append(self._open()))
-        parts = self.run / "predictions.parts"
-        on_rank_zero(self.ranks, lambda: shutil.rmtree(parts, ignore_errors=True))  # of an evaluation that was killed
+        parts = None if self.subject is not None else self.run / "predictions.parts"
+        on_rank_zero(self.ranks, lambda: _remove(parts))  # of an evaluation that was killed
         try:
             shares = on_all(self.ranks, lambda: self._share(opened[0], parts))
             return on_rank_zero(self.ranks, lambda: self._finish(opened[0], shares, parts))
         finally:
             if self.ranks.rank == 0:
-                shutil.rmtree(parts, ignore_errors=True)
+                _remove(parts)
 
     def _open(self) -> "_Opened":
-        checkpoint = open_checkpoint(self.run / "checkpoints" / self.which)
-        recipe, model = load_model(checkpoint)
-        stores = open_stores(recipe)
-        check_same_data(checkpoint.datasets, stores)
+        subject = self.subject() if self.subject else subject_of_run(self.run, self.which, self.stores)
+        stores = dict(subject.stores)
         if self.others is not None:
             stores |= {name: store for name, store in open_stores(self.others).items() if name not in stores}
-        readers = open_split(recipe, stores, self.split, edge_cache=0.0)
+        readers = open_readers(subject.encoder, subject.branches, stores, self.split, edge_cache=0.0)
         if empty := [name for name, reader in readers.items() if not len(reader)]:
             raise RamifyError(
                 f"the {self.split} split of {', '.join(empty)} is empty",
                 fix="evaluate another --split, or prepare the dataset with a larger one",
             )
-        return _Opened(checkpoint, recipe, model.to(self.device), readers)
+        return _Opened(subject, subject.network.to(self.device), readers)
 
-    def _share(self, opened: "_Opened", parts: Path) -> Totals:
+    def _share(self, opened: "_Opened", parts: Path | None) -> Totals:
         """Works on this process's batches: returns errors, leaves what the datasets' own branches say in `parts`."""
         totals: Totals = {}
-        own, dtype = opened.recipe.branch_of_datasets(), next(opened.model.parameters()).dtype
+        own, dtype = opened.subject.branch_of, next(opened.model.parameters()).dtype
         for dataset, reader in opened.readers.items():
             kept = []
             stress = reader.store.manifest.labels.stress > 0
             predicts_stress = dataset in own and opened.model.branch(own[dataset]).forces == "conservative"
             for number, indices, batch in split_batches(reader, dtype, rank=self.ranks.rank, world=self.ranks.size):
-                for branch in opened.recipe.datasets_of_branches():
+                for branch in opened.subject.branches:
                     seen = predict_batch(opened.model, indices, batch, branch, self.device, stress=stress)
                     found = totals.setdefault(dataset, {}).setdefault(branch, [])
                     found.append((number, seen.errors().totals.tolist()))
-                    if own.get(dataset) == branch:
+                    if parts is not None and own.get(dataset) == branch:
                         kept.append((number, seen))
                     self.progress(dataset, branch, len(indices))
-            predictions_file.write_part(parts, dataset, self.ranks.rank, kept, stress=stress and predicts_stress)
+            if parts is not None:
+                predictions_file.write_part(parts, dataset, self.ranks.rank, kept, stress=stress and predicts_stress)
         return totals
 
-    def _finish(self, opened: "_Opened", shares: Sequence[Totals], parts: Path) -> dict[str, Any]:
+    def _finish(self, opened: "_Opened", shares: Sequence[Totals], parts: Path | None) -> dict[str, Any]:
         """Adds up, and writes what the run keeps."""
         trivial = {dataset: trivial_predictors(reader) for dataset, reader in opened.readers.items()}
         result = {
             "split": self.split,
             "units": UNITS,
-            "rows": [
-                _row(branch, dataset, shares)
-                for dataset in opened.readers
-                for branch in opened.recipe.datasets_of_branches()
-            ],
+            "rows": [_row(branch, dataset, shares) for dataset in opened.readers for branch in opened.subject.branches],
             "trivial": [_trivial_row(dataset, found) for dataset, found in trivial.items()],
-            "branch_of": opened.recipe.branch_of_datasets(),
-            "step": opened.checkpoint.step,
+            "branch_of": opened.subject.branch_of,
+            "step": opened.subject.step,
             "model": {"parameters": sum(p.numel() for p in opened.model.parameters())},
         }
+        if parts is None:
+            return result
 
         def write_predictions(folder: Path) -> None:
-            for dataset in opened.recipe.datasets:
+            for dataset in opened.subject.stores:
                 predictions_file.merge_parts(parts, folder, opened.readers[dataset], trivial[dataset], self.ranks.size)
 
         write_evaluation(self.run, result, write_predictions)
@@ -171,10 +233,14 @@ class Evaluator:
 class _Opened:
     """What an evaluation works on."""
 
-    checkpoint: Checkpoint
-    recipe: Recipe
+    subject: Subject
     model: MultiBranch
     readers: Mapping[str, SplitReader]
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _row(branch: str, dataset: str, shares: Sequence[Totals]) -> dict[str, Any]:

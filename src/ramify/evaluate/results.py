@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +16,16 @@ from pydantic import BaseModel
 from ramify.errors import RamifyError
 from ramify.evaluate.metrics import REFERENCES
 from ramify.evaluate.publish import ERRORS, evaluation_folder, predictions_folder
-from ramify.files import read_json
+from ramify.files import parse_json, read_json
 from ramify.recipe.overrides import read_yaml
 from ramify.store.manifest import Manifest
-from ramify.untrusted import Name, parsed
+from ramify.untrusted import is_name, parsed
 
 
 class Means(BaseModel):
     """Errors on one dataset: energies in eV/atom, force components in eV/Å, stress components in eV/Å³."""
 
-    dataset: Name
+    dataset: str
     energy_mae: float | None = None
     forces_mae: float | None = None
     stress_mae: float | None = None
@@ -47,7 +46,7 @@ class TrivialRow(Means):
 class ErrorRow(Means):
     """Errors of one branch on one dataset; None where the dataset has no such label or the branch no such head."""
 
-    branch: Name
+    branch: str
     structures: int
     atoms: int
 
@@ -59,7 +58,7 @@ class Evaluation(BaseModel):
     units: dict[str, str] = {}
     rows: list[ErrorRow]
     trivial: list[TrivialRow]
-    branch_of: dict[Name, Name]
+    branch_of: dict[str, str]
     step: int
     model: dict[str, Any] = {}
 
@@ -202,13 +201,13 @@ class Results:
         return self.evaluation.row(self.own_branch(dataset), dataset)
 
     def predictions(self, dataset: str) -> StoredPredictions | None:
-        """Saved predictions of a dataset, or None if the run kept none.
+        """Saved predictions of a dataset, or None if the run kept none, as for what cannot be the name of a dataset.
 
         Raises:
             RamifyError: the file is damaged.
         """
         path = predictions_folder(self.path) / f"{dataset}.npz"
-        if not path.is_file():
+        if not is_name(dataset) or not path.is_file():
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -238,7 +237,7 @@ def _evaluation(run: Path) -> Evaluation:
 
 def _manifests(path: Path) -> dict[str, Manifest]:
     fix = "restore the file: `ramify train` wrote it, from the manifests of the stores"
-    return parsed(dict[Name, Manifest], _json(path, fix=fix) if path.is_file() else {}, path, fix=fix)
+    return parsed(dict[str, Manifest], _json(path, fix=fix) if path.is_file() else {}, path, fix=fix)
 
 
 def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -250,10 +249,10 @@ def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not line.endswith(b"\n"):
             break  # a line that is still being written
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if record["kind"] in steps:
                 steps[record["kind"]][int(record["step"])] = record
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise RamifyError(
                 f"{path}, line {number}, is no record of a run: {type(error).__name__}: {error}", fix="remove that line"
             ) from None

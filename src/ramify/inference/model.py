@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import overload
 
 import torch
@@ -132,6 +131,7 @@ class Model:
         return found
 
 
+@torch.inference_mode(False)  # what is made in that mode cannot be differentiated outside of it
 def load(
     path: str | Path,
     *,
@@ -161,19 +161,23 @@ def load(
     except (RuntimeError, AssertionError) as error:  # PyTorch's for what it does not know, or was built without
         raise RamifyError(f"device '{device}' cannot be used: {error}", fix="give device='cpu'") from None
     branches = {
-        name: BranchInfo(name, MappingProxyType(dict(group)), network.branch(name).forces)
-        for name, group in saved.branches.items()
+        name: BranchInfo(name, dict(group), network.branch(name).forces) for name, group in saved.branches.items()
     }
-    return Model(MappingProxyType(branches), network, options, saved)
+    return Model(branches, network, options, saved)
 
 
 def read_saved(path: Path, checkpoint: str = "best") -> Saved:
     """A run's checkpoint, a checkpoint (also as `RUN/checkpoints/best`) or an export, whatever `path` is.
 
     Raises:
-        RamifyError: none of these.
+        RamifyError: none of these, or its weights are not those of the model that it describes.
     """
-    path = resolve(path)
+    saved = _read(resolve(path), checkpoint)
+    saved.must_fit()
+    return saved
+
+
+def _read(path: Path, checkpoint: str) -> Saved:
     if (path / "recipe.yaml").is_file():
         return read_run(path, checkpoint)
     if (path / "manifest.json").is_file():

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ramify.batches.batch import Batch, BatchPart
 from ramify.inference.batching import MemoryBudget, edges_of_span, plan
 from ramify.inference.branches import BranchInfo, DatasetInfo
+from ramify.inference.edge_vectors import with_edge_vectors
 from ramify.inference.memory import memory_needed, readable, search_memory
 from ramify.inference.predictions import Floats, Predictions
 from ramify.inference.screen import (
@@ -56,8 +57,8 @@ class Predictor:
         scale = self.network.branch(self.branch.name).energy_scale
         part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references)
         periodic = structures.pbc.any(axis=1)
-        with torch.no_grad():
-            batch = Batch.make([part], scale.dtype).to(scale.device)
+        with torch.inference_mode(False), torch.no_grad():  # conservative forces need derivatives wherever it is asked
+            batch = with_edge_vectors(Batch.make([part], scale.dtype), structures, edges).to(scale.device)
             found = self.network(batch, stress=self.branch.stress and bool(periodic.any()))
         stress = np.full((len(structures), 3, 3), np.nan)
         if found.stress is not None:

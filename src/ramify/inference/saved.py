@@ -14,9 +14,10 @@ from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Evaluation
 from ramify.files import read_json
 from ramify.inference.branches import DatasetInfo
+from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER, part_of
-from ramify.model.restore import restore_model
+from ramify.model.restore import must_fit, restore_model
 from ramify.pointers import read_pointers, resolve, step_folders
 from ramify.recipe import ModelOptions
 from ramify.untrusted import check_name, has_file, parsed
@@ -69,10 +70,22 @@ class Saved:
         Raises:
             RamifyError: options that this version does not know, or weights that do not fit them.
         """
-        options = parsed(ModelOptions, dict(self.options), self.path / "manifest.json", at="model.")
-        spreads = {branch: [info.spread for info in group.values()] for branch, group in self.branches.items()}
+        options, spreads = self._shape()
         network = restore_model(options, spreads, self.weights, self.precision, self.path)
         return options, network.requires_grad_(False)
+
+    def must_fit(self) -> None:
+        """Compares the weights with the options, before anything is made of either.
+
+        Raises:
+            RamifyError: they do not belong to each other.
+        """
+        must_fit(*self._shape(), self.weights, self.path)
+
+    def _shape(self) -> tuple[ModelOptions, dict[str, list[LabelSpread]]]:
+        """What a network is built from."""
+        options = parsed(ModelOptions, dict(self.options), self.path / "manifest.json", at="model.")
+        return options, {branch: [info.spread for info in group.values()] for branch, group in self.branches.items()}
 
 
 def _checksum(weights: Mapping[str, Tensor]) -> str:
@@ -81,6 +94,15 @@ def _checksum(weights: Mapping[str, Tensor]) -> str:
         total.update(name.encode())
         total.update(tensor.cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
+
+
+def options_of(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Encoder and heads, every default filled in, from what `file` says under `model`.
+
+    Raises:
+        RamifyError: this version does not know such a model.
+    """
+    return parsed(ModelOptions, dict(content), file, at="model.").model_dump(mode="json")
 
 
 def read_run(path: Path, which: str) -> Saved:
@@ -125,7 +147,7 @@ def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None
     recipe = manifest["recipe"]
     return Saved(
         path=checkpoint.path,
-        options=recipe["model"],
+        options=options_of(recipe["model"], file),
         precision=recipe["train"]["precision"],
         branches=branches,
         weights=checkpoint.weights(),

@@ -48,6 +48,12 @@ def file_of_part(part: str) -> str:
     return f"{part.replace('.', '/', 1)}.safetensors"
 
 
+def branch_of_file(name: str) -> str | None:
+    """The branch whose weights lie in a file of a checkpoint or an export; None where they are no branch's."""
+    folder, _, rest = name.partition("/")
+    return rest.removesuffix(".safetensors") if folder == "branches" else None
+
+
 def parts_of(branches: Collection[str]) -> tuple[str, ...]:
     """Encoder and branches."""
     return (ENCODER, *map(part_of_branch, branches))

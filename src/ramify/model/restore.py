@@ -20,8 +20,7 @@ def restore_model(
     precision: str,
     where: Path,
 ) -> MultiBranch:
-    """The model, in evaluation mode. It is laid out without memory and compared with the weights first: options that
-    do not belong to them cost nothing, however large they are.
+    """The model, in evaluation mode.
 
     Args:
         options: of encoder and heads.
@@ -29,6 +28,23 @@ def restore_model(
         weights: under the names of a `MultiBranch`.
         precision: it was trained in; `fp64` is kept, all others compute in float32.
         where: it is read from, for messages.
+
+    Raises:
+        RamifyError: see `must_fit`.
+    """
+    must_fit(options, branches, weights, where)
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    with torch.inference_mode(False):
+        model = build_parts(options, branches).to(dtype)
+        model.load_state_dict(dict(weights), strict=True)
+    return model.eval()
+
+
+def must_fit(
+    options: ModelOptions, branches: Mapping[str, Sequence[LabelSpread]], weights: Mapping[str, Tensor], where: Path
+) -> None:
+    """Compares weights with the model that the options describe, which is laid out without memory: options that do not
+    belong to the weights cost nothing, however large they are.
 
     Raises:
         RamifyError: the weights are not those of such a model.
@@ -41,8 +57,7 @@ def restore_model(
         # every layer is an object, even without memory
         raise RamifyError(f"{misfit}: {layers} layers, but no part has more than {most} tensors", fix=fix)
     with torch.inference_mode(False), torch.device("meta"):
-        model = build_parts(options, branches)
-    expected = model.state_dict()
+        expected = build_parts(options, branches).state_dict()
     wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
     wrong += [f"{name} is not in the model" for name in weights.keys() - expected.keys()]
     wrong += [
@@ -53,8 +68,3 @@ def restore_model(
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise RamifyError(f"{misfit}: {min(wrong)}{more}", fix=fix)
-    dtype = torch.float64 if precision == "fp64" else torch.float32
-    with torch.inference_mode(False):
-        model = build_parts(options, branches).to(dtype)
-        model.load_state_dict(dict(weights), strict=True)
-    return model.eval()

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.elements import MAX_NUMBER
+from ramify.inference.edge_vectors import with_edge_vectors
 from ramify.inference.model import Model
 from ramify.model.graph import build_graph
 from ramify.neighbors.edges import find_edges
@@ -39,7 +40,7 @@ def _encoded(model: Model, structures: Structures) -> Floats:
     edges = find_edges(structures, options.cutoff, options.max_neighbors)
     part = BatchPart("-", "-", structures, edges, np.zeros(MAX_NUMBER + 1))
     with torch.no_grad():
-        batch = Batch.make([part], model.dtype).to(model.device)
+        batch = with_edge_vectors(Batch.make([part], model.dtype), structures, edges).to(model.device)
         scalars, _ = model.network.encoder(build_graph(batch, options.cutoff, batch.positions))
         total = scalars.new_zeros(len(structures), scalars.shape[1]).index_add(0, batch.structure, scalars)
         found: Floats = (total / batch.n_atoms[:, None]).to("cpu", torch.float64).numpy()

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from ramify.elements import SYMBOLS
 from ramify.errors import RamifyError
-from ramify.files import write_whole
+from ramify.files import parse_json, write_whole
 from ramify.inference.model import Model
 from ramify.inference.saved import ROUTER
 from ramify.route.classifier import Classifier, Floats
@@ -139,9 +139,9 @@ class Router:
         file = regular_file(path.parent, path.name, fix=_AGAIN)
         try:
             with safe_open(file, "numpy") as opened:
-                content = json.loads(opened.metadata()["router"])
+                content = parse_json(opened.metadata()["router"].encode())
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise RamifyError(f"{path} is no router, or a damaged one: {error}", fix=_AGAIN) from None
         version = content.get("version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > VERSION:

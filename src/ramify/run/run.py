@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
-from ramify.files import write_json, write_whole, writing
+from ramify.files import parse_json, write_json, write_whole, writing
 from ramify.pointers import NAME as POINTERS
 from ramify.pointers import after_failure, resolve, step_folders
 from ramify.recipe import Recipe, load_recipe
@@ -250,7 +250,7 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     damaged: tuple[int, str] | None = None
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if entry["kind"] not in ("train", "val") or not isinstance(entry["step"], int):
                 raise ValueError("it has no `kind` train or val with a whole `step`")
         except (ValueError, KeyError, TypeError) as error:

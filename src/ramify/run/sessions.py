@@ -11,7 +11,7 @@ from typing import Any
 
 from ramify import __version__
 from ramify.errors import RamifyError
-from ramify.files import writing
+from ramify.files import parse_json, writing
 from ramify.pointers import after_failure
 from ramify.run.stop import Stopped
 
@@ -75,8 +75,8 @@ class Sessions:
         found: list[dict[str, Any]] = []
         for line in self._path.read_bytes().split(b"\n"):
             try:
-                content = json.loads(line)
-            except (ValueError, RecursionError):
+                content = parse_json(line)
+            except ValueError:
                 continue
             if isinstance(content, dict) and "kind" in content:
                 found.append(content)

@@ -1,14 +1,13 @@
 """`manifest.json` of a store: everything about a prepared dataset but the structures themselves."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ramify.errors import RamifyError
-from ramify.files import content_sha256
-from ramify.untrusted import Element, Name, parsed
+from ramify.files import content_sha256, parse_json
+from ramify.untrusted import Element, parsed
 
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
@@ -131,7 +130,7 @@ class Manifest(ManifestEntry):
 
     format: Literal["ramify-store"] = FORMAT
     version: int = VERSION
-    dataset: Name
+    dataset: str
     theory: str
     """Level of theory."""
     options: dict[str, Any]
@@ -237,10 +236,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / "manifest.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise RamifyError(f"{folder}: no store here", fix="run `ramify prepare RECIPE` first") from None
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise RamifyError(f"{path}: not readable as a manifest ({error})", fix=REBUILD) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RamifyError(f"{path}: not the manifest of a store", fix=REBUILD)

@@ -1,7 +1,6 @@
 """`Store`: a prepared dataset, as flat columns that are mapped into memory or held by the processes of a run."""
 
 import builtins
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError
+from ramify.files import parse_json
 from ramify.recipe import Scale
 from ramify.store.columns import COLUMNS
 from ramify.store.files import MappedFiles, damaged
@@ -231,9 +231,9 @@ class Store:
     def _names(self) -> dict[str, tuple[str, ...]]:
         """Tables that the columns `group` and `origin` point into."""
         try:
-            content = json.loads((self.path / "names.json").read_text(encoding="utf-8"))
+            content = parse_json((self.path / "names.json").read_bytes())
             return {key: tuple(map(str, content[key])) for key in ("groups", "origins")}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RamifyError(f"{self.path / 'names.json'}: damaged ({error})", fix=REBUILD) from None
 
 

@@ -146,6 +146,9 @@ class Trainer:
                     self._stop()
                     break
                 self._evaluate_and_save()
+            patience = self.recipe.train.patience
+            if patience and not self.stopping and self._patience_is_over() and self.progress.step < self.total_steps:
+                self.record.ended_early(self.total_steps, patience)
             on_rank_zero(self.layout, self.record.check)
         return self.record.evaluations
 

@@ -23,12 +23,14 @@ class Callbacks:
         trained: called with each logged training entry.
         evaluated: called with each validation entry.
         warned: called with each warning.
+        said: called with what else is worth a line.
     """
 
     step: Callable[[int, int], None] = lambda step, total: None
     trained: Callable[[dict[str, Any]], None] = lambda entry: None
     evaluated: Callable[[dict[str, Any]], None] = lambda entry: None
     warned: Callable[[str], None] = lambda text: None
+    said: Callable[[str], None] = lambda text: None
 
 
 class RunReporter:
@@ -141,6 +143,13 @@ class RunReporter:
         self._add(entry)
         self._heard.evaluated(entry)
         self._warn_if_trivial(found.datasets)
+
+    def ended_early(self, total: int, patience: int) -> None:
+        """The run has ended before its last step, because the validation metric stopped improving."""
+        self._heard.said(
+            f"stopped early, at step {self._progress.step} of {total}: none of the last {patience} evaluations "
+            f"(train.patience) was better than that of step {self._progress.best_step}"
+        )
 
     def _warn_if_trivial(self, datasets: Mapping[str, Any]) -> None:
         """Says loudly which heads know nothing yet, once the warm-up is over."""

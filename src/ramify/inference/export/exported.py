@@ -28,7 +28,7 @@ from ramify.evaluate.results import Evaluation
 from ramify.files import content_sha256, read_json, sha256, whole_folder, write_json, write_whole
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.export.card import model_card
-from ramify.inference.saved import ROUTER, Saved
+from ramify.inference.saved import ROUTER, Saved, options_of
 from ramify.model.parts import by_part, file_of_part, parts_of, whole_names
 from ramify.untrusted import Name, check_name, parsed, regular_file
 
@@ -126,7 +126,7 @@ def read_export(path: Path) -> Saved:
         weights |= whole_names(part, _load(path, manifest, file_of_part(part)))
     return Saved(
         path=path,
-        options=manifest.model,
+        options=options_of(manifest.model, file),
         precision=manifest.precision,
         branches={branch: {name: infos[name] for name in group} for branch, group in manifest.branches.items()},
         weights=weights,
@@ -202,11 +202,16 @@ def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
             return {key: cut(entry) for key, entry in value.items()}
         return [cut(entry) for entry in value] if isinstance(value, list) else value
 
-    datasets = {name: {**entry, "path": cut(entry["path"])} for name, entry in recipe["datasets"].items()}
-    found = {**recipe, "stores": cut(recipe["stores"]), "datasets": datasets}
+    def with_cut(group: Any, key: str) -> Any:
+        return {**group, key: cut(group[key])} if isinstance(group, Mapping) and key in group else group
+
+    found = with_cut(recipe, "stores")
+    datasets = recipe.get("datasets")
+    if isinstance(datasets, Mapping):
+        found["datasets"] = {name: with_cut(entry, "path") for name, entry in datasets.items()}
     if "finetune" in recipe:  # recipes of 0.1 have none
-        found["finetune"] = {**recipe["finetune"], "model": cut(recipe["finetune"]["model"])}
-    return found
+        found["finetune"] = with_cut(recipe["finetune"], "model")
+    return dict(found)
 
 
 def _rows_of(

@@ -81,6 +81,7 @@ class _MetatomicModel(torch.nn.Module):
         self.cutoff = float(encoder.cutoff)
         self.limited = encoder.max_neighbors is not None
         self.max_neighbors = int(encoder.max_neighbors or 0)
+        self.in_float64 = dtype == torch.float64
         self.softness, self.rounding, self.one_spot = float(SOFTNESS), float(ROUNDING), float(ONE_SPOT)
         self.radius = float(search_radius(encoder.cutoff, encoder.max_neighbors))
         self.register_buffer("references", torch.from_numpy(np.nan_to_num(predictor.dataset.reference_table())))
@@ -142,7 +143,11 @@ class _MetatomicModel(torch.nn.Module):
         return results
 
     def predict(self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Total energies by atom (N,) and direct forces (N, 3), from all pairs within the search radius."""
+        """Total energies by atom (N,) and direct forces (N, 3), from all pairs within the search radius.
+
+        Everything goes in and out in float64; the network computes in its own precision.
+        """
+        vector = vector.to(torch.float64 if self.in_float64 else torch.float32)
         distance = torch.linalg.vector_norm(vector, dim=1)
         if bool((distance < self.one_spot).any()):
             raise ValueError("two atoms on one spot")
@@ -156,7 +161,7 @@ class _MetatomicModel(torch.nn.Module):
         most = int(torch.bincount(receiver, minlength=1).max())
         slots = torch.arange(most, device=receiver.device)
         energy, forces = self.network(numbers, receiver, sender, vector, atom_cutoff, slots)
-        return energy + self.references[numbers].to(energy.dtype), forces
+        return energy.to(torch.float64) + self.references[numbers], forces.to(torch.float64)
 
     def one_block(self, values: Tensor, samples: Labels, components: list[Labels], name: str) -> TensorMap:
         """Values as metatensor's map with one block."""
@@ -169,8 +174,9 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
     """Writes a branch as a metatomic model.
 
     Args:
-        predictor: the branch; the model computes in the precision of its network. In float32, total energies of heavy
-            atoms lose digits: at -30,000 eV the step is 2 meV.
+        predictor: the branch; the model computes in the precision of its network. Positions come and energies go in
+            float64 all the same: far from the origin, and beside reference energies of -30,000 eV, float32 has not
+            digits enough.
         target: a file, by custom `NAME.pt`; must not exist.
 
     Raises:
@@ -179,7 +185,6 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
     if target.exists():
         raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another file")
     branch, dataset = predictor.branch, predictor.dataset
-    dtype = predictor.network.branch(branch.name).energy_scale.dtype
     outputs = {"energy": ModelOutput(unit="eV", sample_kind="atom")}
     if branch.forces == "direct":
         outputs["non_conservative_force"] = ModelOutput(unit="eV/Angstrom", sample_kind="atom")
@@ -190,7 +195,7 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
         interaction_range=predictor.network.encoder.rounds * search_radius(encoder.cutoff, encoder.max_neighbors),
         length_unit="angstrom",
         supported_devices=["cuda", "cpu"],
-        dtype="float64" if dtype == torch.float64 else "float32",
+        dtype="float64",  # of what the engine hands over and takes back
     )
     theory = dataset.theory or "level of theory not stated"
     metadata = ModelMetadata(

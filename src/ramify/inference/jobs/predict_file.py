@@ -11,6 +11,7 @@ from ramify.errors import RamifyError
 from ramify.files import content_sha256, disk_full_named
 from ramify.inference.jobs.frames import frames, keep_labels
 from ramify.inference.jobs.resumable import OutputProgress, ResumableOutput
+from ramify.inference.label_errors import add_errors
 from ramify.inference.memory import budget_for
 from ramify.inference.model import Model
 from ramify.inference.predictions import Prediction, Predictions
@@ -50,6 +51,9 @@ def predict_file(
         restart: begin anew where an earlier attempt was cut off.
         progress: called with the number of structures done since the last call.
 
+    Returns:
+        How far it has come, with the sums of errors by branch where the source has labels.
+
     Raises:
         RamifyError: `target` exists, an earlier attempt was another job, a file that cannot be read, or a full disk.
     """
@@ -65,6 +69,10 @@ def predict_file(
             }
             _note_refused(output, source, chunk, found)
             images = [_image(*entry, {name: f[k] for name, f in found.items()}) for k, entry in enumerate(chunk)]
+            for k, (_, atoms) in enumerate(chunk):
+                for name, predictions in found.items():
+                    if (one := predictions[k]) is not None:
+                        add_errors(output.progress.errors.setdefault(name, {}), atoms, one)
             output.progress.warnings += sum(len(f.warnings) for f in found.values())
             output.progress.frames = chunk[-1][0] + 1
             output.put([image for image in images if image is not None])

@@ -33,6 +33,7 @@ class OutputProgress:
         skipped: structures left out, by reason.
         warnings: results to be doubted.
         bytes, skipped_bytes: of the two files.
+        errors: by branch, sums of errors against the labels of the input (`ramify.inference.label_errors`).
     """
 
     job: str
@@ -42,6 +43,7 @@ class OutputProgress:
     warnings: int = 0
     bytes: int = 0
     skipped_bytes: int = 0
+    errors: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
 
 class ResumableOutput:
@@ -78,7 +80,13 @@ class ResumableOutput:
                 )
             self.progress = begun
         for path, size in ((self._part, self.progress.bytes), (self._skipped, self.progress.skipped_bytes)):
-            if path.exists() or size:
+            there = path.stat().st_size if path.is_file() else 0
+            if not 0 <= size <= there:
+                raise RamifyError(
+                    f"{path} has {there} bytes, but {self._state.name} speaks of {size}",
+                    fix="begin anew with --restart",
+                )
+            if there:
                 os.truncate(path, size)
 
     def put(self, images: Sequence[Atoms]) -> None:

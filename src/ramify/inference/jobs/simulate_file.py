@@ -1,6 +1,7 @@
 """`ramify md`: one structure of a file in, a trajectory out."""
 
 import os
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ def simulate_file(
         source: any file that ASE reads.
         target: extended XYZ; must not exist.
         options: how to simulate.
-        index: which structure of the file; may be None where it has only one.
+        index: which structure of the file, from 0, or from -1 for the last; may be None where it has only one.
         form: ASE's name of the source's format; None to tell it from the file.
         on_step: called with the number of steps done.
 
@@ -69,10 +70,16 @@ def simulate_file(
 def _pick(source: Path, index: int | None, form: str | None) -> Atoms:
     """The structure at `index`, or the only one."""
     unreadable = Quarantine()
-    found = [atoms for _, atoms in islice(frames(source, unreadable, index or 0, form), 2)]
+    if index is not None and index < 0:
+        last = deque(frames(source, unreadable, form=form), maxlen=-index)
+        count = last[-1][0] + 1 if last else 0
+        found = [atoms for k, atoms in last if k == count + index]
+    else:
+        found = [atoms for _, atoms in islice(frames(source, unreadable, index or 0, form), 2)]
     if unreadable.total or not found:
         raise RamifyError(
-            f"{source} has no structure {index or 0} that can be read", fix="correct --index, counted from 0"
+            f"{source} has no structure {index or 0} that can be read",
+            fix="correct --index, counted from 0, or from -1 for the last",
         )
     if index is None and len(found) > 1:
         raise RamifyError(f"{source} holds several structures", fix="name one with --index, counted from 0")

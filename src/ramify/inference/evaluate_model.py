@@ -1,0 +1,182 @@
+"""Errors of a model away from its run: of an export on stores, and of any model on a file with labels."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ramify.errors import RamifyError, nearest
+from ramify.evaluate.evaluate import UNITS, Subject
+from ramify.evaluate.metrics import REFERENCES, Errors
+from ramify.inference.branches import BranchInfo, DatasetInfo
+from ramify.inference.memory import budget_for
+from ramify.inference.model import Model
+from ramify.inference.predictor import Predictor
+from ramify.inference.saved import Saved
+from ramify.inference.screen import screen
+from ramify.quarantine import Quarantine
+from ramify.recipe import Scale
+from ramify.recipe.names import dataset_options
+from ramify.references import reference_energy
+from ramify.sources.formats import formats
+from ramify.store.store import Store
+from ramify.structures import Structures
+
+
+def subject_of_saved(saved: Saved, stores: Path | None) -> Subject:
+    """A checkpoint or an export, and those stores of its datasets that are at hand.
+
+    Args:
+        saved: the model.
+        stores: the folder of the stores; None for the one that its recipe names.
+
+    Raises:
+        RamifyError: none of its datasets has a store there, or one holds other data than it was trained on.
+    """
+    options, network = saved.build()
+    folder = stores or Path(str(saved.recipe.get("stores", "stores")))
+    found: dict[str, Store] = {}
+    for group in saved.branches.values():
+        for name, info in group.items():
+            if (folder / name / "manifest.json").is_file():
+                found[name] = _on_scale(Store.open(folder / name, later=True), info)
+    if not found:
+        named = ", ".join(name for group in saved.branches.values() for name in group)
+        raise RamifyError(
+            f"{folder} holds no store of a dataset of {saved.path} ({named})",
+            fix="say where the stores are with --stores, or evaluate a file with labels with --file",
+        )
+    branches = {branch: list(group) for branch, group in saved.branches.items()}
+    return Subject(network, options.encoder, branches, found, saved.step)
+
+
+def _on_scale(store: Store, info: DatasetInfo) -> Store:
+    """The store, if it is the one that the model was trained on, measured by the references of the model."""
+    train = store.manifest.splits["train"]
+    if (train.structures, train.atoms) != (info.structures, info.atoms):
+        raise RamifyError(
+            f"the store {store.path} is not the one that the model was trained on: {train.structures} structures with "
+            f"{train.atoms} atoms in its train split instead of {info.structures} with {info.atoms}",
+            fix="prepare it again from the same files and options, or name another folder with --stores",
+        )
+    if store.manifest.references.energies == info.references:
+        return store
+    return store.on_scale(Scale(references=dict(info.references), energy=info.spread.energy, forces=info.spread.forces))
+
+
+def evaluate_file(
+    model: Model,
+    path: Path,
+    dataset: str | None = None,
+    form: str | None = None,
+    memory: float | None = None,
+    progress: Callable[[int], None] = lambda structures: None,
+) -> dict[str, Any]:
+    """Errors of every branch on the structures of a labelled file, e.g. a published test set.
+
+    Args:
+        model: any.
+        path: the file; it is read as the original files of `dataset` were: by the same keys, units and signs.
+        dataset: of the model, on whose energy scale the labels are; may be None where there is only one.
+        form: another format of the recipe's formats, with its default keys.
+        memory: bytes that one batch may take; None for all that is free.
+        progress: called with the number of structures done by a branch since the last call.
+
+    Returns:
+        What `evaluation.json` holds, with `split: file`; energies after the reference energies of `dataset`. `skipped`
+        counts what was not read or not predicted, by reason.
+
+    Raises:
+        RamifyError: no such file or dataset, a file of another format, or one without any structure that is predicted.
+    """
+    name, info, own = _choose(model, dataset)
+    quarantine = Quarantine()
+    errors = {branch: Errors() for branch in model.branches}
+    trivial, skipped = Errors(), dict[str, int]()
+    for chunk in _read(model.saved.recipe, name, path, form, quarantine):
+        unknown = screen(chunk, model.branches[own], info)  # elements without a reference energy, no atoms, ...
+        for reason, _ in unknown.values():
+            skipped[reason] = skipped.get(reason, 0) + 1
+        structures = chunk.take(np.delete(np.arange(len(chunk)), list(unknown)))
+        labels = structures.energy - reference_energy(structures, info.reference_table())
+        trivial.add(-labels / structures.n_atoms, -structures.forces, -structures.stress)
+        for branch, about in model.branches.items():
+            refused = _add(errors[branch], model, about, info, structures, memory)
+            for reason in refused if branch == own else ():
+                skipped[reason] = skipped.get(reason, 0) + 1
+            progress(len(structures))
+    for reason, count in quarantine.counts.items():
+        skipped[reason] = skipped.get(reason, 0) + count
+    if not errors[own].structures:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it is empty"
+        raise RamifyError(f"{path} holds no structure that is read and predicted: {reasons}", fix="correct the file")
+    no_stress = {"stress_mae": None, "stress_rmse": None}
+    return {
+        "split": "file",
+        "file": str(path),
+        "units": UNITS,
+        "rows": [{"branch": b, "dataset": name} | no_stress | found.results() for b, found in errors.items()],
+        "trivial": [
+            {"dataset": name} | no_stress | trivial.means()
+            | {"energy_predictor": REFERENCES, "energy_mae_by": {REFERENCES: trivial.energy_mae}}
+        ],
+        "branch_of": {name: own},
+        "step": model.saved.step,
+        "model": {"parameters": sum(p.numel() for p in model.network.parameters())},
+        "skipped": skipped,
+    }  # fmt: skip
+
+
+def _add(
+    errors: Errors, model: Model, branch: BranchInfo, info: DatasetInfo, structures: Structures, memory: float | None
+) -> list[str]:
+    """Adds the errors of one branch; returns why structures have no prediction, a reason for each."""
+    predictor = Predictor(model.network, model.options, branch, info)
+    budget = budget_for(model.options, branch.forces, model.device, memory)
+    found = predictor.predict(structures, budget)
+    kept = np.delete(np.arange(len(structures)), list(found.refused))
+    labelled, atoms = structures.take(kept), np.repeat(np.isin(np.arange(len(structures)), kept), structures.n_atoms)
+    forces = np.full_like(structures.forces, np.nan) if found.forces_of_atoms is None else found.forces_of_atoms
+    errors.add(
+        (found.energy[kept] - labelled.energy) / labelled.n_atoms,
+        forces[atoms] - labelled.forces,
+        found.stress[kept] - labelled.stress,
+    )
+    return [reason for reason, _ in found.refused.values()]
+
+
+def _choose(model: Model, dataset: str | None) -> tuple[str, DatasetInfo, str]:
+    """The dataset on whose scale labels are, what is known of it, and the branch that read it."""
+    known = {name: (info, branch.name) for branch in model.branches.values() for name, info in branch.datasets.items()}
+    if dataset is None and len(known) == 1:
+        dataset = next(iter(known))
+    if dataset is None:
+        raise RamifyError(
+            f"the model knows {len(known)} datasets: {', '.join(known)}; like which one is the file?",
+            fix=f"name it: --dataset {next(iter(known))}",
+        )
+    if dataset not in known:
+        raise RamifyError(
+            f"the model knows no dataset '{dataset}'{nearest(dataset, known)}", fix=f"name one of: {', '.join(known)}"
+        )
+    return dataset, *known[dataset]
+
+
+def _read(
+    recipe: Mapping[str, Any], dataset: str, path: Path, form: str | None, quarantine: Quarantine
+) -> Iterator[Structures]:
+    """The structures of a file, in chunks, read by the keys of a dataset of a recipe, or by those of a format."""
+    if not path.is_file():
+        raise RamifyError(f"{path} does not exist", fix="correct the path of --file")
+    entry: dict[str, Any] = dict(recipe["datasets"].get(dataset, {})) if form is None else {"format": form}
+    if not entry:
+        raise RamifyError(
+            f"the recipe of the model has no dataset '{dataset}', so nobody knows how its files are read",
+            fix="name the format with --format, one of: " + ", ".join(sorted(formats())),
+        )
+    try:
+        options = dataset_options(dataset, entry | {"path": str(path)})
+    except ValueError as error:
+        raise RamifyError(str(error), fix="name another --format, or none") from None
+    return formats()[options.format].read(path, options, quarantine)

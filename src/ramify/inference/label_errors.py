@@ -1,0 +1,83 @@
+"""Errors of predictions against the labels that a file of structures brings, as sums that add up chunk by chunk.
+
+Labels are those of ASE: `energy` (eV, total), `forces` (eV/Å), `stress` (eV/Å³, tension positive), as a calculator's
+results or, where that has none, as `REF_energy`, `REF_forces`, `REF_stress`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
+from numpy.typing import NDArray
+
+from ramify.inference.predictions import Prediction
+
+Sums = dict[str, list[float]]
+"""By quantity: how many numbers, the sum of their absolute errors, and of their squares."""
+
+UNITS = {"energy": "eV", "energy_per_atom": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
+"""Of the quantities; forces and stress by component."""
+AXES = ("x", "y", "z")
+
+
+def add_errors(sums: Sums, atoms: Atoms, found: Prediction) -> None:
+    """Adds one structure: predictions where there is a label of the right shape that is a number."""
+    n = len(atoms)
+    energy = _label(atoms, "energy", ())
+    if energy is not None:
+        error = np.atleast_1d(found.energy - energy)
+        _add(sums, "energy", error)
+        _add(sums, "energy_per_atom", error / n)
+    forces = _label(atoms, "forces", (n, 3))
+    if forces is not None and found.forces is not None:
+        _add(sums, "forces", found.forces - forces)
+        for axis, column in zip(AXES, (found.forces - forces).T, strict=True):
+            _add(sums, f"forces_{axis}", column)
+    stress = _label(atoms, "stress", (6,))
+    full = _label(atoms, "stress", (3, 3)) if stress is None else voigt_6_to_full_3x3_stress(stress)
+    if full is not None and found.stress is not None:
+        _add(sums, "stress", found.stress - full)
+
+
+def results(sums: Sums) -> dict[str, dict[str, float]]:
+    """MAE and RMSE by quantity, and the count of numbers that they are over (structures, or components)."""
+    return {
+        name: {"mae": absolute / count, "rmse": math.sqrt(squares / count), "count": int(count)}
+        for name, (count, absolute, squares) in sums.items()
+        if count
+    }
+
+
+def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """For people: one line per quantity."""
+    said = []
+    for name, unit in UNITS.items():
+        if name in found:
+            entry = found[name]
+            line = f"{name.replace('_', ' ')}: MAE {entry['mae']:.4g}, RMSE {entry['rmse']:.4g} {unit}"
+            if name == "forces":
+                parts = [f"{axis} {found[f'forces_{axis}']['mae']:.4g}" for axis in AXES]
+                line += f" per component (MAE of {', '.join(parts)})"
+            said.append(f"{line}, {entry['count']:.0f} {'structures' if name.startswith('energy') else 'components'}")
+    return said
+
+
+def _label(atoms: Atoms, name: str, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+    """The label of a structure; None where it has none of this shape, or one that is no number."""
+    stated: Any = None if atoms.calc is None else atoms.calc.results.get(name)
+    if stated is None:
+        stated = (atoms.arrays if name == "forces" else atoms.info).get(f"REF_{name}")
+    try:
+        label = np.asarray(stated, np.float64)
+    except (TypeError, ValueError):
+        return None
+    return label if label.shape == shape and np.isfinite(label).all() else None
+
+
+def _add(sums: Sums, name: str, error: NDArray[np.float64]) -> None:
+    before = sums.get(name, [0.0, 0.0, 0.0])
+    more = (error.size, float(np.abs(error).sum()), float(np.square(error).sum()))
+    sums[name] = [a + b for a, b in zip(before, more, strict=True)]
