@@ -18,7 +18,7 @@ PAGE = ROOT / "ARCHITECTURE.md"
 VERBS = {"cli"} | {f"cli_{name}" for name in ("bench", "finetune", "inference", "results", "route", "train", "words")}
 """The modules of the command line."""
 LAYERS = (
-    {"ramify", "errors", "quarantine", "files", "structures", "elements", "minicorpora"},
+    {"ramify", "errors", "quarantine", "files", "labels", "structures", "elements", "minicorpora"},
     {"sources"},
     {"recipe"},
     {"data"},

@@ -70,12 +70,12 @@ class DatasetInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        return asdict(self) | {"spread": self.spread.to_dict()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """From `to_dict`."""
-        return cls(**{**content, "spread": LabelSpread(**content["spread"])})
+        return cls(**{**content, "spread": LabelSpread.from_dict(content["spread"])})
 
 
 @dataclass(frozen=True, slots=True)

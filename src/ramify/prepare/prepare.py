@@ -14,6 +14,7 @@ from pydantic import ValidationError
 import ramify
 from ramify.errors import RamifyError
 from ramify.files import write_json
+from ramify.labels import further
 from ramify.prepare.assemble import Assembled, assemble
 from ramify.prepare.duplicates import earlier_equals, equal_structures
 from ramify.prepare.gates import DUPLICATE, OUTLIER, detail, energy_deviations
@@ -248,7 +249,9 @@ def _split(
 
 def _require_store(target: Path, force: bool) -> None:
     """Only stores, whole or damaged, are ever replaced."""
-    if not target.is_dir() or {entry.name for entry in target.iterdir()} - FILES:
+    if not target.is_dir() or {entry.name for entry in target.iterdir()} - FILES - {
+        f"{label}.npy" for label in further()
+    }:
         raise RamifyError(f"{target} is in the way and is not a store", fix="move it, or name another `stores` folder")
     if not force and not (target / "manifest.json").is_file():
         raise RamifyError(f"{target} is a store without its manifest", fix=REBUILD)

@@ -26,6 +26,9 @@ class ObjectiveOptions(Keys):
     normalise: bool = True
     """Measures every dataset in units of its own spread, the larger of the standard deviation of its energies per atom
     and its mean absolute force (eV and eV/Å), so that none drowns the others."""
+    labels: dict[str, Weight] = Field({})
+    """Factors of the errors of further labels, in units of their own spread; of those that are not named, the one that
+    the label is registered with (docs/extending.md)."""
     weights: dict[str, Weight] = Field({})
     """Weight of each dataset, 1 where not named. Never depends on how the run is spread over processes."""
 

@@ -9,9 +9,10 @@ import numpy as np
 from ase import units
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from ramify.errors import RamifyError, nearest
+from ramify.labels import further
 from ramify.sources.base import DatasetOptions
 from ramify.sources.chunks import Record, composition
 
@@ -99,6 +100,17 @@ class AtomsOptions(LabelledOptions):
     """-1 where compression is positive (VASP's OUTCAR)."""
     group_key: str | None = None
     """Name of the value that says which structures belong together; without it, the composition."""
+    labels: dict[str, str] = Field({})
+    """Further labels, one number by structure each, and their names in the file: `{band_gap: gap}`. In the unit that
+    the label is registered with."""
+
+    @field_validator("labels")
+    @classmethod
+    def _registered(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(set(value) - set(further())):
+            accepted = ", ".join(further()) or "none (see docs/extending.md)"
+            raise ValueError(f"labels: no label is registered as {', '.join(unknown)}; registered: {accepted}")
+        return value
 
 
 class Labeller:
@@ -158,6 +170,7 @@ class Labeller:
             group=group,
             origin=self._path.name,
             row=row,
+            labels={name: _number(found[key]) for name, key in options.labels.items() if key in found},
         )
 
     def check(self) -> None:
@@ -167,6 +180,9 @@ class Labeller:
             raise RamifyError(f"{self._path} holds no structure that can be read", fix="correct `path` or `format`")
         if options.energy_key not in names:
             raise self._missing("energy_key", options.energy_key, names)
+        for label, key in options.labels.items():
+            if key not in names:
+                raise self._missing(f"labels.{label}", key, names)
         if options.forces_key is None or options.forces_key in names:
             return
         named_otherwise = any("force" in name.lower() for name in names)
@@ -186,6 +202,12 @@ class Labeller:
             f"{self._path} has no '{value}' (`{key}`){where}{nearest(value, names)}; it has {has}",
             fix=f"set `{key}` to the name that the file uses" + (", or to null" if key == "forces_key" else ""),
         )
+
+
+def _number(value: Any) -> float:
+    """One number; NaN of anything else, which a record refuses."""
+    flat = np.asarray(value).reshape(-1)
+    return float(flat[0]) if flat.size == 1 and np.issubdtype(flat.dtype, np.number) else np.nan
 
 
 def _scaled(found: Mapping[str, Any], key: str | None, factor: float) -> NDArray[np.float64] | None:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
 from ramify.files import sha256
+from ramify.labels import BUILT_IN, further
 from ramify.store.blocks import BLOCK_ROWS, block_sum, memory_of
-from ramify.store.columns import COLUMNS, npy_header
+from ramify.store.columns import COLUMNS, column_type, npy_header
 from ramify.store.manifest import REBUILD, Column, Manifest
 
 Form = Literal["mapped", "adios"]
@@ -88,11 +89,17 @@ def check_manifest(path: Path, manifest: Manifest) -> None:
     Raises:
         RamifyError: naming the column.
     """
-    if set(manifest.columns) != set(COLUMNS):
-        odd = ", ".join(sorted(set(manifest.columns) ^ set(COLUMNS)))
+    labels = {name for name in manifest.labels.counts if name not in BUILT_IN}
+    if set(manifest.columns) != {*COLUMNS, *labels}:
+        odd = ", ".join(sorted(set(manifest.columns) ^ {*COLUMNS, *labels}))
         raise RamifyError(f"{path}: the manifest names other columns than a store has ({odd})", fix=REBUILD)
+    if unknown := sorted(labels - set(further())):
+        raise RamifyError(
+            f"{path}: the store holds labels that this program does not know: {', '.join(unknown)}",
+            fix="import the module that registers them (ramify.labels.register), or prepare the dataset without them",
+        )
     for name, stated in manifest.columns.items():
-        kind = COLUMNS[name]
+        kind = column_type(name)
         shape = kind.shape(manifest.structures, manifest.atoms)
         if stated.shape != shape or np.dtype(stated.dtype) != np.dtype(kind.dtype):
             raise RamifyError(

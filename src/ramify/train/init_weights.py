@@ -109,6 +109,8 @@ def _source(name: str, start: Mapping[str, str], saved: Saved) -> Tensor | None:
     # a branch without forces has nothing that a force head could start from, and no unit of forces
     if rest.startswith("force") and origin != part and not _has_forces(saved.branches[origin]):
         return None
+    if rest.startswith("labels.") and prefix + rest not in saved.weights:  # a label that the origin was not trained on
+        return None
     return saved.weights.get(prefix + rest, torch.empty(0))
 
 

@@ -76,7 +76,9 @@ class Trainer:
         choose_trained(self.model, self.recipe)
         self.model.to(layout.device)
         forceless = [name for name in self.train if self.model.branch(self.branch_of[name]).forces is None]
-        self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
+        units = {name: spread.unit for name, spread in spreads.items()}
+        further = {name: {label: s.mad for label, s in spread.labels.items()} for name, spread in spreads.items()}
+        self.objective = Objective(self.recipe.objective, units, forceless, further)
         self.forward = make_forward(self.model, self.recipe, layout, self.sampler.shares(), self.data)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
         self.gradients = GradientSync(self.model, layout, self.shards.part)
@@ -84,7 +86,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
-        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.watchdog.beat)
+        labels = self.objective.labels
+        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.watchdog.beat, labels)
         self.progress = TrainingProgress()
         self.state = State(
             layout, self.model, self.optimizer, self.averages, self.schedule, self.sampler, self.progress
@@ -176,7 +179,7 @@ class Trainer:
         """The gradients of a step, added up over the ranks."""
         self.watchdog.arrive(f"step {work.assignment.step + 1}")
         self.model.train()
-        step_metrics = StepMetrics(self.sampler.counts(work.assignment.step), self.layout)
+        step_metrics = StepMetrics(self.sampler.counts(work.assignment.step), self.objective.names, self.layout)
         self.gradients.clear({self.branch_of[name] for name in work.assignment.labels})
         with self.precision.products(), self.shards.gathered():
             for batch in work.batches[:-1]:
@@ -201,10 +204,10 @@ class Trainer:
     def _refuse(self, outcome: StepResult) -> None:
         """Ends the run, on all ranks alike, before the step that would have ruined the weights."""
         self.save(best=False)
-        parts = {name: [round(value, 4) for value in values] for name, values in outcome.datasets.items()}
+        parts = {name: [round(value, 4) for value in values.values()] for name, values in outcome.datasets.items()}
         error = RamifyError(
             f"step {self.progress.step + 1}: the loss is {outcome.loss} and its gradient {outcome.norm}; "
-            f"by dataset (loss, eV/atom, eV/Å): {parts}. The state before this step is kept as `latest`.",
+            f"by dataset ({', '.join(self.objective.names)}): {parts}. The state before this step is kept as `latest`.",
             fix="lower optimizer.lr, or look for wild labels with datasets.NAME.gates.max_force",
         )
         error.everywhere = True
