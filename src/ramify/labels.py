@@ -26,6 +26,7 @@ class Label:
             mean of the training split.
         floor: in `error_unit`. Where even the trivial predictor errs by less, its error is rounding: there is nothing
             to learn, and no error is measured against it.
+        symbol: what the lines of a training call it; its name where it has none.
         weight: of its error in the loss where the recipe does not say, see `ObjectiveOptions.labels`.
     """
 
@@ -39,6 +40,7 @@ class Label:
     symmetric: bool = False
     trivial: Literal["references", "zero", "mean"] = "mean"
     floor: float = 0.0
+    symbol: str = ""
     weight: float = 1.0
 
     @property
@@ -62,6 +64,7 @@ ENERGY = Label(
     extensive=True,
     trivial="references",
     floor=1e-6,
+    symbol="E",
 )
 FORCES = Label(
     name="forces",
@@ -72,6 +75,7 @@ FORCES = Label(
     shape=(3,),
     trivial="zero",
     floor=1e-6,
+    symbol="F",
     weight=10.0,
 )
 STRESS = Label(
@@ -83,6 +87,7 @@ STRESS = Label(
     symmetric=True,
     trivial="zero",
     floor=1e-8,
+    symbol="S",
     weight=0.0,
 )
 """Floors: a thousandth of what density functional theory is converged to at best (1 meV/atom, 1 meV/Å, 0.01 kBar)."""
