@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ramify.data.sampling import sampling_weights
 
-from ramify.batches.sampler import BatchSampler, sampling_weights
+from ramify.batches.sampler import BatchSampler
 
 SIZES = {"a": 700, "b": 31, "c": 5, "d": 264}
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from ramify.data.sampling import sampling_weights
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.loader import Loader, SplitReader
 from ramify.batches.open import open_split, open_stores
-from ramify.batches.sampler import BatchSampler, sampling_weights
+from ramify.batches.sampler import BatchSampler
 from ramify.errors import RamifyError
 from ramify.neighbors.edges import Edges, find_edges
 from ramify.parallel.assignment import Assigner
