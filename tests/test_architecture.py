@@ -23,6 +23,7 @@ LAYERS = (
         "errors",
         "quarantine",
         "files",
+        "labels",
         "structures",
         "elements",
         "references",

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ramify.labels import BUILT_IN, LABELS, mae, measurable
 from ramify.prepare.consistency import ACCEPTED
 from ramify.prepare.gates import CONFLICT
 from ramify.progress_lines import ProgressLines
@@ -142,17 +143,18 @@ def relaxation_line(index: int, formula: str, found: "Relaxation | None", why: s
 
 
 def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
-    """One evaluation, short: the metric, then each dataset's energy and force errors in percent of the trivial ones.
+    """One evaluation, short: the metric, then each dataset's errors in percent of the trivial ones, by label.
 
     One line where it fits into `width`; otherwise the datasets follow on lines of their own.
     """
+    labels = [label for label in LABELS if any(mae(label) in errors for errors in entry["datasets"].values())]
     parts = [
-        f"{name} {_percent(e['energy_mae'], e['trivial_energy_mae'])}"
-        f"/{_percent(e['forces_mae'], e['trivial_forces_mae'])}"
+        f"{name} {'/'.join(_percent(label, e.get(mae(label)), e.get(f'trivial_{mae(label)}')) for label in labels)}"
         for name, e in entry["datasets"].items()
     ]
+    symbols = "/".join(LABELS[label].symbol or label for label in labels)
     mark = "*" if entry["best"] else " "
-    start = f"epoch {entry['epoch']:5.1f} metric {entry['metric']:.3f}{mark} E/F in % of trivial:"
+    start = f"epoch {entry['epoch']:5.1f} metric {entry['metric']:.3f}{mark} {symbols} in % of trivial:"
     line = f"{start} {'  '.join(parts)}"
     if len(line) <= width:
         return line
@@ -209,15 +211,20 @@ def remark_lines(manifests: Mapping[str, Manifest]) -> list[str]:
 
 def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
     """The row of one dataset."""
+    labels = manifest.labels.counts
     return (
         name,
         " / ".join(str(manifest.splits[s].structures) for s in SPLITS),
         str(len(manifest.elements)),
-        " / ".join(str(count) for _, count in manifest.labels),
+        ", ".join([" / ".join(str(labels[kind]) for kind in BUILT_IN), *_further_counts(labels)]),
         _slope(manifest.consistency.slope),
         ", ".join(f"{count} {reason}{_apart(reason, manifest)}" for reason, count in manifest.dropped.items())
         or "nothing",
     )
+
+
+def _further_counts(labels: Mapping[str, int]) -> list[str]:
+    return [f"{name} {count}" for name, count in labels.items() if name not in BUILT_IN]
 
 
 def _apart(reason: str, manifest: Manifest) -> str:
@@ -343,5 +350,8 @@ def _slope(slope: float | None) -> str:
     return f"{slope:.3f}" if ACCEPTED[0] <= slope <= ACCEPTED[1] else f"{slope:.3f} ! expected 1"
 
 
-def _percent(found: float | None, trivial: float | None) -> str:
-    return "-" if found is None or not trivial else f"{100 * found / trivial:.0f}"
+def _percent(label: str, found: float | None, trivial: float | None) -> str:
+    """`-` where there is no such error, or nothing to measure it against."""
+    if found is None or trivial is None or not measurable(label, trivial):
+        return "-"
+    return f"{100 * found / trivial:.0f}"

@@ -6,13 +6,15 @@ structure are contiguous. A label that is absent is NaN, never zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ramify.labels import BUILT_IN, LABELS
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -46,6 +48,8 @@ class Structures:
         row: (S,) int64, position inside the origin.
         group_names: names that `group` points into.
         origin_names: names that `origin` points into.
+        labels: further labels by name (`ramify.labels.register`), (S,) float64, each in its unit; NaN where there is
+            none.
     """
 
     n_atoms: NDArray[np.int64]
@@ -62,6 +66,7 @@ class Structures:
     row: NDArray[np.int64]
     group_names: tuple[str, ...]
     origin_names: tuple[str, ...]
+    labels: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -75,6 +80,18 @@ class Structures:
     def structure_of_atom(self) -> NDArray[np.int64]:
         """(N,) the structure each atom belongs to."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.n_atoms)
+
+    def label(self, name: str) -> NDArray[np.floating]:
+        """The column of a label of `ramify.labels`; all NaN where no structure has it."""
+        if name in BUILT_IN:
+            column: NDArray[np.floating] = getattr(self, name)
+            return column
+        return self.labels.get(name, np.full(len(self), np.nan))
+
+    def compared(self, name: str) -> NDArray[np.float64]:
+        """(S,) a further label in its unit of errors: by atom where it is a total of the structure."""
+        values = self.label(name).astype(np.float64)
+        return values / self.n_atoms if LABELS[name].extensive else values
 
     def name(self, index: int) -> str:
         """Where structure `index` comes from, e.g. `ani1x.h5/C2H6[17]`."""
@@ -98,6 +115,7 @@ class Structures:
         row: Any = None,
         group_names: Sequence[str] = ("",),
         origin_names: Sequence[str] = ("",),
+        labels: Mapping[str, Any] | None = None,
     ) -> Structures:
         """Builds the columns from whatever is at hand, absent ones filled in (no cell, no labels, group 0, row i).
 
@@ -134,6 +152,7 @@ class Structures:
             row=column(np.arange(S) if row is None else row, (S,), np.int64, 0),
             group_names=tuple(group_names),
             origin_names=tuple(origin_names),
+            labels={name: column(values, (S,), np.float64, np.nan) for name, values in (labels or {}).items()},
         )
         for index, names in ((made.group, made.group_names), (made.origin, made.origin_names)):
             if S and not (index.min() >= 0 and index.max() < len(names)):
@@ -147,6 +166,7 @@ class Structures:
         atoms = atom_rows(self.offsets[index], counts)
         changed: dict[str, Any] = {f: getattr(self, f)[index] for f in STRUCTURE_COLUMNS}
         changed |= {f: getattr(self, f)[atoms] for f in ATOM_COLUMNS}
+        changed["labels"] = {name: column[index] for name, column in self.labels.items()}
         return replace(self, **changed)
 
     def span(self, start: int, stop: int) -> Structures:
@@ -154,6 +174,7 @@ class Structures:
         a, b = int(self.n_atoms[:start].sum()), int(self.n_atoms[:stop].sum())
         changed: dict[str, Any] = {f: getattr(self, f)[start:stop] for f in STRUCTURE_COLUMNS}
         changed |= {f: getattr(self, f)[a:b] for f in ATOM_COLUMNS}
+        changed["labels"] = {name: column[start:stop] for name, column in self.labels.items()}
         return replace(self, **changed)
 
     @classmethod
@@ -169,7 +190,9 @@ class Structures:
         }
         for index, table in (("group", "group_names"), ("origin", "origin_names")):
             columns[index], columns[table] = _merge_names([(getattr(p, index), getattr(p, table)) for p in parts])
-        return cls(**columns)
+        named = dict.fromkeys(name for part in parts for name in part.labels)
+        further = {name: np.concatenate([part.label(name) for part in parts]) for name in named}
+        return cls(**columns, labels=further)
 
     def to_ase(self, index: int) -> Atoms:
         """Structure `index` as ASE atoms; its labels stand in `.info` and `.arrays` as `REF_energy`, `REF_forces`."""
@@ -197,7 +220,13 @@ class Structures:
 
 ATOM_COLUMNS = ("numbers", "positions", "forces")
 STRUCTURE_COLUMNS = ("n_atoms", "cell", "pbc", "energy", "stress", "split", "group", "origin", "row")
-assert {f.name for f in fields(Structures)} == {*ATOM_COLUMNS, *STRUCTURE_COLUMNS, "group_names", "origin_names"}
+assert {f.name for f in fields(Structures)} == {
+    *ATOM_COLUMNS,
+    *STRUCTURE_COLUMNS,
+    "group_names",
+    "origin_names",
+    "labels",
+}
 
 
 def atom_rows(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

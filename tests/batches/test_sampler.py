@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.batches.sampler import BatchSampler, sampling_weights
+from ramify.batches.sampler import BatchSampler
+from ramify.data.sampling import sampling_weights
 
 SIZES = {"a": 700, "b": 31, "c": 5, "d": 264}
 

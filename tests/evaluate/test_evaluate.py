@@ -90,18 +90,18 @@ def test_errors_equal_plain_numpy_whatever_the_batches(
     for dataset in ("qm7x", "mptrj"):
         plain = one_by_one(model, dataset, stores[dataset], "test")
         found = predict_split.add_in_order(
-            (number, predict_split.predict_batch(model, indices, batch, dataset, CPU).errors().totals)
+            (number, predict_split.predict_batch(model, indices, batch, dataset, CPU).errors().to_dict())
             for number, indices, batch in predict_split.split_batches(readers[dataset], torch.float64)
         )
         energy, forces = plain["energy"] - plain["energy_label"], plain["forces"] - plain["forces_label"]
-        assert found.energy_mae == pytest.approx(np.abs(energy).mean(), rel=1e-10)
-        assert found.energy_rmse == pytest.approx(np.sqrt((energy**2).mean()), rel=1e-10)
-        assert found.forces_mae == pytest.approx(np.abs(forces).mean(), rel=1e-10)
-        assert found.forces_rmse == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-10)
+        assert found.mae("energy") == pytest.approx(np.abs(energy).mean(), rel=1e-10)
+        assert found.rmse("energy") == pytest.approx(np.sqrt((energy**2).mean()), rel=1e-10)
+        assert found.mae("forces") == pytest.approx(np.abs(forces).mean(), rel=1e-10)
+        assert found.rmse("forces") == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-10)
         assert (found.structures, found.atoms) == (len(energy), len(forces))
         trivial = trivial_errors(readers[dataset])
-        assert trivial.energy_mae == pytest.approx(np.abs(plain["energy_label"]).mean(), rel=1e-10)
-        assert trivial.forces_rmse == pytest.approx(np.sqrt((plain["forces_label"] ** 2).mean()), rel=1e-10)
+        assert trivial.mae("energy") == pytest.approx(np.abs(plain["energy_label"]).mean(), rel=1e-10)
+        assert trivial.rmse("forces") == pytest.approx(np.sqrt((plain["forces_label"] ** 2).mean()), rel=1e-10)
 
 
 def test_every_branch_on_every_dataset(run: Path, stores: dict[str, Store]) -> None:

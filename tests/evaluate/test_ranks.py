@@ -91,10 +91,10 @@ def test_a_device_that_is_not_there() -> None:
 def failing(at: int) -> Callable[..., None]:
     write = predictions_file.write_part
 
-    def fail(folder: Path, dataset: str, rank: int, kept: Any, *, stress: bool) -> None:
+    def fail(folder: Path, dataset: str, rank: int, kept: Any, labels: Any) -> None:
         if rank == at:
             raise RamifyError(f"no space for {dataset}")
-        write(folder, dataset, rank, kept, stress=stress)
+        write(folder, dataset, rank, kept, labels)
 
     return fail
 
@@ -112,8 +112,8 @@ def test_parts_that_the_first_rank_does_not_see(run: Path, monkeypatch: pytest.M
     monkeypatch.setattr(predict_split, "ATOMS_AT_ONCE", CUT)
     write = predictions_file.write_part
 
-    def elsewhere(folder: Path, dataset: str, rank: int, kept: Any, *, stress: bool) -> None:
-        write(folder if rank == 0 else folder.with_name("elsewhere"), dataset, rank, kept, stress=stress)
+    def elsewhere(folder: Path, dataset: str, rank: int, kept: Any, labels: Any) -> None:
+        write(folder if rank == 0 else folder.with_name("elsewhere"), dataset, rank, kept, labels)
 
     monkeypatch.setattr(predictions_file, "write_part", elsewhere)
     outcomes = on_threads(2, lambda rank: Evaluator(run, ranks=rank).evaluate())

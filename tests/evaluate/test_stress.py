@@ -40,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
 def trained(small: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Conservative forces and stress as part of the objective."""
     path = tmp_path_factory.mktemp("runs") / "trained"
-    train(small("conservative", objective__stress=0.1), path)
+    train(small("conservative", objective__stress=0.1, optimizer__lr=0.03), path)
     Evaluator(path).evaluate()
     return path
 

@@ -71,9 +71,9 @@ def test_least_squares_agrees_with_numpy(recipe: Recipe, split: str) -> None:
                 "reference energies": pytest.approx(regularised, rel=1e-9),
                 "least squares": pytest.approx(expected, rel=1e-6),
             }
-        assert found.errors.energy_mae == pytest.approx(min(expected, regularised), rel=1e-6)
-        assert found.errors.forces_mae == pytest.approx(np.abs(own.forces.astype(float)).mean(), rel=1e-12)
-        assert found.errors.stress_mae == pytest.approx(np.abs(own.stress.astype(float)).mean(), rel=1e-12)
+        assert found.errors.mae("energy") == pytest.approx(min(expected, regularised), rel=1e-6)
+        assert found.errors.mae("forces") == pytest.approx(np.abs(own.forces.astype(float)).mean(), rel=1e-12)
+        assert found.errors.mae("stress") == pytest.approx(np.abs(own.stress.astype(float)).mean(), rel=1e-12)
 
 
 def test_pieces_do_not_matter(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_pieces_do_not_matter(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -
     whole = trivial.trivial_predictors(reader)
     monkeypatch.setattr(trivial, "ATOMS_AT_ONCE", 7)
     pieces = trivial.trivial_predictors(reader)
-    np.testing.assert_allclose(pieces.errors.totals, whole.errors.totals, rtol=1e-9)
+    assert pieces.errors.results() == pytest.approx(whole.errors.results(), rel=1e-9)
     np.testing.assert_allclose(pieces.references, whole.references, rtol=1e-7)
 
 
@@ -107,7 +107,7 @@ def test_the_better_one_stands_everywhere(run: Path, recipe: Recipe) -> None:
     assert pulled[0] in report.render(results)
     kept = results.predictions("pulled")
     assert kept is not None
-    assert np.abs(kept.energy_true - kept.energy_trivial).mean() == pytest.approx(plain["pulled"], rel=1e-6)
+    assert np.abs(kept.true["energy"] - kept.energy_trivial).mean() == pytest.approx(plain["pulled"], rel=1e-6)
     unshifted = results.predictions("plain")
     assert unshifted is not None
     assert not unshifted.energy_trivial.any()

@@ -9,8 +9,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from ramify.batches.batch import Batch, BatchPart
+from ramify.model.branch import Branch, ForceKind
 from ramify.model.encoders.egnn import EGNN
-from ramify.model.heads import Branch, ForceKind
 from ramify.model.multibranch import MultiBranch
 from ramify.neighbors.edges import find_edges
 from ramify.structures import Structures

@@ -17,9 +17,9 @@ from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.padding import Padding
 from ramify.errors import RamifyError
 from ramify.model import compiled
+from ramify.model.branch import Branch
 from ramify.model.compiled import CompiledModel
 from ramify.model.encoders.egnn import EGNN
-from ramify.model.heads import Branch
 from ramify.model.lora import add_lora
 from ramify.model.multibranch import BatchPredictions, MultiBranch
 from ramify.neighbors.edges import find_edges

@@ -9,9 +9,9 @@ from ase.data import atomic_numbers
 from scipy.special import spherical_jn
 
 from ramify.elements import NUMBERS, SYMBOLS, element_features, period_and_group
+from ramify.model.branch import SILU_GAIN, EnergyHead, fully_connected
 from ramify.model.build import LabelSpread, build_model
 from ramify.model.encoders.base import ElementFeatures, normalised
-from ramify.model.heads import SILU_GAIN, EnergyHead, fully_connected
 from ramify.model.kernels.activation import silu
 from ramify.model.radial import BesselBasis, envelope
 from ramify.recipe import parse_recipe

@@ -8,8 +8,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ramify.model.branch import Branch
 from ramify.model.encoders.egnn import EGNN
-from ramify.model.heads import Branch
 from ramify.model.multibranch import MultiBranch
 from ramify.parallel import grad_sync as module
 from ramify.parallel.grad_sync import Bucket, GradientSync

@@ -28,6 +28,7 @@ STEPS = 20
 KINDS: dict[str, dict[str, Any]] = {
     "conservative": {"model__force_head__kind": "conservative", "objective__stress": 0.3},
     "direct": {},
+    "muon": {"optimizer__kind": "muon"},
 }
 UNEVEN = {"alloys": [0, 1], "waters": [1], "bare": [0], "partly": [0, 1], "clusters": [1]}
 APART = {"alloys": [0, 3], "waters": [1, 2], "bare": [0], "partly": [1, 3], "clusters": [2]}
@@ -40,6 +41,7 @@ WORLDS: dict[int, list[tuple[str, dict[str, Any]]]] = {
         ("conservative", {"parallel__placement": "per-branch"}),  # several branches on a rank
         ("direct", {"parallel__placement": UNEVEN}),
         ("conservative", {"parallel__placement": "balanced", **MICRO_BATCHES}),
+        ("muon", {"parallel__placement": UNEVEN}),
     ],
     3: [
         ("conservative", {"parallel__placement": "per-branch-even"}),
@@ -202,12 +204,14 @@ def planned(five: MakeFive) -> Planned:
 
 def test_traffic_is_what_the_plan_says(outcomes: list[Outcome], planned: Planned) -> None:
     """Per step the encoder, and each branch that a rank shares in the steps in which it has structures; and 18 float64
-    of control: loss, norm, flag, and three numbers for each of the five datasets."""
+    of control: loss, norm, flag, and three numbers for each of the five datasets, or four with stress."""
     for outcome in outcomes:
         world = len(outcome.ranks)
         for rank, per_step in zip(outcome.ranks, planned(outcome.kind, outcome.ranks[0].placement), strict=True):
             steps = {"encoder": STEPS} | {f"branches.{branch}": count for branch, count in rank.present.items()}
             expected = {what: bytes_ * steps[what] for what, bytes_ in per_step.items()}
             found = {what: bytes_ for what, bytes_ in rank.traffic.items() if what != "gathered"}
-            assert found == expected | ({"control": STEPS * 18 * 8} if world > 1 else {})
+            assert found == expected | (
+                {"control": STEPS * (23 if outcome.kind == "conservative" else 18) * 8} if world > 1 else {}
+            )
         assert min(outcome.ranks[0].present.values()) < STEPS  # a branch may be absent from a step

@@ -204,10 +204,10 @@ def test_worst_structures_and_quantiles_equal_a_plain_search(run: Path, drawn: f
     found = Results.open(run).predictions("mptrj")
     assert found is not None
     worst = dict(next(d for d in drawn.datasets if d.dataset == "mptrj").worst)
-    energy = np.abs(found.energy_error)
+    energy = np.abs(found.error("energy"))
     assert worst["energy"][0] == (found.names[energy.argmax()], pytest.approx(energy.max()))
     assert [v for _, v in worst["energy"]] == pytest.approx(sorted(energy, reverse=True)[:5])
-    norms = np.sqrt((found.forces_error**2).sum(axis=1))
+    norms = np.sqrt((found.error("forces") ** 2).sum(axis=1))
     structure = np.repeat(np.arange(len(energy)), found.n_atoms)[norms.argmax()]
     assert worst["forces"][0] == (found.names[structure], pytest.approx(norms.max()))
     spread = next(s for s in drawn.spreads if s.dataset == "mptrj")

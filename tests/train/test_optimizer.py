@@ -1,16 +1,25 @@
-"""Learning rates by hand, AdamW's groups, averages against a plain loop."""
+"""Learning rates by hand, groups of parameters, steps of AdamW and Muon, averages against a plain loop."""
 
 import math
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from torch import nn
 
-from ramify.recipe import OptimizerOptions, ScheduleOptions
-from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, guard
+from ramify.data.sampling import RULES
+from ramify.errors import RamifyError
+from ramify.model.build import LabelSpread, build_model
+from ramify.model.lora import add_lora
+from ramify.recipe import ObjectiveOptions, OptimizerOptions, ScheduleOptions, TrainOptions, parse_recipe
+from ramify.train.loss_terms import FORMS
+from ramify.train.optimizer import AveragedWeights, build_optimizer, guard
+from ramify.train.optimizers import OPTIMIZERS, orthogonalised
+from ramify.train.schedules import SCHEDULES, Schedule
 
 
 def test_cosine_by_hand() -> None:
@@ -91,11 +100,12 @@ def test_adamw_step_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("limit", [0.1, 1e3, None])
-def test_guarded_steps_are_clipped(limit: float | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_guarded_steps_are_clipped(limit: float | None, dtype: torch.dtype, kind: Any) -> None:
     """As by `clip_grad_norm_`, whether there is something to clip or not; gradients are left as they were used."""
-    ours, theirs = (nn.Linear(3, 2, dtype=dtype) for _ in range(2))
+    ours, theirs = (nn.Linear(9, 12, dtype=dtype) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    optimizers = [build_optimizer(model, OptimizerOptions(lr=0.1)) for model in (ours, theirs)]
+    optimizers = [build_optimizer(model, OptimizerOptions(kind=kind, lr=0.1)) for model in (ours, theirs)]
     for seed in range(3):
         torch.manual_seed(seed)
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -113,10 +123,11 @@ def test_guarded_steps_are_clipped(limit: float | None, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
-def test_a_step_that_is_not_finite_changes_nothing(norm: float) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_that_is_not_finite_changes_nothing(norm: float, kind: Any) -> None:
     """To the bit, counters of steps included; the next one is taken."""
-    model = nn.Linear(3, 2)
-    optimizer = build_optimizer(model, OptimizerOptions(lr=0.1))
+    model = nn.Linear(9, 12)
+    optimizer = build_optimizer(model, OptimizerOptions(kind=kind, lr=0.1))
 
     def step(gradient: float, norm: float) -> dict[str, torch.Tensor]:
         for parameter in model.parameters():
@@ -178,3 +189,78 @@ def test_swapping_twice_puts_everything_back() -> None:
     averages.swap()
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
     assert all(torch.equal(a, k) for a, k in zip(averages.averages, kept, strict=True))
+
+
+def test_a_matrix_becomes_nearly_orthogonal() -> None:
+    """Singular values near one, singular vectors kept; also of a tall matrix whose directions differ by 1000 times."""
+    torch.manual_seed(0)
+    for shape in ((12, 30), (30, 12), (16, 16)):
+        u, _, vt = torch.linalg.svd(torch.randn(*shape, dtype=torch.float64), full_matrices=False)
+        spread = torch.logspace(-1.5, 0, min(shape), dtype=torch.float64)
+        found = orthogonalised(u @ torch.diag(spread) @ vt)
+        values = torch.diagonal(u.T @ found @ vt.T)
+        torch.testing.assert_close(found, u @ torch.diag(values) @ vt, rtol=0, atol=1e-9)
+        assert float(values.min()) > 0.6
+        assert float(values.max()) < 1.3
+    assert torch.equal(orthogonalised(torch.zeros(9, 9)), torch.zeros(9, 9))
+
+
+def test_muon_steps_as_pytorchs_own() -> None:
+    """`torch.optim.Muon`, which rounds to bfloat16, with decay, over several steps; and AdamW on the bias."""
+    torch.manual_seed(0)
+    ours, theirs = (nn.Linear(20, 12).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build_optimizer(ours, OptimizerOptions(kind="muon", lr=0.05, weight_decay=0.2, momentum=0.9))
+    own = torch.optim.Muon(
+        [theirs.weight], lr=0.05, weight_decay=0.2, momentum=0.9, nesterov=True, adjust_lr_fn="match_rms_adamw"
+    )
+    rest = torch.optim.AdamW([theirs.bias], lr=0.05, weight_decay=0.0, betas=(0.9, 0.999))
+    before = ours.weight.detach().clone()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for each in (optimizer, own, rest):
+            each.step()
+    moved = float((theirs.weight - before).norm().detach())
+    assert float((ours.weight - theirs.weight).norm().detach()) < 0.02 * moved
+    torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-12, atol=1e-12)
+
+
+def test_muon_takes_hidden_matrices_only() -> None:
+    """No biases, no embedding, no outputs of heads, no halves of low-rank updates."""
+    recipe = parse_recipe({"datasets": {"a": {"format": "extxyz", "path": "a.xyz"}}}, "test")
+    model = build_model(recipe, {"a": LabelSpread(1.0, 1.0, 10)})
+    add_lora(model.encoder.layers[0], 8, 0)  # type: ignore[operator,index,arg-type]
+    optimizer = build_optimizer(model, OptimizerOptions(kind="muon"))
+    hidden = {id(p) for group in optimizer.param_groups if group["hidden"] for p in group["params"]}
+    names = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    for name, parameter in names.items():
+        head_output = name.startswith("branches") and parameter.shape[0] == 1
+        small = parameter.ndim != 2 or min(parameter.shape) < 8
+        other = "embedding" in name or "low_rank" in name or head_output or small
+        assert (id(parameter) in hidden) is not other, name
+    assert len(hidden) > 10
+
+
+def test_rules_of_the_recipe_are_those_of_the_code() -> None:
+    """Every word that a recipe accepts has its function, and the other way round."""
+
+    def words(options: type[BaseModel], key: str) -> set[str]:
+        found: set[str] = set()
+        for kind in (options.model_fields[key].annotation, *get_args(options.model_fields[key].annotation)):
+            found |= {word for word in get_args(kind) if isinstance(word, str)}
+        return found
+
+    assert words(OptimizerOptions, "kind") == set(OPTIMIZERS)
+    assert words(ScheduleOptions, "kind") == set(SCHEDULES)
+    assert words(ObjectiveOptions, "form") == set(FORMS)
+    assert words(TrainOptions, "sampling") == set(RULES)
+
+
+def test_muon_and_a_sharded_encoder_do_not_go_together() -> None:
+    content = {"datasets": {"a": {"format": "extxyz", "path": "a.xyz"}}, "optimizer": {"kind": "muon"}}
+    with pytest.raises(RamifyError, match=r"optimizer.kind: muon.*parallel.shard: encoder"):
+        parse_recipe(content | {"parallel": {"shard": "encoder"}}, "test")

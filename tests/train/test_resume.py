@@ -23,9 +23,10 @@ from .conftest import MakeRecipe
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"schedule__kind": "cosine"},
     "plateau": {"schedule__kind": "plateau", "schedule__patience": 0, "optimizer__lr": 0.3},
+    "muon": {"optimizer__kind": "muon"},
     "early stopping": {"schedule__kind": "constant", "optimizer__lr": 0.3, "train__patience": 3},
 }
-"""The rates of the last two are so high that evaluations without a better metric come soon."""
+"""The rates of "plateau" and "early stopping" are so high that evaluations without a better metric come soon."""
 
 
 class Cut(Exception):

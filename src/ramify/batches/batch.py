@@ -1,13 +1,14 @@
 """`Batch`: what one step trains on, as tensors; a row of segments, one per branch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ramify.labels import BUILT_IN, further
 from ramify.neighbors.edges import CutoffPairs, Edges
 from ramify.references import reference_energy
 from ramify.structures import Structures
@@ -63,6 +64,7 @@ class Batch:
         stress: (S, 3, 3) eV/Å³.
         segments: one per branch that has structures here, in order.
         datasets: one per dataset that has structures here, in order.
+        further: further labels by name, (S,) in their unit of errors.
     """
 
     numbers: Tensor
@@ -84,6 +86,7 @@ class Batch:
     stress: Tensor
     segments: tuple[Segment, ...]
     datasets: tuple[Segment, ...]
+    further: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def make(cls, parts: Sequence[BatchPart], dtype: torch.dtype = torch.float32) -> Self:
@@ -123,22 +126,33 @@ class Batch:
             stress=real(_joined(parts, "stress")),
             segments=_segments([p.branch for p in parts], parts),
             datasets=_segments([p.dataset for p in parts], parts),
+            further={
+                name: real(_one([p.structures.compared(name) for p in parts]))
+                for name in further()
+                if any(name in p.structures.labels for p in parts)
+            },
         )
 
+    def labels(self) -> dict[str, Tensor]:
+        """All labels by name, in their units of errors."""
+        return {name: getattr(self, name) for name in BUILT_IN} | dict(self.further)
+
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name."""
+        """All tensors by name, but those of further labels."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on another device; `non_blocking` returns before it has arrived."""
-        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()}
-        return replace(self, **moved)
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pinned(self) -> Self:
         """The same batch in page-locked memory, from which a device copies by itself."""
-        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
-        return replace(self, **pinned)
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed, further={name: change(tensor) for name, tensor in self.further.items()})
 
 
 def _joined(parts: Sequence[BatchPart], column: str) -> np.ndarray:

@@ -12,7 +12,7 @@ Segments and datasets say which rows are real, so that losses and errors count n
 edges sorted by receiver. A real atom gets the same numbers as without padding, to rounding.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class PaddedBatch(Batch):
             the names of `Padding`; 0 where it has no real atoms. With tiles of one atom there are none (K = 0).
     """
 
-    tile_branch: Tensor
+    tile_branch: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,9 @@ class Padding:
             new[f"{kind}shift"].numpy()[len(receiver) :, 0] = APART
         given: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(Batch)}
         segments = tuple(_moved(s, s.atoms.start, a) for s, a in starts)
-        return PaddedBatch(**given | new | {"segments": segments, "datasets": _datasets(batch, starts)})
+        further = {name: _longer(tensor, structures, np.nan) for name, tensor in batch.further.items()}
+        rows = {"segments": segments, "datasets": _datasets(batch, starts), "further": further}
+        return PaddedBatch(**given | new | rows)
 
     def _starts(self, segments: tuple[Segment, ...]) -> tuple[list[tuple[Segment, int]], int]:
         """The first row of each segment, and the row behind the last real atom."""

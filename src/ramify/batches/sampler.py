@@ -127,16 +127,6 @@ def _order(size: int, key: int) -> Rows:
     return lambda start, count: shuffled[start : start + count]
 
 
-def sampling_weights(
-    sizes: Mapping[str, int], sampling: str | Mapping[str, float], temperature: float
-) -> dict[str, float]:
-    """Relative share of each dataset: its size, equal, size ** (1 / temperature), or size times a factor of its own."""
-    if not isinstance(sampling, str):
-        return {name: size * sampling.get(name, 1.0) for name, size in sizes.items()}
-    power = {"proportional": 1.0, "equal": 0.0, "temperature": 1.0 / temperature}[sampling]
-    return {name: float(size) ** power for name, size in sizes.items()}
-
-
 def _whole_shares(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     """Weights as whole numbers that add up to 2^32 exactly; the largest takes the rounding."""
     shares = np.floor(weights / weights.sum() * _ONE).astype(np.int64)

@@ -15,9 +15,10 @@ from ramify.batches.open import check_same_data, open_readers, open_stores
 from ramify.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate import predictions_file
-from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
+from ramify.evaluate.predict_split import Numbered, add_in_order, predict_batch, split_batches
 from ramify.evaluate.publish import write_evaluation
 from ramify.evaluate.trivial import Trivial, trivial_predictors
+from ramify.labels import BUILT_IN, LABELS, STRESS, mae, rmse
 from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
 from ramify.model.restore import restore_model
@@ -29,14 +30,10 @@ from ramify.recipe import EncoderOptions, ParallelOptions, Recipe, parse_recipe
 from ramify.store.manifest import Manifest, read_manifest
 from ramify.store.store import Store
 
-UNITS = {
-    "energy": "eV/atom after the dataset's reference energies",
-    "forces": "eV/Å per component",
-    "stress": "eV/Å³ per component",
-}
+UNITS = {name: LABELS[name].error_text for name in BUILT_IN}
 
-Totals = dict[str, dict[str, list[tuple[int, list[float]]]]]
-"""By dataset and branch: number of each batch in its split, and its `Errors.totals`; plain data."""
+Totals = dict[str, dict[str, list[Numbered]]]
+"""By dataset and branch: the errors of every batch."""
 
 
 def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
@@ -192,18 +189,20 @@ class Evaluator:
         own, dtype = opened.subject.branch_of, next(opened.model.parameters()).dtype
         for dataset, reader in opened.readers.items():
             kept = []
-            stress = reader.store.manifest.labels.stress > 0
+            stated = reader.store.manifest.labels.counts
+            stress = bool(stated["stress"])
             predicts_stress = dataset in own and opened.model.branch(own[dataset]).forces == "conservative"
+            written = [n for n in stated if n in BUILT_IN[:2] or (stated[n] and (n != "stress" or predicts_stress))]
+            by_branch = totals.setdefault(dataset, {})
             for number, indices, batch in split_batches(reader, dtype, rank=self.ranks.rank, world=self.ranks.size):
                 for branch in opened.subject.branches:
                     seen = predict_batch(opened.model, indices, batch, branch, self.device, stress=stress)
-                    found = totals.setdefault(dataset, {}).setdefault(branch, [])
-                    found.append((number, seen.errors().totals.tolist()))
+                    by_branch.setdefault(branch, []).append((number, seen.errors().to_dict()))
                     if parts is not None and own.get(dataset) == branch:
                         kept.append((number, seen))
                     self.progress(dataset, branch, len(indices))
             if parts is not None:
-                predictions_file.write_part(parts, dataset, self.ranks.rank, kept, stress=stress and predicts_stress)
+                predictions_file.write_part(parts, dataset, self.ranks.rank, kept, written)
         return totals
 
     def _finish(self, opened: "_Opened", shares: Sequence[Totals], parts: Path | None) -> dict[str, Any]:
@@ -211,7 +210,7 @@ class Evaluator:
         trivial = {dataset: trivial_predictors(reader) for dataset, reader in opened.readers.items()}
         result = {
             "split": self.split,
-            "units": UNITS,
+            "units": {name: label.error_text for name, label in LABELS.items()},
             "rows": [_row(branch, dataset, shares) for dataset in opened.readers for branch in opened.subject.branches],
             "trivial": [_trivial_row(dataset, found) for dataset, found in trivial.items()],
             "branch_of": opened.subject.branch_of,
@@ -243,10 +242,14 @@ def _remove(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+ABSENT: dict[str, Any] = {mae(STRESS.name): None, rmse(STRESS.name): None}
+"""Stated of every dataset, with stress or without."""
+
+
 def _row(branch: str, dataset: str, shares: Sequence[Totals]) -> dict[str, Any]:
     """Errors of one branch on one dataset, refused where they are not numbers, which a model that diverged has."""
     errors = add_in_order(part for totals in shares for part in totals.get(dataset, {}).get(branch, ()))
-    results = {"stress_mae": None, "stress_rmse": None} | errors.results()
+    results = ABSENT | errors.results()
     if broken := [key for key, value in results.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise RamifyError(
             f"branch '{branch}' predicts values that are not finite on dataset '{dataset}' ({', '.join(broken)})",
@@ -257,7 +260,8 @@ def _row(branch: str, dataset: str, shares: Sequence[Totals]) -> dict[str, Any]:
 
 def _trivial_row(dataset: str, found: Trivial) -> dict[str, Any]:
     return (
-        {"dataset": dataset, "stress_mae": None, "stress_rmse": None}
+        {"dataset": dataset}
+        | ABSENT
         | found.errors.means()
         | {"energy_predictor": found.predictor, "energy_mae_by": found.energy_mae}
     )

@@ -3,126 +3,127 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ramify import labels
 from ramify.elements import MAX_NUMBER, SYMBOLS
+from ramify.labels import ENERGY, FORCES, LABELS
 
 REFERENCES, LEAST_SQUARES = "reference energies", "least squares"
 """The trivial predictors of energies, as `evaluation.json` calls them: the store's own, and plain ones."""
+TRUE, PREDICTED = "_true", "_predicted"
+"""What the names of arrays in `predictions/` end with, behind that of a label."""
+
+
+@dataclass(slots=True)
+class Sums:
+    """Errors of one label: how many, their absolute values and their squares added up."""
+
+    count: float = 0.0
+    absolute: float = 0.0
+    squared: float = 0.0
+
+    @property
+    def mae(self) -> float | None:
+        """Mean absolute error; None where there is no label."""
+        return _mean(self.absolute, self.count)
+
+    @property
+    def rmse(self) -> float | None:
+        """Root mean square error; None where there is no label."""
+        return _root(_mean(self.squared, self.count))
 
 
 class Errors:
     """Sums of errors over any number of structures; two of them merge into what one would have gathered alone.
 
     Attributes:
-        totals: (11,) float64: structures, atoms; labelled energies, sum |e|, sum e²; the same three of force components
-            and of stress components. Everything is additive (counts are exact up to 2^53), so a SUM over ranks of this
-            vector is the error over all of them: `Errors(reduced)`.
+        structures, atoms: added, labelled or not.
+        sums: by label. Everything is additive (counts are exact up to 2^53).
     """
 
-    __slots__ = ("totals",)
+    __slots__ = ("atoms", "structures", "sums")
 
-    def __init__(self, totals: ArrayLike | None = None) -> None:
-        self.totals = np.zeros(11) if totals is None else np.array(totals, np.float64)
-        if self.totals.shape != (11,):
-            raise ValueError(f"totals have shape {self.totals.shape}, expected (11,)")
+    def __init__(self) -> None:
+        self.structures = self.atoms = 0
+        self.sums: dict[str, Sums] = {name: Sums() for name in LABELS}
 
-    def add(
-        self,
-        energy_error_per_atom: ArrayLike,
-        forces_error: ArrayLike,
-        stress_error: ArrayLike | None = None,
-        *,
-        energy_labelled: ArrayLike | None = None,
-        forces_labelled: ArrayLike | None = None,
-        stress_labelled: ArrayLike | None = None,
-    ) -> None:
-        """Adds structures to the sums.
+    def count(self, structures: int, atoms: int) -> None:
+        """So many more were looked at."""
+        self.structures += structures
+        self.atoms += atoms
+
+    def add(self, label: str, error: ArrayLike, labelled: ArrayLike | None = None) -> None:
+        """Adds errors of one label, in its `error_unit`.
 
         Args:
-            energy_error_per_atom: (S,) prediction minus label, eV/atom; NaN where there is no label (or no head).
-            forces_error: (N, 3) prediction minus label, eV/Å; NaN where there is no label, counted per component.
-            stress_error: (S, 3, 3) prediction minus label, eV/Å³; all nine components count; None where nobody asked.
-            energy_labelled: (S,) bool, which energies have a label. Without it, NaN means "no label"; with it, a NaN
-                that a broken model predicts for a labelled structure makes the result NaN instead of vanishing.
-            forces_labelled, stress_labelled: (N, 3) and (S, 3, 3) bool, the same for components of forces and stress.
+            label: its name.
+            error: (rows, *shape of the label) prediction minus label; NaN where there is no label (or no head).
+            labelled: bool of the same shape, which of them have a label. Without it, NaN means "no label"; with it, a
+                NaN that a broken model predicts for a labelled structure makes the result NaN instead of vanishing.
 
         Raises:
             ValueError: a shape is wrong.
         """
-        energy = np.asarray(energy_error_per_atom, np.float64)
-        forces = np.asarray(forces_error, np.float64)
-        if energy.ndim != 1 or forces.ndim != 2 or forces.shape[1] != 3:
-            raise ValueError(f"errors have shapes {energy.shape} and {forces.shape}, expected (S,) and (N, 3)")
-        self.totals[:2] += len(energy), len(forces)
-        self.totals[2:5] += _sums(energy, energy_labelled)
-        self.totals[5:8] += _sums(forces, forces_labelled)
-        if stress_error is not None:
-            stress = np.asarray(stress_error, np.float64)
-            if stress.shape != (len(energy), 3, 3):
-                raise ValueError(f"stress errors have shape {stress.shape}, expected ({len(energy)}, 3, 3)")
-            self.totals[8:11] += _sums(stress, stress_labelled)
+        values = np.asarray(error, np.float64)
+        mask = ~np.isnan(values) if labelled is None else np.asarray(labelled, np.bool_)
+        if values.ndim < 1 or values.shape[1:] != LABELS[label].shape:
+            raise ValueError(f"errors of {label} have shape {values.shape}, expected (rows, *{LABELS[label].shape})")
+        if mask.shape != values.shape:
+            raise ValueError(f"labels have shape {mask.shape}, their errors {values.shape}")
+        counted, sums = values[mask], self.sums[label]
+        sums.count += float(counted.size)
+        sums.absolute += float(np.abs(counted).sum())
+        sums.squared += float(np.square(counted).sum())
 
     def merge(self, other: Errors) -> None:
         """Adds everything that `other` has gathered."""
-        self.totals += other.totals
+        self.count(other.structures, other.atoms)
+        for name, more in other.sums.items():
+            sums = self.sums[name]
+            sums.count += more.count
+            sums.absolute += more.absolute
+            sums.squared += more.squared
 
-    @property
-    def structures(self) -> int:
-        """Structures added, labelled or not."""
-        return int(self.totals[0])
+    def mae(self, label: str) -> float | None:
+        """Mean absolute error in the `error_unit` of the label; None where nothing is labelled (and predicted)."""
+        return self.sums[label].mae
 
-    @property
-    def atoms(self) -> int:
-        """Atoms added, labelled or not."""
-        return int(self.totals[1])
-
-    @property
-    def energy_mae(self) -> float | None:
-        """Mean absolute error of the energy, eV/atom; None where no energy is labelled."""
-        return _mean(self.totals[3], self.totals[2])
-
-    @property
-    def energy_rmse(self) -> float | None:
-        """Root mean square error of the energy, eV/atom; None where no energy is labelled."""
-        return _root(_mean(self.totals[4], self.totals[2]))
-
-    @property
-    def forces_mae(self) -> float | None:
-        """Mean absolute error of a force component, eV/Å; None where no force is labelled."""
-        return _mean(self.totals[6], self.totals[5])
-
-    @property
-    def forces_rmse(self) -> float | None:
-        """Root mean square error of a force component, eV/Å; None where no force is labelled."""
-        return _root(_mean(self.totals[7], self.totals[5]))
-
-    @property
-    def stress_mae(self) -> float | None:
-        """Mean absolute error of a stress component, eV/Å³; None where no stress is labelled and predicted."""
-        return _mean(self.totals[9], self.totals[8])
-
-    @property
-    def stress_rmse(self) -> float | None:
-        """Root mean square error of a stress component, eV/Å³; None where no stress is labelled and predicted."""
-        return _root(_mean(self.totals[10], self.totals[8]))
+    def rmse(self, label: str) -> float | None:
+        """Root mean square error, as `mae`."""
+        return self.sums[label].rmse
 
     def means(self) -> dict[str, float | None]:
-        """All errors under the names that `evaluation.json` uses; those of stress only where there are any."""
-        found = {
-            "energy_mae": self.energy_mae,
-            "forces_mae": self.forces_mae,
-            "energy_rmse": self.energy_rmse,
-            "forces_rmse": self.forces_rmse,
-        }
-        return found if not self.totals[8] else found | {"stress_mae": self.stress_mae, "stress_rmse": self.stress_rmse}
+        """All errors under the names that `evaluation.json` uses; other ones than of energy and forces only where
+        there are any."""
+        there = [name for name, sums in self.sums.items() if sums.count or name in (ENERGY.name, FORCES.name)]
+        maes: dict[str, float | None] = {labels.mae(name): self.mae(name) for name in there}
+        return maes | {labels.rmse(name): self.rmse(name) for name in there}
 
     def results(self) -> dict[str, float | int | None]:
         """The errors, and how much they were measured on."""
         return self.means() | {"structures": self.structures, "atoms": self.atoms}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, from which `from_dict` makes the same to the bit."""
+        return {
+            "structures": self.structures,
+            "atoms": self.atoms,
+            "sums": {k: asdict(v) for k, v in self.sums.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Errors:
+        """From `to_dict`."""
+        errors = cls()
+        errors.count(content["structures"], content["atoms"])
+        errors.sums |= {name: Sums(**sums) for name, sums in content["sums"].items()}
+        return errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +163,6 @@ def element_errors(
         SYMBOLS[z]: ElementErrors(int(atoms[z]) // 3, int(structures[z]), energy_mae[z], forces_mae[z])
         for z in np.flatnonzero(atoms)
     }
-
-
-def _sums(error: NDArray[np.float64], labelled: ArrayLike | None) -> tuple[float, float, float]:
-    mask = ~np.isnan(error) if labelled is None else np.asarray(labelled, np.bool_)
-    if mask.shape != error.shape:
-        raise ValueError(f"labels have shape {mask.shape}, their errors {error.shape}")
-    counted = error[mask]
-    return float(counted.size), float(np.abs(counted).sum()), float(np.square(counted).sum())
 
 
 def _mean(total: float, count: float) -> float | None:

@@ -4,12 +4,13 @@ A split is cut into batches that depend on the split alone. The errors of each a
 of them in the order of the split: the result is the same to the bit whoever worked on which batch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, Segment
 from ramify.batches.loader import SplitReader
@@ -26,38 +27,28 @@ class Labelled:
 
     Attributes:
         indices: (S,) positions in the split.
-        energy, energy_label: (S,) eV/atom.
-        forces, forces_label: (N, 3) eV/Å; predictions NaN where the branch has no force head.
-        stress, stress_label: (S, 3, 3) eV/Å³; predictions NaN where the branch predicts none or nobody asked.
         n_atoms: (S,).
         numbers: (N,).
-        has_forces: the branch predicts forces.
-        has_stress: (S,) bool, stress was asked for and the branch predicts it, for the structure has a volume.
+        predicted: by label, (S, ...) or (N, ...); NaN where the branch predicts none or nobody asked.
+        labels: the same of what is known; NaN where there is no label.
+        possible: by label, which rows the branch predicts: all, none, or (rows,) bool.
     """
 
     indices: NDArray[np.int64]
-    energy: NDArray[np.float64]
-    energy_label: NDArray[np.float64]
-    forces: NDArray[np.float64]
-    forces_label: NDArray[np.float64]
-    stress: NDArray[np.float64]
-    stress_label: NDArray[np.float64]
     n_atoms: NDArray[np.int64]
     numbers: NDArray[np.int64]
-    has_forces: bool
-    has_stress: NDArray[np.bool_]
+    predicted: Mapping[str, NDArray[np.float64]]
+    labels: Mapping[str, NDArray[np.float64]]
+    possible: Mapping[str, NDArray[np.bool_] | bool]
 
     def errors(self) -> Errors:
         """The errors of this batch. A prediction that is NaN where there is a label makes them NaN."""
         errors = Errors()
-        errors.add(
-            self.energy - self.energy_label,
-            self.forces - self.forces_label,
-            self.stress - self.stress_label,
-            energy_labelled=~np.isnan(self.energy_label),
-            forces_labelled=~np.isnan(self.forces_label) & self.has_forces,
-            stress_labelled=~np.isnan(self.stress_label) & self.has_stress[:, None, None],
-        )
+        errors.count(len(self.n_atoms), len(self.numbers))
+        for name, predicted in self.predicted.items():
+            label, possible = self.labels[name], np.asarray(self.possible[name])
+            rows = possible.reshape(possible.shape + (1,) * (label.ndim - possible.ndim))
+            errors.add(name, predicted - label, ~np.isnan(label) & rows)
         return errors
 
 
@@ -83,19 +74,18 @@ def predict_batch(
     heads = model.branch(branch)
     stress = stress and heads.forces == "conservative"
     with torch.no_grad():
-        predictions: BatchPredictions = model(read_by(batch, branch).to(device), stress=stress)
+        found: BatchPredictions = model(read_by(batch, branch).to(device), stress=stress)
+    labels = {name: _float64(tensor) for name, tensor in batch.labels().items()}
+    predicted = {name: _float64(tensor) for name, tensor in found.labels().items()}
+    possible: dict[str, NDArray[np.bool_] | bool] = dict.fromkeys(predicted, True)
+    possible |= {"forces": heads.forces is not None, "stress": (batch.volume > 0).numpy() & stress}
     return Labelled(
         indices=indices,
-        energy=_float64(predictions.energy),
-        energy_label=_float64(batch.energy),
-        forces=_float64(predictions.forces),
-        forces_label=_float64(batch.forces),
-        stress=_float64(batch.stress * torch.nan if predictions.stress is None else predictions.stress),
-        stress_label=_float64(batch.stress),
         n_atoms=batch.n_atoms.long().numpy(),
         numbers=batch.numbers.numpy(),
-        has_forces=heads.forces is not None,
-        has_stress=(batch.volume > 0).numpy() & stress,
+        predicted={n: predicted.get(n, np.full_like(label, np.nan)) for n, label in labels.items()},
+        labels=labels,
+        possible={n: possible.get(n, False) for n in labels},
     )
 
 
@@ -107,11 +97,15 @@ def split_batches(
         yield rank + turn * world, indices, batch
 
 
-def add_in_order(parts: Iterable[tuple[int, ArrayLike]]) -> Errors:
-    """The errors of a split from (number of the batch, its `Errors.totals`), in whatever order they come."""
+Numbered = tuple[int, dict[str, Any]]
+"""The number of a batch in its split, and its errors as plain data (`Errors.to_dict`)."""
+
+
+def add_in_order(parts: Iterable[Numbered]) -> Errors:
+    """The errors of a split from those of its batches, in whatever order they come."""
     errors = Errors()
-    for _, totals in sorted(parts, key=lambda part: part[0]):
-        errors.merge(Errors(totals))
+    for _, found in sorted(parts, key=lambda part: part[0]):
+        errors.merge(Errors.from_dict(found))
     return errors
 
 

@@ -9,16 +9,25 @@ from numpy.typing import NDArray
 
 from ramify.batches.loader import SplitReader
 from ramify.errors import RamifyError
+from ramify.evaluate.metrics import PREDICTED, TRUE
 from ramify.evaluate.predict_split import Labelled
 from ramify.evaluate.trivial import Trivial
 from ramify.files import disk_full_named
+from ramify.labels import LABELS
 from ramify.references import reference_energy
 
-PER_ATOM = ("forces_true", "forces_predicted")
 
+def write_part(
+    folder: Path, dataset: str, rank: int, kept: Sequence[tuple[int, Labelled]], labels: Sequence[str]
+) -> None:
+    """Writes what `rank` predicted, if anything, with the number of each batch in its split.
 
-def write_part(folder: Path, dataset: str, rank: int, kept: Sequence[tuple[int, Labelled]], *, stress: bool) -> None:
-    """Writes what `rank` predicted, if anything, with the number of each batch in its split; `stress` or not.
+    Args:
+        folder: of all parts.
+        dataset: its name.
+        rank: this one.
+        kept: number of each batch, and what was predicted.
+        labels: those to write; energies are kept in float64, from which their errors are small differences.
 
     Raises:
         RamifyError: the disk is full.
@@ -29,14 +38,11 @@ def write_part(folder: Path, dataset: str, rank: int, kept: Sequence[tuple[int, 
         "batch": np.array([number for number, _ in kept]),
         "structures": np.array([len(seen.indices) for _, seen in kept]),
         "atoms": np.array([len(seen.numbers) for _, seen in kept]),
-        "energy_true": np.concatenate([seen.energy_label for _, seen in kept]),
-        "energy_predicted": np.concatenate([seen.energy for _, seen in kept]),
-        "forces_true": np.concatenate([seen.forces_label for _, seen in kept]).astype(np.float32),
-        "forces_predicted": np.concatenate([seen.forces for _, seen in kept]).astype(np.float32),
     }
-    if stress:
-        arrays["stress_true"] = np.concatenate([seen.stress_label for _, seen in kept]).astype(np.float32)
-        arrays["stress_predicted"] = np.concatenate([seen.stress for _, seen in kept]).astype(np.float32)
+    for name in labels:
+        kind = np.float64 if LABELS[name].extensive else np.float32
+        arrays[name + TRUE] = np.concatenate([seen.labels[name] for _, seen in kept]).astype(kind)
+        arrays[name + PREDICTED] = np.concatenate([seen.predicted[name] for _, seen in kept]).astype(kind)
     with disk_full_named(folder):
         folder.mkdir(exist_ok=True)
         np.savez(_part(folder, dataset, rank), **arrays)  # type: ignore[arg-type]  # the stubs know no names
@@ -75,6 +81,7 @@ def _part(folder: Path, dataset: str, rank: int) -> Path:
 def _collect(part: Any, pieces: dict[str, dict[int, NDArray[Any]]]) -> None:
     """Cuts the arrays of a part into batches again."""
     for name in set(part.files) - {"batch", "structures", "atoms"}:
-        sizes = part["atoms" if name in PER_ATOM else "structures"]
+        label = LABELS[name.removesuffix(TRUE).removesuffix(PREDICTED)]
+        sizes = part["atoms" if label.per_atom else "structures"]
         for number, piece in zip(part["batch"], np.split(part[name], np.cumsum(sizes)[:-1]), strict=True):
             pieces.setdefault(name, {})[int(number)] = piece

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
+from ramify import labels
 from ramify.errors import RamifyError
-from ramify.evaluate.metrics import REFERENCES
+from ramify.evaluate.metrics import PREDICTED, REFERENCES, TRUE
 from ramify.evaluate.publish import ERRORS, evaluation_folder, predictions_folder
 from ramify.files import parse_json, read_json
 from ramify.recipe.overrides import read_yaml
@@ -23,7 +23,9 @@ from ramify.untrusted import is_name, parsed
 
 
 class Means(BaseModel):
-    """Errors on one dataset: energies in eV/atom, force components in eV/Å, stress components in eV/Å³."""
+    """Errors on one dataset, in the units of `ramify.labels`: `NAME_mae` and `NAME_rmse` of every label."""
+
+    model_config = ConfigDict(extra="allow")
 
     dataset: str
     energy_mae: float | None = None
@@ -32,6 +34,14 @@ class Means(BaseModel):
     energy_rmse: float | None = None
     forces_rmse: float | None = None
     stress_rmse: float | None = None
+
+    def mae(self, label: str) -> float | None:
+        """Mean absolute error of a label; None where it was not labelled or not predicted."""
+        return getattr(self, labels.mae(label), None)
+
+    def rmse(self, label: str) -> float | None:
+        """Root mean square error, as `mae`."""
+        return getattr(self, labels.rmse(label), None)
 
 
 class TrivialRow(Means):
@@ -80,28 +90,30 @@ class Evaluation(BaseModel):
 class StoredPredictions:
     """Labels and predictions of a dataset's own branch on the evaluated split (`predictions/<dataset>.npz`).
 
-    Energies (S,) in eV/atom after the reference energies, forces (N, 3) in eV/Å; NaN without label or head.
-    `energy_trivial` is what the better trivial predictor says: 0 where that is the reference energies themselves.
+    Attributes:
+        true, predicted: by label, in its unit of errors: energies (S,) in eV/atom after the reference energies, forces
+            (N, 3) in eV/Å; NaN without label or head.
+        n_atoms: (S,).
+        numbers: (N,).
+        names: (S,) where each structure comes from.
+        energy_trivial: (S,) what the better trivial predictor says: 0 where that is the reference energies themselves.
     """
 
-    energy_true: NDArray[np.floating]
-    energy_predicted: NDArray[np.floating]
+    true: dict[str, NDArray[np.floating]]
+    predicted: dict[str, NDArray[np.floating]]
     n_atoms: NDArray[np.integer]
     numbers: NDArray[np.integer]
-    forces_true: NDArray[np.floating]
-    forces_predicted: NDArray[np.floating]
     names: NDArray[np.str_]
     energy_trivial: NDArray[np.floating]
 
-    @cached_property
-    def energy_error(self) -> NDArray[np.float64]:
-        """(S,) eV/atom."""
-        return self.energy_predicted.astype(np.float64) - self.energy_true
+    def error(self, label: str) -> NDArray[np.float64]:
+        """Prediction minus label, in the label's unit of errors."""
+        return self.predicted[label].astype(np.float64) - self.true[label]
 
-    @cached_property
-    def forces_error(self) -> NDArray[np.float64]:
-        """(N, 3) eV/Å."""
-        return self.forces_predicted.astype(np.float64) - self.forces_true
+    def error_norms(self, label: str) -> NDArray[np.float64]:
+        """(rows,) size of each row's error."""
+        error = self.error(label)
+        return np.abs(error) if error.ndim == 1 else np.linalg.norm(error.reshape(len(error), -1), axis=1)
 
 
 @dataclass(frozen=True)
@@ -168,10 +180,14 @@ class Results:
             return [dataset for group in branches.values() for dataset in group]
         return list(self.recipe.get("datasets") or self.evaluation.branch_of)
 
-    @property
-    def trained_on_stress(self) -> bool:
-        """Whether stress was part of what the model was trained on."""
-        return bool((self.recipe.get("objective") or {}).get("stress"))
+    def trained_on_label(self, label: str) -> bool:
+        """Whether a label was part of what the model was trained on."""
+        objective = self.recipe.get("objective") or {}
+        if label in labels.BUILT_IN:
+            return bool(objective.get(label, labels.LABELS[label].weight))
+        weight = (objective.get("labels") or {}).get(label, labels.LABELS[label].weight)
+        rows = (self.own_row(dataset) for dataset in self.trained_on)
+        return bool(weight) and any(row is not None and row.mae(label) is not None for row in rows)
 
     @property
     def datasets(self) -> list[str]:
@@ -211,11 +227,11 @@ class Results:
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
-                found = {
-                    name: file[name] for name in StoredPredictions.__dataclass_fields__ if name != "energy_trivial"
-                }
-                trivial = file["energy_trivial"] if "energy_trivial" in file else np.zeros(len(found["energy_true"]))
-                return StoredPredictions(**found, energy_trivial=trivial)
+                there = [n for n in labels.LABELS if n in labels.BUILT_IN[:2] or f"{n}{TRUE}" in file]
+                true = {name: file[name + TRUE] for name in there}
+                predicted = {name: file[name + PREDICTED] for name in there}
+                trivial = file["energy_trivial"] if "energy_trivial" in file else np.zeros(len(true["energy"]))
+                return StoredPredictions(true, predicted, file["n_atoms"], file["numbers"], file["names"], trivial)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RamifyError(f"{path} is damaged: {error}", fix=f"ramify evaluate {self.path}") from None
 

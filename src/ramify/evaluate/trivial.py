@@ -1,10 +1,10 @@
 """Predictors that know nothing but the composition: what every model is measured against.
 
-Forces and stress: zero. Energies: one energy per element, of two kinds where they differ: the reference energies of the
-store, and plain least squares on the same training split. They differ where a recipe regularises the references
-(`reference_ridge`), which leaves the model more to learn and makes the references alone a weaker opponent, and where
-the references are those of a branch that was trained before. The better of the two on the evaluated split is the one
-to beat.
+Forces and stress: zero. Further labels: their mean over the training split. Energies: one energy per element, of two
+kinds where they differ: the reference energies of the store, and plain least squares on the same training split. They
+differ where a recipe regularises the references (`reference_ridge`), which leaves the model more to learn and makes the
+references alone a weaker opponent, and where the references are those of a branch that was trained before. The better
+of the two on the evaluated split is the one to beat.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ramify.batches.loader import SplitReader
 from ramify.evaluate.metrics import LEAST_SQUARES, REFERENCES, Errors
+from ramify.labels import further
 from ramify.packing import pieces_of
 from ramify.references import fit_references, reference_energy
 from ramify.store.store import Store
@@ -50,13 +51,19 @@ def trivial_predictors(reader: SplitReader) -> Trivial:
     if reader.store.manifest.options.get("reference_ridge") or not reader.store.fitted:
         references[LEAST_SQUARES] = least_squares_references(reader.store)
     found = {name: Errors() for name in references}
+    means = reader.store.manifest.statistics.labels
     for structures in _pieces(reader.store, reader.rows):
         solid = np.abs(np.linalg.det(structures.cell.astype(np.float64))) > 0
-        stress = np.where(solid[:, None, None], structures.stress.astype(np.float64), np.nan)
         for name, errors in found.items():
             energy = (reference_energy(structures, references[name]) - structures.energy) / structures.n_atoms
-            errors.add(energy, -structures.forces.astype(np.float64), -stress)
-    mae = {name: errors.energy_mae for name, errors in found.items()}
+            errors.count(len(structures), len(structures.numbers))
+            errors.add("energy", energy)
+            errors.add("forces", -structures.forces.astype(np.float64))
+            errors.add("stress", -np.where(solid[:, None, None], structures.stress.astype(np.float64), np.nan))
+            for label in further():
+                if label in means:
+                    errors.add(label, means[label].mean - structures.compared(label))
+    mae = {name: errors.mae("energy") for name, errors in found.items()}
     known = [(error, name) for name, error in mae.items() if error is not None]
     best = min(known)[1] if known else REFERENCES
     return Trivial(found[best], best, references[best], mae)

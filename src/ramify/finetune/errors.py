@@ -68,10 +68,7 @@ class OldData:
         for (branch, dataset), reader in self.readers.items():
             with ranks.watchdog.working():
                 mine = [
-                    (
-                        number,
-                        predict_batch(model.network, indices, batch, branch, model.device).errors().totals.tolist(),
-                    )
+                    (number, predict_batch(model.network, indices, batch, branch, model.device).errors().to_dict())
                     for number, indices, batch in split_batches(reader, model.dtype, rank=ranks.rank, world=ranks.size)
                 ]
             totals[branch, dataset] = [part for share in ranks.gather(mine) for part in share]
@@ -79,7 +76,9 @@ class OldData:
 
     def _row(self, pair: tuple[str, str], parts: Sequence[Any]) -> FinetuneRow:
         found, trivial = add_in_order(parts), trivial_errors(self.readers[pair])
-        return FinetuneRow(*pair, False, found.energy_mae, found.forces_mae, trivial.energy_mae, trivial.forces_mae)
+        return FinetuneRow(
+            *pair, False, *(errors.mae(label) for errors in (found, trivial) for label in ("energy", "forces"))
+        )
 
 
 def old_data(saved: Saved, recipe: Recipe, split: str) -> OldData:

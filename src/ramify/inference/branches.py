@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError, nearest
+from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread
-from ramify.model.heads import ForceKind
 from ramify.store.manifest import Manifest
 from ramify.untrusted import Element, Name, parsed
 
@@ -73,7 +73,7 @@ class DatasetInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        return asdict(self) | {"spread": self.spread.to_dict()}
 
     @classmethod
     def from_dict(cls, name: str, content: Mapping[str, Any], file: Path) -> Self:
@@ -85,7 +85,7 @@ class DatasetInfo:
         kept = parsed(_Kept, dict(content), file).model_dump()
         if kept["name"] != name:
             raise RamifyError(f"{file} is damaged at '{name}': it says it is '{kept['name']}'")
-        return cls(**{**kept, "spread": LabelSpread(**kept["spread"])})
+        return cls(**{**kept, "spread": LabelSpread.from_dict(kept["spread"])})
 
 
 class _Spread(BaseModel):
@@ -95,6 +95,7 @@ class _Spread(BaseModel):
     energy: float
     forces: float | None
     structures: int = Field(ge=0)
+    labels: dict[str, dict[str, float]] = {}
 
 
 class _Kept(BaseModel):

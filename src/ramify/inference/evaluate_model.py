@@ -100,7 +100,10 @@ def evaluate_file(
             skipped[reason] = skipped.get(reason, 0) + 1
         structures = chunk.take(np.delete(np.arange(len(chunk)), list(unknown)))
         labels = structures.energy - reference_energy(structures, info.reference_table())
-        trivial.add(-labels / structures.n_atoms, -structures.forces, -structures.stress)
+        trivial.count(len(structures), len(structures.numbers))
+        trivial.add("energy", -labels / structures.n_atoms)
+        trivial.add("forces", -structures.forces)
+        trivial.add("stress", -structures.stress)
         for branch, about in model.branches.items():
             refused = _add(errors[branch], model, about, info, structures, memory)
             for reason in refused if branch == own else ():
@@ -119,7 +122,7 @@ def evaluate_file(
         "rows": [{"branch": b, "dataset": name} | no_stress | found.results() for b, found in errors.items()],
         "trivial": [
             {"dataset": name} | no_stress | trivial.means()
-            | {"energy_predictor": REFERENCES, "energy_mae_by": {REFERENCES: trivial.energy_mae}}
+            | {"energy_predictor": REFERENCES, "energy_mae_by": {REFERENCES: trivial.mae("energy")}}
         ],
         "branch_of": {name: own},
         "step": model.saved.step,
@@ -138,11 +141,10 @@ def _add(
     kept = np.delete(np.arange(len(structures)), list(found.refused))
     labelled, atoms = structures.take(kept), np.repeat(np.isin(np.arange(len(structures)), kept), structures.n_atoms)
     forces = np.full_like(structures.forces, np.nan) if found.forces_of_atoms is None else found.forces_of_atoms
-    errors.add(
-        (found.energy[kept] - labelled.energy) / labelled.n_atoms,
-        forces[atoms] - labelled.forces,
-        found.stress[kept] - labelled.stress,
-    )
+    errors.count(len(labelled), len(labelled.numbers))
+    errors.add("energy", (found.energy[kept] - labelled.energy) / labelled.n_atoms)
+    errors.add("forces", forces[atoms] - labelled.forces)
+    errors.add("stress", found.stress[kept] - labelled.stress)
     return [reason for reason, _ in found.refused.values()]
 
 

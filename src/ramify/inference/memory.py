@@ -6,8 +6,8 @@ import torch
 
 from ramify import system
 from ramify.inference.batching import MemoryBudget
+from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_branch, build_encoder
-from ramify.model.heads import ForceKind
 from ramify.model.multibranch import MultiBranch
 from ramify.model.profile import Cost, prediction_memory
 from ramify.recipe import ModelOptions

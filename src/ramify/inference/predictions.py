@@ -1,7 +1,7 @@
 """What a branch says about structures: `Prediction` for one, `Predictions` for many."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -19,12 +19,14 @@ class Prediction:
         forces: (n, 3) eV/Å; None where the branch has no force head.
         stress: (3, 3) eV/Å³, tension positive; None without periodicity or with direct forces.
         warning: why to doubt it; empty where nothing speaks against it.
+        labels: further labels of the branch by name, in their units of errors (`ramify.labels`).
     """
 
     energy: float
     forces: Floats | None
     stress: Floats | None
     warning: str = ""
+    labels: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Predictions:
         stress: (S, 3, 3) eV/Å³, tension positive; NaN without periodicity or with direct forces.
         refused: reason and detail of each structure without a prediction, by its place.
         warnings: why to doubt a prediction, by its place.
+        labels: further labels of the branch by name, (S,) in their units of errors.
     """
 
     n_atoms: NDArray[np.int64]
@@ -46,6 +49,7 @@ class Predictions:
     stress: Floats
     refused: Mapping[int, tuple[str, str]]
     warnings: Mapping[int, str]
+    labels: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -68,6 +72,7 @@ class Predictions:
             forces=None if self.forces is None else self.forces[index],
             stress=None if np.isnan(stress).any() else stress,
             warning=self.warnings.get(index, ""),
+            labels={name: float(values[index]) for name, values in self.labels.items()},
         )
 
     def __iter__(self) -> Iterator[Prediction | None]:

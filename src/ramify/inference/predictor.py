@@ -1,6 +1,6 @@
 """One branch asked about many structures: screened, batched, reference energies added back in float64."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +36,23 @@ SEARCHED_ATOMS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a branch says of S structures with N atoms.
+
+    Attributes:
+        energy: (S,) eV, total energies (reference energies added).
+        forces: (N, 3) eV/Å; NaN without a force head.
+        stress: (S, 3, 3) eV/Å³; NaN without a cell or with direct forces.
+        labels: further labels by name, (S,) in their units of errors.
+    """
+
+    energy: Floats
+    forces: Floats
+    stress: Floats
+    labels: Mapping[str, Floats]
+
+
+@dataclass(frozen=True, slots=True)
 class Predictor:
     """One branch of a network, ready to be asked.
 
@@ -51,8 +68,8 @@ class Predictor:
     branch: BranchInfo
     dataset: DatasetInfo
 
-    def ask(self, structures: Structures, edges: Edges) -> tuple[Floats, Floats, Floats]:
-        """Total energies (S,) eV, forces (N, 3) eV/Å and stresses (S, 3, 3) eV/Å³ of structures that were screened."""
+    def ask(self, structures: Structures, edges: Edges) -> "Answer":
+        """What the branch says of structures that were screened."""
         references = self.dataset.reference_table()
         scale = self.network.branch(self.branch.name).energy_scale
         part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references)
@@ -64,7 +81,8 @@ class Predictor:
         if found.stress is not None:
             stress[periodic] = _float64(found.stress)[periodic]  # a box without periodic axes bears no stress
         energy = _float64(found.energy) * structures.n_atoms + reference_energy(structures, references)
-        return energy, _float64(found.forces), stress
+        labels = {name: _float64(values) for name, values in found.further.items()}
+        return Answer(energy, _float64(found.forces), stress, labels)
 
     def predict(
         self, structures: Structures, budget: MemoryBudget, progress: Callable[[int], None] = lambda structures: None
@@ -76,7 +94,8 @@ class Predictor:
             budget: of one batch.
             progress: called with the number of structures done since the last call.
         """
-        work = _Work(structures, with_forces=self.branch.forces is not None)
+        labels = self.network.branch(self.branch.name).labels
+        work = _Work(structures, with_forces=self.branch.forces is not None, labels=labels)
         work.refused |= screen(structures, self.branch, self.dataset)
         work.refused |= self._too_large_to_search(structures, budget)
         progress(len(work.refused))
@@ -117,7 +136,7 @@ class Predictor:
                 else:
                     work.refused[int(rows[span.start])] = _too_large(last - first, n_edges[span.start], needed, budget)
                 continue
-            work.keep(rows[span], *found)
+            work.keep(rows[span], found)
 
     def memory_needed(self, atoms: int, edges: int, neighbors: int | None = None) -> float:
         """Bytes for one batch, in the network's precision; see `ramify.inference.memory.memory_needed`."""
@@ -138,7 +157,7 @@ class Predictor:
 class _Work:
     """Predictions while they are being made."""
 
-    def __init__(self, structures: Structures, *, with_forces: bool) -> None:
+    def __init__(self, structures: Structures, *, with_forces: bool, labels: Iterable[str]) -> None:
         self.structures = structures
         self._with_forces = with_forces
         self.refused: Refused = {}
@@ -147,15 +166,19 @@ class _Work:
         self._energy = np.full(len(structures), np.nan)
         self._forces = np.full((len(structures.numbers), 3), np.nan)
         self._stress = np.full((len(structures), 3, 3), np.nan)
+        self._labels: dict[str, Floats] = {name: np.full(len(structures), np.nan) for name in labels}
 
-    def keep(self, rows: Rows, energy: Floats, forces: Floats, stress: Floats) -> None:
+    def keep(self, rows: Rows, found: "Answer") -> None:
         """Puts down what was predicted for `rows`; what overflowed is refused."""
         counts = self.structures.n_atoms[rows]
-        self._energy[rows], self._stress[rows] = energy, stress
-        self._forces[atom_rows(self._offsets[rows], counts)] = forces
-        overflow = ~np.isfinite(energy)
+        self._energy[rows], self._stress[rows] = found.energy, found.stress
+        self._forces[atom_rows(self._offsets[rows], counts)] = found.forces
+        overflow = ~np.isfinite(found.energy)
+        for name, values in found.labels.items():
+            self._labels[name][rows] = values
+            overflow |= ~np.isfinite(values)
         if self._with_forces:
-            overflow |= np.logical_or.reduceat(~np.isfinite(forces).all(axis=1), np.cumsum(counts) - counts)
+            overflow |= np.logical_or.reduceat(~np.isfinite(found.forces).all(axis=1), np.cumsum(counts) - counts)
         for k in np.flatnonzero(overflow).tolist():
             self.refused[int(rows[k])] = (NON_FINITE_PREDICTION, "the model overflows on this structure")
 
@@ -163,11 +186,14 @@ class _Work:
         """All that was found."""
         for index in self.refused:
             self._energy[index] = self._stress[index] = np.nan
+            for values in self._labels.values():
+                values[index] = np.nan
             self._forces[self._offsets[index] : self._offsets[index + 1]] = np.nan
             self.warnings.pop(index, None)
         forces = self._forces if self._with_forces else None
         order = dict(sorted(self.refused.items()))
-        return Predictions(self.structures.n_atoms, self._energy, forces, self._stress, order, self.warnings)
+        n_atoms, labels = self.structures.n_atoms, self._labels
+        return Predictions(n_atoms, self._energy, forces, self._stress, order, self.warnings, labels)
 
 
 def _searches(n_atoms: Rows, refused: Refused) -> Iterator[Rows]:

@@ -2,13 +2,17 @@
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 
 from ramify.errors import RamifyError
+from ramify.labels import in_order, measurable
+from ramify.model.branch import Branch, ForceKind
 from ramify.model.encoders.base import Encoder
-from ramify.model.heads import Branch, ForceKind
+from ramify.model.heads import HEADS, LabelScale, ScaledHead
 from ramify.model.multibranch import MultiBranch
 from ramify.recipe import EncoderOptions, ModelOptions, Recipe, encoder_class
 from ramify.store.manifest import Manifest
@@ -23,22 +27,43 @@ class LabelSpread:
         forces: eV/Å per component, mean absolute value (a few wild structures move it less than a root mean square);
             None without force labels.
         structures: how many it was measured on.
+        labels: of further labels that the split has, in their units of errors.
     """
 
     energy: float
     forces: float | None
     structures: int
+    labels: Mapping[str, LabelScale] = field(default_factory=dict)
 
     @property
     def unit(self) -> float:
         """eV and eV/Å: one unit for energies and forces, which are tied by derivatives over about one Å."""
         return max(self.energy, self.forces or 0.0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data; further labels only where there are any."""
+        content = asdict(self)
+        return content if self.labels else {key: content[key] for key in ("energy", "forces", "structures")}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "LabelSpread":
+        """From `to_dict`."""
+        labels = {name: LabelScale(**scale) for name, scale in content.get("labels", {}).items()}
+        return cls(content["energy"], content["forces"], content["structures"], labels)
+
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> "LabelSpread":
         """From a store's manifest."""
         statistics = manifest.statistics
-        return cls(statistics.energy_std or 1.0, statistics.forces_mae or None, manifest.splits["train"].structures)
+        energy, forces = statistics.energy_std, statistics.forces_mae
+        labels = {name: LabelScale(mean=found.mean, mad=found.mad) for name, found in statistics.labels.items()}
+        # a spread that is rounding is no unit
+        return cls(
+            energy if measurable("energy", energy) else 1.0,
+            forces if measurable("forces", forces) else None,
+            manifest.splits["train"].structures,
+            labels,
+        )
 
 
 def build_model(
@@ -135,7 +160,21 @@ def build_branch(options: ModelOptions, encoder: Encoder, spreads: Sequence[Labe
         # a conservative branch has one scale: forces are derivatives of energies over about one Å
         energy_scale=max(energy, forces_scale) if forces == "conservative" else energy,
         forces_scale=forces_scale,
+        labels=_label_heads(options, spreads),
     )
+
+
+def _label_heads(options: ModelOptions, spreads: Sequence[LabelSpread]) -> dict[str, nn.Module]:
+    """A head for every further label that a dataset of the branch has."""
+    heads: dict[str, nn.Module] = {}
+    for name in in_order([label for spread in spreads for label in spread.labels]):
+        if name not in HEADS:
+            raise RamifyError(f"label '{name}' has no head", fix="ramify.model.heads.register_head(...) gives it one")
+        found = [(spread.labels[name], spread.structures) for spread in spreads if name in spread.labels]
+        scale = LabelScale(*(_mean([(getattr(s, key), n) for s, n in found]) for key in ("mean", "mad")))
+        head = HEADS[name](options.encoder.width, options.energy_head.layers, options.energy_head.width)
+        heads[name] = ScaledHead(head, scale)
+    return heads
 
 
 def _mean(values: Sequence[tuple[float, int]]) -> float:

@@ -19,9 +19,9 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ramify.batches.padding import PaddedBatch
 from ramify.errors import RamifyError
+from ramify.model.branch import EnergyHead, StackedHeads
 from ramify.model.graph import build_graph
-from ramify.model.heads import EnergyHead, StackedHeads
-from ramify.model.multibranch import AtomFeatures, BatchPredictions, MultiBranch, structure_energies, symmetric
+from ramify.model.multibranch import BatchPredictions, MultiBranch, structure_energies, symmetric
 
 CompileMode = Literal["default", "cuda-graphs"]
 
@@ -62,6 +62,7 @@ class CompiledModel:
         device = next(model.parameters()).device
         _require_compiler(device, mode)
         self._model, self._graphs, self._compiling = model, mode == "cuda-graphs", compiling
+        self._further = any(model.branch(name).labels for name in model.branches)
         kinds = {model.branch(name).forces for name in model.branches}
         self.conservative = "conservative" in kinds
         assert not (self.conservative and "direct" in kinds), "a recipe knows one kind of forces"
@@ -94,31 +95,35 @@ class CompiledModel:
         with _understandable(), _while_compiling(self._compiling):
             if self.conservative:
                 heads = self._stacked({segment.name for segment in batch.segments})
-                total, minus_forces, virial = self.program(batch, heads, stress)
-                return model.predictions(batch, total, None, minus_forces, virial, stress=stress)
-            atoms = AtomFeatures(*self.program(batch))
-        total = structure_energies(model.heads(batch), atoms.scalars, batch)
-        return model.predictions(batch, total, atoms, None, None, stress=stress)
+                total, minus_forces, virial, scalars = self.program(batch, heads, stress)
+                return model.predictions(batch, total, scalars, None, minus_forces, virial, stress=stress)
+            scalars, vectors = self.program(batch)
+        total = structure_energies(model.heads(batch), scalars, batch)
+        return model.predictions(batch, total, scalars, vectors, None, None, stress=stress)
 
     def _encoded(self, batch: PaddedBatch) -> Any:
         """Scalars and vectors of all atoms. Compiled."""
         return self._model.encoder.forward(build_graph(batch, self._model.cutoff, batch.positions))
 
-    def _differentiated(self, batch: PaddedBatch, heads: StackedHeads, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Energies of structures (S,), dE/dx (N, 3) and dE/dε (S, 3, 3). Compiled."""
+    def _differentiated(
+        self, batch: PaddedBatch, heads: StackedHeads, stress: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Energies of structures (S,), dE/dx (N, 3), dE/dε (S, 3, 3), and scalars of atoms where there are heads of
+        further labels to read them. Compiled."""
         # not by calling the encoder: hooks of a module are none of the program's
         encode, read = self._model.encoder.forward, partial(heads, tile_branch=batch.tile_branch)
 
-        def energies(positions: Tensor, strain: Tensor) -> tuple[Tensor, Tensor]:
+        def energies(positions: Tensor, strain: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             strained = symmetric(strain) if stress else None
             graph = build_graph(batch, self._model.cutoff, positions, strained, differentiated=True)
             scalars, _ = encode(graph)
             total = structure_energies(read, scalars, batch)
-            return total.sum(), total
+            return total.sum(), (total, scalars) if self._further else (total,)
 
         strain = batch.positions.new_zeros(len(batch.n_atoms), 3, 3)
-        (minus_forces, virial), total = torch.func.grad(energies, argnums=(0, 1), has_aux=True)(batch.positions, strain)
-        return total, minus_forces, virial
+        grad = torch.func.grad(energies, argnums=(0, 1), has_aux=True)
+        (minus_forces, virial), (total, *scalars) = grad(batch.positions, strain)
+        return total, minus_forces, virial, scalars[0] if self._further else None
 
     def _stacked(self, present: set[str]) -> StackedHeads:
         """The heads of all branches. Those that a batch has no structures of get no gradient, not even zeros."""

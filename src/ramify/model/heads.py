@@ -1,202 +1,103 @@
-"""A branch: the energy head and the force head of one dataset (or of several that share it)."""
+"""Heads of further labels (`ramify.labels.register`): one number by structure, from the scalars of its atoms.
 
-import math
-from collections.abc import Callable, Sequence
+Energies and forces have heads of their own (`ramify.model.branch`), stress is a derivative.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ramify.model.kernels.activation import SiLU, silu
-from ramify.model.lora import weight_of
-
-ForceKind = Literal["direct", "conservative"]
+from ramify.labels import LABELS
+from ramify.model.branch import fully_connected, start_at_zero
 
 
-SILU_GAIN = 1.6765
-"""1 / sqrt(E[silu(x)²]) for x ~ N(0, 1)."""
+class LabelHead(Protocol):
+    """What a head does; it is a `torch.nn.Module`."""
+
+    def __call__(self, scalars: Tensor, structure: Tensor, n_atoms: Tensor) -> Tensor:
+        """Of S structures, in units of the label's spread around its mean, both of the training split.
+
+        Args:
+            scalars: (N, F) of atoms.
+            structure: (N,) the structure of each atom, from 0.
+            n_atoms: (S,) atoms of each structure, as floats.
+
+        Returns:
+            (S,).
+        """
+        ...
 
 
-def fully_connected(width_in: int, width: int, layers: int, width_out: int) -> nn.Sequential:
-    """`layers` hidden layers of `width` units with SiLU between, then a linear map to `width_out`.
-
-    Weights start such that signals of variance 1 keep it from layer to layer (He et al., arXiv:1502.01852, with the
-    gain of SiLU). PyTorch's own start shrinks them at every layer, and with them the gradients that reach the encoder:
-    a branch that sees few structures of a step then learns slowly.
-    """
-    steps: list[nn.Module] = []
-    for index in range(layers):
-        gain = 1.0 if index == 0 else SILU_GAIN
-        steps += [_linear(width_in if index == 0 else width, width, gain), SiLU()]
-    return nn.Sequential(*steps, _linear(width, width_out, 1.0))
+MakeHead = Callable[[int, int, int], nn.Module]
+"""(F scalars of an atom, layers, their width) -> a `LabelHead`."""
 
 
-def _linear(width_in: int, width_out: int, gain: float) -> nn.Linear:
-    """A linear map whose outputs start with variance gain² for inputs of variance 1."""
-    linear = nn.Linear(width_in, width_out)
-    nn.init.normal_(linear.weight, std=gain / math.sqrt(width_in))
-    nn.init.zeros_(linear.bias)
-    return linear
+class MeanHead(nn.Module):
+    """The mean over the atoms of a structure of what layers make of each: for labels that do not grow with its size,
+    and for totals, which are compared by atom. A fresh head predicts zero, the mean of the training split.
 
-
-def start_at_zero(layers: nn.Sequential) -> None:
-    """Has a head predict zero before it has learnt anything; the layers before the last begin to learn in the second
-    step, when the last one is not zero any more."""
-    last = layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-
-
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Rows, weight and bias of a linear map -> what it makes of the rows."""
-
-
-class EnergyHead(nn.Module):
-    """Energy of each atom, eV, reference energies not included; a structure's energy is their sum.
-
-    Beside the hidden layers runs a linear path: energies that add up from what the encoder knows of each atom are
-    learnt through it within a few passes, also from few structures of many elements. Both end in weights that start at
-    zero, so that a fresh head predicts the reference energies and nothing else: the error of the trivial predictor.
+    Args:
+        encoder_width: F, scalars of an atom.
+        layers: fully connected, with SiLU between.
+        width: units of each.
     """
 
-    def __init__(self, encoder_width: int, *, layers: int, width: int) -> None:
+    def __init__(self, encoder_width: int, layers: int, width: int) -> None:
         super().__init__()
         self.layers = fully_connected(encoder_width, width, layers, 1)
         start_at_zero(self.layers)
-        self.linear = nn.Linear(encoder_width, 1, bias=False)
-        nn.init.zeros_(self.linear.weight)
 
-    def forward(self, scalars: Tensor) -> Tensor:
-        """(N, F) -> (N,)."""
-        maps = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        weights, biases = [weight_of(layer) for layer in maps], [layer.bias for layer in maps]
-        return _atom_energies(scalars, weights, biases, weight_of(self.linear), nn.functional.linear)
+    def forward(self, scalars: Tensor, structure: Tensor, n_atoms: Tensor) -> Tensor:
+        """See `LabelHead`."""
+        of_atom: Tensor = self.layers(scalars).squeeze(1).to(n_atoms.dtype)
+        return of_atom.new_zeros(n_atoms.shape).index_add(0, structure, of_atom) / n_atoms
 
-    @staticmethod
-    def stacked(heads: Sequence["EnergyHead"], scales: Sequence[Tensor], trained: Sequence[bool]) -> "StackedHeads":
-        """Several heads of one form side by side, for programs that must not depend on which branches a batch has.
 
-        Args:
-            heads: B heads.
-            scales: () eV of each.
-            trained: of each, whether it gets a gradient; the others get none, not even zeros.
-        """
-        maps = [[layer for layer in head.layers if isinstance(layer, nn.Linear)] for head in heads]
+HEADS: dict[str, MakeHead] = {}
+"""By label, what makes its head."""
 
-        def stack(tensors: Sequence[Tensor]) -> Tensor:
-            return torch.stack([t if wanted else t.detach() for t, wanted in zip(tensors, trained, strict=True)])
 
-        depth = range(len(maps[0]))
-        return StackedHeads(
-            weights=tuple(stack([weight_of(of[k]) for of in maps]) for k in depth),
-            biases=tuple(stack([of[k].bias for of in maps]) for k in depth),
-            linear=stack([weight_of(head.linear) for head in heads]),
-            scale=torch.stack(list(scales)),
-        )
+def register_head(label: str, make: MakeHead = MeanHead) -> None:
+    """Gives a registered label its head.
+
+    Raises:
+        ValueError: no such label, or it has another head.
+    """
+    if label not in LABELS:
+        raise ValueError(f"label '{label}' is not registered; registered: {', '.join(LABELS)}")
+    if HEADS.setdefault(label, make) is not make:
+        raise ValueError(f"label '{label}' has a head already")
 
 
 @dataclass(frozen=True, slots=True)
-class StackedHeads:
-    """The energy heads of B branches; made by `EnergyHead.stacked`.
+class LabelScale:
+    """A label on the training split of a branch, in its unit of errors.
 
     Attributes:
-        weights, biases: of the layers, (B, outputs, inputs) and (B, outputs).
-        linear: of the path beside them, (B, 1, F).
-        scale: (B,) eV.
+        mean: what a fresh head predicts.
+        mad: mean absolute deviation from it, the unit that the head works in.
     """
 
-    weights: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-    linear: Tensor
+    mean: float
+    mad: float
+
+
+class ScaledHead(nn.Module):
+    """A head whose numbers are turned into the unit of the label."""
+
+    mean: Tensor
     scale: Tensor
 
-    def __call__(self, scalars: Tensor, tile_branch: Tensor) -> Tensor:
-        """Scalars (N, F) in tiles of the branches (K,) -> energies (N,), eV; with one branch no tiles are needed."""
-        if len(self.scale) == 1:
-            weights, biases = [w[0] for w in self.weights], [b[0] for b in self.biases]
-            energy = _atom_energies(scalars, weights, biases, self.linear[0], nn.functional.linear)
-            return energy.to(self.scale.dtype) * self.scale
-
-        def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            of_tile = weight.index_select(0, tile_branch).transpose(1, 2)
-            if bias is None:
-                return torch.bmm(rows, of_tile)
-            return torch.baddbmm(bias.index_select(0, tile_branch)[:, None], rows, of_tile)
-
-        tiles = scalars.view(len(tile_branch), -1, scalars.shape[1])
-        energy = _atom_energies(tiles, self.weights, self.biases, self.linear, product)
-        return (energy.to(self.scale.dtype) * self.scale.index_select(0, tile_branch)[:, None]).view(-1)
-
-
-def _atom_energies(
-    scalars: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], linear: Tensor, product: Product
-) -> Tensor:
-    """The forward pass of every energy head, in whatever form its weights come: (..., F) -> (...)."""
-    x = scalars
-    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = product(silu(x) if index else x, weight, bias)
-    return (x + product(scalars, linear, None)).squeeze(-1)
-
-
-class ForceHead(nn.Module):
-    """Direct forces: a combination of the encoder's vectors with gates made from its scalars (equivariant).
-
-    A fresh head predicts zero: the error of the trivial predictor.
-    """
-
-    def __init__(self, encoder_width: int, vector_channels: int, *, layers: int, width: int) -> None:
+    def __init__(self, head: nn.Module, scale: LabelScale) -> None:
         super().__init__()
-        self.layers = fully_connected(encoder_width, width, layers, vector_channels)
-        start_at_zero(self.layers)
+        self.head = head
+        self.register_buffer("mean", torch.tensor(scale.mean, dtype=torch.get_default_dtype()))
+        self.register_buffer("scale", torch.tensor(scale.mad or 1.0, dtype=torch.get_default_dtype()))
 
-    def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
-        """(N, F), (N, 3, C) -> (N, 3)."""
-        return torch.einsum("nxc,nc->nx", vectors, self.layers(scalars))
-
-
-class Branch(nn.Module):
-    """The heads of one branch, in units of its datasets' own spread, so that every branch starts alike.
-
-    Args:
-        encoder_width: scalar features per atom.
-        vector_channels: vector features per atom.
-        energy_head, force_head: layers and width of each.
-        forces: `direct` (own head), `conservative` (-dE/dx), or None where no dataset of the branch has forces.
-        energy_scale: eV; forces_scale: eV/Å. Fixed, kept in the checkpoint.
-    """
-
-    energy_scale: Tensor
-    forces_scale: Tensor
-
-    def __init__(
-        self,
-        encoder_width: int,
-        vector_channels: int,
-        *,
-        energy_head: tuple[int, int],
-        force_head: tuple[int, int],
-        forces: ForceKind | None,
-        energy_scale: float,
-        forces_scale: float,
-    ) -> None:
-        super().__init__()
-        self.forces = forces
-        self.energy = EnergyHead(encoder_width, layers=energy_head[0], width=energy_head[1])
-        self.force = None
-        if forces == "direct":
-            self.force = ForceHead(encoder_width, vector_channels, layers=force_head[0], width=force_head[1])
-        self.register_buffer("energy_scale", torch.tensor(energy_scale, dtype=torch.get_default_dtype()))
-        self.register_buffer("forces_scale", torch.tensor(forces_scale, dtype=torch.get_default_dtype()))
-
-    def atom_energies(self, scalars: Tensor) -> Tensor:
-        """(N, F) -> (N,) eV, in at least float32 so that sums over atoms keep their digits."""
-        energy: Tensor = self.energy(scalars)
-        return energy.to(self.energy_scale.dtype) * self.energy_scale
-
-    def direct_forces(self, scalars: Tensor, vectors: Tensor) -> Tensor:
-        """(N, F), (N, 3, C) -> (N, 3) eV/Å, by the force head, which must be there."""
-        assert self.force is not None
-        forces: Tensor = self.force(scalars, vectors)
-        return forces.to(self.forces_scale.dtype) * self.forces_scale
+    def forward(self, scalars: Tensor, structure: Tensor, n_atoms: Tensor) -> Tensor:
+        """(S,) in the label's unit of errors."""
+        found: Tensor = self.head(scalars, structure, n_atoms)
+        return found.to(self.scale.dtype) * self.scale + self.mean

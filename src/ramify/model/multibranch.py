@@ -1,15 +1,15 @@
 """`MultiBranch`: the encoder once over the whole batch, then each branch on its own segment."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ramify.batches.batch import Batch, Segment
+from ramify.model.branch import Branch
 from ramify.model.encoders.base import Encoder
 from ramify.model.graph import build_graph
-from ramify.model.heads import Branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,18 @@ class BatchPredictions:
         forces: (N, 3) eV/Å; NaN where the branch has no force head.
         stress: (S, 3, 3) eV/Å³, tension positive; NaN for non-periodic structures and branches with direct forces.
             None when it was not asked for.
+        further: further labels by name, (S,) in their units of errors; NaN where the branch has no such head.
     """
 
     energy: Tensor
     forces: Tensor
     stress: Tensor | None
+    further: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def labels(self) -> dict[str, Tensor]:
+        """All that was predicted, by label."""
+        found = {"energy": self.energy, "forces": self.forces} | dict(self.further)
+        return found if self.stress is None else found | {"stress": self.stress}
 
 
 class MultiBranch(nn.Module):
@@ -65,29 +72,45 @@ class MultiBranch(nn.Module):
                 if stress:
                     strain = positions.new_zeros(len(batch.n_atoms), 3, 3).requires_grad_()
             graph = build_graph(batch, self.cutoff, positions, symmetric(strain))
-            atoms = AtomFeatures(*self.encoder(graph))
-            total = structure_energies(self.heads(batch), atoms.scalars, batch)
+            scalars, vectors = self.encoder(graph)
+            total = structure_energies(self.heads(batch), scalars, batch)
             minus_forces, virial = self._derivatives(total, positions, strain) if differentiate else (None, None)
-        return self.predictions(batch, total, atoms, minus_forces, virial, stress=stress)
+        return self.predictions(batch, total, scalars, vectors, minus_forces, virial, stress=stress)
 
     def predictions(
         self,
         batch: Batch,
         total: Tensor,
-        atoms: "AtomFeatures | None",
+        scalars: Tensor | None,
+        vectors: Tensor | None,
         minus_forces: Tensor | None,
         virial: Tensor | None,
         *,
         stress: bool,
     ) -> BatchPredictions:
-        """What all branches say, from energies (S,), features of atoms, dE/dx (N, 3) and dE/dε (S, 3, 3); without
-        `atoms` nobody predicts forces directly. Rows of a padded batch that belong to no segment hold zeros."""
-        forces = [self._forces(s, atoms, minus_forces) for s in batch.segments]
+        """What all branches say, from energies (S,), scalars and vectors of atoms, dE/dx (N, 3) and dE/dε (S, 3, 3);
+        features that nothing reads may be None. Rows of a padded batch that belong to no segment hold zeros."""
+        forces = [self._forces(s, scalars, vectors, minus_forces) for s in batch.segments]
         return BatchPredictions(
             energy=total / batch.n_atoms,
             forces=with_gaps(batch.segments, forces, len(batch.numbers)),
             stress=None if not stress else self._stress(batch, virial),
+            further=self._further(batch, scalars),
         )
+
+    def _further(self, batch: Batch, scalars: Tensor | None) -> dict[str, Tensor]:
+        """What the heads of further labels say."""
+        found: dict[str, Tensor] = {}
+        for segment in batch.segments:
+            rows, atoms = segment.structures, segment.atoms
+            for name, head in self.branch(segment.name).labels.items():
+                assert scalars is not None
+                if name not in found:
+                    found[name] = torch.full_like(batch.energy, torch.nan)
+                predicted = head(scalars[atoms], batch.structure[atoms] - rows.start, batch.n_atoms[rows])
+                places = torch.arange(rows.start, rows.stop, device=predicted.device)
+                found[name] = found[name].index_copy(0, places, predicted)
+        return found
 
     def heads(self, batch: Batch) -> "EnergyHeads":
         """Every branch's energy head on its own segment of a batch."""
@@ -105,17 +128,19 @@ class MultiBranch(nn.Module):
         filled = [torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted, strict=True)]
         return filled[0], filled[1] if strain is not None else None
 
-    def _forces(self, segment: Segment, atoms: "AtomFeatures | None", minus_forces: Tensor | None) -> Tensor:
+    def _forces(
+        self, segment: Segment, scalars: Tensor | None, vectors: Tensor | None, minus_forces: Tensor | None
+    ) -> Tensor:
         """(atoms of the segment, 3) eV/Å; NaN without a force head."""
         branch = self.branch(segment.name)
         if branch.forces == "conservative":
             assert minus_forces is not None
             return -minus_forces[segment.atoms]
-        if branch.force is None or atoms is None:
+        if branch.force is None or scalars is None:
             count = segment.atoms.stop - segment.atoms.start
             return branch.forces_scale.new_full((count, 3), torch.nan)
-        assert atoms.vectors is not None, "`build_model` refuses direct forces from an encoder without vectors"
-        return branch.direct_forces(atoms.scalars[segment.atoms], atoms.vectors[segment.atoms])
+        assert vectors is not None, "`build_model` refuses direct forces from an encoder without vectors"
+        return branch.direct_forces(scalars[segment.atoms], vectors[segment.atoms])
 
     def _stress(self, batch: Batch, virial: Tensor | None) -> Tensor:
         """(S, 3, 3) eV/Å³ from dE/dε; NaN where there is no cell, and no derivative to take."""
@@ -126,14 +151,6 @@ class MultiBranch(nn.Module):
         for segment in batch.segments:
             known[segment.structures] = self.branch(segment.name).forces == "conservative"
         return torch.where((known & (batch.volume > 0))[:, None, None], stress, torch.nan)
-
-
-@dataclass(frozen=True, slots=True)
-class AtomFeatures:
-    """Features of N atoms: scalars (N, F) and vectors (N, 3, C); None from an encoder without vectors."""
-
-    scalars: Tensor
-    vectors: Tensor | None
 
 
 EnergyHeads = Callable[[Tensor], Tensor]

@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import torch
 
+from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_model
-from ramify.model.heads import ForceKind
 from ramify.model.multibranch import MultiBranch
 from ramify.model.profile import training_cost
 from ramify.recipe import ModelOptions, Recipe

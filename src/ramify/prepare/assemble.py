@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,21 @@ from numpy.typing import NDArray
 
 from ramify.elements import MAX_NUMBER, SYMBOLS
 from ramify.files import sha256
+from ramify.labels import LABELS, further
 from ramify.packing import pieces_of
 from ramify.prepare.staging import Staged
 from ramify.references import Fit, fit_references
-from ramify.store.columns import COLUMNS, Array, NpyFile
-from ramify.store.manifest import SPLITS, Column, Labels, References, SplitCounts, SplitName, Statistics
+from ramify.store.columns import COLUMNS, Array, NpyFile, column_type
+from ramify.store.manifest import (
+    SPLITS,
+    Column,
+    Labels,
+    LabelStatistics,
+    References,
+    SplitCounts,
+    SplitName,
+    Statistics,
+)
 from ramify.structures import Split, atom_rows
 
 ATOMS_AT_ONCE = 200_000
@@ -98,7 +108,9 @@ def assemble(
         renumber[name] = np.zeros(len(table), np.int64)
         renumber[name][present] = np.arange(len(present))
         used[name] = [table[i] for i in present]
-    columns, blocks, tally = _write_columns(staged, rows, renumber, folder, threads)
+    counts = {name: int((~np.isnan(staged.columns.map(name)[kept])).sum()) for name in further()}
+    further_labels = {name: count for name, count in counts.items() if count}
+    columns, blocks, tally = _write_columns(staged, (*COLUMNS, *further_labels), rows, renumber, folder, threads)
     names = folder / "names.json"
     with names.open("w", encoding="utf-8") as file:
         json.dump({"groups": used["group"], "origins": used["origin"]}, file)
@@ -115,9 +127,9 @@ def assemble(
             SYMBOLS[z]: {name: int(tally.atoms[k, z]) for k, name in enumerate(SPLITS)}
             for z in np.flatnonzero(tally.atoms.sum(axis=0)).tolist()
         },
-        labels=Labels(energy=len(kept), forces=tally.forces, stress=tally.stress),
+        labels=Labels(energy=len(kept), forces=tally.forces, stress=tally.stress, **further_labels),
         references=_references(fit),
-        statistics=_statistics(fit, tally, staged, kept),
+        statistics=_statistics(fit, tally, staged, kept, _label_statistics(folder, len(rows[0]), further_labels)),
         columns=columns,
         blocks=blocks,
         names_sha256=sha256(names),
@@ -127,6 +139,7 @@ def assemble(
 
 def _write_columns(
     staged: Staged,
+    names: Sequence[str],
     rows: Sequence[NDArray[np.int64]],
     renumber: Mapping[str, NDArray[np.int64]],
     folder: Path,
@@ -134,14 +147,15 @@ def _write_columns(
 ) -> tuple[dict[str, Column], dict[str, list[int]], Tally]:
     """Every column is a task of its own, the largest first."""
     tally = Tally(np.zeros((len(SPLITS), MAX_NUMBER + 1), np.int64), np.zeros(len(SPLITS), np.int64))
-    largest_first = sorted(COLUMNS, key=lambda name: (not COLUMNS[name].per_atom, -len(COLUMNS[name].row)))
+    kinds = {name: column_type(name) for name in names}
+    largest_first = sorted(names, key=lambda name: (not kinds[name].per_atom, -len(kinds[name].row)))
     with ThreadPoolExecutor(threads, "ramify-assemble") as pool:
         written = {
             name: pool.submit(_write_column, name, staged, rows, renumber.get(name), folder, tally)
             for name in largest_first
         }
         try:
-            found = {name: written[name].result() for name in COLUMNS}
+            found = {name: written[name].result() for name in names}
         finally:
             pool.shutdown(cancel_futures=True)
     columns = {name: column for name, (column, _) in found.items()}
@@ -158,7 +172,7 @@ def _write_column(
 ) -> tuple[Column, list[int]]:
     """Writes one column; returns what the manifest says of it, and the checksums of its blocks."""
     kept = np.concatenate(rows)
-    kind = COLUMNS[name]
+    kind = column_type(name)
     shape = kind.shape(len(kept), int(staged.n_atoms[kept].sum(dtype=np.int64)))
     file = NpyFile(folder / f"{name}.npy", kind.dtype, shape)
     try:
@@ -175,7 +189,7 @@ def _write_column(
 
 def _gather(staged: Staged, name: str, rows: NDArray[np.int64]) -> Array:
     """A column at `rows`, ascending: as a view where they follow one another without a gap."""
-    column, per_atom = staged.columns.map(name), COLUMNS[name].per_atom
+    column, per_atom = staged.columns.map(name), column_type(name).per_atom
     if rows[-1] - rows[0] + 1 == len(rows):
         atoms = slice(int(staged.offsets[rows[0]]), int(staged.offsets[rows[-1] + 1]))
         return column[atoms if per_atom else slice(int(rows[0]), int(rows[-1]) + 1)]
@@ -208,7 +222,23 @@ def _references(fit: Fit) -> References:
     )
 
 
-def _statistics(fit: Fit, tally: Tally, staged: Staged, kept: NDArray[np.int64]) -> Statistics:
+def _label_statistics(folder: Path, train: int, names: Iterable[str]) -> dict[str, LabelStatistics]:
+    """Of further labels that any structure of the training split has, from the columns just written."""
+    found = {}
+    n_atoms = np.load(folder / "n_atoms.npy", mmap_mode="r")[:train]
+    for name in names:
+        values = np.load(folder / f"{name}.npy", mmap_mode="r")[:train]
+        if LABELS[name].extensive:
+            values = values / n_atoms
+        if (known := ~np.isnan(values)).any():
+            mean = float(values[known].mean())
+            found[name] = LabelStatistics(mean=mean, mad=float(np.abs(values[known] - mean).mean()))
+    return found
+
+
+def _statistics(
+    fit: Fit, tally: Tally, staged: Staged, kept: NDArray[np.int64], labels: Mapping[str, LabelStatistics]
+) -> Statistics:
     max_force, closest = staged.scalars["max_force"][kept], staged.scalars["closest"][kept]
     labelled = tally.components > 0
     return Statistics(
@@ -219,4 +249,5 @@ def _statistics(fit: Fit, tally: Tally, staged: Staged, kept: NDArray[np.int64])
         mean_atoms=float(tally.atoms[0].sum() / tally.structures[0]),
         max_force=float(np.nanmax(max_force)) if np.isfinite(max_force).any() else None,
         min_distance=float(closest.min()) if np.isfinite(closest).any() else None,
+        labels=dict(labels),
     )

@@ -75,7 +75,10 @@ def screen(structures: Structures, gates: Gates) -> Screening:
     fail(unknown, UNKNOWN_ELEMENT)
     fail(~geometry, NON_FINITE_GEOMETRY)
     fail(np.isnan(structures.energy), NO_ENERGY)
-    fail(np.isinf(structures.energy) | ~(forces_finite | forces_absent) | _broken_stress(structures), NON_FINITE_LABEL)
+    infinite = np.isinf(structures.energy)
+    for values in structures.labels.values():
+        infinite = infinite | np.isinf(values)
+    fail(infinite | ~(forces_finite | forces_absent) | _broken_stress(structures), NON_FINITE_LABEL)
     flat = np.zeros(S, np.bool_)
     usable = np.flatnonzero(structures.pbc.any(axis=1) & geometry)
     flat[usable] = degenerate_cells(structures.cell[usable], structures.pbc[usable])

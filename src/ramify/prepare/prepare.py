@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import ramify
 from ramify.errors import RamifyError
 from ramify.files import write_json
+from ramify.labels import further
 from ramify.prepare.assemble import Assembled, assemble
 from ramify.prepare.cross_checks import compare
 from ramify.prepare.inputs import fingerprint, source_files, with_companions
@@ -200,7 +201,9 @@ def _divided(
 
 def _require_store(target: Path, force: bool) -> None:
     """Only stores, whole or damaged, are ever replaced."""
-    if not target.is_dir() or {entry.name for entry in target.iterdir()} - FILES:
+    if not target.is_dir() or {entry.name for entry in target.iterdir()} - FILES - {
+        f"{label}.npy" for label in further()
+    }:
         raise RamifyError(f"{target} is in the way and is not a store", fix="move it, or name another `stores` folder")
     if not force and not (target / "manifest.json").is_file():
         raise RamifyError(f"{target} is a store without its manifest", fix=REBUILD)

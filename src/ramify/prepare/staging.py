@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.labels import further
 from ramify.prepare.consistency import SlopeMeter
 from ramify.prepare.read import Measured
 from ramify.prepare.split import Elements, element_bits
-from ramify.store.columns import COLUMNS, Array, RawColumns
+from ramify.store.columns import Array, RawColumns, possible_columns
 from ramify.structures import Structures
 
 SCALARS: dict[str, Any] = {
@@ -146,7 +147,7 @@ class Staging:
         }
         for name, values in scalars.items():
             self._scalars[name].append(values.astype(SCALARS[name]))
-        pieces = {name: getattr(chunk, name) for name in COLUMNS}
+        pieces = {name: chunk.label(name) if name in further() else getattr(chunk, name) for name in possible_columns()}
         pieces["group"] = self._groups.translate(chunk.group, chunk.group_names)
         pieces["origin"] = self._origins.translate(chunk.origin, chunk.origin_names)
         self._columns.append(pieces)

@@ -88,6 +88,15 @@ class Recipe(Keys):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_fits(self) -> "Recipe":
+        if self.optimizer.kind == "muon" and self.parallel.shard != "none":
+            raise ValueError(
+                f"optimizer.kind: muon does not go with parallel.shard: {self.parallel.shard}: it needs whole "
+                "matrices; set optimizer.kind: adamw, or parallel.shard: none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _compilation_fits(self) -> "Recipe":
         if self.train.compile == "none":
             return self

@@ -1,4 +1,4 @@
-"""Recipe keys of training: the objective, AdamW, its learning rate, and the run."""
+"""Recipe keys of training: the objective, the optimizer, its learning rate, and the run."""
 
 from typing import Literal
 
@@ -26,21 +26,27 @@ class ObjectiveOptions(Keys):
     normalise: bool = True
     """Measures every dataset in units of its own spread, the larger of the standard deviation of its energies per atom
     and its mean absolute force (eV and eV/Å), so that none drowns the others."""
+    labels: dict[str, Weight] = Field({})
+    """Factors of the errors of further labels, in units of their own spread; of those that are not named, the one that
+    the label is registered with (docs/extending.md)."""
     weights: dict[str, Weight] = Field({})
     """Weight of each dataset, 1 where not named. Never depends on how the run is spread over processes."""
 
 
 class OptimizerOptions(Keys):
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101); biases, norms and the embedding are not decayed."""
+    """How weights follow gradients; biases, norms and the embedding are not decayed."""
 
-    kind: Literal["adamw"] = "adamw"
-    """Method."""
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`adamw`: AdamW (Loshchilov & Hutter, arXiv:1711.05101); `muon`: Muon (arXiv:2502.16982) for the matrices between
+    layers, AdamW for all else, with one learning rate for both. `muon` needs the encoder whole on every rank."""
     lr: float = Field(1e-3, gt=0)
     """Learning rate after the warm-up."""
     weight_decay: float = Field(0.01, ge=0)
     """Part of a weight that is taken off per step, times the learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decays of the averages of gradient and squared gradient."""
+    """AdamW: decays of the averages of gradient and squared gradient."""
+    momentum: Decay = 0.95
+    """Muon: decay of the average of gradients."""
     clip: float | None = Field(10.0, gt=0)
     """Largest norm of the whole gradient; null for no clipping."""
     ema: Decay = 0.999

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ramify.evaluate.metrics import Errors, element_errors
 from ramify.evaluate.results import Results, StoredPredictions
+from ramify.labels import LABELS
 from ramify.report import plots
 from ramify.report.svg import Drawing, colors
 from ramify.report.table_format import QUANTITIES, Quantity, format_error
@@ -64,20 +65,24 @@ def draw(results: Results) -> Figures:
             made.datasets.append(shown)
         if dataset in found:
             made.notes.extend(_stale(results, dataset, found[dataset]))
-    errors = {d: (np.abs(p.energy_error), np.linalg.norm(p.forces_error, axis=1)) for d, p in found.items()}
-    labels = {
-        d: (np.abs(p.energy_true - p.energy_trivial), np.linalg.norm(p.forces_true, axis=1)) for d, p in found.items()
+    errors = {q: {d: p.error_norms(q) for d, p in found.items()} for q in QUANTITIES}
+    trivial = {
+        "energy": {d: np.abs(p.true["energy"] - p.energy_trivial) for d, p in found.items()},
+        "forces": {d: np.linalg.norm(p.true["forces"], axis=1) for d, p in found.items()},
     }
-    by_element = {d: element_errors(p.numbers, p.n_atoms, p.energy_error, p.forces_error) for d, p in found.items()}
-    for i, quantity in enumerate(QUANTITIES):
-        chosen, trivial = ({d: pair[i] for d, pair in side.items()} for side in (errors, labels))
+    by_element = {
+        d: element_errors(p.numbers, p.n_atoms, p.error("energy"), p.error("forces")) for d, p in found.items()
+    }
+    for quantity in QUANTITIES:
         name = quantity.capitalize()
-        drawing = plots.distribution(chosen, trivial=trivial, quantity=quantity, palette=palette)
+        drawing = plots.distribution(errors[quantity], trivial=trivial[quantity], quantity=quantity, palette=palette)
         _keep(made.distributions, name, drawing)
         _keep(made.elements, name, plots.element_errors(by_element, quantity=quantity, palette=palette))
+    for quantity in LABELS:
         drawing = plots.relative_curves(results.val, quantity=quantity, palette=palette, epoch=epoch)
-        _keep(made.relative, name, drawing)
-    made.spreads = [ErrorQuantiles(d, *map(_quantiles, pair)) for d, pair in errors.items()]
+        name = quantity if quantity in QUANTITIES else LABELS[quantity].title
+        _keep(made.relative, name.capitalize(), drawing)
+    made.spreads = [ErrorQuantiles(d, *(_quantiles(errors[q][d]) for q in QUANTITIES)) for d in found]
     for key, label in (("loss", "training loss"), ("lr", "learning rate"), ("grad_norm", "gradient norm")):
         _keep(made.training, "", plots.training_curve(results.train, key=key, label=label))
     _count_elements(results, made)
@@ -94,28 +99,26 @@ def _dataset(
     results: Results, dataset: str, found: StoredPredictions | None, color: str, epoch: float | None
 ) -> DatasetFigures:
     shown = DatasetFigures(dataset, [], [])
-    pairs: dict[Quantity, tuple[NDArray[np.floating], NDArray[np.floating]]] = {}
     if found is not None:
-        pairs["energy"] = found.energy_true, found.energy_predicted
-        pairs["forces"] = found.forces_true, found.forces_predicted
         shown.worst.extend(_worst(found))
-    for quantity, (true, predicted) in pairs.items():
-        caption = "Energy per atom" if quantity == "energy" else "Force components"
-        _keep(shown.drawings, caption, plots.parity(true, predicted, quantity=quantity, color=color, dataset=dataset))
-    for quantity in QUANTITIES:
+        for quantity, true in found.true.items():
+            drawing = plots.parity(true, found.predicted[quantity], quantity=quantity, color=color, dataset=dataset)
+            _keep(shown.drawings, plots.components_of(quantity).capitalize(), drawing)
+    for quantity, label in LABELS.items():
         curve = plots.learning_curve(results.val, dataset=dataset, quantity=quantity, color=color, epoch=epoch)
-        _keep(shown.drawings, f"{quantity.capitalize()} while training", curve)
+        name = quantity if quantity in QUANTITIES else label.title
+        _keep(shown.drawings, f"{name.capitalize()} while training", curve)
     return shown
 
 
 def _worst(found: StoredPredictions) -> list[tuple[Quantity, list[tuple[str, float]]]]:
-    """The structures with the largest errors: |energy per atom|, and the largest norm of a force error in them."""
-    norms = np.linalg.norm(found.forces_error, axis=1)
+    """The structures with the largest errors of each label; of forces, the largest norm of an error in them counts."""
     first = np.cumsum(found.n_atoms) - found.n_atoms
-    largest = np.maximum.reduceat(np.nan_to_num(norms, nan=-1.0), first) if len(first) else norms
     listed: list[tuple[Quantity, list[tuple[str, float]]]] = []
-    energy = np.nan_to_num(np.abs(found.energy_error), nan=-1.0)  # -1: without label, never the worst
-    for quantity, values in zip(QUANTITIES, (energy, largest), strict=True):
+    for quantity in found.true:
+        values = np.nan_to_num(found.error_norms(quantity), nan=-1.0)  # -1: without label, never the worst
+        if LABELS[quantity].per_atom and len(first):
+            values = np.maximum.reduceat(values, first)
         order = np.argsort(-values, kind="stable")[:WORST]
         rows = [(str(found.names[i]), float(values[i])) for i in order if values[i] >= 0]
         if rows:
@@ -129,10 +132,10 @@ def _stale(results: Results, dataset: str, found: StoredPredictions) -> list[str
     if row is None:
         return []
     gathered = Errors()
-    gathered.add(found.energy_error, found.forces_error)
     notes = []
-    for quantity in QUANTITIES:
-        stated, here = getattr(row, f"{quantity}_mae"), getattr(gathered, f"{quantity}_mae")
+    for quantity in found.true:
+        gathered.add(quantity, found.error(quantity))
+        stated, here = row.mae(quantity), gathered.mae(quantity)
         # 1e-3: forces are saved as float32, whose rounding may be 1e-4 of a very small error
         if stated is not None and here is not None and not math.isclose(stated, here, rel_tol=1e-3, abs_tol=1e-7):
             notes.append(

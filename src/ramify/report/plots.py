@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ramify.elements import NUMBERS
 from ramify.evaluate.metrics import ElementErrors
+from ramify.labels import LABELS, measurable
 from ramify.report.periodic_table import periodic_table
 from ramify.report.svg import INK, MUTED, PAPER, Canvas, Drawing, colors, line_styles, log_axis, plain
-from ramify.report.table_format import UNITS, Quantity, format_error
+from ramify.report.table_format import Quantity, format_error
 
 __all__ = [
     "colors",
@@ -37,12 +38,18 @@ CURVE_POINTS = 240
 """Points of a line: more than a reader can tell apart at its width."""
 
 
+def components_of(quantity: Quantity) -> str:
+    """What the points of a figure are: `force components`."""
+    names = {"energy": LABELS["energy"].title, "forces": "force components", "stress": "stress components"}
+    return names.get(quantity, LABELS[quantity].title)
+
+
 def parity(true: Array, predicted: Array, *, quantity: Quantity, color: str, dataset: str) -> Drawing | None:
     """Predictions against labels on equal axes; the logarithm of the density where points are many.
 
     Args:
         true, predicted: same shape, energies per atom (eV/atom) or force components (eV/Å); NaN is left out.
-        quantity: which of the two.
+        quantity: name of the label.
         color: the dataset's colour.
         dataset: its name, for the description.
 
@@ -63,12 +70,12 @@ def parity(true: Array, predicted: Array, *, quantity: Quantity, color: str, dat
         axes.plot([low - pad, high + pad], [low - pad, high + pad], color=MUTED, linewidth=0.8, zorder=3)
         _points(axes, x, y, color)
         axes.locator_params(nbins=5)
-        unit = UNITS[quantity]
+        unit = LABELS[quantity].error_unit
         axes.set_xlabel(f"label, {unit}")
         axes.set_ylabel(f"prediction, {unit}")
         lines = f"MAE {format_error(mae)}\nRMSE {format_error(rmse)}"
         axes.text(0.04, 0.97, lines, transform=axes.transAxes, va="top", color=INK, linespacing=1.35)
-        what = "energies per atom" if quantity == "energy" else "force components"
+        what = {"energy": "energies per atom", "forces": "force components"}.get(quantity, components_of(quantity))
         return canvas.drawing(
             f"{dataset}: {len(x):,} predicted {what} against their labels; MAE {format_error(mae)}, "
             f"RMSE {format_error(rmse)} {unit}"
@@ -129,11 +136,12 @@ def distribution(
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.95], ["0", "25 %", "50 %", "75 %", "95 %"])
         structures = "structures" if quantity == "energy" else "atoms"
         error = "energy error" if quantity == "energy" else "norm of the force error"
-        axes.set_xlabel(f"{error}, {UNITS[quantity]}")
+        axes.set_xlabel(f"{error}, {LABELS[quantity].error_unit}")
         axes.set_ylabel(f"{structures} below")
         medians = ", ".join(f"{d} {format_error(float(np.median(v)))}" for d, v in kept.items())
         return canvas.drawing(
-            f"Cumulative distribution of the {error} over {structures}; medians in {UNITS[quantity]}: {medians}"
+            f"Cumulative distribution of the {error} over {structures}; "
+            f"medians in {LABELS[quantity].error_unit}: {medians}"
         )
 
 
@@ -161,12 +169,12 @@ def element_errors(
         small = len(elements) > 40
         axes.set_xticks(range(len(elements)), elements, fontsize=6.5 if small else 8.5, color=INK)
         axes.tick_params(axis="x", length=0)
-        axes.set_ylabel(f"{'energy' if quantity == 'energy' else 'force'} MAE, {UNITS[quantity]}")
+        axes.set_ylabel(f"{'energy' if quantity == 'energy' else 'force'} MAE, {LABELS[quantity].error_unit}")
         worst = max(((v, s, d) for d, found in points.items() for s, v in found.items()), default=None)
         assert worst is not None
         return canvas.drawing(
-            f"{quantity} MAE by element, {len(elements)} elements; largest {format_error(worst[0])} {UNITS[quantity]} "
-            f"for {worst[1]} in {worst[2]}"
+            f"{quantity} MAE by element, {len(elements)} elements; largest {format_error(worst[0])} "
+            f"{LABELS[quantity].error_unit} for {worst[1]} in {worst[2]}"
         )
 
 
@@ -187,11 +195,11 @@ def learning_curve(
         log_axis(axes, "y")
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"validation MAE, {UNITS[quantity]}")
+        axes.set_ylabel(f"validation MAE, {LABELS[quantity].error_unit}")
         against = f", trivial {format_error(trivial)}" if trivial is not None else ""
         return canvas.drawing(
             f"{dataset}: validation {quantity} MAE from {format_error(y[0])} at the first to {format_error(y[-1])} "
-            f"{UNITS[quantity]} at the last evaluation{against}"
+            f"{LABELS[quantity].error_unit} at the last evaluation{against}"
         )
 
 
@@ -200,7 +208,11 @@ def relative_curves(
 ) -> Drawing | None:
     """Validation MAE over the trivial predictor's, all datasets in one: below 1 something has been learnt."""
     curves = {dataset: _curve(val, dataset, quantity) for dataset in palette}
-    shown = {d: (x, y / trivial) for d, (x, y, trivial) in curves.items() if len(x) and trivial}
+    shown = {
+        d: (x, y / trivial)
+        for d, (x, y, trivial) in curves.items()
+        if len(x) and trivial and measurable(quantity, trivial)
+    }
     if not shown:
         return None
     styles = line_styles(palette)

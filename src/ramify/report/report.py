@@ -19,9 +19,10 @@ from ramify.elements import NUMBERS
 from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Results
 from ramify.files import write_whole
+from ramify.labels import LABELS, measurable
 from ramify.report import figures, tables
 from ramify.report.svg import Drawing, colors, short_count
-from ramify.report.table_format import QUANTITIES, UNITS, Quantity, format_error
+from ramify.report.table_format import QUANTITIES, Quantity, format_error
 
 FEW_GROUPS = 10
 """Test groups below which a report says so: with n of them a mean error is uncertain by about its 1/sqrt(n)."""
@@ -74,7 +75,8 @@ def render(results: Results) -> str:
         evaluated=_when(evaluation_folder(results.path) / ERRORS),
         matrices=matrices(results) if len(results.evaluation.branches) > 1 else [],
         drawn=drawn,
-        units=UNITS,
+        labels=LABELS,
+        units={name: label.error_unit for name, label in LABELS.items()},
         references=references(results),
         ridges={dataset: manifest.options.get("reference_ridge") for dataset, manifest in results.data.items()},
         versions=versions(results),
@@ -85,12 +87,12 @@ def render(results: Results) -> str:
 def verdict(results: Results) -> str:
     """Whether the model beats the trivial predictors on the datasets it was trained on, in a sentence or two."""
     parts, shares = [], []
-    for quantity in (*QUANTITIES, "stress") if results.trained_on_stress else QUANTITIES:
+    for quantity in [q for q in LABELS if q in QUANTITIES or results.trained_on_label(q)]:
         judged: dict[str, float] = {}
         for dataset in results.trained_on:
-            row, trivial = results.own_row(dataset), getattr(results.evaluation.trivial_of(dataset), f"{quantity}_mae")
-            mae = None if row is None else getattr(row, f"{quantity}_mae")
-            if mae is not None and trivial:
+            row, trivial = results.own_row(dataset), results.evaluation.trivial_of(dataset).mae(quantity)
+            mae = None if row is None else row.mae(quantity)
+            if mae is not None and trivial is not None and measurable(quantity, trivial):
                 judged[dataset] = mae / trivial
         if not judged:
             parts.append(f"{quantity} is neither labelled nor predicted")
@@ -148,15 +150,16 @@ def matrices(results: Results) -> list[Matrix]:
         rows = []
         for branch in evaluation.branches:
             cells = [evaluation.row(branch, dataset) for dataset in results.datasets]
-            rows.append((branch, [None if c is None else getattr(c, f"{quantity}_mae") for c in cells]))
-        trivial = [getattr(evaluation.trivial_of(dataset), f"{quantity}_mae") for dataset in results.datasets]
-        found.append(Matrix(quantity, UNITS[quantity], rows, trivial))
+            rows.append((branch, [None if c is None else c.mae(quantity) for c in cells]))
+        trivial = [evaluation.trivial_of(dataset).mae(quantity) for dataset in results.datasets]
+        found.append(Matrix(quantity, LABELS[quantity].error_unit, rows, trivial))
     return found
 
 
-def share(mae: float | None, trivial: float | None) -> float | None:
-    """An error as a share of the trivial predictor's; None where one is missing or the trivial one is zero."""
-    return None if mae is None or not trivial else mae / trivial
+def share(mae: float | None, trivial: float | None, quantity: Quantity | None = None) -> float | None:
+    """An error as a share of the trivial predictor's; None where one is missing or the trivial one is rounding."""
+    rounding = quantity is not None and not measurable(quantity, trivial)
+    return None if mae is None or not trivial or rounding else mae / trivial
 
 
 def share_style(value: float | None) -> str:

@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-Quantity = Literal["energy", "forces", "stress"]
-QUANTITIES: tuple[Quantity, ...] = ("energy", "forces")
-"""Those that every model is judged by; stress only where it was trained on."""
-UNITS: dict[Quantity, str] = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
+from ramify.labels import ENERGY, FORCES
+
+Quantity = str
+"""Name of a label (`ramify.labels`)."""
+QUANTITIES: tuple[Quantity, ...] = (ENERGY.name, FORCES.name)
+"""Those that every model is judged by; others only where it was trained on them."""
 
 MARK = "✗"
 """Stands before an error that is no better than the trivial predictor's."""
@@ -84,7 +86,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Tables:
-    """Table 1 (energy per atom), Table 2 (forces) and, where there are labels, Table 3 (stress).
+    """Table 1 (energy per atom), Table 2 (forces) and, where there are labels, one each of stress and further labels.
 
     Attributes:
         split: the evaluated split.

@@ -1,4 +1,7 @@
-"""The paper's Tables 1 and 2, and one of stress: a row per model, a column per dataset, the trivial predictor below."""
+"""The paper's Tables 1 and 2, one of stress and one of each further label.
+
+A row per model, a column per dataset, the trivial predictor below.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from ramify.errors import RamifyError
 from ramify.evaluate.metrics import LEAST_SQUARES, REFERENCES
 from ramify.evaluate.results import Results
 from ramify.files import write_whole
-from ramify.report.table_format import MARK, UNITS, Cell, Missing, ModelRow, Quantity, Table, Tables, format_error
+from ramify.labels import LABELS, measurable
+from ramify.report.table_format import MARK, QUANTITIES, Cell, Missing, ModelRow, Quantity, Table, Tables, format_error
 
 NEAR_ZERO_FORCES = 0.01
 """eV/Å. Where even zero forces are this good, the dataset sits at its minima and its forces teach little."""
@@ -34,7 +38,7 @@ def build(runs: Sequence[Path]) -> Tables:
 
 
 def from_results(runs: Sequence[Results]) -> Tables:
-    """The same for runs already read. A table of stress is made where one of them was trained on it."""
+    """The same for runs already read. Beside energies and forces, labels that a run was trained on have a table."""
     splits = {run.evaluation.split: run for run in runs}
     if not runs:
         raise RamifyError("no run to make tables of", fix="name at least one run directory")
@@ -43,23 +47,28 @@ def from_results(runs: Sequence[Results]) -> Tables:
         raise RamifyError(f"the runs were evaluated on different splits: {found}", fix="evaluate all on one split")
     datasets = list(dict.fromkeys(dataset for run in runs for dataset in run.datasets))
     notes: list[str] = []
-    tables = [_table(1, "energy", runs, datasets, notes), _table(2, "forces", runs, datasets, notes)]
-    stressed = [d for d in datasets if any(run.evaluation.trivial_of(d).stress_mae is not None for run in runs)]
-    if any(run.trained_on_stress for run in runs) and stressed:
-        tables.append(_table(3, "stress", runs, stressed, notes))
+    tables: list[Table] = []
+    for quantity in LABELS:
+        labelled = [d for d in datasets if any(run.evaluation.trivial_of(d).mae(quantity) is not None for run in runs)]
+        if quantity in QUANTITIES:
+            labelled = datasets
+        elif not any(run.trained_on_label(quantity) for run in runs):
+            continue
+        if labelled:
+            tables.append(_table(len(tables) + 1, quantity, runs, labelled, notes))
     notes.extend(_different_splits(runs, datasets))
     return Tables(
         runs[0].evaluation.split,
         datasets,
         tables,
-        _footnotes(runs, datasets, len(tables) > 2),
+        _footnotes(runs, datasets, [t.quantity for t in tables if t.quantity not in QUANTITIES]),
         list(dict.fromkeys(notes)),
     )
 
 
 def _table(number: int, quantity: Quantity, runs: Sequence[Results], datasets: list[str], notes: list[str]) -> Table:
     """One table; adds to `notes` what is wrong in it."""
-    unit, names = UNITS[quantity], _unique_names(runs)
+    unit, names = LABELS[quantity].error_unit, _unique_names(runs)
     trivial = {d: _trivial(runs, d, quantity, notes) for d in datasets}
     rows = [
         ModelRow(
@@ -70,10 +79,13 @@ def _table(number: int, quantity: Quantity, runs: Sequence[Results], datasets: l
         )
         for name, run in zip(names, runs, strict=True)
     ]
-    what = "energy per atom" if quantity == "energy" else f"{quantity} (per component)"
-    title = f"Table {number}. MAE of the {what} on the {runs[0].evaluation.split} split, {unit}"
+    title = f"Table {number}. MAE of the {LABELS[quantity].components} on the {runs[0].evaluation.split} split, {unit}"
     table = Table(quantity, title, unit, datasets, _mark_best(rows, datasets), trivial)
-    judged = [row for row, run in zip(table.rows, runs, strict=True) if quantity != "stress" or run.trained_on_stress]
+    judged = [
+        row
+        for row, run in zip(table.rows, runs, strict=True)
+        if quantity in QUANTITIES or run.trained_on_label(quantity)
+    ]
     notes.extend(_warnings(table, judged))
     return table
 
@@ -90,14 +102,16 @@ def _cell(run: Results, dataset: str, quantity: Quantity, trivial: float | None)
     row = run.own_row(dataset)
     if row is None:
         return Cell(None, None, None, None, "not evaluated")
-    mae, rmse = getattr(row, f"{quantity}_mae"), getattr(row, f"{quantity}_rmse")
-    beaten = mae is not None and trivial is not None and not mae < trivial  # also true of NaN
+    error, square = row.mae(quantity), row.rmse(quantity)
+    beaten = False
+    if error is not None and trivial is not None and measurable(quantity, trivial):
+        beaten = not error < trivial  # also true of NaN
     missing: Missing = ""
-    if mae is None:
+    if error is None:
         missing = "no label" if trivial is None else "not predicted" if quantity == "stress" else "no head"
-    elif not math.isfinite(mae):
-        mae, rmse, missing = None, None, "not finite"
-    return Cell(mae, rmse, row.branch, row.structures, missing, no_better_than_trivial=beaten)
+    elif not math.isfinite(error):
+        error, square, missing = None, None, "not finite"
+    return Cell(error, square, row.branch, row.structures, missing, no_better_than_trivial=beaten)
 
 
 def _mark_best(rows: list[ModelRow], datasets: list[str]) -> list[ModelRow]:
@@ -117,7 +131,7 @@ def _trivial(runs: Sequence[Results], dataset: str, quantity: Quantity, notes: l
     """The trivial predictor's MAE; a note when runs disagree on it, for then they do not share references or split."""
     found: dict[float, str] = {}
     for run in runs:
-        value = getattr(run.evaluation.trivial_of(dataset), f"{quantity}_mae")
+        value = run.evaluation.trivial_of(dataset).mae(quantity)
         if value is not None and not any(math.isclose(value, other, rel_tol=1e-6) for other in found):
             found[value] = str(run.path)
     if len(found) > 1:
@@ -147,8 +161,9 @@ def _warnings(table: Table, rows: Sequence[ModelRow]) -> list[str]:
     return lines
 
 
-def _footnotes(runs: Sequence[Results], datasets: list[str], stressed: bool) -> list[str]:
-    """Which predictor the last row of Table 1 shows where there is a choice; who was not trained on stress."""
+def _footnotes(runs: Sequence[Results], datasets: list[str], others: Sequence[Quantity]) -> list[str]:
+    """Which predictor the last row of Table 1 shows where there is a choice; what errors are not measured against; who
+    was not trained on stress or a further label."""
     lines = []
     for dataset in datasets:
         found = (run.evaluation.trivial_of(dataset).energy_mae_by for run in runs)
@@ -160,8 +175,20 @@ def _footnotes(runs: Sequence[Results], datasets: list[str], stressed: bool) -> 
                 f"{PREDICTORS[other]} ({format_error(high)})."
             )
     names = _unique_names(runs)
-    if stressed and (not_trained := [n for n, run in zip(names, runs, strict=True) if not run.trained_on_stress]):
-        lines.append(f"Stress: {', '.join(not_trained)} predicts it without having been trained on it.")
+    for quantity in others:
+        if LABELS[quantity].trivial == "mean":
+            lines.append(f"Trivial {LABELS[quantity].title}: the mean of the training split.")
+        if not_trained := [n for n, run in zip(names, runs, strict=True) if not run.trained_on_label(quantity)]:
+            text = f"{', '.join(not_trained)} predicts it without having been trained on it."
+            lines.append(f"{LABELS[quantity].title.capitalize()}: {text}")
+    for quantity in (*QUANTITIES, *others):
+        trivial = {d: runs[0].evaluation.trivial_of(d).mae(quantity) for d in datasets}
+        if flat := [d for d, error in trivial.items() if error is not None and not measurable(quantity, error)]:
+            title, unit = LABELS[quantity].title, LABELS[quantity].error_unit
+            lines.append(
+                f"{title.capitalize()} of {', '.join(flat)}: the trivial predictor errs by less than "
+                f"{LABELS[quantity].floor:g} {unit}; nothing is measured against that."
+            )
     return lines
 
 

@@ -1,7 +1,7 @@
 """From records or small parts to chunks of `Structures`, with the checks that every record needs."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -85,6 +85,7 @@ class Record:
         group: name of the group that must not be split.
         origin: the file and the path inside it.
         row: position inside the origin.
+        labels: further labels by name, in the units of `ramify.labels`.
     """
 
     numbers: NDArray[np.integer]
@@ -97,6 +98,7 @@ class Record:
     group: str
     origin: str
     row: int
+    labels: Mapping[str, float] = field(default_factory=dict)
 
     def problem(self) -> tuple[str, str] | None:
         """Reason and detail when the record cannot be used, else None."""
@@ -113,7 +115,8 @@ class Record:
             return MALFORMED_FORCES, f"{n} atoms, forces of shape {np.shape(self.forces)}"
         if self.stress is not None and np.shape(self.stress) != (3, 3):
             return MALFORMED_STRESS, f"stress of shape {np.shape(self.stress)}"
-        for name, label in (("energy", self.energy), ("forces", self.forces), ("stress", self.stress)):
+        built_in = (("energy", self.energy), ("forces", self.forces), ("stress", self.stress))
+        for name, label in (*built_in, *self.labels.items()):
             if label is not None and not np.isfinite(label).all():
                 return NON_FINITE, name
         return None
@@ -175,6 +178,7 @@ def _gather(records: list[Record]) -> Structures:
     origin, origin_names = index_names(r.origin for r in records)
     no_stress, no_cell, no_pbc = np.full((3, 3), np.nan), np.zeros((3, 3)), np.zeros(3, bool)
     forces = [np.full(np.shape(r.positions), np.nan) if r.forces is None else r.forces for r in records]
+    named = dict.fromkeys(name for r in records for name in r.labels)
     return Structures.make(
         n_atoms=[len(r.numbers) for r in records],
         numbers=np.concatenate([r.numbers for r in records]),
@@ -189,4 +193,5 @@ def _gather(records: list[Record]) -> Structures:
         row=[r.row for r in records],
         group_names=group_names,
         origin_names=origin_names,
+        labels={name: [r.labels.get(name, np.nan) for r in records] for name in named},
     )

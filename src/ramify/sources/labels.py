@@ -7,9 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ramify.errors import RamifyError, nearest
+from ramify.labels import further
 from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions
 from ramify.sources.chunks import (
@@ -60,6 +61,17 @@ class AtomsOptions(LabelledOptions):
     numbers): the stress is -virial / volume."""
     group_key: str | None = None
     """Name of the value that says which structures belong together; without it, the composition."""
+    labels: dict[str, str] = Field({})
+    """Further labels, one number by structure each, and their names in the file: `{band_gap: gap}`. In the unit that
+    the label is registered with."""
+
+    @field_validator("labels")
+    @classmethod
+    def _registered(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(set(value) - set(further())):
+            accepted = ", ".join(further()) or "none (see docs/extending.md)"
+            raise ValueError(f"labels: no label is registered as {', '.join(unknown)}; registered: {accepted}")
+        return value
 
     @model_validator(mode="after")
     def _virial_is_no_stress(self) -> "AtomsOptions":
@@ -134,6 +146,7 @@ class Labeller:
                 group=self._group(found, numbers),
                 origin=origin,
                 row=row,
+                labels={n: _number(found[key]) for n, key in options.labels.items() if found.get(key) is not None},
             )
         except UnusableError as error:
             self._quarantine.add(f"{origin}[{row}]", error.reason, error.detail)
@@ -152,6 +165,9 @@ class Labeller:
             raise self._missing("group_key", options.group_key)
         if options.energy_key not in names:
             raise self._missing("energy_key", options.energy_key)
+        for label, key in options.labels.items():
+            if key not in names:
+                raise self._missing(f"labels.{label}", key)
         if options.forces_key is not None and options.forces_key not in names:
             named_otherwise = any("force" in name.lower() for name in names)
             if named_otherwise or options.forces_key != "forces":  # else it is a file of energies
@@ -245,6 +261,12 @@ def full_stress(value: Any, name: str) -> NDArray[np.float64]:
     if array.size == 6:
         return np.asarray(voigt_6_to_full_3x3_stress(array.reshape(-1)))
     raise UnusableError(MALFORMED_STRESS, f"{name} of shape {array.shape} instead of 9 numbers, or 6 in Voigt order")
+
+
+def _number(value: Any) -> float:
+    """One number; NaN of anything else, which a record refuses."""
+    flat = np.asarray(value).reshape(-1)
+    return float(flat[0]) if flat.size == 1 and np.issubdtype(flat.dtype, np.number) else np.nan
 
 
 def _is_stress(name: str, value: Any) -> bool:

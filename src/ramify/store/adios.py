@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
 from ramify.files import read_json, sha256, sync, write_json
+from ramify.labels import LABELS
 from ramify.store.columns import COLUMNS
 from ramify.store.files import ADIOS_FILE, Form, damaged
 from ramify.store.manifest import REBUILD, Column, Manifest
@@ -28,7 +29,8 @@ from ramify.untrusted import parsed
 PARTS_FILE = "columns.json"
 ADIOS_FILES = (ADIOS_FILE, PARTS_FILE)
 
-UNITS = {"positions": "Å", "forces": "eV/Å", "cell": "Å", "energy": "eV", "stress": "eV/Å³"}
+UNITS = {"positions": "Å", "cell": "Å"}
+"""Of columns that are no labels."""
 
 PARAMETERS = {
     "StatsLevel": "0",  # no minima and maxima: they would be a second pass over everything
@@ -117,6 +119,8 @@ def _put(
     variable = io.define_variable(name, kind, list(stated.shape), [0] * len(stated.shape), list(stated.shape))
     if name in UNITS:
         io.define_attribute("unit", UNITS[name], name)
+    elif name in LABELS:
+        io.define_attribute("unit", LABELS[name].unit, name)
     for start, piece in parts:
         variable.set_selection([[start, *[0] * (piece.ndim - 1)], list(piece.shape)])
         engine.put(variable, piece.view(kind.dtype), adios2.bindings.Mode.Deferred)

@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.labels import further
 from ramify.store.blocks import BlockSums, memory_of
 from ramify.store.manifest import Column
 
@@ -47,6 +48,20 @@ COLUMNS: Mapping[str, ColumnType] = {
 """Units as in `Structures`; energy is the total energy, from which references are taken before any cast to float32."""
 
 
+LABEL_COLUMN = ColumnType("<f8", ())
+"""Of every further label (`ramify.labels.register`); a store has those that any of its structures carries."""
+
+
+def column_type(name: str) -> ColumnType:
+    """The type of a column, one of `COLUMNS` or a further label."""
+    return COLUMNS.get(name, LABEL_COLUMN)
+
+
+def possible_columns() -> tuple[str, ...]:
+    """Names of all columns that a store may have: those of every store, and further labels."""
+    return (*COLUMNS, *further())
+
+
 class RawColumns:
     """Columns appended to in any number of pieces, of a length not known beforehand, then mapped. For staging.
 
@@ -56,12 +71,12 @@ class RawColumns:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, IO[bytes]] = {name: (folder / f"{name}.raw").open("wb") for name in COLUMNS}
+        self._files: dict[str, IO[bytes]] = {name: (folder / f"{name}.raw").open("wb") for name in possible_columns()}
 
     def append(self, pieces: Mapping[str, Array]) -> None:
         """Adds one piece to every column; values are cast to the column's type."""
-        for name, kind in COLUMNS.items():
-            write(self._files[name], np.ascontiguousarray(pieces[name], kind.dtype))
+        for name, file in self._files.items():
+            write(file, np.ascontiguousarray(pieces[name], column_type(name).dtype))
 
     def close(self) -> None:
         """Nothing can be appended any more."""
@@ -70,7 +85,7 @@ class RawColumns:
 
     def map(self, name: str) -> Array:
         """One column, mapped anew: pages that were read leave memory when the result is dropped. `close` first."""
-        kind = COLUMNS[name]
+        kind = column_type(name)
         with (self._folder / f"{name}.raw").open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:  # cannot be mapped
                 return np.empty((0, *kind.row), kind.dtype)

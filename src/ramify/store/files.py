@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
 from ramify.files import sha256
+from ramify.labels import BUILT_IN, further
 from ramify.store.blocks import BLOCK_ROWS, block_count, block_sum, memory_of
-from ramify.store.columns import COLUMNS, npy_header
+from ramify.store.columns import COLUMNS, column_type, npy_header
 from ramify.store.manifest import REBUILD, SPLITS, Column, Manifest
 
 Form = Literal["mapped", "adios"]
@@ -89,14 +90,20 @@ def check_manifest(path: Path, manifest: Manifest) -> None:
     Raises:
         RamifyError: naming the column.
     """
-    if set(manifest.columns) != set(COLUMNS):
-        odd = ", ".join(sorted(set(manifest.columns) ^ set(COLUMNS)))
+    labels = {name for name in manifest.labels.counts if name not in BUILT_IN}
+    if set(manifest.columns) != {*COLUMNS, *labels}:
+        odd = ", ".join(sorted(set(manifest.columns) ^ {*COLUMNS, *labels}))
         raise RamifyError(f"{path}: the manifest names other columns than a store has ({odd})", fix=REBUILD)
     counts = [count for split in manifest.splits.values() for count in (split.structures, split.atoms)]
     if set(manifest.splits) != set(SPLITS) or min(counts) < 0:
         raise RamifyError(f"{path}: the manifest is damaged at splits, found {manifest.splits}", fix=REBUILD)
+    if unknown := sorted(labels - set(further())):
+        raise RamifyError(
+            f"{path}: the store holds labels that this program does not know: {', '.join(unknown)}",
+            fix="import the module that registers them (ramify.labels.register), or prepare the dataset without them",
+        )
     for name, stated in manifest.columns.items():
-        kind = COLUMNS[name]
+        kind = column_type(name)
         shape = kind.shape(manifest.structures, manifest.atoms)
         if stated.shape != shape or not _is(stated.dtype, kind.dtype):
             raise RamifyError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from ramify.errors import RamifyError
 from ramify.files import content_sha256, parse_json
@@ -31,11 +31,19 @@ class SplitCounts(ManifestEntry):
 
 
 class Labels(ManifestEntry):
-    """Number of structures that carry each label."""
+    """Number of structures that carry each label; further labels (`ramify.labels`) only where there are any."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, int]
 
     energy: int
     forces: int
     stress: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By label."""
+        return self.model_dump()
 
 
 class References(ManifestEntry):
@@ -50,6 +58,14 @@ class References(ManifestEntry):
     rank: int
     """Independent compositions among these; below the number of elements, of all that fit equally well those nearest
     the mean energy per atom were taken."""
+
+
+class LabelStatistics(ManifestEntry):
+    """A further label on the training split, in its unit of errors."""
+
+    mean: float
+    mad: float
+    """Mean absolute deviation from the mean: the error of predicting the mean."""
 
 
 class Statistics(ManifestEntry):
@@ -69,6 +85,15 @@ class Statistics(ManifestEntry):
     """eV/Å, largest norm of a force in any split."""
     min_distance: float | None
     """Å, closest two atoms in any split; null where every structure is one isolated atom."""
+    labels: dict[str, LabelStatistics] = {}
+    """Of further labels; not written where there are none."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if not content["labels"]:
+            del content["labels"]
+        return content
 
 
 class Consistency(ManifestEntry):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.store.blocks import block_count, block_rows, touched_blocks
-from ramify.store.columns import COLUMNS
+from ramify.store.columns import COLUMNS, column_type
 from ramify.store.files import StoreFiles, check_block
 from ramify.store.row_index import RowIndex
 from ramify.structures import atom_rows
@@ -17,6 +17,7 @@ Columns = dict[str, NDArray[Any]]
 Rows = NDArray[np.int64]
 
 TAKEN = tuple(name for name in COLUMNS if name != "n_atoms")
+"""Columns that every store has, apart from the numbers of atoms."""
 
 
 class ColumnStorage(Protocol):
@@ -61,7 +62,9 @@ class ArrayStorage:
         starts = self._index.starts(rows)
         self._check(rows, starts, n_atoms)
         atoms = atom_rows(starts, n_atoms)
-        return {name: self._columns[name].take(atoms if COLUMNS[name].per_atom else rows, axis=0) for name in columns}
+        return {
+            name: self._columns[name].take(atoms if column_type(name).per_atom else rows, axis=0) for name in columns
+        }
 
     def load(self) -> None:
         """See `ColumnStorage`: there is nothing to do."""
@@ -146,7 +149,7 @@ class ChecksumOnRead:
         ):
             for block in waiting.among(first, counts):
                 for name, column in self._columns.items():
-                    if COLUMNS[name].per_atom == per_atom:
+                    if column_type(name).per_atom == per_atom:
                         self._compare(name, column, block)
                 waiting.done(block)
 

@@ -2,7 +2,7 @@
 
 import builtins
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError
 from ramify.files import parse_json
+from ramify.labels import BUILT_IN
 from ramify.recipe import Scale
 from ramify.store.columns import COLUMNS
 from ramify.store.files import MappedFiles, damaged
@@ -34,11 +35,17 @@ class LabelCounts:
         energy: structures with an energy.
         forces: atoms with a force.
         stress: structures with a stress and a cell; 0 where it is not trained on.
+        labels: structures with each of the further labels that the dataset has.
     """
 
     energy: int
     forces: int
     stress: int
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, label: str) -> int:
+        """By the name of the label."""
+        return int(getattr(self, label)) if label in BUILT_IN else self.labels.get(label, 0)
 
 
 class Store:
@@ -73,6 +80,7 @@ class Store:
         for symbol, energy in manifest.references.energies.items():
             self.references[NUMBERS[symbol]] = energy
         self._storage = storage
+        self._further = tuple(name for name in manifest.columns if name not in COLUMNS)
         if n_atoms.min(initial=1) < 1 or n_atoms.sum(dtype=np.int64) != manifest.atoms:
             raise damaged(path, f"the atoms of its structures do not add up to {manifest.atoms}")
 
@@ -105,7 +113,7 @@ class Store:
             if verify:
                 verify_files(files)
             if isinstance(files, MappedFiles) and not preload:
-                columns = {name: files.map(name) for name in COLUMNS}
+                columns = {name: files.map(name) for name in files.manifest.columns}
                 return cls(
                     files.path,
                     files.manifest,
@@ -162,7 +170,8 @@ class Store:
         """
         row = np.asarray(rows, np.int64)
         n_atoms = self.n_atoms.take(row).astype(np.int64)
-        taken = self._storage.take(row, n_atoms)
+        taken = self._storage.take(row, n_atoms, (*TAKEN, *self._further))
+        labels = {name: taken.pop(name) for name in self._further}
         if taken["numbers"].max(initial=1) > MAX_NUMBER or taken["numbers"].min(initial=1) < 1:
             raise damaged(self.path, f"column numbers holds what is not an atomic number from 1 to {MAX_NUMBER}")
         for name, table in (("group", "groups"), ("origin", "origins")):
@@ -174,6 +183,7 @@ class Store:
             split=np.searchsorted(self._split_ends, row, side="right").astype(np.uint8) + np.uint8(Split.TRAIN),
             group_names=self._names["groups"],
             origin_names=self._names["origins"],
+            labels=labels,
             **taken,
         )
 
@@ -212,12 +222,13 @@ class Store:
         if 0 < labels.forces < whole:  # whole or absent (`ramify.prepare.gates`): the first atom stands for all
             first = np.cumsum(n_atoms, dtype=np.int64) - n_atoms
             forces = int(n_atoms[~np.isnan(self._some(rows, "forces")["forces"][first, 0])].sum())
+        further = {name: int((~np.isnan(self._some(rows, name)[name])).sum()) for name in self._further}
         if not stress or not labels.stress:
-            return LabelCounts(energy, forces, 0)
+            return LabelCounts(energy, forces, 0, further)
         found = self._some(rows, "stress", "cell")
         known = ~np.isnan(found["stress"]).any(axis=(1, 2))
         has_cell = np.linalg.det(found["cell"].astype(np.float64)) != 0
-        return LabelCounts(energy, forces, int((known & has_cell).sum()))
+        return LabelCounts(energy, forces, int((known & has_cell).sum()), further)
 
     def _some(self, rows: NDArray[np.int64], *columns: str) -> dict[str, NDArray[Any]]:
         """Some columns of the structures at `rows`."""
@@ -252,5 +263,6 @@ def checksums_on_read(files: MappedFiles, columns: Mapping[str, NDArray[Any]]) -
 def _read(path: Path, n_atoms: NDArray[np.int32], progress: Callable[[int], None]) -> ColumnStorage:
     """All columns but the numbers of atoms, which are there already, in shared memory."""
     with open_files(path) as files:
-        memory = NodeMemory(files, TAKEN, progress)
+        names = [name for name in files.manifest.columns if name != "n_atoms"]
+        memory = NodeMemory(files, names, progress)
     return ArrayStorage({**memory.columns, "n_atoms": n_atoms}, release=memory.close)

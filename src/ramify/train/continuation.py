@@ -5,7 +5,7 @@ import math
 from ramify.checkpoint import Checkpoint
 from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import Changes
-from ramify.train.optimizer import Schedule
+from ramify.train.schedules import Schedule
 
 RATE = ("train.epochs", "train.max_steps", "train.batch", "optimizer.lr")
 """Keys that change the learning rate, besides those of the schedule."""

@@ -109,7 +109,10 @@ def _source(name: str, start: Mapping[str, str], saved: Saved) -> Tensor | None:
     # a branch without forces has nothing that a force head could start from, and no unit of forces
     if rest.startswith("force") and origin != branch and not _has_forces(saved.branches[origin]):
         return None
-    return saved.weights.get(f"{part_of_branch(origin)}.{rest}", torch.empty(0))
+    target = f"{part_of_branch(origin)}.{rest}"
+    if rest.startswith("labels.") and target not in saved.weights:  # a label that the origin was not trained on
+        return None
+    return saved.weights.get(target, torch.empty(0))
 
 
 def _has_forces(datasets: Mapping[str, DatasetInfo]) -> bool:

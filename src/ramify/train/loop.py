@@ -10,8 +10,9 @@ from typing import Any
 
 from ramify.batches.batch import Batch
 from ramify.batches.loader import Loader, SplitReader, StepAssignment, StepBatches
-from ramify.batches.sampler import BatchSampler, sampling_weights
+from ramify.batches.sampler import BatchSampler
 from ramify.checkpoint import Checkpoint
+from ramify.data.sampling import sampling_weights
 from ramify.errors import RamifyError
 from ramify.model.build import LabelSpread, build_model
 from ramify.parallel.assignment import Assigner, MicroBatchLimit
@@ -29,9 +30,10 @@ from ramify.train.continuation import continuation_texts, run_length
 from ramify.train.forward import make_forward
 from ramify.train.init_weights import choose_trained, part_of_rate
 from ramify.train.objective import Objective
-from ramify.train.optimizer import AveragedWeights, Schedule, build_optimizer, guard, set_rate
+from ramify.train.optimizer import AveragedWeights, build_optimizer, guard, set_rate
 from ramify.train.precision import Precision
 from ramify.train.reporting import Callbacks, RunReporter
+from ramify.train.schedules import Schedule
 from ramify.train.state import State, TrainingProgress
 from ramify.train.step_metrics import PendingMetrics, StepMetrics, StepResult
 from ramify.train.validation import Validator
@@ -85,7 +87,9 @@ class Trainer:
         choose_trained(self.model, self.recipe)
         self.model.to(layout.device)
         forceless = [name for name in self.train if self.model.branch(self.branch_of[name]).forces is None]
-        self.objective = Objective(self.recipe.objective, {n: s.unit for n, s in spreads.items()}, forceless)
+        units = {name: spread.unit for name, spread in spreads.items()}
+        further = {name: {label: s.mad for label, s in spread.labels.items()} for name, spread in spreads.items()}
+        self.objective = Objective(self.recipe.objective, units, forceless, further)
         self.forward = make_forward(self.model, self.recipe, layout, self.sampler.shares(), self.data)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
         self.gradients = GradientSync(self.model, layout, self.shards.part)
@@ -93,7 +97,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
-        self.validator = Validator(self.val, self.branch_of, layout, self.dtype)
+        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.objective.labels)
         self.state = State(
             layout, self.model, self.optimizer, self.averages, self.schedule, self.sampler, self.progress
         )
@@ -228,7 +232,7 @@ class Trainer:
         """The gradients of a step, added up over the ranks."""
         self.watchdog.arrive(f"step {work.assignment.step + 1}")
         self.model.train()
-        step_metrics = StepMetrics(self.sampler.counts(work.assignment.step), self.layout)
+        step_metrics = StepMetrics(self.sampler.counts(work.assignment.step), self.objective.names, self.layout)
         self.gradients.clear({self.branch_of[name] for name in work.assignment.labels})
         with self.precision.products(), self.shards.gathered():
             for batch in work.batches[:-1]:
@@ -254,10 +258,10 @@ class Trainer:
     def _refuse(self, outcome: StepResult) -> None:
         """Ends the run, on all ranks alike, before the step that would have ruined the weights."""
         self.save(best=False)
-        parts = {name: [round(value, 4) for value in values] for name, values in outcome.datasets.items()}
+        parts = {name: [round(value, 4) for value in values.values()] for name, values in outcome.datasets.items()}
         error = RamifyError(
             f"step {self.progress.step + 1}: the loss is {outcome.loss} and its gradient {outcome.norm}; "
-            f"by dataset (loss, eV/atom, eV/Å): {parts}. The state before this step is kept as `latest`.",
+            f"by dataset ({', '.join(self.objective.names)}): {parts}. The state before this step is kept as `latest`.",
             fix="lower optimizer.lr, or look for wild labels with datasets.NAME.gates.max_force",
         )
         error.everywhere = True

@@ -4,16 +4,20 @@ A batch may be any part of a step: the means that the loss is made of are taken 
 that the losses of all parts, and their gradients, add up to those of the step.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ramify.batches.batch import Batch, Segment
+from ramify.labels import BUILT_IN, in_order, mae
 from ramify.model.multibranch import BatchPredictions
 from ramify.recipe import ObjectiveOptions
 from ramify.store.store import LabelCounts
+from ramify.train.loss_terms import FORMS, Compared, Rows, compare, weight_of
+
+LOSS = "loss"
+"""Name of a dataset's loss among its errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +26,12 @@ class Loss:
 
     Attributes:
         total: scalar to differentiate.
-        datasets: by dataset: (3,) what it adds to its loss before weighting, to its mean absolute error of energies
-            (eV/atom) and to that of force components (eV/Å); NaN where the step has no such labels.
+        datasets: by dataset, what it adds to its loss before weighting and to its mean absolute errors, under the names
+            `Objective.names`; NaN where the step has no such labels.
     """
 
     total: Tensor
-    datasets: dict[str, Tensor]
+    datasets: dict[str, dict[str, Tensor]]
 
 
 class Objective:
@@ -37,14 +41,29 @@ class Objective:
         options: of the recipe.
         scales: eV and eV/Å by dataset, the unit that its errors are measured in when `normalise` is set.
         forceless: datasets whose branch has no force head.
+        further: mean absolute deviations of further labels, by dataset and label; theirs are the labels that are
+            trained on besides energies, forces and stress.
+
+    Attributes:
+        labels: those whose errors are logged, in the order of the table.
+        names: of what is logged of every dataset.
     """
 
-    def __init__(self, options: ObjectiveOptions, scales: Mapping[str, float], forceless: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        options: ObjectiveOptions,
+        scales: Mapping[str, float],
+        forceless: Collection[str] = (),
+        further: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         self._options = options
         self._forceless = frozenset(forceless)
         self._scales = dict(scales) if options.normalise else dict.fromkeys(scales, 1.0)
+        self._further = dict(further or {})
         self._weights = {name: options.weights.get(name, 1.0) for name in scales}
         self._weight_sum = sum(self._weights.values())
+        self.labels = trained_labels(options, [label for found in self._further.values() for label in found])
+        self.names = (LOSS, *map(mae, self.labels))
 
     def __call__(self, predictions: BatchPredictions, batch: Batch, labels: Mapping[str, LabelCounts]) -> Loss:
         """What `batch` adds to the loss of a step that has `labels` by dataset; absent labels (NaN) count nowhere.
@@ -54,51 +73,42 @@ class Objective:
         total = predictions.energy.new_zeros(())
         datasets = {}
         for segment in batch.datasets:
-            loss, energy_mae, forces_mae = self._dataset(segment, predictions, batch, labels[segment.name])
+            loss, errors = self._dataset(segment, predictions, batch, labels[segment.name])
             total = total + self._weights[segment.name] / self._weight_sum * loss
-            datasets[segment.name] = torch.stack([loss.detach(), energy_mae, forces_mae])
+            datasets[segment.name] = {LOSS: loss.detach()} | errors
         return Loss(total, datasets)
 
     def _dataset(
         self, segment: Segment, predictions: BatchPredictions, batch: Batch, labels: LabelCounts
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        o, scale = self._options, self._scales[segment.name]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one dataset, and its mean absolute errors."""
         has_forces = segment.name not in self._forceless
-        energy, energy_known = _difference(predictions.energy, batch.energy, segment.structures)
-        forces, forces_known = _difference(predictions.forces, batch.forces, segment.atoms, has_forces)
-        loss = o.energy * self._mean(energy[:, None] / scale, energy_known, labels.energy)
-        loss = loss + o.forces * self._mean(forces / scale, forces_known, labels.forces)
-        if o.stress > 0 and predictions.stress is not None:
-            possible = has_forces & (batch.volume[segment.structures] > 0)
-            found, label = predictions.stress.flatten(1), batch.stress.flatten(1)
-            stress, stress_known = _difference(found, label, segment.structures, possible)
-            # eV/Å³ x Å³ per atom: the energy that goes with unit strain, comparable with an energy per atom
-            per_atom = (batch.volume / batch.n_atoms)[segment.structures, None] / scale
-            loss = loss + o.stress * self._mean(stress * per_atom, stress_known, labels.stress)
-        energy_mae = (energy.detach().abs() * energy_known).sum() / labels.energy
-        forces_mae = (forces.detach().abs().mean(1) * forces_known).sum() / (labels.forces if has_forces else 0)
-        return loss, energy_mae, forces_mae
+        rows = Rows(predictions, batch, segment, has_forces)
+        loss = predictions.energy.new_zeros(())
+        errors = {}
+        for label in self.labels:
+            if label == "stress" and predictions.stress is None:
+                continue
+            found, count = compare(label, rows), labels.of(label)
+            loss = loss + weight_of(label, self._options) * self._mean(found, self._unit(segment.name, label), count)
+            possible = has_forces or label not in ("forces", "stress")
+            per_row = found.error.detach().abs().reshape(len(found.error), -1).mean(1)
+            errors[mae(label)] = (per_row * found.known).sum() / (count if possible else 0)
+        return loss, errors
 
-    def _mean(self, error: Tensor, known: Tensor, labels: int) -> Tensor:
-        """Sum over known rows of the error of one row, over the labels of the step; (rows, components) -> scalar."""
-        o = self._options
-        if o.form == "mae":
-            row = error.abs().mean(1)
-        elif o.form == "l2norm":
-            row = torch.sqrt(error.square().sum(1) + 1e-12) / error.shape[1] ** 0.5  # the root is not smooth at 0
-        elif o.form == "huber":
-            zero = torch.zeros_like(error)
-            row = torch.nn.functional.huber_loss(error, zero, delta=o.huber_delta, reduction="none").mean(1)
-            row = row / o.huber_delta  # slope 1 far out, as the absolute error has
-        else:
-            row = error.square().mean(1)
-        return (row * known).sum() / max(labels, 1)
+    def _unit(self, dataset: str, label: str) -> float:
+        """What errors are measured in; those of a further label always in its own spread, whose unit is its own."""
+        return self._scales[dataset] if label in BUILT_IN else self._further.get(dataset, {}).get(label) or 1.0
+
+    def _mean(self, found: Compared, scale: float, labels: int) -> Tensor:
+        """Sum over known rows of the error of one row, over the labels of the step."""
+        error = found.error.reshape(len(found.error), -1)
+        scaled = error / scale if found.factor is None else error * (found.factor / scale)
+        row = FORMS[self._options.form](scaled, self._options)
+        return (row * found.known).sum() / max(labels, 1)
 
 
-def _difference(predicted: Tensor, label: Tensor, rows: slice, possible: Tensor | bool = True) -> tuple[Tensor, Tensor]:
-    """Prediction minus label, 0 in rows that do not count; and which rows count, (rows,) bool: those whose label is
-    whole and where a prediction is `possible`."""
-    p, q = predicted[rows], label[rows]
-    known = ~torch.isnan(q).reshape(len(q), -1).any(1) & possible
-    counted = known if q.ndim == 1 else known[:, None]
-    return torch.where(counted, p - torch.nan_to_num(q), 0.0), known
+def trained_labels(options: ObjectiveOptions, further: Sequence[str]) -> tuple[str, ...]:
+    """Labels that are trained on, in the order of the table; energies and forces are always looked at."""
+    others = [name for name in ("stress", *further) if weight_of(name, options) > 0]
+    return in_order(["energy", "forces", *others])

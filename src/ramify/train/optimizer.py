@@ -1,30 +1,48 @@
-"""AdamW, the learning rate over the run, and the averaged weights."""
+"""Groups of parameters, guarded steps, and the averaged weights."""
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ramify.model.lora import is_lora_weight
 from ramify.parallel.sharded_tensors import is_sharded, to_local
-from ramify.recipe import OptimizerOptions, ScheduleOptions
+from ramify.recipe import OptimizerOptions
+from ramify.train.optimizers import OPTIMIZERS
 
 
 def build_optimizer(
     model: nn.Module, options: OptimizerOptions, part_of_rate: Callable[[str], float] = lambda name: 1.0
-) -> torch.optim.AdamW:
-    """AdamW over all parameters of `model` that are trained; only what is a linear map decays (no biases, norms,
-    embedding). A parameter called `name` takes `part_of_rate(name)` of the learning rate, see `set_rate`."""
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over all parameters of `model` that are trained.
+
+    Only what is a linear map decays (no biases, norms, embedding). A parameter called `name` takes `part_of_rate(name)`
+    of the learning rate, see `set_rate`.
+    """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
+            hidden = id(p) not in embeddings and is_hidden(name, p)
             # PyTorch takes no step on cut and whole ones together
-            groups.setdefault((decay, part_of_rate(name), is_sharded(p)), []).append(p)
-    chosen = [{"params": members, "weight_decay": decay, "part": part} for (decay, part, _), members in groups.items()]
-    return torch.optim.AdamW(chosen, lr=options.lr, betas=options.betas, fused=True)
+            groups.setdefault((decay, part_of_rate(name), is_sharded(p), hidden), []).append(p)
+    chosen = [
+        {"params": members, "weight_decay": decay, "part": part, "hidden": hidden}
+        for (decay, part, _, hidden), members in groups.items()
+    ]
+    return OPTIMIZERS[options.kind](chosen, options)
+
+
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix between layers: no vector, no output of a head, which has few rows or one, and no
+    half of a low-rank update."""
+    return parameter.ndim == 2 and min(parameter.shape) >= SMALLEST_SIDE and not is_lora_weight(name)
+
+
+SMALLEST_SIDE = 8
+"""Of a matrix that counts as hidden: the outputs of heads (1, or as many as vector channels) have no directions that
+would have to be kept apart."""
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -48,54 +66,6 @@ def guard(optimizer: torch.optim.Optimizer, norm: Tensor, limit: float | None) -
     told = {"grad_scale": scale, "found_inf": (~torch.isfinite(norm)).float()}
     for name, value in told.items():
         setattr(optimizer, name, value)
-
-
-@dataclass
-class Schedule:
-    """Learning rate of each step; a pure function of the step except for `plateau`, which remembers.
-
-    Attributes:
-        factor: what plateau has multiplied the rate by so far.
-        waited: evaluations since the best metric (plateau).
-        best: best metric seen (plateau).
-    """
-
-    options: ScheduleOptions
-    base: float
-    total_steps: int
-    factor: float = 1.0
-    waited: int = 0
-    best: float = math.inf
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step `step` (from 0)."""
-        o = self.options
-        step, steps = max(0, step - o.start), self.total_steps - o.start
-        warm = min(1.0, (step + 1) / o.warmup_steps) if o.warmup_steps else 1.0
-        if o.kind == "cosine":
-            progress = min(1.0, step / max(1, steps))
-            return self.base * warm * (o.final + (1 - o.final) * 0.5 * (1 + math.cos(math.pi * progress)))
-        return self.base * warm * (self.factor if o.kind == "plateau" else 1.0)
-
-    def observe(self, metric: float) -> None:
-        """Tells plateau the outcome of an evaluation."""
-        if self.options.kind != "plateau":
-            return
-        if metric < self.best:
-            self.best, self.waited = metric, 0
-            return
-        self.waited += 1
-        if self.waited > self.options.patience:
-            self.factor, self.waited = max(self.options.final, self.factor * self.options.factor), 0
-
-    def state(self) -> dict[str, float]:
-        """What a checkpoint must keep."""
-        kept = asdict(self)
-        return {key: kept[key] for key in ("factor", "waited", "best")}
-
-    def restore(self, state: dict[str, float]) -> None:
-        """Takes up where `state` was taken."""
-        self.factor, self.waited, self.best = state["factor"], int(state["waited"]), state["best"]
 
 
 class AveragedWeights:

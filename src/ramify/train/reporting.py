@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ramify.errors import RamifyError
+from ramify.labels import LABELS, mae, measurable
 from ramify.parallel.layout import Layout
 from ramify.parallel.sync import on_rank_zero
 from ramify.run.run import MetricsLog, Run, finite
@@ -64,6 +65,7 @@ class RunReporter:
         self._log: MetricsLog | None = None
         self._failure: RamifyError | None = None
         self.evaluations: list[dict[str, Any]] = []
+        self._named: set[tuple[str, str]] = set()  # datasets and labels that the metric leaves out
 
     @contextmanager
     def opened(self, stopped_by: Callable[[], str]) -> Iterator[None]:
@@ -126,12 +128,11 @@ class RunReporter:
 
     def trained(self, outcome: StepResult, rate: float) -> None:
         """The errors of one step, which had the learning rate `rate`."""
-        names = ("loss", "energy_mae", "forces_mae")
         entry = self._entry("train") | {
             "loss": outcome.loss,
             "lr": rate,
             "grad_norm": outcome.norm,
-            "datasets": {name: dict(zip(names, values, strict=True)) for name, values in outcome.datasets.items()},
+            "datasets": outcome.datasets,
         }
         self._add(entry)
         self._heard.trained(entry)
@@ -139,9 +140,12 @@ class RunReporter:
     def evaluated(self, found: Validation, *, best: bool) -> None:
         """The errors on the validation splits."""
         entry = self._entry("val") | {"metric": found.metric, "best": best, "datasets": found.datasets}
+        if found.left_out:
+            entry["left_out"] = found.left_out
         self.evaluations.append(finite(entry))
         self._add(entry)
         self._heard.evaluated(entry)
+        self._warn_of_left_out(found.left_out)
         self._warn_if_trivial(found.datasets)
 
     def ended_early(self, total: int, patience: int) -> None:
@@ -151,14 +155,24 @@ class RunReporter:
             f"(train.patience) was better than that of step {self._progress.best_step}"
         )
 
+    def _warn_of_left_out(self, left_out: Mapping[str, list[str]]) -> None:
+        """Says once what the metric does not measure."""
+        for name, labels in left_out.items():
+            for label in (LABELS[label] for label in labels if (name, label) not in self._named):
+                self._named.add((name, label.name))
+                self._heard.warned(
+                    f"{name}: the trivial predictor of {label.name} errs by less than {label.floor:g} "
+                    f"{label.error_unit}, which is rounding: the metric leaves its {label.name} out"
+                )
+
     def _warn_if_trivial(self, datasets: Mapping[str, Any]) -> None:
         """Says loudly which heads know nothing yet, once the warm-up is over."""
         if self._progress.step <= self._warmup:
             return
         for name, errors in datasets.items():
-            for label in ("energy", "forces"):
-                found, trivial = errors[f"{label}_mae"], errors[f"trivial_{label}_mae"]
-                if found is not None and trivial and not found < trivial:
+            for label in LABELS:
+                found, trivial = errors.get(mae(label)), errors.get(f"trivial_{mae(label)}")
+                if found is not None and trivial is not None and measurable(label, trivial) and not found < trivial:
                     self._heard.warned(
                         f"{name}: the {label} head is no better than the trivial predictor "
                         f"({found:.4f} against {trivial:.4f}) after step {self._progress.step}"

@@ -23,10 +23,12 @@ from ramify.parallel.sharded_tensors import distribute_like, full_tensor
 from ramify.recipe import Recipe
 from ramify.run.changes import Changes
 from ramify.store.manifest import Manifest
-from ramify.train.optimizer import AveragedWeights, Schedule
+from ramify.train.optimizer import AveragedWeights
+from ramify.train.schedules import Schedule
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state per parameter, under PyTorch's names. Steps differ: one without structures of a branch passes it by."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What optimizers keep per parameter, under PyTorch's names: the first three AdamW, the last Muon. Steps differ: one
+without structures of a branch passes it by."""
 
 
 AVERAGE = "average"

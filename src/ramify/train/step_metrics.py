@@ -4,7 +4,7 @@ They travel to the host while the device goes on with the next step, so nobody w
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from ramify.parallel.layout import Layout
 from ramify.train.objective import Loss
 
+OF_STEP = ("loss", "squared_norm", "stopping")
+"""What comes before the numbers of datasets."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -20,14 +23,14 @@ class StepResult:
 
     Attributes:
         loss: of the whole step.
-        datasets: by dataset with structures in the step: its loss before weighting, its mean absolute errors of
-            energies (eV/atom) and of force components (eV/Å); NaN where the step has no such labels.
+        datasets: by dataset with structures in the step: its loss before weighting and its mean absolute errors
+            (`Objective.names`); NaN where the step has no such labels.
         norm: of the whole gradient, each part counted once, before clipping.
         stopping: ranks that were asked to stop.
     """
 
     loss: float
-    datasets: dict[str, tuple[float, ...]]
+    datasets: dict[str, dict[str, float]]
     norm: float
     stopping: int
 
@@ -37,20 +40,23 @@ class StepMetrics:
 
     Args:
         counts: structures of the step by dataset, on all ranks; every dataset of the run is named.
+        names: of what is added up for each of them, see `Objective.names`.
         layout: of this rank.
     """
 
-    def __init__(self, counts: Mapping[str, int], layout: Layout) -> None:
-        self._counts, self._layout = counts, layout
-        self._entries = torch.zeros(3 + 3 * len(counts), dtype=torch.float64, device=layout.device)
+    def __init__(self, counts: Mapping[str, int], names: Sequence[str], layout: Layout) -> None:
+        self._counts, self._names, self._layout = counts, tuple(names), layout
+        size = len(OF_STEP) + len(names) * len(counts)
+        self._entries = torch.zeros(size, dtype=torch.float64, device=layout.device)
         self._own = None if layout.device.type == "cpu" else torch.Event(layout.device)
 
     def add(self, loss: Loss) -> None:
         """The loss of one more turn."""
-        self._entries[0] += loss.total.detach()
-        for place, name in enumerate(self._counts, start=1):
+        self._entries[OF_STEP.index("loss")] += loss.total.detach()
+        of_datasets = self._entries[len(OF_STEP) :].view(len(self._counts), len(self._names))
+        for row, name in zip(of_datasets, self._counts, strict=True):
             if name in loss.datasets:
-                self._entries[3 * place : 3 * place + 3] += loss.datasets[name]
+                row += torch.stack([loss.datasets[name][key] for key in self._names])
 
     def differentiated(self) -> None:
         """This rank's own part of the gradients is told to the device; all that follows waits for other ranks, too."""
@@ -65,11 +71,11 @@ class StepMetrics:
             squared_norm: of the gradients that this rank answers for.
             stop: whether this rank was asked to stop.
         """
-        self._entries[1] = squared_norm
+        self._entries[OF_STEP.index("squared_norm")] = squared_norm
         if stop:
-            self._entries[2] = 1.0
+            self._entries[OF_STEP.index("stopping")] = 1.0
         self._layout.sum_over_world(self._entries)
-        return PendingMetrics(step, self._counts, self._entries, self._own, self._layout)
+        return PendingMetrics(step, self._counts, self._names, self._entries, self._own, self._layout)
 
 
 class PendingMetrics:
@@ -81,11 +87,17 @@ class PendingMetrics:
     """
 
     def __init__(
-        self, step: int, counts: Mapping[str, int], entries: Tensor, own: torch.Event | None, layout: Layout
+        self,
+        step: int,
+        counts: Mapping[str, int],
+        names: Sequence[str],
+        entries: Tensor,
+        own: torch.Event | None,
+        layout: Layout,
     ) -> None:
-        self.step, self.norm = step, entries[1].sqrt()
+        self.step, self.norm = step, entries[OF_STEP.index("squared_norm")].sqrt()
         self._own, self._layout = own, layout
-        self._counts, self._host, self._arrived = counts, entries, None
+        self._counts, self._names, self._host, self._arrived = counts, tuple(names), entries, None
         if entries.device.type != "cpu":
             # from memory that is not page-locked the copy would make the host wait
             self._host = torch.empty_like(entries, device="cpu", pin_memory=True)
@@ -98,6 +110,13 @@ class PendingMetrics:
         if self._arrived is not None:
             with self._layout.watchdog.waiting(lambda: self._own is not None and not self._own.query()):
                 self._arrived.synchronize()
-        (loss, squared, stopping), *triples = self._host.reshape(-1, 3).tolist()
-        datasets = {n: tuple(triple) for (n, count), triple in zip(self._counts.items(), triples, strict=True) if count}
-        return StepResult(loss, datasets, math.sqrt(squared) if squared >= 0 else math.nan, int(stopping))
+        values = self._host.tolist()
+        step, rest = dict(zip(OF_STEP, values, strict=False)), iter(values[len(OF_STEP) :])
+        found = {dataset: {name: next(rest) for name in self._names} for dataset in self._counts}
+        squared = step["squared_norm"]
+        return StepResult(
+            loss=step["loss"],
+            datasets={dataset: found[dataset] for dataset, count in self._counts.items() if count},
+            norm=math.sqrt(squared) if squared >= 0 else math.nan,
+            stopping=int(step["stopping"]),
+        )

@@ -1,21 +1,19 @@
 """The validation metric: exact errors on the validation splits, the same to the bit however many ranks look at them."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ramify.batches.loader import SplitReader
 from ramify.evaluate.metrics import Errors
-from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
+from ramify.evaluate.predict_split import Numbered, add_in_order, predict_batch, split_batches
 from ramify.evaluate.trivial import trivial_errors
+from ramify.labels import LABELS, mae, measurable, rmse
 from ramify.model.multibranch import MultiBranch
 from ramify.parallel.layout import Layout
-
-Totals = list[tuple[int, list[float]]]
-"""(number of a batch in its split, its `Errors.totals`) of some batches, as plain data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +21,16 @@ class Validation:
     """What an evaluation found.
 
     Attributes:
-        metric: the mean, over datasets and over energy and forces, of the mean absolute error divided by that of the
-            trivial predictor: 0 is perfect, 1 is no better than knowing nothing.
+        metric: the mean, over datasets and over the labels that are trained on, of the mean absolute error divided by
+            that of the trivial predictor: 0 is perfect, 1 is no better than knowing nothing. Where every label is left
+            out, errors are divided by the floors of their labels instead.
         datasets: by dataset, its branch, its errors and those of the trivial predictor.
+        left_out: by dataset, labels whose trivial error is rounding (`Label.floor`): the metric leaves them out.
     """
 
     metric: float
     datasets: dict[str, dict[str, Any]]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Validator:
@@ -40,6 +41,7 @@ class Validator:
         branch_of: the branch of every dataset of the run, in the recipe's order.
         layout: of this rank.
         dtype: of the batches.
+        labels: those that are trained on.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class Validator:
         branch_of: Mapping[str, str],
         layout: Layout,
         dtype: torch.dtype,
+        labels: Sequence[str] = ("energy", "forces"),
     ) -> None:
         self._readers, self._branch_of = readers, branch_of
-        self._layout, self._dtype = layout, dtype
+        self._layout, self._dtype, self._labels = layout, dtype, tuple(labels)
         self._trivial: dict[str, Errors] = {}
 
     def __call__(self, model: MultiBranch) -> Validation:
@@ -61,16 +64,28 @@ class Validator:
         shares = self._layout.gather(own)
         if not self._trivial:
             self._trivial = self._trivial_errors()
-        datasets, ratios = {}, []
+        datasets: dict[str, dict[str, Any]] = {}
+        left_out: dict[str, list[str]] = {}
+        ratios, rounding = [], []
         for name, branch in self._branch_of.items():
             found = add_in_order(part for share in shares for part in share.get(name, ()))
             trivial = self._trivial[name]
-            known = {"trivial_energy_mae": trivial.energy_mae, "trivial_forces_mae": trivial.forces_mae}
-            datasets[name] = {"branch": branch, **found.means(), **known}
-            ratios += _ratios(found, trivial)
-        return Validation(sum(ratios) / len(ratios) if ratios else math.nan, datasets)
+            errors = {key(label): getattr(found, key.__name__)(label) for key in (mae, rmse) for label in self._labels}
+            known = {f"trivial_{mae(label)}": trivial.mae(label) for label in self._labels}
+            datasets[name] = {"branch": branch, **errors, **known}
+            for label in self._labels:
+                error, of_trivial = found.mae(label), trivial.mae(label)
+                if error is None or of_trivial is None:
+                    continue
+                if measurable(label, of_trivial):
+                    ratios.append(error / of_trivial)
+                else:
+                    rounding.append(error / LABELS[label].floor if LABELS[label].floor else error)
+                    left_out.setdefault(name, []).append(label)
+        counted = ratios or rounding
+        return Validation(sum(counted) / len(counted) if counted else math.nan, datasets, left_out)
 
-    def _own_batches(self, model: MultiBranch, dataset: str) -> Totals:
+    def _own_batches(self, model: MultiBranch, dataset: str) -> list[Numbered]:
         """Every so many-th batch is this rank's; where to begin differs from dataset to dataset, so that ranks that
         share several do not all get their odd ones."""
         reader, branch = self._readers[dataset], self._branch_of[dataset]
@@ -78,8 +93,9 @@ class Validator:
         first = (hosts.index(self._layout.rank) + list(self._branch_of).index(dataset)) % len(hosts)
         totals = []
         for number, indices, batch in split_batches(reader, self._dtype, rank=first, world=len(hosts)):
-            seen = predict_batch(model, indices, batch, branch, self._layout.device)
-            totals.append((number, seen.errors().totals.tolist()))
+            stress = "stress" in self._labels
+            seen = predict_batch(model, indices, batch, branch, self._layout.device, stress=stress)
+            totals.append((number, seen.errors().to_dict()))
             self._layout.watchdog.beat()
         return totals
 
@@ -87,12 +103,6 @@ class Validator:
         """They need no model: the owner of each dataset's branch works them out, once."""
         owned = [name for name in self._readers if self._layout.owns(self._branch_of[name])]
         with self._layout.watchdog.working():
-            own = {name: trivial_errors(self._readers[name]).totals.tolist() for name in owned}
+            own = {name: trivial_errors(self._readers[name]).to_dict() for name in owned}
         gathered = self._layout.gather(own)
-        return {name: Errors(totals) for share in gathered for name, totals in share.items()}
-
-
-def _ratios(found: Errors, trivial: Errors) -> list[float]:
-    """Errors over trivial errors, for whatever has labels."""
-    pairs = ((found.energy_mae, trivial.energy_mae), (found.forces_mae, trivial.forces_mae))
-    return [f / t for f, t in pairs if f is not None and t]
+        return {name: Errors.from_dict(found) for share in gathered for name, found in share.items()}

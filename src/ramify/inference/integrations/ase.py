@@ -84,14 +84,15 @@ class Calculator(AseCalculator):
         self._refuse(screen_distances(closest))
         self._warn(structure, doubts(closest, self.predictor.dataset))
         self._check_memory(count, len(edges), self.predictor.memory_needed(count, len(edges)))
-        energy, forces, stress = self.predictor.ask(structure, edges)
-        if not np.isfinite(energy[0]):
+        answer = self.predictor.ask(structure, edges)
+        energy = float(answer.energy[0])
+        if not np.isfinite(energy):
             raise RamifyError("the prediction is not a number: the model overflows on this structure")
-        self.results = {"energy": float(energy[0]), "free_energy": float(energy[0])}
+        self.results = {"energy": energy, "free_energy": energy}
         if "forces" in self.implemented_properties:
-            self.results["forces"] = forces
-        if "stress" in self.implemented_properties and not np.isnan(stress).any():
-            self.results["stress"] = full_3x3_to_voigt_6_stress(stress[0])
+            self.results["forces"] = answer.forces
+        if "stress" in self.implemented_properties and not np.isnan(answer.stress).any():
+            self.results["stress"] = full_3x3_to_voigt_6_stress(answer.stress[0])
 
     def _refuse(self, refused: dict[int, tuple[str, str]]) -> None:
         if refused:

@@ -20,9 +20,9 @@ from torch import Tensor
 import ramify
 from ramify.elements import NUMBERS
 from ramify.errors import RamifyError
+from ramify.inference.integrations.adaptive_cutoff import differentiable_cutoff
 from ramify.inference.predictor import Predictor
 from ramify.inference.screen import ONE_SPOT
-from ramify.model.adaptive_cutoff import differentiable_cutoff
 from ramify.model.graph import edge_geometry
 from ramify.neighbors.edges import ROUNDING, SOFTNESS, search_radius
 

@@ -84,8 +84,9 @@ class TorchSimModel(ModelInterface):
         if refused:
             index, (reason, detail) = next(iter(refused.items()))
             raise RamifyError(f"system {index}: {reason}: {detail}", fix="correct it, or what moved its atoms there")
-        energy, forces, stress = self.predictor.ask(structures, edges)
-        found = {"energy": energy, "forces": forces} | ({"stress": stress} if self._compute_stress else {})
+        answer = self.predictor.ask(structures, edges)
+        found = {"energy": answer.energy, "forces": answer.forces}
+        found |= {"stress": answer.stress} if self._compute_stress else {}
         like = fields["positions"]
         return {name: torch.from_numpy(values).to(like.device, like.dtype) for name, values in found.items()}
 

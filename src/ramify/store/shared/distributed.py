@@ -19,6 +19,7 @@ import numpy as np
 
 from ramify.errors import RamifyError
 from ramify.store.blocks import memory_of
+from ramify.store.columns import COLUMNS
 from ramify.store.open_files import open_files
 from ramify.store.row_index import RowIndex
 from ramify.store.shared.node_records import NodeRecords
@@ -63,6 +64,11 @@ def open_distributed(
 
     def look() -> tuple[Any, ...]:
         with open_files(path) as files:
+            if further := [name for name in files.manifest.columns if name not in COLUMNS]:
+                raise RamifyError(
+                    f"data.store: distributed does not keep further labels, and {path} has {', '.join(further)}",
+                    fix="set data.store: mapped or adios, or prepare the dataset without these labels",
+                )
             n_atoms, release = shared_n_atoms(files)
             return files.path, files.manifest, n_atoms, release, RowIndex(n_atoms, record_words)
 

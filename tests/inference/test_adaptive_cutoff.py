@@ -7,7 +7,7 @@ from ase.build import bulk, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.model.adaptive_cutoff import differentiable_cutoff
+from ramify.inference.integrations.adaptive_cutoff import differentiable_cutoff
 from ramify.neighbors.edges import ROUNDING, SOFTNESS, edges_among, find_pairs, search_radius
 from ramify.structures import Structures
 
