@@ -48,7 +48,7 @@ def bench_scale(
 ) -> None:
     """Weak and strong scaling by real training steps, over numbers of ranks and placements. Also by srun, mpiexec."""
     from ramify.bench.scale import Sweep, run_scale
-    from ramify.bench.words import scale_line
+    from ramify.bench.text import scale_line
     from ramify.planning.workload import read_sizes
     from ramify.recipe import load_recipe
 
@@ -95,7 +95,7 @@ def bench_step(
 ) -> None:
     """What a training step costs on one process, by phase, beside the machine's own matrix product."""
     from ramify.bench.step import StepBench, run_bench
-    from ramify.bench.words import step_lines
+    from ramify.bench.text import step_lines
     from ramify.planning.workload import read_sizes
     from ramify.recipe import load_recipe
 
@@ -135,11 +135,11 @@ def bench_memory(
     as_json: Json = False,
 ) -> None:
     """What the fullest rank holds, measured, against the number of branches; beside what is planned."""
-    from ramify.bench.memory import Census, run_memory
-    from ramify.bench.words import memory_line, memory_summary
+    from ramify.bench.memory import MemoryBench, run_memory
+    from ramify.bench.text import memory_line, memory_summary
     from ramify.recipe import load_recipe
 
-    census = Census(
+    measured = MemoryBench(
         load_recipe(recipe, overrides or []), _numbers("--branches", branches), placements.split(","), check
     )
 
@@ -147,7 +147,7 @@ def bench_memory(
         if not as_json:
             console.print(memory_line(found), markup=False, highlight=False, soft_wrap=True)
 
-    content = run_memory(census, out, say, limit)
+    content = run_memory(measured, out, say, limit)
     if as_json:
         print_json(content)
     else:
@@ -174,8 +174,8 @@ def bench_predict(
     as_json: Json = False,
 ) -> None:
     """Step times on up to 1,920 ranks and with up to 64 branches, by a cost model; how far it is off where measured."""
-    from ramify.bench.outlook import run_prediction
-    from ramify.bench.words import check_lines, prediction_lines
+    from ramify.bench.predict.predict import run_prediction
+    from ramify.bench.text import check_lines, prediction_lines
     from ramify.planning.workload import dataset_sizes, read_sizes
     from ramify.recipe import load_recipe
 
@@ -187,37 +187,6 @@ def bench_predict(
         return
     lines = [*(check_lines(content["check"]) if content["check"] else []), *prediction_lines(content)]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-@bench.command("data")
-def bench_data(
-    parts: Annotated[
-        str, typer.Option(help="mapped, adios, distributed, waiting, scale: which of them.")
-    ] = "mapped,adios,distributed,waiting",
-    folder: Annotated[Path, typer.Option(help="Where stores are made; they are removed in the end.")] = Path(),
-    structures: Annotated[int, typer.Option(help="Molecules of the store; 600 bytes each.", min=1000)] = 1_000_000,
-    large: Annotated[int, typer.Option(help="Structures of the store of the part scale.", min=1000)] = 24_000_000,
-    ranks: Annotated[str, typer.Option(help="Numbers of processes of the part distributed.")] = "2,4",
-    width: Annotated[int, typer.Option(help="Of the encoder whose steps the part waiting takes.", min=1)] = 866,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the result; else it is printed.")] = None,
-) -> None:
-    """How fast structures come from each kind of store, as JSON, with the machine's own limits beside."""
-    from ramify.bench.data import DataBench
-    from ramify.files import write_json
-
-    def say(text: str) -> None:
-        if out is not None:
-            console.print(text, markup=False, highlight=False)
-
-    benchmark = DataBench(
-        folder=folder, structures=structures, large=large, ranks=_numbers("--ranks", ranks), width=width, say=say
-    )
-    result = benchmark.run([part.strip() for part in parts.split(",")])
-    if out is None:
-        print_json(result)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, result)
 
 
 @bench.command("rank", hidden=True)

@@ -6,11 +6,11 @@ from statistics import median
 from typing import Any
 
 import pytest
+from ramify.bench.profiling.phases import PHASES
+from ramify.bench.text import step_lines
 
 from ramify.bench.limits import PRODUCT, SLOW_PRODUCT
-from ramify.bench.phases import PHASES
 from ramify.bench.step import RESULT, StepBench, chosen, run_bench, run_case
-from ramify.bench.words import step_lines
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.model import compiled

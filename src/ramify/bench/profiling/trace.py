@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from ramify.train.product_rates import wait_for
 from torch.profiler import ProfilerActivity, profile
 
 from ramify.train.loop import Trainer
-from ramify.train.product_rates import wait_for
 
 DEAREST = 10
 """Operations listed."""

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from ramify.train.product_rates import wait_for
 
 from ramify.parallel.watchdog import Watchdog
 from ramify.train.forward import Forward
 from ramify.train.loop import Trainer
-from ramify.train.product_rates import wait_for
 
 PHASES = ("data", "edges", "encoder", "heads", "forces", "backward", "exchange", "clipping", "optimizer", "averages")
 """In their order. `data`: waiting for the loader; `edges`: vectors, distances, weights; `heads`: energies, and direct
@@ -73,7 +73,7 @@ class Phases:
 
         setattr(gradients, "squared_norm", counted_norm)  # noqa: B010 - an instance's own, until taken away
         trainer.watchdog = _Listener(self)
-        unlisten = self._listen_to_program(trainer.forward, last) if trainer.recipe.train.compile != "none" else None
+        unlisten = self._listen_to_program(trainer.passes, last) if trainer.recipe.train.compile != "none" else None
 
         def stop() -> None:
             if unlisten is not None:
@@ -85,9 +85,9 @@ class Phases:
 
         return stop
 
-    def _listen_to_program(self, forward: Forward, last: str) -> Callable[[], None]:
+    def _listen_to_program(self, passes: Forward, last: str) -> Callable[[], None]:
         """Puts marks around a compiled model, whose modules are not called, and behind its program."""
-        compiled: Any = forward.predict
+        compiled: Any = passes.predict
         program = compiled.program
 
         def counted_program(*given: Any) -> Any:
@@ -101,10 +101,10 @@ class Phases:
             self.mark(last)
             return found
 
-        compiled.program, forward.predict = counted_program, counted
+        compiled.program, passes.predict = counted_program, counted
 
         def unlisten() -> None:
-            compiled.program, forward.predict = program, compiled
+            compiled.program, passes.predict = program, compiled
 
         return unlisten
 
