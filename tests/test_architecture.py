@@ -15,8 +15,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/ramify"
 PAGE = ROOT / "ARCHITECTURE.md"
 
-VERBS = {"cli"} | {f"cli_{name}" for name in ("bench", "finetune", "inference", "results", "route", "train", "words")}
-"""The modules of the command line."""
 LAYERS = (
     {"ramify", "errors", "quarantine", "files", "system", "structures", "elements", "minicorpora"},
     {"sources"},
@@ -35,7 +33,7 @@ LAYERS = (
         "demo",
         "console",
         "inspect",
-        *VERBS,
+        "cli",
         "__main__",
     },
 )
@@ -62,8 +60,8 @@ ONLY_IN = {
     "metatomic": {"inference"},
     "matplotlib": {"evaluate"},
     "jinja2": {"evaluate"},
-    "rich": {"evaluate", "demo", "console", *VERBS},
-    "typer": VERBS,
+    "rich": {"evaluate", "demo", "console", "cli"},
+    "typer": {"cli"},
 }
 """Where each of the heavier libraries may be used."""
 

@@ -4,51 +4,56 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from ramify.cli.options import Json, Overrides, RecipeArgument, console, print_json
 
-from ramify.cli_words import Json, Overrides, RecipeArgument, console, print_json
 from ramify.errors import RamifyError
 
-bench = typer.Typer(
-    help="Speed and memory, measured, as JSON, with the machine's own limits beside.", no_args_is_help=True
+verbs = typer.Typer(
+    help="Measure speed and memory, and compare them with the limits of the machine.", no_args_is_help=True
 )
 BranchesOption = Annotated[
-    int | None, typer.Option(help="So many made-up datasets alike instead of the recipe's, a branch for each.", min=1)
+    int | None,
+    typer.Option(help="Use this many equal synthetic datasets, a branch each, instead of the recipe's.", min=1),
 ]
 SizesOption = Annotated[
     str | None,
-    typer.Option(help="Make up datasets of these sizes: a YAML file, or one that comes along (paper); else stores."),
+    typer.Option(help="Use synthetic datasets of these sizes: a YAML file, or the built-in paper."),
 ]
 
 
-@bench.command("scale")
+@verbs.command("scale")
 def bench_scale(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for scale.json, scale.svg and scale.png; cases add up in it.")
+        Path, typer.Option(help="Directory for scale.json, scale.svg and scale.png; new cases are added.")
     ] = Path("bench-scale"),
     ranks: Annotated[
-        str, typer.Option(help="Numbers of ranks; started on this machine. Under srun: those there.")
+        str, typer.Option(help="Numbers of ranks to start on this machine; ignored under srun and mpiexec.")
     ] = "1,2",
     placements: Annotated[
-        str, typer.Option(help="As parallel.placement; +shard after one cuts up the encoder.")
+        str, typer.Option(help="Values of parallel.placement; append +shard to shard the encoder.")
     ] = "replicated,per-branch",
     modes: Annotated[str, typer.Option(help="weak: --batch per rank; strong: --total per step.")] = "weak,strong",
     batch: Annotated[int, typer.Option(help="Structures per rank in weak scaling.", min=1)] = 8,
     total: Annotated[int, typer.Option(help="Structures per step in strong scaling.", min=1)] = 16,
     branches: BranchesOption = None,
     sizes: SizesOption = None,
-    warmup: Annotated[int, typer.Option(help="Steps of each case that do not count.", min=1)] = 2,
-    steps: Annotated[int, typer.Option(help="Steps of each case that count.", min=1)] = 10,
+    warmup: Annotated[int, typer.Option(help="Untimed steps of each case.", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Timed steps of each case.", min=1)] = 10,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Also measure, on one rank, what `ramify bench predict` is fitted to.")
+        bool, typer.Option("--calibrate", help="Also measure the cases that `ramify bench predict` is fitted to.")
     ] = False,
-    limit: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 600.0,
+    limit: Annotated[float, typer.Option(help="Time limit of one case in seconds.")] = 600.0,
     as_json: Json = False,
 ) -> None:
-    """Weak and strong scaling by real training steps, over numbers of ranks and placements. Also by srun, mpiexec."""
-    from ramify.bench.scale import Sweep, run_scale
+    """Measure weak and strong scaling with real training steps, by number of ranks and by placement.
+
+    Starts under srun and mpiexec, too.
+    """
     from ramify.bench.text import scale_line
+
+    from ramify.bench.scale import Sweep, run_scale
     from ramify.planning.workload import read_sizes
     from ramify.recipe import load_recipe
 
@@ -76,26 +81,31 @@ def bench_scale(
         print_json(content)
 
 
-@bench.command("step")
+@verbs.command("step")
 def bench_step(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder for step.json and traces.")] = Path("bench-step"),
-    datasets: Annotated[str | None, typer.Option(help="Only these of the recipe: qm7x,ani1x.")] = None,
-    stores: Annotated[Path | None, typer.Option(help="Folder of the prepared stores, instead of the recipe's.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory for step.json and traces.")] = Path("bench-step"),
+    datasets: Annotated[
+        str | None, typer.Option(help="Use only these datasets of the recipe, e.g. qm7x,ani1x.")
+    ] = None,
+    stores: Annotated[Path | None, typer.Option(help="Directory of the stores, instead of the recipe's.")] = None,
     sizes: SizesOption = None,
     batch: Annotated[int, typer.Option(help="Structures per step.", min=1)] = 32,
-    precision: Annotated[str, typer.Option(help="As train.precision: fp32,bf16.")] = "",
-    forces: Annotated[str, typer.Option(help="As model.force_head.kind: direct,conservative.")] = "",
-    warmup: Annotated[int, typer.Option(help="Steps of each case that do not count.", min=1)] = 2,
-    steps: Annotated[int, typer.Option(help="Steps of each case that count.", min=1)] = 7,
-    profile: Annotated[bool, typer.Option("--profile", help="Also a trace, and the ten dearest operations.")] = False,
-    limit: Annotated[float, typer.Option(help="Seconds that one case may take.")] = 600.0,
+    precision: Annotated[str, typer.Option(help="Values of train.precision, e.g. fp32,bf16.")] = "",
+    forces: Annotated[str, typer.Option(help="Values of model.force_head.kind: direct,conservative.")] = "",
+    warmup: Annotated[int, typer.Option(help="Untimed steps of each case.", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Timed steps of each case.", min=1)] = 7,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also write a trace and list the ten most expensive operations.")
+    ] = False,
+    limit: Annotated[float, typer.Option(help="Time limit of one case in seconds.")] = 600.0,
     as_json: Json = False,
 ) -> None:
-    """What a training step costs on one process, by phase, beside the machine's own matrix product."""
-    from ramify.bench.step import StepBench, run_bench
+    """Measure a training step on one process, by phase, and compare it with the machine's matrix product."""
     from ramify.bench.text import step_lines
+
+    from ramify.bench.step import StepBench, run_bench
     from ramify.planning.workload import read_sizes
     from ramify.recipe import load_recipe
 
@@ -121,22 +131,27 @@ def bench_step(
         print_json(content)
 
 
-@bench.command("memory")
+@verbs.command("memory")
 def bench_memory(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder for memory.json, memory.svg and memory.png.")] = Path(
+    out: Annotated[Path, typer.Option(help="Directory for memory.json, memory.svg and memory.png.")] = Path(
         "bench-memory"
     ),
-    branches: Annotated[str, typer.Option(help="Numbers of made-up branches, each on as many ranks.")] = "1,4,8,16,32",
-    placements: Annotated[str, typer.Option(help="As parallel.placement.")] = "replicated,per-branch",
-    check: Annotated[int, typer.Option(help="So many branches again, with all ranks there; 0 for none.", min=0)] = 0,
-    limit: Annotated[float, typer.Option(help="Seconds that one layout may take.")] = 600.0,
+    branches: Annotated[
+        str, typer.Option(help="Numbers of synthetic branches, each on as many ranks.")
+    ] = "1,4,8,16,32",
+    placements: Annotated[str, typer.Option(help="Values of parallel.placement.")] = "replicated,per-branch",
+    check: Annotated[
+        int, typer.Option(help="Repeat with this many branches and all ranks running; 0: do not.", min=0)
+    ] = 0,
+    limit: Annotated[float, typer.Option(help="Time limit of one layout in seconds.")] = 600.0,
     as_json: Json = False,
 ) -> None:
-    """What the fullest rank holds, measured, against the number of branches; beside what is planned."""
-    from ramify.bench.memory import MemoryBench, run_memory
+    """Measure the memory of the fullest rank by number of branches, and compare it with the plan."""
     from ramify.bench.text import memory_line, memory_summary
+
+    from ramify.bench.memory import MemoryBench, run_memory
     from ramify.recipe import load_recipe
 
     measured = MemoryBench(
@@ -154,28 +169,33 @@ def bench_memory(
         console.print(memory_summary(content), markup=False, highlight=False, soft_wrap=True)
 
 
-@bench.command("predict")
+@verbs.command("predict")
 def bench_predict(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     measured: Annotated[
-        Path | None, typer.Option(help="A scale.json with --calibrate: the cost model is fitted to it and checked.")
+        Path | None, typer.Option(help="A scale.json measured with --calibrate, to fit and check the cost model.")
     ] = None,
     machine: Annotated[str, typer.Option(help="here (as measured), frontier, perlmutter or aurora.")] = "here",
     network: Annotated[
-        str | None, typer.Option(help="Another network, GB/s and microseconds: 12.5,10.", metavar="GB,US")
+        str | None,
+        typer.Option(help="Bandwidth in GB/s and latency in µs of another network, e.g. 12.5,10.", metavar="GB,US"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for predict.json, predict.svg and predict.png.")] = Path(
+    out: Annotated[Path, typer.Option(help="Directory for predict.json, predict.svg and predict.png.")] = Path(
         "bench-predict"
     ),
     batch: Annotated[int, typer.Option(help="Structures per rank in weak scaling.", min=1)] = 160,
     total: Annotated[int, typer.Option(help="Structures per step in strong scaling.", min=1)] = 6400,
-    sizes: Annotated[str | None, typer.Option(help="As of `ramify plan`.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Sizes of datasets, as in `ramify plan`.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Step times on up to 1,920 ranks and with up to 64 branches, by a cost model; how far it is off where measured."""
+    """Predict step times on up to 1,920 ranks and with up to 64 branches by a cost model.
+
+    Prints how far the model is off where there are measurements.
+    """
     from ramify.bench.predict.predict import run_prediction
     from ramify.bench.text import check_lines, prediction_lines
+
     from ramify.planning.workload import dataset_sizes, read_sizes
     from ramify.recipe import load_recipe
 
@@ -189,7 +209,7 @@ def bench_predict(
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-@bench.command("rank", hidden=True)
+@verbs.command("rank", hidden=True)
 def bench_rank(source: Path, target: Path) -> None:
     """One rank of a layout of `bench memory`, as that starts it."""
     from ramify.bench.memory import run_rank
@@ -197,7 +217,7 @@ def bench_rank(source: Path, target: Path) -> None:
     run_rank(source, target)
 
 
-@bench.command("step-case", hidden=True)
+@verbs.command("step-case", hidden=True)
 def bench_step_case(source: Path, target: Path) -> None:
     """A case of `bench step`, as that starts it."""
     from ramify.bench.step import run_case
@@ -205,7 +225,7 @@ def bench_step_case(source: Path, target: Path) -> None:
     run_case(source, target)
 
 
-@bench.command("case", hidden=True)
+@verbs.command("case", hidden=True)
 def bench_case(source: Path, target: Path) -> None:
     """One rank of a case of `bench scale`, as that starts it."""
     from ramify.bench.scale import run_case
