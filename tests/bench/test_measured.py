@@ -65,11 +65,11 @@ def test_memory_of_a_rank(paper: MakeRecipe, tmp_path: Path) -> None:
 
 def test_wrong_words_are_refused(paper: MakeRecipe, tmp_path: Path) -> None:
     recipe = paper(16)
-    with pytest.raises(RamifyError, match="placement twice: accepted are auto, replicated"):
+    with pytest.raises(RamifyError, match=r"placement twice: .*auto, replicated"):
         Case.of(recipe, {}, mode="weak", placement="twice", ranks=1, batch=1, warmup=1, steps=1)
     with pytest.raises(RamifyError, match="mode middling"):
         run_scale(Sweep(recipe, [1], ["auto"], ["middling"], branches=1), tmp_path, lambda case: None, limit=10.0)
-    with pytest.raises(RamifyError, match="cannot share an encoder"):
+    with pytest.raises(RamifyError, match=r"placement per-branch\+shard"):
         run_memory(MemoryBench(recipe, [2], ["per-branch+shard"]), tmp_path, lambda row: None, limit=10.0)
 
 
