@@ -19,9 +19,9 @@ for threads in 1 2; do # needs a C++ compiler
     measure train.threads=$threads train.compile=default --precision fp32 --forces direct,conservative --steps 5 --out "$out/compiled-$threads"
 done
 measure train.checkpointing=layers --precision fp32 --forces direct,conservative --steps 3 --out "$out/checkpointing"
-OMP_NUM_THREADS=1 $python benchmarks/step_forms.py paper --datasets qm7x --stores "$stores" > "$out/forms.json"
+OMP_NUM_THREADS=1 $python -m benchmarks.step.forms paper --datasets qm7x --stores "$stores" > "$out/forms.json"
 cat "$out/forms.json"
-$python benchmarks/step_compiled.py five --stores "$stores" > "$out/compiled.json"
+$python -m benchmarks.step.compiled five --stores "$stores" > "$out/compiled.json"
 cat "$out/compiled.json"
-$python benchmarks/step_models.py paper five --dataset qm7x --stores "$stores" --steps 3 > "$out/models.json"
+$python -m benchmarks.step.models paper five --dataset qm7x --stores "$stores" --steps 3 > "$out/models.json"
 cat "$out/models.json"

@@ -15,8 +15,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/ramify"
 PAGE = ROOT / "ARCHITECTURE.md"
 
-VERBS = {"cli"} | {f"cli_{name}" for name in ("bench", "finetune", "inference", "results", "route", "train", "words")}
-"""The modules of the command line."""
 LAYERS = (
     {
         "ramify",
@@ -55,7 +53,7 @@ LAYERS = (
         "console",
         "progress_lines",
         "inspect",
-        *VERBS,
+        "cli",
         "__main__",
     },
 )
@@ -88,8 +86,8 @@ ONLY_IN = {
     "metatomic": {"inference"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "rich": {"report", "demo", "console", "progress_lines", *VERBS},
-    "typer": VERBS,
+    "rich": {"report", "demo", "console", "progress_lines", "cli"},
+    "typer": {"cli"},
 }
 """Where each of the heavier libraries may be used."""
 

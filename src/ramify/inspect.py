@@ -1,18 +1,19 @@
-"""`ramify inspect`: what a store, a run directory, a checkpoint or an export holds."""
+"""`ramify inspect`: what a store, a run directory, a checkpoint or an export holds.
+
+Each kind imports its own reader: PyTorch takes seconds to load, and a store is read without it.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ramify.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.files import read_json
-from ramify.inference.export.exported import read_export
 from ramify.model.parts import ENCODER, branch_of
 from ramify.pointers import resolve
-from ramify.run.run import Run
-from ramify.store.files import verify as verify_files
-from ramify.store.open_files import open_files
+
+if TYPE_CHECKING:
+    from ramify.run.run import Run
 
 
 def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
@@ -27,6 +28,8 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
     """
     path = resolve(path)
     if (path / "recipe.yaml").is_file():
+        from ramify.run.run import Run
+
         return f"run {path}", _run(Run.open(path), verify)
     if (path / "manifest.json").is_file():
         manifest = read_json(path / "manifest.json")
@@ -41,6 +44,9 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _store(path: Path, verify: bool) -> dict[str, Any]:
+    from ramify.store.files import verify as verify_files
+    from ramify.store.open_files import open_files
+
     with open_files(path) as files:
         if verify:
             verify_files(files)
@@ -60,7 +66,7 @@ def _store(path: Path, verify: bool) -> dict[str, Any]:
     return {key: manifest[key] for key in (*shown, "moved_to_train", "sources", "versions")}
 
 
-def _run(run: Run, verify: bool) -> dict[str, Any]:
+def _run(run: "Run", verify: bool) -> dict[str, Any]:
     recipe = run.recipe()
     facts: dict[str, Any] = {
         "branches": recipe.datasets_of_branches(),
@@ -74,6 +80,8 @@ def _run(run: Run, verify: bool) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path, verify: bool) -> dict[str, Any]:
+    from ramify.checkpoint import open_checkpoint
+
     checkpoint = open_checkpoint(path)
     manifest, weights = checkpoint.complete(), checkpoint.weights()
     if verify:
@@ -90,6 +98,8 @@ def _checkpoint(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _export(path: Path) -> dict[str, Any]:
+    from ramify.inference.export.exported import read_export
+
     saved = read_export(path)  # compares all checksums
     infos = {name: info for group in saved.branches.values() for name, info in group.items()}
     return {

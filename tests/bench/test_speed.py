@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.bench.check import check
-from ramify.bench.speed import CALIBRATION, Load, Speed, fit_network, fit_speed, rank_seconds, step_seconds
+from ramify.bench.predict.check import check
+from ramify.bench.predict.speed import CALIBRATION, Load, Speed, fit_network, fit_speed, rank_seconds, step_seconds
 from ramify.errors import RamifyError
 from ramify.recipe import MachineOptions
 

@@ -1,12 +1,7 @@
 """The comparison with other models: what it makes for them itself."""
 
-import sys
-from pathlib import Path
-
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from step_models import triplets
+from benchmarks.step.models import triplets
 
 
 def test_triplets_are_all_pairs_of_edges_that_follow_each_other() -> None:

@@ -48,14 +48,18 @@ def test_errors_are_said_before_the_first_step(ramify: Ramify, finished: Path, t
 def test_what_is_wrong_is_said(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
     new = recipe(tmp_path)
     assert ramify("prepare", new).status == 0
-    refused(ramify("finetune", finished / "run", new, "--run", "tuned"), "give one --mode: new-branch")
+    refused(
+        ramify("finetune", finished / "run", new, "--run", "tuned"),
+        "--mode",
+        "new-branch, keep-branch, frozen-encoder, lora or replay",
+    )
     refused(ramify("finetune", finished / "run", new, "--mode", "lora"), "--run DIR")
     refused(
         ramify("finetune", finished / "run", new, "--mode", "lora", "--run", "tuned"),
         "what does the new branch 'ani1x' start from?",
         "--from BRANCH, one of",
     )
-    refused(ramify("train", new, "finetune.mode=lora", "--run", "tuned"), "needs a trained model to start from")
+    refused(ramify("train", new, "finetune.mode=lora", "--run", "tuned"), "finetune.mode")
     assert not (tmp_path / "tuned").exists()
     done = ramify(
         "finetune", finished / "run", new, "--mode", "lora", "--from", "fresh", "--run", "tuned", "--steps", 0, "--json"

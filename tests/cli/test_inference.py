@@ -70,16 +70,16 @@ def test_md(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None
 def test_mistakes(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None:
     run = finished / "run"
     predict = ("predict", water, "-o", "out.extxyz", "-m")
-    refused(ramify(*predict, run), "the model has 2 branches: qm7x, mptrj", "--branch qm7x")
-    refused(ramify(*predict, run, "-b", "qm7"), "the model has no branch 'qm7', did you mean 'qm7x'")
-    refused(ramify(*predict, "nowhere", "-b", "qm7x"), "nowhere does not exist")
-    refused(ramify(*predict, run, "-b", "qm7x", "--all-branches"), "--branch and --all-branches exclude one another")
-    refused(ramify(*predict, run, "-b", "qm7x", "--precision", "half"), "precision 'half' is unknown")
-    refused(ramify("predict", "no.xyz", "-m", run, "-b", "qm7x", "-o", "out.extxyz"), "no.xyz does not exist")
-    refused(ramify("md", water, "-m", run, "-b", "qm7x", "-o", "out.extxyz"), "no temperature is given")
-    refused(ramify("export", run, "-o", "model", "-b", "qm7"), "has no branch 'qm7', did you mean 'qm7x'")
+    refused(ramify(*predict, run), "qm7x, mptrj", "--branch qm7x")
+    refused(ramify(*predict, run, "-b", "qm7"), "'qm7'", "'qm7x'")
+    refused(ramify(*predict, "nowhere", "-b", "qm7x"), "nowhere")
+    refused(ramify(*predict, run, "-b", "qm7x", "--all-branches"), "--branch", "--all-branches")
+    refused(ramify(*predict, run, "-b", "qm7x", "--precision", "half"), "precision 'half'", "'fp32'", "'fp64'")
+    refused(ramify("predict", "no.xyz", "-m", run, "-b", "qm7x", "-o", "out.extxyz"), "no.xyz")
+    refused(ramify("md", water, "-m", run, "-b", "qm7x", "-o", "out.extxyz"), "temperature")
+    refused(ramify("export", run, "-o", "model", "-b", "qm7"), "'qm7'", "'qm7x'")
     (tmp_path / "model").mkdir()
-    refused(ramify("export", run, "-o", "model"), "model exists already; an export is never overwritten")
+    refused(ramify("export", run, "-o", "model"), "model exists already")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "water.xyz"]
 
 
@@ -88,7 +88,7 @@ def test_a_simulation_that_ends_early_says_so(ramify: Ramify, finished: Path, tm
     atoms.set_momenta([[1e5, 0, 0], [0, 1e5, 0], [0, 0, 1e5]])
     write(tmp_path / "hot.xyz", atoms, format="extxyz")
     said = ramify("md", "hot.xyz", "-m", finished / "run", "-b", "qm7x", "-o", "out.extxyz", "--steps", "5")
-    refused(said, "the simulation ended early: blown up at step 0", "fix: take a shorter --timestep")
+    refused(said, "step 0", "out.extxyz", "--timestep")
     assert (tmp_path / "out.extxyz").exists()
 
 

@@ -18,26 +18,22 @@ def test_unknown_recipe_key(ramify: Ramify, tmp_path: Path, verb: str) -> None:
     path = recipe(tmp_path)
     arguments = ("--run", "run") if verb == "train" else ()
     said = ramify(verb, path, "train.bacth=3", *arguments)
-    refused(
-        said, "recipe.yaml is not a valid recipe:\n  train.bacth: unknown key, did you mean 'batch'?; accepted: batch,"
-    )
+    refused(said, "recipe.yaml", "train.bacth", "'batch'", "accepted: batch,")
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 def test_missing_files(ramify: Ramify, tmp_path: Path) -> None:
-    refused(
-        ramify("train", "my.yaml", "--run", "run"), "no recipe at my.yaml\n  fix: give a YAML file or one of: demo, "
-    )
+    refused(ramify("train", "my.yaml", "--run", "run"), "my.yaml", "demo, five, paper")
     path = recipe(tmp_path, qm7x={"format": "qm7x", "path": "nowhere.h5"})
-    refused(ramify("prepare", path), "datasets.qm7x.path: ", "nowhere.h5 does not exist")
+    refused(ramify("prepare", path), "datasets.qm7x.path: ", "nowhere.h5")
     path = recipe(tmp_path, qm7x={"format": "qm7x", "path": "*.h5"})
-    refused(ramify("prepare", path), "datasets.qm7x.path: no file matches ")
-    refused(ramify("train", path, "--run", "run"), "dataset 'qm7x' has no store at ", "fix: run `ramify prepare`")
-    refused(ramify("train", "--resume", "run"), "run is not a run directory: it has no recipe.yaml")
+    refused(ramify("prepare", path), "datasets.qm7x.path: ", "*.h5")
+    refused(ramify("train", path, "--run", "run"), "'qm7x'", "stores/qm7x", "`ramify prepare")
+    refused(ramify("train", "--resume", "run"), "run", "recipe.yaml")
     refused(ramify("evaluate", "run"), "run")
-    refused(ramify("tables", "run"), "run is not a run directory: it does not exist")
-    refused(ramify("report", "run"), "run is not a run directory: it does not exist")
-    refused(ramify("inspect", "run"), "run is neither a store nor a run directory nor a checkpoint")
+    refused(ramify("tables", "run"), "run")
+    refused(ramify("report", "run"), "run")
+    refused(ramify("inspect", "run"), "run", "store", "checkpoint", "export")
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
@@ -46,10 +42,10 @@ def test_wrong_format(ramify: Ramify, tmp_path: Path) -> None:
     path = recipe(tmp_path, a={"format": "qm7x", "path": "not.h5"})
     refused(ramify("prepare", path), "not.h5")
     path = recipe(tmp_path, a={"format": "extxyz", "path": "not.h5"})
-    refused(ramify("prepare", path), "not.h5: frame 0 should begin with its number of atoms, found 'name,energy'")
+    refused(ramify("prepare", path), "not.h5: frame 0", "'name,energy'")
     path = recipe(tmp_path, a={"format": "qm7", "path": "not.h5"})
-    refused(ramify("prepare", path), "datasets.a.format: 'qm7' is unknown, did you mean 'qm7x'?; accepted: alexandria,")
-    refused(ramify("prepare", tmp_path / "not.h5"), "not.h5 holds str, a recipe is a mapping of keys")
+    refused(ramify("prepare", path), "datasets.a.format: 'qm7'", "'qm7x'", "accepted: alexandria,")
+    refused(ramify("prepare", tmp_path / "not.h5"), "not.h5", "str", "mapping")
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["not.h5", "recipe.yaml"]
     assert not list((tmp_path / "stores").glob("*"))
 
@@ -85,9 +81,9 @@ def test_an_element_that_training_never_sees(ramify: Ramify, tmp_path: Path) -> 
 
 def test_a_branch_without_data(ramify: Ramify, tmp_path: Path) -> None:
     said = ramify("train", recipe(tmp_path), "--run", "run", "branches={a: [qm7x, mptrj], b: []}")
-    refused(said, "branches: b has no dataset")
+    refused(said, "branches: b")
     said = ramify("train", recipe(tmp_path), "--run", "run", "branches={a: [qm7x]}")
-    refused(said, "branches: no branch reads mptrj; list every dataset once")
+    refused(said, "branches: ", "mptrj")
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
@@ -100,16 +96,16 @@ def test_contradictory_arguments_of_train(ramify: Ramify, tmp_path: Path) -> Non
         ("--run", "a", "train.batch=3"),
         ("--resume", "a", "--continue"),
     ):
-        refused(ramify("train", *arguments), "train needs a recipe and --run DIR, or --resume DIR with or without a")
+        refused(ramify("train", *arguments), "recipe", "--run DIR", "--resume DIR")
     refused(ramify("train", "--resume", "a", "train.batch=3"), "a is not a run directory")
 
 
 def test_what_a_run_cannot_change(ramify: Ramify, own: Path) -> None:
     before = files_of(own)
     said = ramify("train", "--resume", own / "run", "train.batch=3", "optimizer.lr=1", "train.log_every=2")
-    refused(said, "is not what this run was trained by (optimizer.lr: 0.001, now 1.0; train.batch: 8, now 3)")
+    refused(said, "optimizer.lr: 0.001, now 1.0", "train.batch: 8, now 3")
     said = ramify("train", "--resume", own / "run", "train.bacth=3")
-    refused(said, "train.bacth: unknown key, did you mean 'batch'?")
+    refused(said, "train.bacth: ", "'batch'")
     assert files_of(own) == before
 
 
@@ -118,11 +114,11 @@ def test_a_damaged_store(ramify: Ramify, own: Path) -> None:
     assert ramify("inspect", positions.parent, "--verify").status == 0
     whole = positions.read_bytes()
     flip_byte(positions)
-    refused(ramify("inspect", positions.parent, "--verify"), f"{positions}: damaged, the checksum of column positions")
+    refused(ramify("inspect", positions.parent, "--verify"), f"{positions}: damaged", "positions")
     before = files_of(own)
     positions.write_bytes(whole[:-12])
     said = ramify("train", own / "recipe.yaml", "--run", own / "new")
-    refused(said, f"{positions}: damaged", "fix: prepare the dataset again with `ramify prepare RECIPE --force`")
+    refused(said, f"{positions}: damaged", "`ramify prepare RECIPE --force`")
     positions.write_bytes(before[str(positions.relative_to(own))])
     assert files_of(own) == before
 
@@ -140,7 +136,7 @@ def test_a_damaged_checkpoint(ramify: Ramify, own: Path) -> None:
     latest = resolve(own / "run" / "checkpoints" / "latest")
     flip_byte(latest / "training" / "branches" / "qm7x.safetensors")
     damaged = f"{latest.name}/training/branches/qm7x.safetensors is damaged: its checksum differs from the manifest"
-    refused(ramify("train", "--resume", own / "run"), damaged, "fix: take another checkpoint of the run")
+    refused(ramify("train", "--resume", own / "run"), damaged, "checkpoint")
     refused(ramify("inspect", own / "run", "--verify"), damaged)
     flip_byte(resolve(own / "run" / "checkpoints" / "best") / "encoder.safetensors")
     before = files_of(own)
@@ -155,21 +151,19 @@ def test_a_damaged_checkpoint(ramify: Ramify, own: Path) -> None:
 def test_a_run_that_exists_already(ramify: Ramify, finished: Path) -> None:
     before = files_of(finished)
     said = ramify("train", finished / "recipe.yaml", "--run", finished / "run")
-    refused(
-        said, "run exists already; a run is never overwritten\n  fix: choose another --run folder, or go on with it:"
-    )
+    refused(said, "run exists already", "--run", "--resume")
     assert files_of(finished) == before
 
 
 def test_other_options_than_the_store_was_made_with(ramify: Ramify, finished: Path) -> None:
     said = ramify("train", finished / "recipe.yaml", "--run", finished / "new", "datasets.qm7x.gates.max_force=50")
-    refused(said, "was prepared with other options (gates: prepared with", "fix: run `ramify prepare RECIPE --force`")
+    refused(said, "(gates: ", "`ramify prepare RECIPE --force`")
     assert not (finished / "new").exists()
 
 
 def test_wrong_split_or_checkpoint(ramify: Ramify, finished: Path) -> None:
-    refused(ramify("evaluate", finished / "run", "--split", "tset"), "--split tset: accepted are train, val and test")
-    refused(ramify("evaluate", finished / "run", "--checkpoint", "step-1"), "no checkpoint at ")
+    refused(ramify("evaluate", finished / "run", "--split", "tset"), "--split tset", "train, val and test")
+    refused(ramify("evaluate", finished / "run", "--checkpoint", "step-1"), "step-1")
 
 
 def test_what_the_system_refuses(ramify: Ramify, finished: Path, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """Fast forms of the encoder's layer against plain ones: values and derivatives, in float64 to 1e-10."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.step.naive_egnn import make_naive
 from torch import Tensor, nn
 
 from ramify.batches.batch import Batch
@@ -17,9 +16,6 @@ from ramify.model.kernels.messages import MessageWeights, blockwise, plain
 from ramify.model.multibranch import MultiBranch
 
 from .conftest import batch_of
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from naive_egnn import make_naive
 
 EDGES, ATOMS, WIDTH = 37, 9, 16
 

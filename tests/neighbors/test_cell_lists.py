@@ -1,5 +1,9 @@
 """Both libraries of cell lists find the same pairs, also in cells that are skewed or far smaller than the radius."""
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -61,10 +65,12 @@ def test_more_neighbours_than_there_was_room_for() -> None:
 def test_which_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """nvalchemi for large structures on CUDA where it is installed, vesin otherwise."""
     assert cell_list_for("cpu") is by_vesin
-    monkeypatch.setattr(cell_lists, "_has_nvalchemi", lambda: True)
+    there = ModuleType("nvalchemiops")
+    there.__spec__ = ModuleSpec("nvalchemiops", None)
+    monkeypatch.setitem(sys.modules, "nvalchemiops", there)
     assert cell_list_for("cuda") is by_nvalchemi
     assert cell_list_for("xpu") is by_vesin
-    monkeypatch.setattr(cell_lists, "_has_nvalchemi", lambda: False)
+    monkeypatch.setitem(sys.modules, "nvalchemiops", None)  # what Python takes for not installed
     assert cell_list_for("cuda") is by_vesin
 
 

@@ -1,5 +1,6 @@
 """Figures: their numbers (as told to those who cannot see them), the places of 118 elements, SVG fit for a page."""
 
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ramify.elements import MAX_NUMBER, NUMBERS, SYMBOLS
 from ramify.errors import RamifyError
@@ -16,7 +20,7 @@ from ramify.evaluate.metrics import ElementErrors
 from ramify.evaluate.results import Results
 from ramify.report import figures, plots
 from ramify.report.periodic_table import cell_position
-from ramify.report.svg import PALETTE, Drawing, plain, short_count
+from ramify.report.svg import PALETTE, Canvas, Drawing, plain, short_count
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +196,29 @@ def test_figures_are_fit_for_a_page(drawn: figures.Figures, tmp_path: Path) -> N
             assert target in ids
     drawn.table.save(tmp_path / "table.svg")
     assert ElementTree.parse(tmp_path / "table.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_figure_is_drawn_once_and_laid_out_as_matplotlib_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its constrained layout, which takes a drawing of its own there."""
+
+    def plot(axes: Axes) -> None:
+        axes.plot([1, 3], [-2000, 5])
+        axes.set(xlabel="a long label", ylabel="two\nlines")
+
+    draws: list[Figure] = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda figure, *a, **k: draws.append(figure) or draw(figure, *a, **k))
+    with Canvas(204, 196) as canvas:
+        plot(canvas.axes())
+        canvas.drawing("a line")
+        assert len(draws) == 1
+        engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+        reference = Figure(figsize=(204 / 72, 196 / 72), layout=engine)
+        plot(reference.add_subplot())
+        reference.savefig(io.BytesIO(), format="svg")
+    assert len(draws) == 3
+    (found,), (expected,) = canvas.figure.axes, reference.axes
+    np.testing.assert_allclose(found.get_position().bounds, expected.get_position().bounds, rtol=1e-6)
 
 
 def test_figures_are_the_same_every_time() -> None:

@@ -121,7 +121,7 @@ def test_it_is_learnt_and_stands_in_every_line_of_metrics(run: Path) -> None:
               for n in ("energy", "forces", "band_gap") if d[f"{n}_mae"] is not None]  # fmt: skip
     assert len(ratios) == 5
     assert last["metric"] == pytest.approx(np.mean(ratios), rel=1e-12)
-    training = metrics(run, "train")[-1]["branches"]
+    training = metrics(run, "train")[-1]["datasets"]
     assert training["bent"]["band_gap_mae"] > 0
     assert training["qm7x"]["band_gap_mae"] is None
     events = EventAccumulator(str(run / "tensorboard"))

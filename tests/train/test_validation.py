@@ -86,7 +86,7 @@ def test_stress_that_is_trained_on_is_part_of_it(small: MakeRecipe, tmp_path: Pa
     row = results.evaluation.row("mptrj", "mptrj")
     assert row is not None
     assert row.mae("stress") == pytest.approx(best["datasets"]["mptrj"]["stress_mae"], rel=1e-5)
-    trained = [entry["branches"]["mptrj"]["stress_mae"] for entry in metrics(tmp_path / "run", "train")]
+    trained = [entry["datasets"]["mptrj"]["stress_mae"] for entry in metrics(tmp_path / "run", "train")]
     assert all(error > 0 for error in trained)
     assert "E/F/S in % of trivial" in evaluation_text(line, 200)
     events = EventAccumulator(str(tmp_path / "run/tensorboard"))

@@ -1,7 +1,7 @@
 """What the machine itself can do, measured by all ranks at once: products, copies, sums over ranks.
 
-Beside these a benchmark's figures can be judged, and from them `ramify.bench.speed` fits the speed of the network.
-Ranks on one node share its memory and its links, so all of them work at the same time here, as they do in a step.
+The figures of a benchmark are compared with these, and `ramify.bench.predict.speed` fits the speed of the network to
+them. Ranks on one node share its memory and its links, so all of them work at the same time here, as they do in a step.
 """
 
 import time

@@ -16,7 +16,7 @@ from ramify.batches.loader import StepBatches
 from ramify.batches.open import open_split
 from ramify.bench.case import Case
 from ramify.bench.limits import measure_limits
-from ramify.bench.resident import peak_bytes, resident_bytes
+from ramify.bench.profiling.resident import peak_bytes, resident_bytes
 from ramify.parallel.layout import Layout
 from ramify.parallel.world import CONTROL
 from ramify.planning.model_profile import ModelProfile

@@ -19,9 +19,9 @@ from typing import Any
 import torch.distributed as dist
 
 from ramify.bench.case import Case
-from ramify.bench.figure import draw_memory
+from ramify.bench.figures import draw_memory
 from ramify.bench.measure import make_trainer, take_steps
-from ramify.bench.resident import forget_peak, peak_bytes, resident_bytes
+from ramify.bench.profiling.resident import forget_peak, peak_bytes, resident_bytes
 from ramify.bench.spawn import spawn
 from ramify.bench.synthetic import alike
 from ramify.errors import RamifyError
@@ -42,7 +42,7 @@ NARROW = 16
 
 
 @dataclass(frozen=True)
-class Census:
+class MemoryBench:
     """What `ramify bench memory` measures.
 
     Attributes:
@@ -58,14 +58,14 @@ class Census:
     check: int = 0
 
 
-def run_memory(census: Census, out: Path, say: Callable[[dict[str, Any]], None], limit: float) -> dict[str, Any]:
+def run_memory(bench: MemoryBench, out: Path, say: Callable[[dict[str, Any]], None], limit: float) -> dict[str, Any]:
     """Measures all layouts, each in fresh processes; writes `memory.json`, `memory.svg` and `memory.png` into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    layouts = [(branches, True) for branches in census.branches] + ([(census.check, False)] if census.check else [])
+    layouts = [(branches, True) for branches in bench.branches] + ([(bench.check, False)] if bench.check else [])
     for branches, alone in layouts:
-        for placement in census.placements if branches > 1 else census.placements[:1]:
-            case = _case(census, branches, placement, out / "stores")
+        for placement in bench.placements if branches > 1 else bench.placements[:1]:
+            case = _case(bench, branches, placement, out / "stores")
             found = spawn("rank", {**case.to_data(), "alone": alone}, 1 if alone else branches, limit=limit)
             say(found)
             rows.append(found)
@@ -157,10 +157,10 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _case(census: Census, branches: int, placement: str, folder: Path) -> Case:
+def _case(bench: MemoryBench, branches: int, placement: str, folder: Path) -> Case:
     if "+" in placement:
         raise RamifyError(f"placement {placement}: a rank by itself cannot share an encoder", fix="leave out the +")
-    recipe, stores = alike(census.recipe, branches, folder)
+    recipe, stores = alike(bench.recipe, branches, folder)
     return Case.of(
         recipe, stores, mode="memory", placement=placement, ranks=branches, batch=branches, warmup=0, steps=STEPS
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ramify.bench.case import Case
-from ramify.bench.figure import draw_scaling
+from ramify.bench.figures import draw_scaling
 from ramify.bench.measure import measure_case
+from ramify.bench.predict.speed import CALIBRATION
 from ramify.bench.spawn import spawn
-from ramify.bench.speed import CALIBRATION
 from ramify.bench.synthetic import alike, of_sizes
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
@@ -47,7 +47,7 @@ class Sweep:
         branches: made-up datasets alike instead of the recipe's.
         sizes: of datasets that are made up; the others need stores.
         warmup, steps: of each case.
-        calibrate: also the cases on one rank that the cost model is fitted to (`ramify.bench.speed`).
+        calibrate: also the cases on one rank that the cost model is fitted to (`ramify.bench.predict.speed`).
     """
 
     recipe: Recipe

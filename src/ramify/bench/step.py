@@ -15,11 +15,11 @@ import torch
 from ramify.batches.loader import StepBatches
 from ramify.bench.limits import product_rate, product_size
 from ramify.bench.measure import amounts, describe, make_trainer
-from ramify.bench.phases import Phases
-from ramify.bench.resident import forget_peak, peak_bytes, resident_bytes
+from ramify.bench.profiling.phases import Phases
+from ramify.bench.profiling.resident import forget_peak, peak_bytes, resident_bytes
+from ramify.bench.profiling.trace import profile_step
 from ramify.bench.spawn import spawn
 from ramify.bench.synthetic import of_sizes
-from ramify.bench.trace import profile_step
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.model.build import LabelSpread

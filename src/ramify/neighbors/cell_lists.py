@@ -5,7 +5,6 @@ is taken for structures that are worked on with CUDA, where it is installed (htt
 """
 
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -26,12 +25,7 @@ NEIGHBORS = 64
 
 def cell_list_for(device: str) -> CellList:
     """The library for structures that are worked on with `device`."""
-    return by_nvalchemi if device == "cuda" and _has_nvalchemi() else by_vesin
-
-
-@cache
-def _has_nvalchemi() -> bool:
-    return find_spec("nvalchemiops") is not None
+    return by_nvalchemi if device == "cuda" and find_spec("nvalchemiops") is not None else by_vesin
 
 
 def by_vesin(positions: Floats, cell: Floats, periodic: NDArray[np.bool_], radius: float) -> Found:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -55,6 +56,8 @@ STYLE = {
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
 }
+SVG_DPI = 72
+"""Of matplotlib's SVG files, whatever a figure says."""
 RASTER_DPI = 220
 """Of the parts that are drawn as pixels because they hold thousands of points: sharp on a 2x screen."""
 
@@ -76,6 +79,17 @@ class Drawing:
     svg: str
     alt: str
     width: float
+
+    @classmethod
+    def from_svg(cls, svg: str, alt: str, width: float, tooltips: Mapping[str, str] | None = None) -> Drawing:
+        """A figure of whole SVG text as it stands in a page: described, in the page's fonts and colours.
+
+        Args:
+            svg: with a viewBox of that width.
+            alt, width: as of a drawing.
+            tooltips: by the id of a group, the text shown when it is pointed at.
+        """
+        return cls(_clean(svg, alt, width, tooltips or {}), alt, width)
 
     def inline(self, key: str) -> str:
         """The element with every id prefixed by `key`, so that several can stand in one page."""
@@ -104,7 +118,8 @@ class Canvas:
         self._style = rc_context(STYLE)  # type: ignore[arg-type]  # the stubs know only literal keys
         self._style.__enter__()
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
-        self.figure = Figure(figsize=(self.width / 72, self.height / 72), layout=layout)
+        self.figure = Figure(figsize=(self.width / 72, self.height / 72), dpi=SVG_DPI, layout=layout)
+        FigureCanvasSVG(self.figure)  # whose measures of texts the layout takes
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -114,13 +129,16 @@ class Canvas:
         """One set of axes over the whole figure."""
         return self.figure.add_subplot()
 
-    def drawing(self, alt: str, tooltips: Mapping[str, str] | None = None) -> Drawing:
-        """The figure as SVG; `tooltips` maps the gid of an artist to the text shown when it is pointed at."""
+    def drawing(self, alt: str) -> Drawing:
+        """The figure as SVG."""
+        if (layout := self.figure.get_layout_engine()) is not None:
+            layout.execute(self.figure)
+            self.figure.set_layout_engine(None)  # with one, matplotlib draws every figure twice
         buffer = io.StringIO()
         self.figure.savefig(
             buffer, format="svg", dpi=RASTER_DPI, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
-        return Drawing(_clean(buffer.getvalue(), alt, self.width, tooltips or {}), alt, self.width)
+        return Drawing.from_svg(buffer.getvalue(), alt, self.width)
 
 
 def colors(datasets: Iterable[str]) -> dict[str, str]:

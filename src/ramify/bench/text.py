@@ -20,7 +20,7 @@ def scale_line(case: Mapping[str, Any]) -> str:
 
 
 def step_lines(case: Mapping[str, Any]) -> list[str]:
-    """One case of a step, with its phases and, where it was profiled, its dearest operations."""
+    """One case of a step, with its phases and, where it was profiled, its most expensive operations."""
     low, high = case["quartiles"]
     whole = sum(case["phases"].values())
     phases = ", ".join(f"{name} {100 * seconds / whole:.1f} %" for name, seconds in case["phases"].items() if seconds)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ramify.bench.machines import find_machine
-from ramify.bench.outlook import Outlook, first_win
+from ramify.bench.predict.machines import find_machine
+from ramify.bench.predict.predict import ScalingPrediction, first_win
 from ramify.errors import RamifyError
 from ramify.planning.workload import dataset_sizes, read_sizes
 from ramify.recipe import load_recipe
@@ -18,7 +18,7 @@ def predicted() -> dict[str, dict[str, Any]]:
     sizes = dataset_sizes(recipe, read_sizes("paper", recipe))
     names = ("frontier", "perlmutter")
     return {
-        name: Outlook(
+        name: ScalingPrediction(
             recipe, sizes, find_machine(name), 160, 6400, ranks=(40, 320, 640, 1920), branches=(5, 64)
         ).predict()
         for name in names
@@ -67,5 +67,5 @@ def test_first_win_is_where_it_stays() -> None:
 
 
 def test_unknown_machines_are_refused() -> None:
-    with pytest.raises(RamifyError, match="did you mean 'frontier'"):
+    with pytest.raises(RamifyError, match=r"--machine fronteir: .*'frontier'"):
         find_machine("fronteir")

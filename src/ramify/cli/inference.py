@@ -1,4 +1,4 @@
-"""The verbs that use a trained model: export, predict, relax, md. Each a thin call, like those of `ramify.cli`."""
+"""The verbs that use a trained model: export, predict, relax, md."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import typer
 from rich.markup import escape
 
-from ramify.cli_words import (
+from ramify.cli.options import (
     USING,
     CheckpointOption,
     FormatOption,
@@ -29,17 +29,18 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`
     from ramify.inference.jobs.resumable import OutputProgress
     from ramify.inference.model import Model
 
-FileArgument = Annotated[Path, typer.Argument(help="Structures, in any format that ASE reads.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Extended XYZ to write; must not exist.")]
+FileArgument = Annotated[Path, typer.Argument(help="File of structures, in any format that ASE reads.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Extended XYZ file to write; must not exist.")]
 BranchOption = Annotated[
-    str | None, typer.Option("--branch", "-b", help="Branch to ask; must be named if there are several.")
+    str | None, typer.Option("--branch", "-b", help="Branch to use; required if the model has several.")
 ]
 DatasetOption = Annotated[
-    str | None, typer.Option(help="On whose energy scale; must be named if the branch read several datasets.")
+    str | None,
+    typer.Option(help="Dataset whose reference energies apply; required if the branch has several."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="As PyTorch names it, e.g. cuda.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="fp32 or fp64; that of the training if not given.")]
-RestartOption = Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on.")]
+DeviceOption = Annotated[str, typer.Option(help="Device by PyTorch's name, e.g. cuda.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="fp32 or fp64; by default that of the training.")]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Start over instead of continuing an interrupted file.")]
 
 verbs = typer.Typer()
 
@@ -47,19 +48,19 @@ verbs = typer.Typer()
 @verbs.command(rich_help_panel=USING)
 def export(
     run: ModelArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of metatomic a file, NAME.pt.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create; for metatomic a file, NAME.pt.")],
     branch: Annotated[
-        list[str] | None, typer.Option("--branch", "-b", help="Only this branch; may be repeated.")
+        list[str] | None, typer.Option("--branch", "-b", help="Export only this branch; may be repeated.")
     ] = None,
     checkpoint: CheckpointOption = "best",
     form: Annotated[
         Literal["ramify", "metatomic"],
-        typer.Option("--format", help="metatomic: one branch, for LAMMPS and others."),
+        typer.Option("--format", help="metatomic: one branch, for LAMMPS and other programs."),
     ] = "ramify",
     dataset: DatasetOption = None,
     precision: Annotated[str, typer.Option(help="Of metatomic: that of the network, fp32 or fp64.")] = "fp64",
 ) -> None:
-    """A small self-contained folder with a model card, which needs neither the run nor its data."""
+    """Write a small self-contained model with a model card; it needs neither the run nor its data."""
     from ramify.inference.export.exported import write_export
     from ramify.inference.model import read_saved
 
@@ -81,19 +82,19 @@ def predict(
     model: ModelOption,
     out: OutOption,
     branch: BranchOption = None,
-    all_branches: Annotated[bool, typer.Option("--all-branches", help="Ask every branch.")] = False,
+    all_branches: Annotated[bool, typer.Option("--all-branches", help="Predict with every branch.")] = False,
     dataset: DatasetOption = None,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory that a batch may take, e.g. 16GB; if not given, all free.")
+        str | None, typer.Option(help="Memory for a batch, e.g. 16GB; by default all that is free.")
     ] = None,
     restart: RestartOption = False,
     as_json: Json = False,
 ) -> None:
-    """Energies, forces and stress for every structure of a file; goes on where it was interrupted."""
+    """Predict energies, forces and stress of every structure of a file; continues an interrupted file."""
     from ramify.inference.jobs.predict_file import predict_file
 
     if all_branches and branch:
@@ -120,14 +121,14 @@ def relax(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
-    fmax: Annotated[float, typer.Option(help="Largest force of a relaxed structure, eV/Å.")] = 0.05,
-    steps: Annotated[int, typer.Option(help="Steps at most.")] = 500,
-    cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too.")] = False,
-    optimizer: Annotated[Literal["fire", "bfgs", "lbfgs"], typer.Option(help="fire is the steadiest.")] = "fire",
+    fmax: Annotated[float, typer.Option(help="Converged when no force is larger than this, eV/Å.")] = 0.05,
+    steps: Annotated[int, typer.Option(help="Largest number of steps.")] = 500,
+    cell: Annotated[bool, typer.Option("--cell", help="Relax the cell, too.")] = False,
+    optimizer: Annotated[Literal["fire", "bfgs", "lbfgs"], typer.Option(help="fire is the most robust.")] = "fire",
     restart: RestartOption = False,
     as_json: Json = False,
 ) -> None:
-    """Relaxes every structure of a file; says of each whether it converged, and why not."""
+    """Relax every structure of a file. Prints for each whether it converged, and if not, why."""
     from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.relax import RelaxOptions, relax_file
 
@@ -155,17 +156,19 @@ def md(
     precision: PrecisionOption = None,
     index: Annotated[
         int | None,
-        typer.Option(help="Which structure of the file, from 0, or -1 for the last; needed if there are several."),
+        typer.Option(
+            help="Index of the structure in the file, from 0, or -1 for the last; required if there are several."
+        ),
     ] = None,
-    ensemble: Annotated[Literal["nve", "nvt"], typer.Option(help="Velocity Verlet, or Langevin.")] = "nve",
-    temperature: Annotated[float | None, typer.Option(help="K; if not given, the file's velocities stay.")] = None,
-    timestep: Annotated[float, typer.Option(help="Of one step, fs.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Steps of the whole simulation.")] = 1000,
-    every: Annotated[int, typer.Option(help="Steps between frames.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 0,
+    ensemble: Annotated[Literal["nve", "nvt"], typer.Option(help="nve: velocity Verlet; nvt: Langevin.")] = "nve",
+    temperature: Annotated[float | None, typer.Option(help="In K; by default the file's velocities are kept.")] = None,
+    timestep: Annotated[float, typer.Option(help="Time step in fs.")] = 0.5,
+    steps: Annotated[int, typer.Option(help="Number of steps.")] = 1000,
+    every: Annotated[int, typer.Option(help="Number of steps between frames written.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of velocities and thermostat.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Molecular dynamics of one structure, NVE or NVT; says how the energy drifts."""
+    """Run molecular dynamics of one structure, NVE or NVT. Prints the drift of the energy."""
     from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.dynamics import DynamicsOptions
     from ramify.inference.jobs.simulate_file import simulate_file

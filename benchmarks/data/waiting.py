@@ -7,10 +7,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from benchmarks.data.rates import BATCH
 
 from ramify.batches.loader import Loader, SplitReader, StepAssignment
 from ramify.batches.sampler import BatchSampler
-from ramify.bench.rates import BATCH
 from ramify.model.build import LabelSpread, build_model
 from ramify.recipe import Recipe, parse_recipe
 from ramify.store.store import Store

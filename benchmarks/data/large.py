@@ -1,14 +1,14 @@
-"""Opening a large store in a process of its own, so that its memory is known: `python -m ramify.bench.large STORE`."""
+"""A large store opened in a process of its own, to know its memory: `python -m benchmarks.data.large STORE`."""
 
 import json
 import sys
 import time
 
 import numpy as np
+from benchmarks.data.process_memory import memory_bytes
+from benchmarks.data.rates import BATCH, draws, rate
 
 from ramify.batches.sampler import BatchSampler
-from ramify.bench.process_memory import memory_bytes
-from ramify.bench.rates import BATCH, draws, rate
 from ramify.store.store import Store
 
 ROWS_AT_ONCE = 1 << 16

@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: arguments that mean the same everywhere, and where they print."""
+"""Arguments and options that several verbs share, and the consoles that verbs print on."""
 
 import json
 import math
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from ramify.train.reporting import Callbacks
 
 MAKING = "From data to a trained model"
-RESULTS = "What came of it"
-USING = "A trained model in use"
-MACHINE = "Ramify on this machine"
+RESULTS = "Errors and contents of a run"
+USING = "Use a trained model"
+MACHINE = "About this installation"
 """Groups of verbs in `ramify --help`."""
 
 console = Console()
 errors = Console(stderr=True)
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe: YAML file, or one that comes along (demo, five, paper).")
+    str, typer.Argument(help="A recipe: a YAML file, or the name of a built-in one: demo, five, paper.")
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to override: train.max_steps=20 ...")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to override, e.g. train.max_steps=20.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 NewRun = Annotated[
     Path | None,
     # torchrun of Python 3.11 takes `--run` for a short form of its own `--run-path`, wherever it stands
-    typer.Option("--run", "--run-dir", help="Directory of the new run; under torchrun write --run-dir."),
+    typer.Option("--run", "--run-dir", help="Directory of the new run. Under torchrun write --run-dir."),
 ]
-GoOn = Annotated[bool, typer.Option("--continue", help="With --run: go on with the run if it is there already.")]
+GoOn = Annotated[bool, typer.Option("--continue", help="With --run: continue the run if it exists.")]
 ModelArgument = Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")]
 ModelOption = Annotated[Path, typer.Option("--model", "-m", help="A run directory, a checkpoint or an export.")]
-CheckpointOption = Annotated[str, typer.Option(help="Of a run: best, latest, or a step's folder name.")]
+CheckpointOption = Annotated[str, typer.Option(help="Checkpoint of a run: best, latest or e.g. step-00000500.")]
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="ASE's name of the file's format; if not given, ASE finds out.")
+    str | None, typer.Option("--format", help="File format by ASE's name; by default ASE detects it.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
-SplitOption = Annotated[str, typer.Option(help="train, val or test.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")]
+SplitOption = Annotated[str, typer.Option(help="Split to evaluate: train, val or test.")]
 
 
 @contextmanager

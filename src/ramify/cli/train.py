@@ -1,12 +1,12 @@
-"""The verbs from data to a trained model: prepare, convert, plan, train. Each a thin call into the package."""
+"""The verbs that train a model: plan, train."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from ramify.cli_words import (
+from ramify.cli.options import (
     MAKING,
     GoOn,
     Json,
@@ -20,7 +20,7 @@ from ramify.cli_words import (
     training_said,
     training_stopped,
 )
-from ramify.console import Steps, counts_table, remark_lines
+from ramify.console import print_plan
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # brings PyTorch
@@ -31,75 +31,23 @@ verbs = typer.Typer()
 
 
 @verbs.command(rich_help_panel=MAKING)
-def prepare(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace stores that were prepared from other files or options.")
-    ] = False,
-    form: Annotated[
-        Literal["mapped", "adios"], typer.Option("--store", help="A file for each column, or one ADIOS2 file.")
-    ] = "mapped",
-    workers: Annotated[
-        str, typer.Option(help="Processes that read; mpi: those that mpiexec or srun started.", metavar="N|mpi")
-    ] = "1",
-    as_json: Json = False,
-) -> None:
-    """Original files -> stores: units, quality gates, splits, reference energies; says what was dropped and why."""
-    from ramify.prepare.prepare import prepare_dataset
-    from ramify.prepare.workers import Served, start_workers
-    from ramify.recipe import load_recipe
-
-    resolved, manifests = load_recipe(recipe, overrides or []), {}
-    try:
-        with start_workers(_workers(workers)) as reading:
-            for name, options in resolved.datasets.items():
-                with Steps(console, f"prepare {name}", quiet=as_json) as steps:
-                    manifests[name] = prepare_dataset(
-                        name, options, Path(resolved.stores), base=Path.cwd(), force=force, form=form,
-                        workers=reading, progress=steps.counted,
-                    )  # fmt: skip
-    except Served:  # of several ranks the first one has prepared and says so
-        return
-    if as_json:
-        print_json({name: manifest.to_json() for name, manifest in manifests.items()})
-    else:
-        console.print(counts_table(manifests))
-        for line in remark_lines(manifests):
-            console.print(escape(line), soft_wrap=True, style="yellow")
-
-
-@verbs.command(rich_help_panel=MAKING)
-def convert(
-    store: Annotated[Path, typer.Argument(help="A prepared dataset.")],
-    to: Annotated[Literal["mapped", "adios"], typer.Option(help="A file for each column, or one ADIOS2 file.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the new store; if not given, the old one's place.")
-    ] = None,
-) -> None:
-    """A store in its other form, with the same values to the bit; every checksum is compared on the way."""
-    from ramify.store.convert import convert_store
-
-    written = convert_store(store, to, out)
-    console.print(f"store: [bold]{escape(str(written))}[/bold]", soft_wrap=True)
-
-
-@verbs.command(rich_help_panel=MAKING)
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(help="Processes to plan for, e.g. GPUs.", min=1)] = 1,
+    ranks: Annotated[int, typer.Option(help="Number of processes to plan for, one per GPU.", min=1)] = 1,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of each rank, e.g. 64GB or 80GiB; parallel.memory if not given.")
+        str | None, typer.Option(help="Memory of each rank, e.g. 64GB or 80GiB; by default parallel.memory.")
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(help="Sizes of datasets without a store: a YAML file, or one that comes along (paper)."),
+        typer.Option(help="Sizes of datasets without a store: a YAML file, or the built-in paper."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Which ranks host which branches, memory, traffic and work of each, and why; before anything runs."""
-    from ramify.console import print_plan
+    """Choose which ranks host which branches, before anything runs.
+
+    Prints memory, traffic and work of every rank, the placements considered, and the reason for the choice.
+    """
     from ramify.planning.plan import make_plan
     from ramify.planning.report import as_data
     from ramify.planning.workload import dataset_sizes, read_sizes
@@ -118,17 +66,18 @@ def plan(
 @verbs.command(rich_help_panel=MAKING)
 def train(
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="RECIPE, then keys to override; with --resume also keys alone.")
+        list[str] | None,
+        typer.Argument(help="RECIPE, then keys to override; RECIPE may be left out with --resume."),
     ] = None,
     run: NewRun = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this directory, by its own recipe if none is given.")
+        Path | None, typer.Option(help="Continue the run in this directory; by default with its own recipe.")
     ] = None,
     go_on: GoOn = False,
 ) -> None:
-    """Train a model into a run directory, or go on with one. Also by torchrun, srun, mpiexec.
+    """Train a model into a new run directory, or continue a run. Starts under torchrun, srun and mpiexec, too.
 
-    Ends with status 75 where a signal or train.time_limit stopped it: the same command with --continue goes on.
+    If a signal or train.time_limit stops the run, the exit status is 75; the same command with --continue continues it.
     """
     from ramify.recipe import load_recipe
     from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
@@ -192,15 +141,6 @@ def _say_start(trainer: "Trainer") -> None:
 
 def _best_of(progress: "TrainingProgress") -> str:
     return f"best metric {progress.best:.4f} at step {progress.best_step}"
-
-
-def _workers(text: str) -> int | Literal["mpi"]:
-    """What `--workers` says."""
-    if text == "mpi":
-        return "mpi"
-    if not text.isdecimal() or not int(text):
-        raise RamifyError(f"--workers {text}: accepted are a whole number above 0, and mpi")
-    return int(text)
 
 
 def _recipe_of(run: Path) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ramify.bench.speed import CALIBRATION, Speed, fit_network, fit_speed
+from ramify.bench.predict.speed import CALIBRATION, Speed, fit_network, fit_speed
 from ramify.errors import RamifyError, nearest
 from ramify.recipe import MachineOptions
 

@@ -1,4 +1,4 @@
-"""The verb that says which branch suits a structure: `ramify route`. A thin call, like those of `ramify.cli`."""
+"""The verb that finds the branch that suits a structure: route."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ramify.cli_words import USING, FormatOption, Json, console, print_json
+from ramify.cli.options import USING, FormatOption, Json, console, print_json
 from ramify.console import Steps
 from ramify.errors import RamifyError
 
@@ -16,16 +16,19 @@ verbs = typer.Typer()
 
 @verbs.command(rich_help_panel=USING)
 def route(
-    file: Annotated[Path | None, typer.Argument(help="Structures, in any format that ASE reads.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="File of structures, in any format that ASE reads.")] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="A run directory or an export with a router.")
+        Path | None, typer.Option("--model", "-m", help="A run directory or an export that has a router.")
     ] = None,
-    fit: Annotated[Path | None, typer.Option("--fit", help="Fit a router for this run, on its training data.")] = None,
-    confidence: Annotated[float, typer.Option(help="Abstain below this.", min=0.0, max=1.0)] = 0.8,
+    fit: Annotated[Path | None, typer.Option("--fit", help="Fit a router to the training data of this run.")] = None,
+    confidence: Annotated[float, typer.Option(help="Abstain below this confidence.", min=0.0, max=1.0)] = 0.8,
     form: FormatOption = None,
     as_json: Json = False,
 ) -> None:
-    """Which branch suits a structure, with a confidence; abstains where it does not know. Nothing is chosen by it."""
+    """Find the branch that suits each structure of a file, with a confidence; abstains where none is likely.
+
+    Only advice: predictions always use the branch that you name.
+    """
     if (fit is None) == (file is None) or (file is not None and model is None):
         raise RamifyError("route needs a file of structures and --model, or --fit RUN")
     if fit is not None:

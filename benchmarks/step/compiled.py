@@ -1,7 +1,7 @@
 """Compiled training steps against plain ones, in turn, in one process, on the same batches. Prints JSON.
 
-    OMP_NUM_THREADS=1 python benchmarks/step_compiled.py five --stores stores
-    OMP_NUM_THREADS=1 python benchmarks/step_compiled.py paper --datasets qm7x --stores stores train.batch=32
+    OMP_NUM_THREADS=1 python -m benchmarks.step.compiled five --stores stores
+    OMP_NUM_THREADS=1 python -m benchmarks.step.compiled paper --datasets qm7x --stores stores train.batch=32
 
 The program is made in the first step, whose seconds are given by themselves. Both models start alike; how far their
 weights are apart at the end is given too.
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from ramify.bench.limits import wait_for
 from ramify.bench.measure import amounts, make_trainer
 from ramify.bench.step import chosen
 from ramify.model.build import LabelSpread
@@ -26,6 +25,7 @@ from ramify.planning.model_profile import profile_model
 from ramify.recipe import Recipe, load_recipe, parse_recipe
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
+from ramify.train.product_rates import wait_for
 from ramify.train.start import alone, settle
 
 WARMUP = 3

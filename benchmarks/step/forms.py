@@ -1,6 +1,6 @@
 """The product's training step against the naive form of its layer (`naive_egnn.py`), in one run. Prints JSON.
 
-    OMP_NUM_THREADS=1 python benchmarks/step_forms.py paper --datasets qm7x --stores stores
+    OMP_NUM_THREADS=1 python -m benchmarks.step.forms paper --datasets qm7x --stores stores
 
 Steps of both forms and products of the machine take turns on the same batches. Memory is that of fresh processes, one
 for each form: the largest that was held, less what was held before there was a model.
@@ -17,11 +17,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from naive_egnn import make_naive
+from benchmarks.step.naive_egnn import make_naive
 
 from ramify.bench.limits import product_rate
 from ramify.bench.measure import make_trainer
-from ramify.bench.resident import forget_peak, peak_bytes
+from ramify.bench.profiling.resident import forget_peak, peak_bytes
 from ramify.bench.step import chosen
 from ramify.model.build import LabelSpread, build_model
 from ramify.parallel.layout import Layout
@@ -107,7 +107,10 @@ def main() -> None:
     memory = {}
     for form in FORMS:
         said = subprocess.run(
-            [sys.executable, *sys.argv, "--memory-of", form], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "benchmarks.step.forms", *sys.argv[1:], "--memory-of", form],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         memory[form] = int(said.stdout)
     shares = {form: memory[form] / memory["naive"] for form in FORMS}

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ramify.bench.case import SHARDED
-from ramify.bench.check import check
-from ramify.bench.figure import draw_prediction
-from ramify.bench.machines import Machine, find_machine, measured_machine
-from ramify.bench.speed import Load, step_seconds
+from ramify.bench.figures import draw_prediction
+from ramify.bench.predict.check import check
+from ramify.bench.predict.machines import Machine, find_machine, measured_machine
+from ramify.bench.predict.speed import Load, step_seconds
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.model.parts import branch_of_part
@@ -35,7 +35,7 @@ WINS = 0.01
 
 
 @dataclass(frozen=True)
-class Outlook:
+class ScalingPrediction:
     """What is predicted.
 
     Attributes:
@@ -199,7 +199,10 @@ def run_prediction(
         chosen = find_machine(machine)
         if stated is not None:
             chosen = replace(chosen, network=stated)
-    found = {"check": check(content) if content else None, **Outlook(recipe, sizes, chosen, batch, total).predict()}
+    found = {
+        "check": check(content) if content else None,
+        **ScalingPrediction(recipe, sizes, chosen, batch, total).predict(),
+    }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "predict.json", found)
     draw_prediction(found, out)

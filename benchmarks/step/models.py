@@ -1,6 +1,6 @@
 """A training step of widely used models beside the product's, on the same molecules and the same edges. Prints JSON.
 
-    OMP_NUM_THREADS=1 python benchmarks/step_models.py paper five --dataset qm7x --stores stores
+    OMP_NUM_THREADS=1 python -m benchmarks.step.models paper five --dataset qm7x --stores stores
 
 Models of packages that are not installed are left out, and the output names the package: SchNet and DimeNet++ need
 `torch_geometric`, an equivariant network of tensor products needs `e3nn`. None needs compiled extensions: edges come
@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from step_forms import make
+from benchmarks.step.forms import make
 from torch import Tensor, nn
 
 from ramify.batches.batch import Batch

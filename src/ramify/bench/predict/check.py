@@ -7,7 +7,7 @@ cases are what it is checked against.
 from collections.abc import Mapping
 from typing import Any
 
-from ramify.bench.speed import CALIBRATION, fit_network, fit_speed, load_of_row, slowdown, step_seconds
+from ramify.bench.predict.speed import CALIBRATION, fit_network, fit_speed, load_of_row, slowdown, step_seconds
 from ramify.recipe import MachineOptions
 
 ITEMSIZE = {"fp32": 4, "bf16": 4, "tf32": 4, "fp64": 8}

@@ -1,4 +1,4 @@
-"""The verb that trains a trained model on: `ramify finetune`. A thin call, like those of `ramify.cli`."""
+"""The verb that trains a trained model on new data: finetune."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ramify.cli_words import (
+from ramify.cli.options import (
     MAKING,
     CheckpointOption,
     GoOn,
@@ -37,20 +37,21 @@ def finetune(
     overrides: Overrides = None,
     run: NewRun = None,
     mode: Annotated[
-        str | None, typer.Option(help="What is trained: new-branch, keep-branch, frozen-encoder, lora or replay.")
+        str | None, typer.Option(help="What to train: new-branch, keep-branch, frozen-encoder, lora or replay.")
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", help="The branch that a new one starts from, or fresh; keep-branch: the one to train."),
+        typer.Option("--from", help="Branch that the new one starts from, or fresh; keep-branch: branch to train."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; 0 only measures.", min=0)] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of optimizer steps; 0 only evaluates.", min=0)] = None,
     checkpoint: CheckpointOption = "best",
     go_on: GoOn = False,
     as_json: Json = False,
 ) -> None:
-    """Train a trained model on new data. Says its errors before the first step. Also by torchrun, srun, mpiexec.
+    """Train a trained model on new data, and compare its errors before and after.
 
-    Ends with status 75 where a signal or train.time_limit stopped it: the same command with --continue goes on.
+    Starts under torchrun, srun and mpiexec, too. If a signal or train.time_limit stops the run, the exit status is 75;
+    the same command with --continue continues it.
     """
     from ramify.finetune import run as finetuning
     from ramify.finetune.resolve import FinetuneRequest

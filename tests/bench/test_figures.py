@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ramify.bench.figure import draw_scaling
+from ramify.bench.figures import draw_scaling
 
 
 def test_every_placement_has_a_line(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""One rank of the benchmark of the distributed store, as JSON: `mpiexec -n 4 python -m ramify.bench.ranks STORE`."""
+"""One rank of the benchmark of the distributed store, as JSON: `mpiexec -n 4 python -m benchmarks.data.ranks STORE`."""
 
 import json
 import sys
 import time
 
-from ramify.bench.process_memory import memory_bytes
-from ramify.bench.rates import BATCH, draws, rate
-from ramify.bench.stores import column_bytes
+from benchmarks.data.process_memory import memory_bytes
+from benchmarks.data.rates import BATCH, draws, rate
+from benchmarks.data.stores import column_bytes
+
 from ramify.store.shared.distributed import open_distributed
 from ramify.store.store import Store
 

@@ -1,4 +1,4 @@
-"""`ramify bench data`: how fast structures come from a store, and what this machine could do at best."""
+"""The parts of the benchmark of data: how fast structures come from a store, and what this machine does at best."""
 
 import json
 import os
@@ -13,9 +13,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-
-from ramify.batches.batch import Batch, BatchPart
-from ramify.bench.machine import (
+from benchmarks.data.local_limits import (
     copy_bandwidth,
     drop_from_cache,
     file_bandwidth,
@@ -23,9 +21,11 @@ from ramify.bench.machine import (
     timed,
     write_seconds,
 )
-from ramify.bench.rates import BATCH, draws, rate
-from ramify.bench.stores import Kind, column_bytes, make_store
-from ramify.bench.waiting import serve_consumers, step_waits
+from benchmarks.data.rates import BATCH, draws, rate
+from benchmarks.data.stores import Kind, column_bytes, make_store
+from benchmarks.data.waiting import serve_consumers, step_waits
+
+from ramify.batches.batch import Batch, BatchPart
 from ramify.errors import RamifyError
 from ramify.neighbors.edges import find_edges
 from ramify.store.convert import convert_store
@@ -38,11 +38,11 @@ MAX_NEIGHBORS = 20
 OF_SUCCESSORS = 544_000_000
 """Structures that the largest trainings of this kind have used: what is measured on fewer is extrapolated to these."""
 
-TURNS = 7
-"""Of measuring files: the rates of single ones differ by a third."""
-
 SOCKETS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
 """MPICH then takes every rank for a node of its own, and its transport uses nothing but TCP."""
+
+ROOT = Path(__file__).parents[2]
+"""From which processes of their own find this package."""
 
 Result = dict[str, Any]
 
@@ -59,6 +59,8 @@ class DataBench:
         seconds: that the consumer of the part `waiting` is served.
         width: of the encoder whose steps the part `waiting` takes.
         steps: how many of them.
+        turns: of measuring files: the rates of single ones differ by a third.
+        file_bytes: of the file that the machine writes and reads by itself.
         say: hears what is being done.
     """
 
@@ -69,6 +71,8 @@ class DataBench:
     seconds: float = 5.0
     width: int = 866
     steps: int = 8
+    turns: int = 7
+    file_bytes: int = 1 << 30
     say: Callable[[str], None] = lambda text: None
 
     def run(self, parts: Sequence[str]) -> Result:
@@ -84,7 +88,7 @@ class DataBench:
         made.mkdir()
         try:
             self.say("the machine itself")
-            result: Result = {"machine": _machine(made)}
+            result: Result = {"machine": _machine(made, self.file_bytes)}
             for part in parts:
                 self.say(part)
                 result[part] = PARTS[part](self)
@@ -101,12 +105,12 @@ class DataBench:
         return path
 
 
-def _machine(folder: Path) -> Result:
+def _machine(folder: Path, size: int) -> Result:
     return {
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "copy_gb_s": copy_bandwidth(),
-        "file_gb_s": file_bandwidth(folder, 1 << 30),
+        "file_gb_s": file_bandwidth(folder, size),
     }
 
 
@@ -153,7 +157,7 @@ def adios(bench: DataBench) -> Result:
     identical = all((back / file.name).read_bytes() == file.read_bytes() for file in sorted(source.iterdir()))
     shutil.rmtree(back)
     size = column_bytes(read_manifest(source))
-    turns = [_turn(source, target, plain, size) for _ in range(TURNS)]
+    turns = [_turn(source, target, plain, size) for _ in range(bench.turns)]
     pairs = {
         "convert_over_machine": ("convert", "machine_write"),
         "bulk_read_over_machine": ("bulk_read", "machine_read_into_fresh_memory"),
@@ -204,8 +208,8 @@ def distributed(bench: DataBench) -> Result:
     found = {}
     layouts: list[tuple[str, int, dict[str, str]]] = [(str(ranks), ranks, {}) for ranks in bench.ranks]
     for name, ranks, environment in [*layouts, ("2 over sockets", 2, SOCKETS)]:
-        command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "ramify.bench.ranks", str(path)]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ | environment)
+        command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "benchmarks.data.ranks", str(path)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=_environment() | environment)
         if ended.returncode:
             raise RamifyError(f"the benchmark on {name} ranks failed: {ended.stderr.strip()[-2000:]}")
         found[name] = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
@@ -228,8 +232,8 @@ def scale(bench: DataBench) -> Result:
     make_store(path, "molecules", bench.large)
     made = time.perf_counter() - begun
     drop_from_cache(path)
-    command = [sys.executable, "-m", "ramify.bench.large", str(path)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    command = [sys.executable, "-m", "benchmarks.data.large", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=_environment())
     if ended.returncode:
         raise RamifyError(f"the benchmark of a large store failed: {ended.stderr.strip()[-2000:]}")
     opened: Result = json.loads(ended.stdout)
@@ -242,6 +246,11 @@ def scale(bench: DataBench) -> Result:
         **opened,
         f"extrapolated_to_{OF_SUCCESSORS}": {key: opened[key] * times for key in grows},
     }
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 PARTS: dict[str, Callable[[DataBench], Result]] = {

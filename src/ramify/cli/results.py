@@ -1,4 +1,4 @@
-"""The verbs that say what came of a training: evaluate, tables, report, inspect. Each a thin call into the package."""
+"""The verbs that show errors and contents: evaluate, tables, report, inspect."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ramify.cli_words import (
+from ramify.cli.options import (
     RESULTS,
     CheckpointOption,
     Json,
@@ -33,23 +33,26 @@ def evaluate(
     run: ModelArgument,
     split: SplitOption = "test",
     checkpoint: CheckpointOption = "best",
-    others: Annotated[str | None, typer.Option(help="Also evaluate the datasets of this recipe.")] = None,
+    others: Annotated[str | None, typer.Option(help="Evaluate the datasets of this recipe as well.")] = None,
     stores: Annotated[
-        Path | None, typer.Option(help="Folder of the stores; if not given, found by the recipe.")
+        Path | None, typer.Option(help="Folder of the stores; by default the one that the recipe names.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Evaluate on this labelled file, read like the files of --dataset.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="With --file: the dataset of the model that it is like.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="With --file: the dataset of the model with its level of theory.")
+    ] = None,
     form: Annotated[
         str | None, typer.Option("--format", help="With --file: another format, by its name in recipes.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or xpu.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Exact errors of every branch on every dataset -> evaluation.json, tables. Also by torchrun, srun, mpiexec.
+    """Measure the errors of every branch on every dataset; writes evaluation.json and tables.
 
-    Of a checkpoint, an export or a --file the errors are printed, and nothing is written.
+    Starts under torchrun, srun and mpiexec, too. The errors are exact for any number of processes. Errors of a
+    checkpoint, an export or a --file are printed; nothing is written.
     """
     from ramify.evaluate.evaluate import Evaluator, met
     from ramify.recipe import load_recipe
@@ -120,11 +123,11 @@ def _evaluate_file(
 
 @verbs.command(rich_help_panel=RESULTS)
 def tables(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories that have been evaluated.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    runs: Annotated[list[Path], typer.Argument(help="Directories of evaluated runs.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The paper's Tables 1 and 2 for several runs side by side, trivial predictors below."""
+    """Print the paper's Tables 1 and 2 for several runs side by side, with trivial predictors below."""
     from ramify.report import tables as paper_tables
 
     built = paper_tables.build(runs)
@@ -138,7 +141,7 @@ def tables(
 
 @verbs.command(rich_help_panel=RESULTS)
 def report(run: RunArgument) -> None:
-    """One self-contained report.html of an evaluated run."""
+    """Write report.html for an evaluated run: one file with all tables and figures."""
     from ramify.report.report import write_report
 
     console.print(str(write_report(run)), markup=False, soft_wrap=True)
@@ -146,11 +149,11 @@ def report(run: RunArgument) -> None:
 
 @verbs.command(rich_help_panel=RESULTS)
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A store, a run directory, a checkpoint or an export.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Also compare all checksums.")] = False,
+    path: Annotated[Path, typer.Argument(help="Directory of a store, a run, a checkpoint or an export.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare all checksums, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What a store, a run, a checkpoint or an export holds."""
+    """Show what a store, a run, a checkpoint or an export holds."""
     from ramify.inspect import describe
 
     title, facts = describe(path, verify=verify)

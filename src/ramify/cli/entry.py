@@ -1,28 +1,21 @@
-"""The command line: its verbs put together, and how it ends when something goes wrong."""
+"""The command line: its groups of verbs put together, and how it ends when something goes wrong."""
 
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ramify import __version__
-from ramify.cli_bench import bench
-from ramify.cli_finetune import verbs as finetuning
-from ramify.cli_inference import verbs as inference
-from ramify.cli_results import verbs as results
-from ramify.cli_route import verbs as routing
-from ramify.cli_train import verbs as training
-from ramify.cli_words import MACHINE, MAKING, Overrides, console, errors, interrupted_training, training_stopped
+from ramify.cli import bench, data, demo, finetune, inference, results, route, train
+from ramify.cli.options import MACHINE, console, errors
 from ramify.errors import RamifyError
 from ramify.run.stop import INTERRUPTED, VERBS, Stopped, listening
 
 app = typer.Typer(
-    help="Pre-train one graph neural network on many first-principles datasets at once. "
-    "An error is one message; add --debug to any verb for the traceback.",
+    help="Pre-train one graph neural network on many first-principles datasets at once.\n\n"
+    "A verb ends an error with one message; add --debug to see the traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,35 +39,15 @@ def every_verb(
     """Options that stand before a verb."""
 
 
-@app.command(rich_help_panel=MAKING)
-def demo(
-    run: Annotated[Path, typer.Option(help="Where to; with a number appended when it is taken.")] = Path("demo-run"),
-    overrides: Overrides = None,
-) -> None:
-    """Everything once, on the five embedded datasets: prepare, train, evaluate, tables, report. Minutes on a laptop."""
-    from ramify.demo import free_path, run_demo
-
-    path = free_path(run)
-    go_on = f"`ramify train --resume {path}`, then `ramify evaluate {path}` and `ramify report {path}`"
-    with interrupted_training(path, go_on):
-        trainer, report = run_demo(path, overrides or [], console)
-    if report is None:
-        training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, go_on, say=True)
-    console.print(f"report: [bold]{escape(str(report))}[/bold]", soft_wrap=True)
-
-
 @about.command(rich_help_panel=MACHINE)
 def version() -> None:
-    """The version of ramify."""
+    """Print the version of ramify."""
     console.print(__version__)
 
 
-app.add_typer(training)
-app.add_typer(finetuning)
-app.add_typer(results)
-app.add_typer(inference)
-app.add_typer(routing)
-app.add_typer(bench, name="bench", rich_help_panel=MACHINE)
+for group in (demo, data, train, finetune, results, inference, route):
+    app.add_typer(group.verbs)
+app.add_typer(bench.verbs, name="bench", rich_help_panel=MACHINE)
 app.add_typer(about)
 
 

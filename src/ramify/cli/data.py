@@ -1,0 +1,80 @@
+"""The verbs that make stores: prepare, convert."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, console, print_json
+from ramify.console import Steps, counts_table, remark_lines
+from ramify.errors import RamifyError
+
+verbs = typer.Typer()
+FormOption = Literal["mapped", "adios"]
+
+
+@verbs.command(rich_help_panel=MAKING)
+def prepare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace existing stores that were prepared from other files or options.")
+    ] = False,
+    form: Annotated[
+        FormOption, typer.Option("--store", help="Form of the stores: one file per column, or one ADIOS2 file.")
+    ] = "mapped",
+    workers: Annotated[
+        str, typer.Option(help="Number of reading processes; mpi: those started by mpiexec or srun.", metavar="N|mpi")
+    ] = "1",
+    as_json: Json = False,
+) -> None:
+    """Convert original files to stores: units, quality gates, reference energies, splits.
+
+    Prints how many structures were dropped, and why.
+    """
+    from ramify.prepare.prepare import prepare_dataset
+    from ramify.prepare.workers import Served, start_workers
+    from ramify.recipe import load_recipe
+
+    resolved, manifests = load_recipe(recipe, overrides or []), {}
+    try:
+        with start_workers(_workers(workers)) as reading:
+            for name, options in resolved.datasets.items():
+                with Steps(console, f"prepare {name}", quiet=as_json) as steps:
+                    manifests[name] = prepare_dataset(
+                        name, options, Path(resolved.stores), base=Path.cwd(), force=force, form=form,
+                        workers=reading, progress=steps.counted,
+                    )  # fmt: skip
+    except Served:  # of several ranks the first one has prepared and says so
+        return
+    if as_json:
+        print_json({name: manifest.to_json() for name, manifest in manifests.items()})
+    else:
+        console.print(counts_table(manifests))
+        for line in remark_lines(manifests):
+            console.print(escape(line), soft_wrap=True, style="yellow")
+
+
+@verbs.command(rich_help_panel=MAKING)
+def convert(
+    store: Annotated[Path, typer.Argument(help="Directory of a prepared dataset.")],
+    to: Annotated[FormOption, typer.Option(help="New form: one file per column, or one ADIOS2 file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the new store; by default it replaces the old one.")
+    ] = None,
+) -> None:
+    """Convert a store to its other form. All values stay the same to the bit; every checksum is compared."""
+    from ramify.store.convert import convert_store
+
+    written = convert_store(store, to, out)
+    console.print(f"store: [bold]{escape(str(written))}[/bold]", soft_wrap=True)
+
+
+def _workers(text: str) -> int | Literal["mpi"]:
+    """What `--workers` says."""
+    if text == "mpi":
+        return "mpi"
+    if not text.isdecimal() or not int(text):
+        raise RamifyError(f"--workers {text}: accepted are a whole number above 0, and mpi")
+    return int(text)
