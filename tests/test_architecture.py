@@ -31,6 +31,7 @@ LAYERS = (
     {"train"},
     {"finetune"},
     {"bench"},
+    {"testing"},
     {
         "demo",
         "console",
@@ -57,7 +58,7 @@ ONLY_IN = {
     "vesin": {"data"},
     "nvalchemiops": {"data"},
     "safetensors": {"checkpoint", "inference", "route"},
-    "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "inference", "route", "train", "bench"},
+    "torch": {"data", "model", "parallel", "checkpoint", "evaluate", "inference", "route", "train", "bench", "testing"},
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
     "matplotlib": {"evaluate"},
