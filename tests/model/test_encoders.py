@@ -20,36 +20,43 @@ from .conftest import batch_of
 
 
 class TestEGNN(EncoderTests):
+    encoder = EGNN
     options = EGNN.Options(layers=3, width=24, vector_channels=6, radial=6)
     gain = 1.8
 
 
 class TestEGNNWithOneMessageLayer(EncoderTests):
+    encoder = EGNN
     options = EGNN.Options(layers=3, width=20, vector_channels=6, radial=6, message_layers=1)
     gain = 1.8
 
 
 class TestManyBody(EncoderTests):
+    encoder = ManyBody
     options = ManyBody.Options(layers=2, width=24, channels=8, passed=4, vector_channels=6)
     gain = 1.5
 
 
 class TestManyBodyOfVectors(EncoderTests):
+    encoder = ManyBody
     options = ManyBody.Options(layers=3, width=24, channels=8, passed=0, vector_channels=6, l_max=1, gates=False)
     gain = 1.5
 
 
 class TestPaiNN(EncoderTests):
+    encoder = PaiNN
     options = PaiNN.Options(layers=2, width=24)
     gain = 1.5
 
 
 class TestSchNet(EncoderTests):
+    encoder = SchNet
     options = SchNet.Options(layers=3, width=24)
     gain = 1.5
 
 
 class TestTensorNet(EncoderTests):
+    encoder = TensorNet
     options = TensorNet.Options(layers=2, width=24, channels=8, vector_channels=6)
     gain = 1.5
 

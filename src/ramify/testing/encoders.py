@@ -1,6 +1,7 @@
 """What every encoder must pass: `EncoderTests`, a class of tests for pytest.
 
     class TestMyEncoder(EncoderTests):
+        encoder = MyEncoder
         options = MyEncoder.Options(layers=2, width=24)
 
 Physics is tested in float64 to rounding, against finite differences where it is a derivative; in float32 to what that
@@ -16,13 +17,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell, molecule
+from ramify.model.encoders.base import Encoder
 from ramify.model.profile import prediction_memory, training_cost
 from torch import Tensor
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.padding import Padding
 from ramify.model import compiled
-from ramify.model.build import LabelSpread, build_branch, build_encoder
+from ramify.model.build import LabelSpread, build_branch
 from ramify.model.compiled import CompiledModel
 from ramify.model.heads import ForceKind
 from ramify.model.lora import UP, add_lora
@@ -37,8 +39,10 @@ STEP = 3e-5
 
 
 class EncoderTests:
-    """Set `options`; raise `gain` if `test_atoms_feel_one_another` says that fresh weights hardly couple atoms."""
+    """Set `encoder` and `options`; raise `gain` if `test_atoms_feel_one_another` says that fresh weights hardly couple
+    atoms."""
 
+    encoder: ClassVar[type[Encoder]]
     options: ClassVar[EncoderOptions]
     gain: ClassVar[float] = 1.0
     """Factor on all matrices of the model."""
@@ -63,7 +67,7 @@ class EncoderTests:
         options = self.options.model_copy(update=changes)
         heads = {"energy_head": HeadOptions(layers=2, width=16)}
         recipe = ModelOptions(encoder=options, force_head=ForceHeadOptions(layers=2, width=16, kind=forces), **heads)
-        encoder = build_encoder(options)
+        encoder = self.encoder(options)
         model = MultiBranch(encoder, {"b": build_branch(recipe, encoder, [LabelSpread(0.7, 1.3, 1)])}, options.cutoff)
         with torch.no_grad():
             for parameter in model.parameters():
