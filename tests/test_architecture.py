@@ -48,6 +48,7 @@ LAYERS = (
     {"train"},
     {"finetune"},
     {"bench"},
+    {"testing"},
     {
         "demo",
         "console",
@@ -80,7 +81,7 @@ ONLY_IN = {
     "safetensors": {"checkpoint", "inference", "route"},
     "torch": {
         *("neighbors", "store", "batches", "model", "planning", "parallel", "checkpoint", "evaluate", "inference"),
-        *("route", "run", "train", "bench"),
+        *("route", "run", "train", "bench", "testing"),
     },
     "torch_sim": {"inference"},
     "metatomic": {"inference"},

@@ -124,6 +124,11 @@ def encoder_options(entry: Any) -> EncoderOptions:
         raise ValueError("\n  ".join(mistakes(error, options, "model.encoder."))) from None
 
 
+def clear_cache() -> None:
+    """Looks for entry points again: packages were installed while the program runs."""
+    _outside.cache_clear()
+
+
 def _owner(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else entry.value
 

@@ -157,6 +157,7 @@ class _MetatomicModel(torch.nn.Module):
                 distance, receiver, numbers.shape[0], self.cutoff, self.max_neighbors, self.softness, self.rounding
             )
         inside = torch.nonzero(distance < atom_cutoff[receiver]).squeeze(1)
+        inside = inside[torch.argsort(receiver[inside], stable=True)]  # engines list pairs in any order
         receiver, sender, vector = receiver[inside], sender[inside], vector[inside]
         most = int(torch.bincount(receiver, minlength=1).max())
         slots = torch.arange(most, device=receiver.device)

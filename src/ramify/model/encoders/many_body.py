@@ -152,7 +152,7 @@ class ManyBodyLayer(nn.Module):
         """Scalars (N, F) and, by rank, vectors (N, 3, K) and tensors (N, 5, K) -> the same, updated."""
         n_atoms, n, k = table.atoms, table.slots, self.channels
         hn = self.norm(h)
-        rho = geometry.radial.reshape(n_atoms * n, -1)
+        rho = geometry.radial.reshape(n_atoms * n, geometry.radial.shape[2])
         message = self.send(hn).index_select(0, table.neighbor) * (rho @ self.radial)
         parts = message.split([self.width, *[k] * self.l_max], dim=1)
         sums = [parts[0].view(n_atoms, n, self.width).sum(1, dtype=h.dtype) * self.scale]

@@ -1,0 +1,141 @@
+"""Every kind of encoder under all that is done with a model: trained, resumed, exported, loaded, asked, tuned."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from ramify.finetune.resolve import FinetuneRequest
+from ramify.finetune.run import finetune
+from ramify.inference.export.exported import write_export
+from ramify.inference.memory import memory_needed
+from ramify.inference.model import load, read_saved
+from ramify.model.lora import is_lora_weight
+from ramify.recipe import Recipe, encoder_kinds, parse_recipe
+from ramify.train.reporting import Callbacks
+from ramify.train.start import resume_run, start_run
+from tests.small import assert_same, make_recipe, prepare_stores, tensors, train
+
+CUTS = {"layers": 2, "width": 8, "radial": 4, "cutoff": 4.0, "max_neighbors": 8}
+OWN: dict[str, dict[str, Any]] = {
+    "egnn": {"vector_channels": 4},
+    "many_body": {"channels": 6, "passed": 2, "vector_channels": 4},
+    "tensornet": {"channels": 6, "vector_channels": 4},
+}
+KINDS = list(encoder_kinds())
+NO_VECTORS = {"schnet"}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kinds")
+    prepare_stores(folder)
+    return folder
+
+
+def recipe_of(folder: Path, kind: str, forces: str, **changes: Any) -> Recipe:
+    """Molecules without stress and crystals with it."""
+    from tests.small import ENTRIES
+
+    entries = {name: ENTRIES[name] for name in ("ani1x", "mptrj")}
+    keys: dict[str, Any] = {"model__encoder": {"kind": kind} | CUTS | OWN.get(kind, {})}
+    keys |= {"model__force_head__kind": forces, "train__max_steps": 3, "train__batch": 4, "train__evaluate_every": 10}
+    if forces == "conservative":
+        keys["objective"] = {"stress": 0.1}
+    return make_recipe(folder, entries, **keys | changes)
+
+
+@pytest.fixture(params=[f"{kind}-{forces}" for kind in KINDS for forces in ("conservative", "direct")])
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    kind, forces = request.param.split("-")
+    if forces == "direct" and kind in NO_VECTORS:
+        pytest.skip("it makes no vectors")
+    return kind, forces
+
+
+class Cut(Exception):
+    """What ends a run before its time."""
+
+
+def test_trained_resumed_exported_loaded_and_tuned(stores: Path, tmp_path: Path, case: tuple[str, str]) -> None:
+    kind, forces = case
+    recipe = recipe_of(stores, kind, forces, train__checkpoint_every=0.001)
+    train(recipe, tmp_path / "run")
+
+    def cut(step: int, total: int) -> None:
+        if step == 2:
+            raise Cut
+
+    trainer = start_run(recipe, tmp_path / "cut", Callbacks(step=cut))
+    with pytest.raises(Cut):
+        trainer.fit()
+    resume_run(tmp_path / "cut", Callbacks()).fit()
+    assert_same(tensors(tmp_path / "cut"), tensors(tmp_path / "run"))
+
+    trained = load(tmp_path / "run")
+    loaded = load(write_export(read_saved(tmp_path / "run"), tmp_path / "export"))
+    assert loaded.options.encoder == recipe.model.encoder
+    for branch, atoms in (("ani1x", molecule("CH3OH")), ("mptrj", bulk("Al", cubic=True))):
+        atoms.rattle(0.05, seed=0)
+        found, expected = loaded.predict(atoms, branch), trained.predict(atoms, branch)
+        assert found.energy == expected.energy
+        assert np.array_equal(found.forces, expected.forces)
+        assert (found.stress is not None) == (forces == "conservative" and branch == "mptrj")
+
+    content = recipe.model_dump(mode="json", exclude_unset=True)
+    content |= {"model": {}, "objective": {}}
+    wish = FinetuneRequest("lora", str(tmp_path / "export"), None, 2)
+    content["datasets"] = {"ani1x": content["datasets"]["ani1x"]}
+    tuning = finetune(wish, parse_recipe(content, "tuning"), tmp_path / "tuned", Callbacks())
+    start = {n: p.detach().clone() for n, p in tuning.trainer.model.named_parameters() if is_lora_weight(n)}
+    tuning.fit()
+    assert start
+    assert any(not torch.equal(p, start[n]) for n, p in tuning.trainer.model.named_parameters() if n in start)
+    tuned = load(tmp_path / "tuned", checkpoint="latest")
+    assert tuned.predict(molecule("CH3OH"), "ani1x").energy != trained.predict(molecule("CH3OH"), "ani1x").energy
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
+def test_metatomic(stores: Path, tmp_path: Path, case: tuple[str, str]) -> None:
+    """Equal to `predict` on crowded crystals, molecules and an atom by itself, all other than what was traced."""
+    pytest.importorskip("metatomic.torch")
+    from metatomic_ase import MetatomicCalculator
+
+    from ramify.inference.integrations.metatomic import write_metatomic
+
+    kind, forces = case
+    train(recipe_of(stores, kind, forces), tmp_path / "run")
+    model = load(tmp_path / "run", precision="fp64")
+    for branch, images in (("mptrj", [bulk("Cu", cubic=True), bulk("Al")]), ("ani1x", [molecule("CH3OH"), Atoms("C")])):
+        path = write_metatomic(model.predictor(branch), tmp_path / f"{branch}.pt")
+        calculator = MetatomicCalculator(str(path), device="cpu")
+        for atoms in images:
+            atoms.rattle(0.05, seed=1)
+            expected = model.predict(atoms, branch)
+            atoms.calc = calculator
+            assert atoms.get_potential_energy() == pytest.approx(expected.energy, abs=1e-8)
+            if forces == "conservative":
+                np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16(stores: Path, tmp_path: Path, kind: str) -> None:
+    recipe = recipe_of(stores, kind, "conservative", train__precision="bf16", objective={})
+    trainer = train(recipe, tmp_path / "run")
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert np.isfinite(load(tmp_path / "run").predict(molecule("CH3OH"), "ani1x").energy)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_that_of_the_kind(stores: Path, kind: str) -> None:
+    """Twice the layers take more, whatever the kind; so does a wider table where there is one."""
+    small = recipe_of(stores, kind, "conservative").model
+    large = small.model_copy(update={"encoder": small.encoder.model_copy(update={"layers": 4})})
+    needed = [memory_needed(options, "conservative", 1000, 8000) for options in (small, large)]
+    assert 1.3 * needed[0] < needed[1] < 3 * needed[0]
+    wide = memory_needed(small, "conservative", 1000, 8000, 16)
+    assert (wide > needed[0]) == (kind == "many_body")
