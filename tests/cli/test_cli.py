@@ -64,6 +64,24 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
     }  # fmt: skip
 
 
+def test_training_longer(ramify: Ramify, own: Path) -> None:
+    """A finished run says that it is, goes on with other keys, says which, and keeps them."""
+    run = own / "run"
+    said = ramify("train", "--resume", run)
+    assert said.status == 0
+    assert "all 20 steps are done; to train on, raise train.epochs" in said.out
+    said = ramify("train", "--resume", run, "train.max_steps=30", "optimizer.lr=5e-4", "objective.forces=5")
+    assert said.status == 0, said.err
+    for change in ("train.max_steps: 20 -> 30", "optimizer.lr: 0.001 -> 0.0005", "objective.forces: 10.0 -> 5.0"):
+        assert f"changed since the last session: {change}" in said.out
+    assert re.search(r"learning rate: \S+ in the last step, \S+ in the next one; .* schedule.start=20", said.out)
+    assert metrics(run, "train")[-1]["step"] == 30
+    changed = [line["changed"] for line in map(json.loads, (run / "sessions.jsonl").open()) if line["kind"] == "start"]
+    assert changed[-1]["train.max_steps"] == [20, 30]
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["objective"]["forces"] == 5.0
+    assert ramify("evaluate", run).status == 0
+
+
 def test_json(ramify: Ramify, finished: Path) -> None:
     """Every `--json` is JSON and nothing else."""
     run = finished / "run"

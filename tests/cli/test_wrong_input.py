@@ -102,8 +102,8 @@ def test_contradictory_arguments_of_train(ramify: Ramify, tmp_path: Path) -> Non
 
 def test_what_a_run_cannot_change(ramify: Ramify, own: Path) -> None:
     before = files_of(own)
-    said = ramify("train", "--resume", own / "run", "train.batch=3", "optimizer.lr=1", "train.log_every=2")
-    refused(said, "optimizer.lr: 0.001, now 1.0", "train.batch: 8, now 3")
+    said = ramify("train", "--resume", own / "run", "train.seed=3", "model.encoder.width=16", "train.log_every=2")
+    refused(said, "model.encoder.width: 8, now 16", "train.seed: 0, now 3")
     said = ramify("train", "--resume", own / "run", "train.bacth=3")
     refused(said, "train.bacth: ", "'batch'")
     assert files_of(own) == before

@@ -2,11 +2,12 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
-from ramify.run.stop import SIGNALS, STOPPED, Stop
+from ramify.run.stop import INTERRUPTED, SIGNALS, STOPPED, Stop, Stopped, exit_status, process_age
 from ramify.system import process_age
 
 
@@ -27,6 +28,70 @@ def test_a_signal_is_a_reason(number: signal.Signals) -> None:
         assert stop.reason == number.name
         os.kill(os.getpid(), signal.SIGTERM)  # schedulers repeat themselves
         assert stop.reason == number.name
+
+
+def test_a_program_in_the_background_is_not_interrupted() -> None:
+    """A shell without job control has it ignore SIGINT: Ctrl-C is for the program in front of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason == ""
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_a_second_interrupt_aborts() -> None:
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def swallowed(stop: Stop) -> None:
+    """Something on the way takes the exception for its own."""
+    with suppress(Stopped):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    stop.begin()
+
+
+def compiling(stop: Stop) -> None:
+    """The signal has ended a compiler, too."""
+    stop.begin()
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise RuntimeError("the compiler has ended")
+
+
+@pytest.mark.parametrize("work", [lambda stop: os.kill(os.getpid(), signal.SIGTERM), swallowed, compiling])
+def test_before_the_first_step_a_signal_ends_the_work_at_once(work: Callable[[Stop], None]) -> None:
+    with pytest.raises(Stopped, match=r"SIGTERM|SIGUSR1"), Stop(at_once=True) as stop:
+        work(stop)
+
+
+def test_after_the_first_step_it_does_not() -> None:
+    with Stop(at_once=True) as stop:
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.stepped()
+        assert stop.reason == "SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        ("SIGINT", INTERRUPTED),
+        ("SIGTERM", STOPPED),
+        ("SIGINT, SIGTERM", STOPPED),
+        ("time limit", STOPPED),
+        ("SIGUSR1", STOPPED),
+    ],
+)
+def test_statuses(reason: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert exit_status(reason) == status
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert exit_status(reason) == 0
 
 
 def test_afterwards_signals_mean_what_they_did() -> None:

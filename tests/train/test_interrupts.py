@@ -172,3 +172,20 @@ def test_ctrl_c_in_a_fine_tuning(recipe: Path, tmp_path: Path) -> None:
     assert "go on with the same command and --continue" in done.said[0]
     assert run(tmp_path, 1, *words, "--continue").statuses == [0]
     assert json.loads((path / "finetune.json").read_text())["after"] is not None
+
+
+def test_ranks_that_wait_for_one_that_compiles(recipe: Path, tmp_path: Path) -> None:
+    """All are sent the signal; one is in its first step, the other waits for it in a sum, which heeds none."""
+    path = tmp_path / "run"
+    only = "import os\nif os.environ['RANK'] == '1':\n    " + STUCK.format(step=0, how=SLEEPS).replace("\n", "\n    ")
+    program = Program(tmp_path, 2, "train", recipe, "--run", path, first=only)
+    until(lambda: program.outputs[1].exists() and "stuck" in program.outputs[1].read_text())
+    until(lambda: (path / "sessions.jsonl").exists())
+    program.kill(TERM)
+    began = time.monotonic()
+    done = program.wait(60)
+    assert time.monotonic() - began < 30
+    assert done.statuses == [STOPPED, STOPPED]
+    assert done.said[0].count("before its first step") == 1
+    assert "Traceback" not in "".join(done.said)
+    assert run(tmp_path, 1, "train", recipe, "--run", path, "--continue", "train.max_steps=2").statuses == [0]

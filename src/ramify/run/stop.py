@@ -87,7 +87,9 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may install handlers
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            # a shell has programs in the background ignore SIGINT, which is then meant for another one
+            ignored = (signal.SIGINT,) if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else ()
+            self._before = {n: signal.signal(n, self._hear) for n in SIGNALS if n not in ignored}
             if not self._begun.is_set():
                 self._pipe = os.pipe()
                 os.set_blocking(self._pipe[1], False)

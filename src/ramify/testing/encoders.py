@@ -9,7 +9,7 @@ allows. Small models with two or three layers are enough.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,10 +22,10 @@ from torch import Tensor
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.padding import Padding
 from ramify.model import compiled
+from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_branch
 from ramify.model.compiled import CompiledModel
 from ramify.model.encoders.base import Encoder
-from ramify.model.heads import ForceKind
 from ramify.model.lora import UP, add_lora
 from ramify.model.multibranch import BatchPredictions, MultiBranch
 from ramify.model.profile import prediction_memory, training_cost
@@ -42,7 +42,7 @@ class EncoderTests:
     """Set `encoder` and `options`; raise `gain` if `test_atoms_feel_one_another` says that fresh weights hardly couple
     atoms."""
 
-    encoder: ClassVar[type[Encoder]]
+    encoder: ClassVar[Callable[..., Encoder]]
     options: ClassVar[EncoderOptions]
     gain: ClassVar[float] = 1.0
     """Factor on all matrices of the model."""
@@ -206,7 +206,7 @@ class EncoderTests:
                 moved = atoms.copy()
                 moved.positions[atom] += sign * STEP * direction
                 ends.append(self.energy(model, moved))
-            near(found[atom].numpy() @ direction, -(ends[0] - ends[1]) / (2 * STEP))
+            near(float(found[atom].numpy() @ direction), -(ends[0] - ends[1]) / (2 * STEP))
 
     def test_stress_is_the_strain_derivative_per_volume(self) -> None:
         model = self.model("conservative")
