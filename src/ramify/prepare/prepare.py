@@ -133,7 +133,7 @@ def _build(
         consistency=consistency,
         dropped=dropped,
         conflicts=compared.conflicts,
-        findings=tuple(divided.findings),
+        findings=(*compared.findings, *divided.findings),
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=divided.moved,
         shared_groups=made.shared_groups,
