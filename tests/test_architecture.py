@@ -154,6 +154,7 @@ WRITE_SIDE = {
     "ramify.prepare.fingerprints",
     "ramify.prepare.gates",
     "ramify.prepare.inputs",
+    "ramify.prepare.outliers",
     "ramify.prepare.prepare",
     "ramify.prepare.read",
     "ramify.store.replace",

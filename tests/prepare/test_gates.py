@@ -7,7 +7,7 @@ import pytest
 from ase.build import bulk, molecule
 
 from ramify.prepare import gates
-from ramify.prepare.gates import detail, energy_deviations, screen
+from ramify.prepare.gates import detail, screen
 from ramify.sources.base import Gates
 from ramify.structures import Structures
 
@@ -123,34 +123,3 @@ def test_images_are_atoms_too_and_dummy_cells_are_not() -> None:
 def test_the_first_failing_gate_is_the_reason() -> None:
     chunk = structures(energy=[nan, -1, -1], forces=forces((0, nan), (3, 1e4), (4, nan)))
     assert verdicts(chunk) == [gates.NO_ENERGY, gates.NON_FINITE_LABEL, ""]
-
-
-def test_deviations_by_hand() -> None:
-    energy = np.array([0.0, 0.1, 0.2, 0.3, 9.0, 5.0, 5.0, 70.0])
-    composition = np.array([4, 4, 4, 4, 4, 1, 1, 1])
-    found = energy_deviations(energy, composition, 30.0)
-    # median 0.2, deviations .2 .1 0 .1 8.8: their median is 0.1; below it the floor of 0.05 counts: median 5, MAD 0
-    np.testing.assert_allclose(found, [2, 1, 0, 1, 88, 0, 0, 65 / 0.05])
-
-
-def test_deviations_do_not_depend_on_order_and_spare_narrow_compositions() -> None:
-    rng = np.random.default_rng(0)
-    energy, composition = rng.normal(size=500), rng.integers(0, 5, 500).astype(np.int32)
-    energy[7] = 90.0
-    order = rng.permutation(500)
-    found = energy_deviations(energy, composition, 30.0)
-    np.testing.assert_array_equal(energy_deviations(energy[order], composition[order], 30.0), found[order])
-    assert np.flatnonzero(found > 30).tolist() == [7]
-    assert not energy_deviations(rng.uniform(0, 1.49, 100), np.zeros(100, np.int32), 30.0).any()  # span < 30 x 0.05
-    assert energy_deviations(np.zeros(0), np.zeros(0, np.int32), 30.0).shape == (0,)
-
-
-def test_deviations_agree_with_numpy() -> None:
-    rng = np.random.default_rng(3)
-    energy = rng.normal(size=300) * 4
-    composition = rng.integers(0, 4, 300).astype(np.int32)
-    found = energy_deviations(energy, composition, 30.0)
-    for c in range(4):
-        values = energy[composition == c]
-        apart = np.abs(values - np.median(values))
-        np.testing.assert_allclose(found[composition == c], apart / np.median(apart))

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from ramify.run.stop import INTERRUPTED, SIGNALS, STOPPED, Stop, Stopped, exit_status, process_age
+from ramify.run.stop import INTERRUPTED, SIGNALS, STOPPED, Stop, Stopped, exit_status
 from ramify.system import process_age
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ramify.data.wrapping import displacements
 from ramify.labels import BUILT_IN, further
 from ramify.neighbors.edges import CutoffPairs, Edges
 from ramify.references import reference_energy
@@ -90,14 +91,15 @@ class Batch:
 
     @classmethod
     def make(cls, parts: Sequence[BatchPart], dtype: torch.dtype = torch.float32) -> Self:
-        """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64."""
+        """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64, and
+        structures far from the origin are brought near it (`ramify.data.wrapping`) before positions are cast."""
         n_atoms, cell = _joined(parts, "n_atoms"), _joined(parts, "cell").astype(np.float64)
         structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
         kind = np.float64 if dtype == torch.float64 else np.float32
-        receiver, sender, shift = _join(parts, [p.edges for p in parts], structure, cell, kind)
-        cutoff_receiver, cutoff_sender, cutoff_shift = _join(
-            parts, [p.edges.cutoff_pairs for p in parts], structure, cell, kind
-        )
+        positions, moved = _near_origin(parts)
+        receiver, sender, shift = _join(parts, [p.edges for p in parts], structure, cell, moved, kind)
+        cutoff_pairs = [p.edges.cutoff_pairs for p in parts]
+        cutoff_receiver, cutoff_sender, cutoff_shift = _join(parts, cutoff_pairs, structure, cell, moved, kind)
         energy = [
             (p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts
         ]
@@ -108,7 +110,7 @@ class Batch:
 
         return cls(
             numbers=torch.from_numpy(_joined(parts, "numbers").astype(np.int64)),
-            positions=real(_joined(parts, "positions")),
+            positions=real(positions),
             structure=torch.from_numpy(structure),
             n_atoms=real(n_atoms),
             receiver=torch.from_numpy(receiver),
@@ -165,11 +167,23 @@ def _one(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
+def _near_origin(parts: Sequence[BatchPart]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Positions (N, 3), and what was taken off them (None for nothing), in Å."""
+    positions = _joined(parts, "positions")
+    found = [displacements(p.structures) for p in parts]
+    if all(some is None for some in found):
+        return positions, None
+    none = [np.zeros((len(p.structures.numbers), 3)) for p in parts]
+    moved = _one([zero if some is None else some for some, zero in zip(found, none, strict=True)])
+    return positions.astype(np.float64) - moved, moved
+
+
 def _join(
     parts: Sequence[BatchPart],
     pairs: Sequence[Edges | CutoffPairs],
     structure: np.ndarray,
     cell: np.ndarray,
+    moved: np.ndarray | None,
     kind: type[np.floating],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Receivers and senders numbered within the batch, and lattice steps as vectors in Å."""
@@ -178,7 +192,7 @@ def _join(
     receiver = _one([p.receiver + a if a else p.receiver for p, a in zip(pairs, first.tolist(), strict=True)])
     sender = _one([p.sender + a if a else p.sender for p, a in zip(pairs, first.tolist(), strict=True)])
     steps = _one([p.shift for p in pairs])
-    shift = np.zeros((len(steps), 3), kind)
+    shift = np.zeros((len(steps), 3), kind if moved is None else np.float64)
     if cell.any() and steps.any():
         of_pair = structure[receiver]
         step = [steps[:, k].astype(np.float64) for k in range(3)]
@@ -187,6 +201,8 @@ def _join(
             for k in (1, 2):
                 along += step[k] * np.take(cell[:, k, c], of_pair)
             shift[:, c] = along
+    if moved is not None:
+        shift = (shift + (moved[sender] - moved[receiver])).astype(kind)
     return receiver, sender, shift
 
 

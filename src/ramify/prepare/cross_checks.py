@@ -1,5 +1,7 @@
 """The gates that compare structures with one another: equal ones, and energies far from those of their like."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,11 +10,12 @@ from numpy.typing import NDArray
 
 from ramify.prepare.conflicts import judge, label_differences
 from ramify.prepare.duplicates import earlier_equals, equal_structures
-from ramify.prepare.gates import CONFLICT, DUPLICATE, OUTLIER, detail, energy_deviations
+from ramify.prepare.gates import CONFLICT, DUPLICATE, OUTLIER
+from ramify.prepare.outliers import deviations
 from ramify.prepare.staging import Staged
 from ramify.quarantine import Quarantine
 from ramify.sources.base import Gates
-from ramify.store.manifest import Conflicts
+from ramify.store.manifest import Conflicts, Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,16 @@ class Compared:
     Attributes:
         keep: (S,) whether each is left.
         conflicts: equal geometries with other labels, if there are any.
+        findings: what the user should know.
     """
 
     keep: NDArray[np.bool_]
     conflicts: Conflicts | None
+    findings: list[Finding]
+
+
+SUBSETS = 5
+"""Places of outliers that a finding names."""
 
 
 def compare(staged: Staged, gates: Gates, quarantine: Quarantine) -> Compared:
@@ -34,13 +43,29 @@ def compare(staged: Staged, gates: Gates, quarantine: Quarantine) -> Compared:
     if gates.duplicates == "drop":
         keep, conflicts = _without_copies(staged, gates, quarantine)
     rows = np.flatnonzero(keep)
-    limit = gates.energy_outlier
-    per_atom = staged.energy[rows] / staged.n_atoms[rows]
-    deviations = energy_deviations(per_atom, staged.scalars["composition"][rows], limit)
-    for at in np.flatnonzero(deviations > limit).tolist():
-        quarantine.add(staged.name(int(rows[at])), OUTLIER, detail(OUTLIER, float(deviations[at]), gates))
-    keep[rows] = deviations <= limit
-    return Compared(keep, conflicts)
+    found = deviations(staged, rows, gates.energy_outlier)
+    outliers = np.flatnonzero(found.units > gates.energy_outlier)
+    for at in outliers.tolist():
+        why = f"{found.energy[at]:.4g} eV/atom from structures like it, {found.units[at]:.4g} units"
+        quarantine.add(staged.name(int(rows[at])), OUTLIER, f"{why}, limit {gates.energy_outlier:g}")
+    keep[rows[outliers]] = False
+    findings = [*_by_subset(staged, rows[outliers], float(found.energy[outliers].max(initial=0.0)))]
+    return Compared(keep, conflicts, findings)
+
+
+def _by_subset(staged: Staged, outliers: NDArray[np.int64], largest: float) -> Iterator[Finding]:
+    """Where energies far off come from: places in the files, or groups where there is only one place."""
+    if not len(outliers):
+        return
+    column, names = ("origin", staged.origins) if len(staged.origins) > 1 else ("group", staged.groups)
+    counts = Counter(names[number] for number in staged.columns.map(column)[outliers].tolist())
+    listed = ", ".join(f"{count} in {name}" for name, count in counts.most_common(SUBSETS))
+    more = f" and {len(counts) - SUBSETS} more" if len(counts) > SUBSETS else ""
+    yield Finding(
+        text=f"{len(outliers)} energies lie up to {largest:.3g} eV/atom from those of structures like them: {listed}"
+        f"{more}; they were left out",
+        fix="look at them in quarantine.jsonl; a larger `gates.energy_outlier` keeps them",
+    )
 
 
 def _without_copies(staged: Staged, gates: Gates, quarantine: Quarantine) -> tuple[NDArray[np.bool_], Conflicts | None]:

@@ -57,6 +57,16 @@ def fingerprints(structures: Structures) -> Fingerprints:
     )
 
 
+def formula_hash(structures: Structures) -> NDArray[np.uint64]:
+    """(S,) the same for structures of one reduced formula, e.g. Si2 and Si64."""
+    S, elements = len(structures), MAX_NUMBER + 1
+    place = structures.structure_of_atom * elements + structures.numbers
+    counts = np.bincount(place, minlength=S * elements).reshape(S, elements)
+    reduced = counts // np.gcd.reduce(counts, axis=1)[:, None]
+    hashes: NDArray[np.uint64] = reduced.astype(np.uint64) @ scramble(np.arange(1, elements + 1, dtype=np.uint64))
+    return hashes
+
+
 def projection_reach(n_atoms: NDArray[np.integer]) -> NDArray[np.float64]:
     """(S,) how far a projection can move, in units of the largest displacement of a coordinate."""
     weights = geometry_weights(int(n_atoms.max(initial=0)) + 3)

@@ -22,9 +22,6 @@ DUPLICATE = "duplicate structure"
 CONFLICT = "equal geometry, other labels"
 OUTLIER = "energy outlier within its composition"
 
-DEVIATION_FLOOR = 0.05
-"""eV/atom, the least that counts as one median absolute deviation (see `Gates.energy_outlier`)."""
-
 Mask = NDArray[np.bool_]
 
 
@@ -95,39 +92,7 @@ def detail(reason: str, measured: float, gates: Gates) -> str:
         return f"closest atoms {measured:.4f} Å apart, limit {gates.min_distance:g} Å"
     if reason == LARGE_FORCE:
         return f"largest force {measured:.4g} eV/Å, limit {gates.max_force:g} eV/Å"
-    if reason == OUTLIER:
-        return f"{measured:.4g} deviations from the median of its composition, limit {gates.energy_outlier:g}"
     return ""
-
-
-def energy_deviations(
-    energy_per_atom: NDArray[np.float64], composition: NDArray[np.integer], limit: float
-) -> NDArray[np.float64]:
-    """How many median absolute deviations each energy lies from the median of its composition.
-
-    One deviation counts as at least `DEVIATION_FLOOR`, so compositions whose energies span less than `limit` of these
-    cannot fail: they are not looked at, and their deviations are left 0.
-
-    Args:
-        energy_per_atom: (S,) eV/atom.
-        composition: (S,) the same integer for structures of one composition.
-        limit: see `Gates.energy_outlier`.
-
-    Returns:
-        (S,) deviations.
-    """
-    deviations = np.zeros(len(composition))
-    if not len(composition):
-        return deviations
-    order = np.argsort(composition, kind="stable")
-    starts = np.flatnonzero(np.diff(composition[order], prepend=composition[order[0]] - 1))
-    values = energy_per_atom[order]
-    wide = np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts) > limit * DEVIATION_FLOOR
-    ends = np.append(starts[1:], len(order))
-    for start, end in zip(starts[wide], ends[wide], strict=True):
-        apart = np.abs(values[start:end] - np.median(values[start:end]))
-        deviations[order[start:end]] = apart / max(float(np.median(apart)), DEVIATION_FLOOR)
-    return deviations
 
 
 def _force_labels(structures: Structures) -> tuple[Mask, Mask, NDArray[np.float64]]:

@@ -139,7 +139,7 @@ def _build(
         consistency=consistency,
         dropped=dropped,
         conflicts=compared.conflicts,
-        findings=tuple(divided.findings),
+        findings=(*compared.findings, *divided.findings),
         remarks=dict(sorted(quarantine.remarks.items())),
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=divided.moved,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.data.wrapping import displacements
 from ramify.errors import RamifyError
 from ramify.prepare.consistency import SlopeMeter
 from ramify.prepare.fingerprints import Fingerprints, fingerprints
@@ -147,6 +148,8 @@ def measure(chunk: Structures, gates: Gates, quarantine: Quarantine) -> Measured
     if len(failed):
         passed = np.flatnonzero(screening.failures == 0)
         chunk, closest, max_force = chunk.take(passed), closest[passed], max_force[passed]
+    if (moved := displacements(chunk)) is not None:  # a store holds float32
+        chunk = replace(chunk, positions=chunk.positions - moved)
     prints, sampled = fingerprints(chunk), SlopeMeter()
     if len(chunk):
         sampled.sample(chunk, prints)

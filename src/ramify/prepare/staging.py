@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from ramify.labels import further
 from ramify.prepare.consistency import SlopeMeter
+from ramify.prepare.fingerprints import formula_hash
 from ramify.prepare.read import Measured
 from ramify.prepare.split import Elements, element_bits
 from ramify.store.columns import Array, RawColumns, possible_columns
-from ramify.structures import Structures
+from ramify.structures import Structures, atom_rows
 
 SCALARS: dict[str, Any] = {
     "sequence": np.uint64,
@@ -58,6 +60,8 @@ class Staged:
         scalars: (S, ...) `sequence`, `projection` (see `Fingerprints`), `composition` (index), `split`, `max_force`
             (eV/Å), `closest` (Å).
         elements: (C, 2) the elements of each composition, see `element_bits`.
+        formulas: (C,) the same number for compositions of one reduced formula.
+        radii: (C,) Å, the radius of the sphere that has the mean volume of the spheres of its atoms' covalent radii.
         groups: names that the column `group` points into.
         origins: names that the column `origin` points into.
     """
@@ -67,6 +71,8 @@ class Staged:
     offsets: NDArray[np.int64]
     scalars: dict[str, Array]
     elements: Elements
+    formulas: NDArray[np.uint64]
+    radii: NDArray[np.float64]
     groups: list[str]
     origins: list[str]
 
@@ -108,6 +114,10 @@ class Staged:
         """(S, 3, 3) eV/Å³, NaN where there is no label."""
         return self.columns.map("stress")
 
+    def numbers_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Atomic numbers of the structures at `rows`, one after the other."""
+        return np.take(self.numbers, atom_rows(self.offsets[rows], self.n_atoms[rows].astype(np.int64)))
+
     def name(self, index: int) -> str:
         """Where structure `index` comes from, as `Structures.name`."""
         return f"{self.origins[self.columns.map('origin')[index]]}[{self.columns.map('row')[index]}]"
@@ -127,6 +137,8 @@ class Staging:
         self._groups, self._origins = Names(), Names()
         self._compositions: dict[int, int] = {}
         self._elements: list[Elements] = []
+        self._formulas: list[NDArray[np.uint64]] = []
+        self._radii: list[NDArray[np.float64]] = []
 
     def add(self, measured: Measured) -> None:
         """Puts a chunk down, in the order of the source."""
@@ -169,6 +181,8 @@ class Staging:
             offsets=np.concatenate([[0], np.cumsum(n_atoms, dtype=np.int64)]),
             scalars=scalars,
             elements=np.concatenate(self._elements) if self._elements else np.zeros((0, 2), np.uint64),
+            formulas=_joined(self._formulas, np.uint64),
+            radii=_joined(self._radii, np.float64),
             groups=self._groups.table(),
             origins=self._origins.table(),
         )
@@ -183,6 +197,9 @@ class Staging:
             examples = chunk.take(first[new])
             bits = element_bits(examples.numbers)
             self._elements.append(np.bitwise_or.reduceat(bits, examples.offsets[:-1], axis=0))
+            self._formulas.append(formula_hash(examples))
+            cubes = np.add.reduceat(covalent_radii[examples.numbers] ** 3, examples.offsets[:-1])
+            self._radii.append(np.cbrt(cubes / examples.n_atoms))
         numbered: NDArray[np.int64] = index[inverse]
         return numbered
 

@@ -28,8 +28,9 @@ class Gates(BaseModel):
     min_distance: float = Field(0.4, ge=0)
     """Smallest distance between two atoms, periodic images included, Å (H2 at equilibrium: 0.74 Å)."""
     energy_outlier: float = Field(60.0, gt=0)
-    """Largest distance of an energy per atom from the median of its composition, in units of that composition's median
-    absolute deviation (but at least 0.05 eV/atom per unit: near-equilibrium paths have almost none)."""
+    """Largest distance of an energy per atom from those of structures like it: of the same formula and of about the
+    same volume, closest distance or largest force, whichever explains it best. In units of 0.02 eV/atom, or of a sixth
+    of the median absolute deviation where energies scatter more; 60 are 1.2 eV/atom, or 10 such deviations."""
     duplicates: Literal["drop", "keep"] = "drop"
     """What becomes of a structure equal to another one (elements, positions and cell to 1e-4 Å, energy to 1 meV/atom,
     forces to 0.05 eV/Å); of equal ones the first with the most labels stays."""
