@@ -54,6 +54,7 @@ def joined(launch_env: LaunchEnv, device: torch.device, timeout: float) -> Itera
     if launch_env.world == 1:
         yield World(device=device)
         return
+    stated = os.environ.get(interfaces.GLOO)
     met = _meet(launch_env, timeout)
     with Watchdog(launch_env.rank, launch_env.world, met.watched, timeout) as watchdog:
         try:
@@ -78,6 +79,8 @@ def joined(launch_env: LaunchEnv, device: torch.device, timeout: float) -> Itera
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+            if stated is None:
+                os.environ.pop(interfaces.GLOO, None)  # another world may need another interface
 
 
 def _is_of_a_sum(error: RuntimeError) -> bool:

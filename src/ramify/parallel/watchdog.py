@@ -35,8 +35,8 @@ without a thought: what hung once may hang again."""
 POLLS = 8
 """How often a rank looks at the others within one timeout: hung ranks are found at most 1 / 8 late."""
 POLL = 5.0
-"""Seconds between looks, at most: how old what is known of a rank may be that has stopped without a word. Three short
-messages a rank each time are little for the store, 1200 a second with 2,000 ranks."""
+"""Seconds between looks, at most: how old what is known of a rank may be that has stopped without a word. Four short
+messages a rank each time are little for the store, 1600 a second with 2,000 ranks."""
 NAMED = 8
 """The most ranks that are named one by one."""
 GRACE = 2.0
