@@ -97,7 +97,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
-        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, self.objective.labels)
+        labels, self.logged = self.objective.labels, self.objective.names
+        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, labels)
         self.state = State(
             layout, self.model, self.optimizer, self.averages, self.schedule, self.sampler, self.progress
         )
@@ -232,7 +233,7 @@ class Trainer:
         """The gradients of a step, added up over the ranks."""
         self.watchdog.arrive(f"step {work.assignment.step + 1}")
         self.model.train()
-        step_metrics = StepMetrics(self.sampler.counts(work.assignment.step), self.objective.names, self.layout)
+        step_metrics = StepMetrics(self.sampler.counts(work.assignment.step), self.logged, self.layout)
         self.gradients.clear({self.branch_of[name] for name in work.assignment.labels})
         with self.precision.products(), self.shards.gathered():
             for batch in work.batches[:-1]:
@@ -261,7 +262,7 @@ class Trainer:
         parts = {name: [round(value, 4) for value in values.values()] for name, values in outcome.datasets.items()}
         error = RamifyError(
             f"step {self.progress.step + 1}: the loss is {outcome.loss} and its gradient {outcome.norm}; "
-            f"by dataset ({', '.join(self.objective.names)}): {parts}. The state before this step is kept as `latest`.",
+            f"by dataset ({', '.join(self.logged)}): {parts}. The state before this step is kept as `latest`.",
             fix="lower optimizer.lr, or look for wild labels with datasets.NAME.gates.max_force",
         )
         error.everywhere = True
