@@ -25,6 +25,7 @@ from ramify.pointers import resolve as pointed
 from ramify.recipe import load_recipe
 from ramify.run.run import Run
 from ramify.store.blocks import block_sum
+from ramify.store.convert import convert_store
 from ramify.store.store import Store
 from ramify.untrusted import NAME_BYTES, check_name, regular_file
 from tests.small import make_recipe, prepare_stores, train
@@ -138,6 +139,16 @@ def test_a_link_is_not_followed_into_an_export(run: Path, tmp_path: Path) -> Non
     (run / "evaluation.json").symlink_to(tmp_path / "secret")
     with pytest.raises(RamifyError, match=r"evaluation\.json is a link"):
         read_saved(run)
+
+
+def test_a_link_is_not_followed_into_a_converted_store(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "stores/ani1x", tmp_path / "store")
+    (tmp_path / "secret").write_text("a key")
+    (tmp_path / "store/quarantine.jsonl").unlink(missing_ok=True)
+    (tmp_path / "store/quarantine.jsonl").symlink_to(tmp_path / "secret")
+    with pytest.raises(RamifyError, match=r"quarantine\.jsonl is a link"):
+        convert_store(tmp_path / "store", "adios", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "branches", "manifest.json"])

@@ -29,6 +29,7 @@ from ramify.store.manifest import Manifest
 from ramify.store.open_files import open_files
 from ramify.store.prefetch import Prefetcher
 from ramify.store.replace import clear_leftovers, replaced_store
+from ramify.untrusted import has_file
 
 Progress = Callable[[int], None]
 """Hears of every piece: how many bytes more are done."""
@@ -67,7 +68,7 @@ def convert_store(source: Path, to: Form, target: Path | None = None, progress: 
         with replaced_store(source if target is None else target) as folder:
             verify_names(files)
             for name in ("names.json", "quarantine.jsonl"):
-                if (source / name).exists():
+                if has_file(source, name):
                     shutil.copyfile(source / name, folder / name)
             copy_columns(files, folder, to, progress)
     return source if target is None else target
