@@ -19,10 +19,26 @@ from ramify.cli_words import (
     training_said,
     training_stopped,
 )
-from ramify.console import Steps, counts_table, remark_lines
+from ramify.console import Steps, counts_table, print_look, remark_lines
 from ramify.errors import RamifyError
 
 verbs = typer.Typer()
+
+
+@verbs.command(rich_help_panel=MAKING)
+def look(
+    file: Annotated[Path, typer.Argument(help="An original file of a dataset, or a folder of DeePMD's.")],
+    form: Annotated[str | None, typer.Option("--format", help="Its format; told from the file if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a file holds, before any recipe: format, keys, a sample of its structures, doubts, and a recipe to paste."""
+    from ramify.sources.look import look as look_at
+
+    found = look_at(file, form)
+    if as_json:
+        print_json(found.as_data())
+    else:
+        print_look(console, found.as_data())
 
 
 @verbs.command(rich_help_panel=MAKING)
