@@ -236,6 +236,28 @@ def _apart(reason: str, manifest: Manifest) -> str:
     return f" (up to {found.energy:.2g} eV/atom{forces} apart)"
 
 
+def print_look(console: Console, found: Mapping[str, Any]) -> None:
+    """What a file holds (`ramify.sources.look.Look`)."""
+    console.print(f"{found['path']}: format {found['format']}", style="bold", markup=False, soft_wrap=True)
+    for name, kind in found["keys"].items():
+        console.print(f"  {name}: {kind}", markup=False, highlight=False, soft_wrap=True)
+    if found["structures"]:
+        low, high = found["energy_per_atom"]
+        labels = ", ".join(f"{kind} {count}" for kind, count in found["labels"].items())
+        force = "" if found["max_force"] is None else f"; largest force {found['max_force']:.4g} eV/Å"
+        lines = (
+            f"{found['structures']} structures" + ("" if found["whole"] else " (the beginning of the file)"),
+            f"{found['atoms'][0]} to {found['atoms'][1]} atoms, {found['periodic']} periodic, {found['groups']} groups",
+            f"elements {' '.join(found['elements'])}",
+            f"labels: {labels}",
+            f"energies {low:.4f} to {high:.4f} eV/atom{force}",
+        )
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    for doubt in found["doubts"]:
+        console.print(f"look at: {doubt}", markup=False, style="yellow", soft_wrap=True)
+    console.print("recipe:\n" + found["recipe"], markup=False, highlight=False, soft_wrap=True)
+
+
 def errors_table(report: Mapping[str, Any]) -> Table:
     """Errors before a fine-tuning, and after it if it has ended (`finetune.json`), beside the trivial predictor's."""
     ended = report["after"] is not None

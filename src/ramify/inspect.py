@@ -62,6 +62,7 @@ def _store(path: Path, verify: bool) -> dict[str, Any]:
         "statistics",
         "consistency",
         "dropped",
+        "remarks",
     )
     return {key: manifest[key] for key in (*shown, "moved_to_train", "sources", "versions")}
 

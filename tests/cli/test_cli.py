@@ -233,3 +233,18 @@ def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:
     for name in ("demo-run", "demo-run-2"):
         (tmp_path / name).mkdir()
     assert free_path(tmp_path / "demo-run") == tmp_path / "demo-run-3"
+
+
+def test_look_prints_a_recipe_that_prepares(ramify: Ramify, tmp_path: Path) -> None:
+    file = Path(ENTRIES["qm7x"]["path"])
+    said = ramify("look", file)
+    assert (said.status, said.err) == (0, "")
+    assert "format qm7x" in said.out
+    assert "ePBE0" in said.out
+    found = json.loads(ramify("look", file, "--json").out)
+    (entry,) = yaml.safe_load(found["recipe"])["datasets"].values()
+    assert entry["format"] == "qm7x"
+    assert entry["path"] == str(file)
+    assert entry["labels"] == "pbe0"  # the only pair that it has
+    assert found["structures"] == 360
+    refused(ramify("look", tmp_path / "none"), "does not exist")

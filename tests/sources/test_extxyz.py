@@ -386,6 +386,15 @@ def test_units_of_stress(tmp_path: Path, read: Any, unit: str, factor: float) ->
     assert found.stress[0, 2, 2] == pytest.approx(6 * factor, rel=1e-6)
 
 
+def test_units_that_the_comment_states(tmp_path: Path, read: Any) -> None:
+    text = WATER.replace("energy=", 'energy_unit=kcal/mol forces_units="kcal/mol/Ang" energy=')
+    found, _ = read("extxyz", save(tmp_path / "a.xyz", text))
+    assert found.energy[0] == pytest.approx(-10.5 * 0.0433641043, rel=1e-7)
+    assert found.forces[0, 0] == pytest.approx(0.1 * 0.0433641043, rel=1e-7)
+    with pytest.raises(RamifyError, match="energy is in kcal/mol, the recipe reads it as eV"):
+        read("extxyz", tmp_path / "a.xyz", units={"energy": "eV"})
+
+
 def test_a_file_of_which_nothing_can_be_read_says_why(tmp_path: Path, read: Any) -> None:
     path = save(tmp_path / "a.xyz", WATER.replace("H ", "H1 ") * 40)
     with pytest.raises(RamifyError, match=r"40 malformed structure \(first: a\.xyz\[0\]: \['H1'\]"):

@@ -123,6 +123,24 @@ def test_spice(tmp_path: Path, read: Any) -> None:
         read("spice", tmp_path / "a.hdf5", subsets=["Dipeptide"])
 
 
+def test_units_that_arrays_state(tmp_path: Path, read: Any) -> None:
+    """SPICE's downloader writes the unit of each array as its attribute."""
+    write_spice(tmp_path / "a.hdf5")
+    units = {"conformations": "bohr", "dft_total_energy": "hartree", "dft_total_gradient": "hartree/bohr"}
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        for group in file.values():
+            for name, unit in units.items():
+                group[name].attrs["units"] = unit
+    assert len(read("spice", tmp_path / "a.hdf5")[0]) == 24
+    for name, unit in (("conformations", "angstrom"), ("dft_total_energy", "kcal/mol")):
+        with h5py.File(tmp_path / "a.hdf5", "a") as file:
+            file["mol-2"][name].attrs["units"] = np.bytes_(unit)
+        with pytest.raises(RamifyError, match=rf"mol-2 states that its \w+ is in {unit}"):
+            read("spice", tmp_path / "a.hdf5")
+        with h5py.File(tmp_path / "a.hdf5", "a") as file:
+            file["mol-2"][name].attrs["units"] = units[name]
+
+
 def test_gradients_of_spice_become_forces_of_its_energies(tmp_path: Path, read: Any) -> None:
     """Springs in atomic units: the energy falls along the forces, by as much as they say."""
     steps = np.linspace(0, 0.1, 6)

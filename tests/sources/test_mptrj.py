@@ -168,3 +168,19 @@ def test_stress_sign_against_the_energy(corpora: Path, read: Any) -> None:
         small, large = of[np.argmin(volume[of])], of[np.argmax(volume[of])]
         right += pressure[small] > pressure[large]
     assert right > 0.9 * len(found.group_names)
+
+
+@pytest.mark.parametrize("pbc", [["T", "T", "F"], "TTF", [True, True], [True, True, 2], [None, True, True]])
+def test_periodic_flags_that_are_no_flags(tmp_path: Path, read: Any, frame: dict[str, Any], pbc: Any) -> None:
+    """A text such as "F" would count as true."""
+    broken = copy.deepcopy(frame)
+    broken["structure"]["lattice"]["pbc"] = pbc
+    found, quarantine = read("mptrj", write(tmp_path / "mp.json", frame, broken))
+    assert found.row.tolist() == [0]
+    assert quarantine.counts == {"malformed structure": 1}
+
+
+def test_byte_order_mark(tmp_path: Path, read: Any, frame: dict[str, Any]) -> None:
+    path = write(tmp_path / "mp.json", frame)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read("mptrj", path)[0]) == 1

@@ -171,6 +171,14 @@ def test_wrong_numbers_and_energies_cost_their_rows_alone(tmp_path: Path, read: 
     assert "-1, 300" in quarantine.first["malformed structure"].detail
 
 
+def test_texts_where_numbers_belong(tmp_path: Path, read: Any) -> None:
+    arrays = padded([3, 3])
+    for name, role in (("R", "positions"), ("F", "forces")):
+        np.savez(tmp_path / "a.npz", **(arrays | {name: arrays[name].astype("U8")}))
+        with pytest.raises(RamifyError, match=f"array of {role} holds no numbers"):
+            read("npz", tmp_path / "a.npz")
+
+
 def test_rows_without_label_or_atoms_are_counted(tmp_path: Path, read: Any) -> None:
     arrays = padded([3, 3, 3, 3])
     arrays["E"][1], arrays["F"][2, 1, 1], arrays["z"][3] = np.nan, np.nan, 0

@@ -117,3 +117,13 @@ def test_embedded_corpus(corpora: Path, read: Any, slope: Any) -> None:
     per_atom = found.energy / found.n_atoms
     assert (round(per_atom.min(), 2), round(per_atom.max(), 2)) == (-6265.45, -219.82)
     assert slope(found) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("key", "value"), [("ePBE0+MBD", np.zeros(0)), ("totFOR", np.full((3, 3), b"x"))])
+def test_arrays_that_hold_something_else(tmp_path: Path, read: Any, key: str, value: np.ndarray) -> None:
+    write(tmp_path / "1000.hdf5")
+    with h5py.File(tmp_path / "1000.hdf5", "a") as file:
+        del file["2/Geom-m2-i1-c1-d1"][key]
+        file["2/Geom-m2-i1-c1-d1"][key] = value
+    with pytest.raises(RamifyError, match="damaged or lacks a part"):
+        read("qm7x", tmp_path / "1000.hdf5")

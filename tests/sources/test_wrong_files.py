@@ -31,13 +31,14 @@ ALL = (
     "mptrj",
     "npz",
     "oc20",
+    "qcml",
     "qm7x",
     "spice",
     "transition1x",
     "vasp",
 )
 HDF5 = ("ani1x", "qm7x", "transition1x")
-KEYS: dict[str, dict[str, Any]] = {"qm7x": {"labels": "pbe0"}}
+KEYS: dict[str, dict[str, Any]] = {"qm7x": {"labels": "pbe0"}, "qcml": {"length": "bohr"}}
 
 
 def test_every_format_is_registered_and_documented() -> None:
@@ -45,7 +46,7 @@ def test_every_format_is_registered_and_documented() -> None:
     for name in ALL:
         found = formats()[name]
         assert found.name == name
-        assert found.options.model_validate({"format": name, "path": "x"}).format == name
+        assert found.options.model_validate({"format": name, "path": "x", **KEYS.get(name, {})}).format == name
         assert found.read.__doc__
 
 
@@ -53,14 +54,14 @@ def test_every_format_is_registered_and_documented() -> None:
 def test_missing_file(tmp_path: Path, read: Any, name: str) -> None:
     ending = {"ase_db": ".db"}.get(name, ".h5")
     with pytest.raises(RamifyError, match=r"does not exist.*\n  fix: "):
-        read(name, tmp_path / f"none{ending}")
+        read(name, tmp_path / f"none{ending}", **KEYS.get(name, {}))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "corpus"), [(n, c) for n in ALL for c in CORPUS if n != c])
 def test_every_other_format_is_refused(corpora: Path, read: Any, name: str, corpus: str) -> None:
     with pytest.raises(RamifyError, match=r"\n  fix: "):
-        read(name, corpora / CORPUS[corpus])
+        read(name, corpora / CORPUS[corpus], **KEYS.get(name, {}))
 
 
 @pytest.mark.parametrize(("name", "corpus"), [(n, c) for n in HDF5 for c in HDF5 if n != c])
@@ -102,4 +103,4 @@ def test_damaged_bzip2(corpora: Path, tmp_path: Path, read: Any) -> None:
 @pytest.mark.parametrize("name", [n for n in ALL if n != "ase_db"])
 def test_a_folder_is_no_file(tmp_path: Path, read: Any, name: str) -> None:
     with pytest.raises(RamifyError):
-        read(name, tmp_path)
+        read(name, tmp_path, **KEYS.get(name, {}))

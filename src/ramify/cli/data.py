@@ -1,4 +1,4 @@
-"""The verbs that make stores: prepare, convert."""
+"""The verbs that read original files and make stores: look, prepare, convert."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,11 +7,29 @@ import typer
 from rich.markup import escape
 
 from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, console, print_json
-from ramify.console import Steps, counts_table, remark_lines
+from ramify.console import Steps, counts_table, print_look, remark_lines
 from ramify.errors import RamifyError
 
 verbs = typer.Typer()
 FormOption = Literal["mapped", "adios"]
+
+
+@verbs.command(rich_help_panel=MAKING)
+def look(
+    file: Annotated[Path, typer.Argument(help="An original file of a dataset, or a folder of a DeePMD system.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="Its format; by default recognised from the file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what an original file holds: format, keys, a sample of its structures, doubts, and a recipe to paste."""
+    from ramify.sources.look import look as look_at
+
+    found = look_at(file, form)
+    if as_json:
+        print_json(found.as_data())
+    else:
+        print_look(console, found.as_data())
 
 
 @verbs.command(rich_help_panel=MAKING)

@@ -16,6 +16,7 @@ from ramify.errors import RamifyError
 from ramify.quarantine import Quarantine
 from ramify.sources.base import CHUNK_ATOMS, PART_ATOMS
 from ramify.sources.chunks import MALFORMED_STRUCTURE, NOT_COMPUTED, composition, index_names
+from ramify.sources.units import known_unit, unit_factor
 from ramify.structures import Split, Structures
 
 Floats = NDArray[np.floating]
@@ -59,7 +60,13 @@ def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
         try:
             _require(file, path, layout)
             yield file
-        except (OSError, RuntimeError, KeyError) as error:  # h5py has no error type of its own
+        except (
+            OSError,
+            RuntimeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # h5py has no error type of its own
             raise RamifyError(
                 f"{path} is damaged or lacks a part: {error}",
                 fix="compare its size and checksum with the publisher's and download it again",
@@ -103,6 +110,7 @@ class Conformers:
             RamifyError: the arrays contradict one another.
         """
         R = len(self.positions)
+        self._check_units()
         if self.energy is None or (self.forces is None and self.expect_forces):
             quarantine.add(f"{self.origin}[{ranges(np.arange(R))}]", NOT_COMPUTED, "the array is not there", count=R)
             return
@@ -151,6 +159,21 @@ class Conformers:
             origin_names=(self.origin,),
         )
 
+    def _check_units(self) -> None:
+        """Units that the arrays state in their attributes, as SPICE's do, are those that are read."""
+        for kind, array, factor in (
+            ("energy", self.energy, self.energy_unit),
+            ("forces", self.forces, self.forces_unit),
+            ("length", self.positions, self.positions_unit),
+        ):
+            stated = None if array is None else array.attrs.get("units", array.attrs.get("unit"))
+            name = None if stated is None else known_unit(kind, _text(stated))
+            if name is not None and not np.isclose(unit_factor(kind, name), abs(factor), rtol=1e-4):
+                raise RamifyError(
+                    f"{self.origin} states that its {kind} is in {_text(stated)}, which this format does not expect",
+                    fix="this is another version of the dataset: convert it to the published units first",
+                )
+
     def _check_shapes(self) -> None:
         R, n = len(self.positions), self.numbers.shape[-1]
         sizes: dict[str, tuple[Any, int]] = {
@@ -171,6 +194,10 @@ class Conformers:
                     f"{self.origin}: {name} has shape {array.shape}, which does not fit {R} rows of {n} atoms",
                     fix="the file is damaged or of another format: download it again, or correct `format`",
                 )
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def ranges(rows: NDArray[np.integer]) -> str:
@@ -208,7 +235,7 @@ def dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
 
 
 def _require(file: h5py.File, path: Path, layout: str) -> None:
-    arrays = _first_arrays(file)
+    arrays = first_arrays(file)
     found = _layout(arrays)
     if found == layout:
         return
@@ -224,7 +251,7 @@ def hdf5_layout(path: Path) -> str | None:
     """Name of the format whose layout an HDF5 file has; None if it has no known one or is no HDF5 file."""
     try:
         with h5py.File(path, "r") as file:
-            return _layout(_first_arrays(file))
+            return _layout(first_arrays(file))
     except (OSError, RuntimeError, KeyError):
         return None
 
@@ -236,13 +263,13 @@ def _layout(arrays: Mapping[str, h5py.Dataset]) -> str | None:
     return found
 
 
-def _first_arrays(group: h5py.Group, depth: int = 5) -> dict[str, h5py.Dataset]:
+def first_arrays(group: h5py.Group, depth: int = 5) -> dict[str, h5py.Dataset]:
     """The arrays in the first group (depth first, the first 50 members of each) that has any."""
     members = {name: group[name] for name in islice(group, 50)}
     arrays = {name: member for name, member in members.items() if isinstance(member, h5py.Dataset)}
     if arrays or depth == 0:
         return arrays
-    inside = (_first_arrays(member, depth - 1) for member in members.values())
+    inside = (first_arrays(member, depth - 1) for member in members.values())
     return next((found for found in inside if found), {})
 
 

@@ -25,7 +25,7 @@ from ramify.sources.chunks import (
     check_numbers,
     composition,
 )
-from ramify.sources.units import Units
+from ramify.sources.units import Units, with_stated
 
 UNREAD_STRESS = "stress or virial under another key, not read"
 CONTRADICTING_STRESS = "stress and virial contradict each other"
@@ -125,7 +125,12 @@ class Labeller:
             pbc: (3,).
             row: position in the file, or in `origin`.
             origin: the file and the path inside it; None for the file.
+
+        Raises:
+            RamifyError: the first structure states units that the recipe contradicts, or that are not known.
         """
+        if not self.structures:
+            self._units = with_stated(self._path, self._units, _stated_units(found))
         options, units = self._options, self._units
         self.structures += 1
         self._names |= {name for name, value in found.items() if value is not None}
@@ -247,6 +252,16 @@ class Labeller:
             f"{self._path} has no '{value}' (`{key}`){nearest(value, self._names)}; it has {has}",
             fix=f"set `{key}` to the name that the file uses" + (", or to null to read none" if optional else ""),
         )
+
+
+def _stated_units(found: Mapping[str, Any]) -> dict[str, str | None]:
+    """Units that a structure states by values such as `energy_unit=kcal/mol`."""
+    words = {"energy": ("energy",), "length": ("length", "position", "positions"), "forces": ("forces", "force")}
+    words["stress"] = ("stress",)
+    return {
+        kind: next((str(found[f"{w}_{u}"]) for w in names for u in ("unit", "units") if f"{w}_{u}" in found), None)
+        for kind, names in words.items()
+    }
 
 
 def full_stress(value: Any, name: str) -> NDArray[np.float64]:

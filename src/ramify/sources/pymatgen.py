@@ -92,6 +92,8 @@ def _structures(frames: list[Frame]) -> Structures:
         pbc = [lattice.get("pbc") or (True, True, True) for lattice in lattices]
         if any(len(lattice["matrix"]) != 3 or len(flags) != 3 for lattice, flags in zip(lattices, pbc, strict=True)):
             raise _UnusableError(MALFORMED_STRUCTURE, "lattice.matrix is not 3x3, or lattice.pbc not three flags")
+        if any(flag not in (False, True) for flags in pbc for flag in flags):  # "F" would count as true
+            raise _UnusableError(MALFORMED_STRUCTURE, f"lattice.pbc holds other than true and false: {pbc[0]}")
         cell = _rows([row for lattice in lattices for row in lattice["matrix"]], MALFORMED_STRUCTURE, "lattice.matrix")
         every_site = list(chain.from_iterable(sites))
         numbers = _numbers(every_site)

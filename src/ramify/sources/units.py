@@ -138,7 +138,7 @@ def with_stated(path: Path, recipe: Units, stated: Mapping[str, str | None]) -> 
             continue
         if not by_recipe:
             taken[kind] = name
-        elif _factor(kind, name) != _factor(kind, getattr(recipe, kind)):
+        elif unit_factor(kind, name) != unit_factor(kind, getattr(recipe, kind)):
             raise RamifyError(
                 f"{path} states that its {kind} is in {spelling}, the recipe reads it as {getattr(recipe, kind)}",
                 fix=f"set `units: {{{kind}: {name}}}`, or leave the key out: the file's own unit is then taken",
@@ -156,7 +156,8 @@ def known_unit(kind: str, spelling: str) -> str | None:
     return _SPELLINGS[kind].get(text)
 
 
-def _factor(kind: str, name: str) -> float:
+def unit_factor(kind: str, name: str) -> float:
+    """Factor of a unit that recipes know to eV, Å, eV/Å or eV/Å³."""
     return float(getattr(Units.model_validate({kind: name}), f"{kind}_factor"))
 
 

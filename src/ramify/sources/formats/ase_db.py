@@ -65,6 +65,21 @@ def _records(path: Path, database: Any, labeller: Labeller, quarantine: Quaranti
     labeller.check()
 
 
+def database_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Everything that each row of a database names, apart from its geometry.
+
+    Raises:
+        RamifyError: no such file, or no ASE database.
+    """
+    database, _ = _open(path)
+    try:
+        for row in _rows(path, database):
+            yield _values(row)[0]
+    finally:
+        if path.suffix == ".aselmdb":
+            database.close()
+
+
 def _values(row: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Everything that a row names, and its geometry."""
     results = {name: row[name] for name in all_properties if name in row}

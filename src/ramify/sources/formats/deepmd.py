@@ -56,8 +56,10 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
         RamifyError: no `type.raw`, no set, elements that nobody states, or arrays that contradict one another.
     """
     folder = path.parent if path.name == TYPES else path
+    if not folder.exists():
+        raise RamifyError(f"{folder} does not exist", fix="correct `path`")
     if not (folder / TYPES).is_file():
-        raise RamifyError(f"{folder} does not exist as a system of DeePMD: it has no {TYPES}", fix="correct `path`")
+        raise RamifyError(f"{folder} is no system of DeePMD: it has no {TYPES}", fix="correct `path`")
     numbers = _type_numbers(folder, options)
     sets = sorted(member for member in folder.glob("set.*") if member.is_dir())
     if not sets:

@@ -1,0 +1,253 @@
+"""What a file of unknown content holds, before there is a recipe: its format, its keys, a sample, and a recipe to begin
+with."""
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import yaml
+
+from ramify.elements import SYMBOLS
+from ramify.errors import RamifyError
+from ramify.quarantine import Quarantine
+from ramify.sources.formats import formats
+from ramify.sources.formats.ase_db import database_rows
+from ramify.sources.formats.extxyz import parsed_frames
+from ramify.sources.hdf5 import first_arrays
+from ramify.sources.json_stream import items
+from ramify.sources.labels import AtomsOptions, LabelledOptions
+from ramify.sources.recognize import recognize
+from ramify.sources.tfrecord import parse_example, records
+from ramify.structures import Structures
+
+SAMPLE = 2000
+"""Structures that are read."""
+
+FRAMES = 100
+"""Frames or rows whose keys are listed."""
+
+UNSTATED = {  # keys that a recipe of a format cannot do without, and what to write where nobody knows better
+    "qcml": {"length": "bohr"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What was found.
+
+    Attributes:
+        path: the file.
+        format: name of its format.
+        keys: names in the file, with type and shape: of the first records, or of the arrays.
+        structures: how many were read; all of the file where `whole`.
+        whole: whether the sample is the whole file.
+        atoms: fewest and most atoms of a structure.
+        elements: symbols in the sample.
+        labels: structures of the sample with each label.
+        energy_per_atom: lowest and highest, eV.
+        max_force: largest norm, eV/Å.
+        periodic: structures with a periodic axis.
+        groups: of the sample.
+        left_out: records that could not be used, by reason.
+        doubts: what to look at before the data are used.
+        recipe: YAML of a recipe with the dataset.
+    """
+
+    path: str
+    format: str
+    keys: dict[str, str]
+    structures: int = 0
+    whole: bool = False
+    atoms: tuple[int, int] | None = None
+    elements: list[str] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    energy_per_atom: tuple[float, float] | None = None
+    max_force: float | None = None
+    periodic: int = 0
+    groups: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    doubts: list[str]
+    recipe: str
+
+    def as_data(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def look(path: Path, format_name: str | None = None) -> Look:
+    """Finds out what a file holds.
+
+    Args:
+        path: the file.
+        format_name: its format, where it is known better; None to tell it from the file.
+
+    Raises:
+        RamifyError: no such file, none of the formats, or damaged at its beginning.
+    """
+    name = format_name or recognize(path)
+    if name not in formats():
+        raise RamifyError(f"--format {name}: accepted are {', '.join(formats())}")
+    keys = dict(_keys(path, name))
+    chosen, doubts = _chosen(name, keys)
+    sample = _Sample.read(path, name, chosen)
+    doubts += sample.doubts
+    return Look(
+        path=str(path),
+        format=name,
+        keys=keys,
+        doubts=doubts,
+        recipe=_recipe(path, name, chosen),
+        left_out=dict(sample.quarantine.counts),
+        whole=sample.whole,
+        **sample.facts(),
+    )
+
+
+def _keys(path: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Names and shapes of what a file holds."""
+    if name in ("extxyz", "oc20"):
+        frames = islice(parsed_frames(path, Quarantine()), FRAMES)
+        yield from _described({**frame.info, **frame.arrays} for _, frame in frames)
+    elif name == "ase_db":
+        yield from _described(islice(database_rows(path), FRAMES))
+    elif name == "npz":
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.namelist():
+                with archive.open(entry) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    header = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else (np.lib.format.read_array_header_2_0)
+                    )
+                    shape, _, kind = header(stream)
+                    yield entry.removesuffix(".npy"), f"{kind} {shape}"
+    elif name in ("mptrj", "alexandria", "matpes", "jarvis", "mlearn"):
+        item = next(items(path))
+        inner = next(iter(item.value.values()), None)
+        yield from _described([inner if name == "mptrj" and isinstance(inner, dict) else item.value])
+    elif name == "qcml":
+        yield from _described([parse_example(next(records(path)))])
+    elif name in ("ani1", "ani1x", "ani2x", "spice", "qm7x", "transition1x"):
+        with h5py.File(path, "r") as file:
+            yield from ((key, f"{array.dtype} {array.shape}") for key, array in first_arrays(file).items())
+
+
+def _described(found: Any) -> Iterator[tuple[str, str]]:
+    """Each name of some mappings once, with type and shape of its first value."""
+    seen: set[str] = set()
+    for values in found:
+        for name, value in values.items():
+            if name not in seen:
+                seen.add(name)
+                yield str(name), _kind(value)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"mapping of {', '.join(list(map(str, value))[:6])}"
+    if isinstance(value, list | tuple | np.ndarray) and np.size(value) != 1:
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            return f"list of {len(value)}"
+        return f"{array.dtype} {array.shape}"
+    return f"{type(value).__name__} {str(value)[:40]}"
+
+
+def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Recipe keys that the names in the file suggest, and what is doubtful about them."""
+    chosen: dict[str, Any] = dict(UNSTATED.get(name, {}))
+    doubts = [f"`{key}` is not stated by the file: {value!r} is a guess" for key, value in chosen.items()]
+    if name == "qm7x" and not {"ePBE0+MBD", "totFOR"} <= keys.keys():
+        chosen["labels"] = "pbe0"
+    options = formats()[name].options
+    if issubclass(options, LabelledOptions) and name != "vasp":
+        stated = any(word in key.lower() for key in keys for word in ("unit",))
+        doubts += (
+            [] if stated else ["the file states no units: eV, Å, eV/Å and eV/Å³ are taken where the recipe is silent"]
+        )
+    if not issubclass(options, AtomsOptions) or not keys:
+        return chosen, doubts
+    for key, words in (("energy_key", ("energy",)), ("forces_key", ("force",)), ("stress_key", ("stress",))):
+        default = options.model_fields[key].default
+        fitting = [n for n in keys if any(w in n.lower() for w in words) and not n.lower().endswith(("unit", "units"))]
+        if default in keys or not fitting:
+            continue
+        chosen[key] = fitting[0]
+        if len(fitting) > 1:
+            doubts.append(f"`{key}`: {', '.join(fitting)} may all be meant; {fitting[0]} is the first")
+    virial = next((n for n in keys if "virial" in n.lower() and "stress" not in n.lower()), None)
+    if virial is not None and "stress" not in keys and "stress_key" not in chosen:
+        chosen["virial_key"] = virial
+    return chosen, doubts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """The structures at the beginning of a file."""
+
+    found: Structures
+    quarantine: Quarantine
+    whole: bool
+    doubts: list[str]
+
+    @classmethod
+    def read(cls, path: Path, name: str, chosen: Mapping[str, Any]) -> "_Sample":
+        parts, doubts, quarantine, whole = [], [], Quarantine(), False
+        try:
+            options = formats()[name].options.model_validate({"format": name, "path": str(path), **chosen})
+            count = 0
+            for chunk in formats()[name].read(path, options, quarantine):
+                parts.append(chunk)
+                count += len(chunk)
+                if count >= SAMPLE:
+                    break
+            else:
+                whole = True
+        except RamifyError as error:
+            doubts.append(str(error))
+        doubts += [f"{reason}: {count} structures" for reason, count in quarantine.remarks.items()]
+        if quarantine.counts:
+            doubts.append(f"cannot be used: {quarantine.summary()}")
+        found = Structures.concatenate(parts)
+        if len(found) and len(set(found.group.tolist())) == 1:
+            doubts.append(
+                "all structures of the sample are one group, which cannot be split: see `group_key` and `split`"
+            )
+        return cls(found=found, quarantine=quarantine, whole=whole, doubts=doubts)
+
+    def facts(self) -> dict[str, Any]:
+        """What the sample says."""
+        found = self.found
+        if not len(found):
+            return {}
+        per_atom = found.energy / found.n_atoms
+        norms = np.linalg.norm(found.forces, axis=1)
+        offsets = found.offsets[:-1]
+        return {
+            "structures": len(found),
+            "atoms": (int(found.n_atoms.min()), int(found.n_atoms.max())),
+            "elements": [SYMBOLS[z] for z in np.unique(found.numbers).tolist()],
+            "labels": {
+                "energy": int(np.isfinite(found.energy).sum()),
+                "forces": int(np.isfinite(np.maximum.reduceat(norms, offsets)).sum()),
+                "stress": int(np.isfinite(found.stress).all(axis=(1, 2)).sum()),
+            },
+            "energy_per_atom": (float(per_atom.min()), float(per_atom.max())),
+            "max_force": float(np.nanmax(norms)) if np.isfinite(norms).any() else None,
+            "periodic": int(found.pbc.any(axis=1).sum()),
+            "groups": len(set(found.group.tolist())),
+        }
+
+
+def _recipe(path: Path, name: str, chosen: Mapping[str, Any]) -> str:
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.name.split(".")[0]) or "data"
+    entry = {"format": name, "path": str(path), **chosen}
+    text: str = yaml.safe_dump({"datasets": {stem: entry}}, sort_keys=False, allow_unicode=True)
+    return text

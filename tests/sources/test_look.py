@@ -1,0 +1,160 @@
+"""`ramify look`: every format is told from the file, and the recipe that it gives reads the file."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms
+from ase.db import connect
+from tests.sources import test_ase_files, test_deepmd, test_hdf5_more, test_json_more, test_oc20, test_qcml
+
+from ramify.errors import RamifyError
+from ramify.sources.formats import formats
+from ramify.sources.look import look
+from ramify.sources.recognize import recognize
+
+XYZ = """2
+Properties=species:S:1:pos:R:3:dft_forces:R:3 dft_energy={} virial="1 0 0 0 1 0 0 0 1" Lattice="9 0 0 0 9 0 0 0 9"
+O 0.0 0.0 0.0 0.1 0.0 0.0
+H 0.0 0.0 1.0 -0.1 0.0 0.0
+"""
+
+
+def ase_rows(path: Path) -> None:
+    with connect(str(path)) as database:
+        database.write(Atoms("H2", [[0, 0, 0], [0, 0, 1]]), data={"ref_energy": -1.0, "ref_forces": np.zeros((2, 3))})
+
+
+def npz(path: Path) -> None:
+    np.savez(path, z=[8, 1], R=np.zeros((3, 2, 3)), E=np.zeros(3), F=np.ones((3, 2, 3)), e_unit="eV", r_unit="Ang")
+
+
+def lmdb_rows(path: Path) -> None:
+    row = {"numbers": [1], "positions": [[0, 0, 0]], "cell": np.eye(3).tolist(), "pbc": [False] * 3, "energy": -1.0}
+    row |= {"ctime": 1.0, "mtime": 1.0, "user": None, "unique_id": "a", "calculator": "x", "calculator_parameters": {}}
+    with lmdb.open(str(path), subdir=False) as environment, environment.begin(write=True) as rows:
+        for key, value in {"1": row, "nextid": 2, "deleted_ids": []}.items():
+            rows.put(key.encode(), zlib.compress(json.dumps(value).encode()))
+
+
+def written(folder: Path, name: str, crystal: Any) -> Path:
+    """A file of format `name`."""
+    path = folder / {
+        "ase_db": "a.db",
+        "ase_traj": "a.traj",
+        "deepmd": "system",
+        "npz": "a.npz",
+        "oc20": "0.extxyz.xz",
+        "vasp": "vasprun.xml",
+        "extxyz": "a.xyz",
+    }.get(name, "a.data")
+    makers: dict[str, Any] = {
+        "ani2x": lambda: test_hdf5_more.write_ani2x(path),
+        "spice": lambda: test_hdf5_more.write_spice(path),
+        "ase_traj": lambda: test_ase_files.write_traj(path),
+        "vasp": lambda: path.write_text(test_ase_files.vasprun()[0]),
+        "deepmd": lambda: test_deepmd.system(path),
+        "matpes": lambda: path.write_text(json.dumps(test_json_more.matpes(crystal))),
+        "fitsnap": lambda: path.write_text(test_json_more.fitsnap()),
+        "jarvis": lambda: path.write_text(json.dumps(test_json_more.records([-3.7, -14.9, -29.7], [1, 4, 8]))),
+        "oc20": lambda: test_oc20.write(folder),
+        "qcml": lambda: test_qcml.write(path, test_qcml.molecules()),
+        "extxyz": lambda: path.write_text("".join(XYZ.format(-1.0 - i) for i in range(3))),
+        "ase_db": lambda: ase_rows(path),
+        "npz": lambda: npz(path),
+    }
+    makers[name]()
+    return path
+
+
+NAMES = (
+    *("ani2x", "spice", "ase_traj", "vasp", "deepmd", "matpes", "fitsnap"),
+    *("jarvis", "oc20", "qcml", "extxyz", "ase_db", "npz"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_formats_are_told_from_files_and_recipes_read_them(tmp_path: Path, read: Any, crystal: Any, name: str) -> None:
+    path = written(tmp_path, name, crystal)
+    found = look(path)
+    assert found.format == name
+    assert found.structures > 0
+    assert found.whole
+    (entry,) = yaml.safe_load(found.recipe)["datasets"].values()
+    keys = {key: value for key, value in entry.items() if key not in ("format", "path")}
+    whole, _ = read(entry["format"], Path(entry["path"]), **keys)
+    assert len(whole) == found.structures
+    assert found.labels["energy"] == found.structures
+    assert json.loads(json.dumps(found.as_data()))["format"] == name
+    for line in found.recipe, *found.doubts:
+        assert line.strip()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("ani1x_mini/ani1x-mini.h5", "ani1x"),
+        ("qm7x_mini/1000.hdf5", "qm7x"),
+        ("transition1x_mini/Transition1x-mini.h5", "transition1x"),
+        ("mptrj_mini/MPtrj_mini.json", "mptrj"),
+        ("alexandria_mini/alexandria_mini_000.json.bz2", "alexandria"),
+    ],
+)
+def test_embedded_datasets_are_told(corpora: Path, file: str, name: str) -> None:
+    assert recognize(corpora / file) == name
+
+
+def test_real_files_are_told(shared: Path) -> None:
+    for file, name in {
+        "mlearn_pbe_vasp/Mo/training.json": "mlearn",
+        "mlearn_pbe_vasp/Cu_alignn_id_prop.json": "jarvis",
+        "qm7x_npz/qm7x_226.npz": "npz",
+        "spin_carbene/ase_carbene_2200.db": "ase_db",
+        "ani_comp6_s66x8/s66x8_wb97x6-31gd.h5": "ani1",
+        "gst_vasp/validate.xyz": "extxyz",
+    }.items():
+        assert recognize(shared / "data" / file) == name
+
+
+def test_what_is_found_in_a_file_with_names_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.xyz"
+    path.write_text("".join(XYZ.format(-1.0 - i) for i in range(3)) + XYZ.format("None"))
+    found = look(path)
+    assert found.keys["dft_energy"].startswith("float64 -1.0")
+    assert found.keys["dft_forces"] == "float64 (2, 3)"
+    assert found.keys["virial"].endswith("(3, 3)")
+    (entry,) = yaml.safe_load(found.recipe)["datasets"].values()
+    assert (entry["energy_key"], entry["forces_key"], entry["virial_key"]) == ("dft_energy", "dft_forces", "virial")
+    assert found.labels == {"energy": 3, "forces": 3, "stress": 3}
+    assert found.elements == ["H", "O"]
+    assert found.energy_per_atom == (-1.5, -0.5)
+    assert found.max_force == pytest.approx(0.1)
+    assert found.left_out == {"malformed energy": 1}
+    said = "\n".join(found.doubts)
+    for fact in ("states no units", "one group", "a.xyz[3]"):
+        assert fact in said
+
+
+def test_a_database_in_lmdb(tmp_path: Path) -> None:
+    lmdb_rows(tmp_path / "a.aselmdb")
+    for _ in range(2):  # it is closed each time
+        found = look(tmp_path / "a.aselmdb")
+        assert (found.format, found.structures) == ("ase_db", 1)
+
+
+def test_what_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(RamifyError, match="no format that can be read: it begins with b'hello'"):
+        look(tmp_path / "a.txt")
+    with pytest.raises(RamifyError, match="does not exist"):
+        look(tmp_path / "none")
+    with pytest.raises(RamifyError, match="is a folder"):
+        look(tmp_path)
+    with pytest.raises(RamifyError, match=r"--format xyz: accepted are .*extxyz"):
+        look(tmp_path / "a.txt", "xyz")
+    assert set(NAMES) <= set(formats())
