@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.pointers import read_pointers
 from ramify.minicorpora import FILES
-from ramify.pointers import read_pointers
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import parse_recipe
 

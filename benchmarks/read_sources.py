@@ -20,9 +20,9 @@ import h5py
 import numpy as np
 
 import ramify
-from ramify.quarantine import Quarantine
 from ramify.sources.formats import formats
-from ramify.sources.json_stream import items
+from ramify.sources.parsing.json_stream import items
+from ramify.sources.quarantine import Quarantine
 
 CORPORA = Path(ramify.__file__).parent / "minicorpora"
 

@@ -22,8 +22,8 @@ from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.relax import RelaxOptions, relax
 from ramify.minicorpora import FILES
-from ramify.quarantine import Quarantine
 from ramify.sources.formats import formats
+from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 CORPORA = {"mptrj": "mptrj_mini", "alexandria": "alexandria_mini"}

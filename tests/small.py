@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 from ase.io import write
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe, parse_recipe

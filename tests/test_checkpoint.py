@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from ramify.checkpoint import VERSION, Checkpoint, open_checkpoint, save_checkpoint
+from ramify.checkpoint.checkpoint import VERSION, Checkpoint, open_checkpoint, save_checkpoint
+from ramify.checkpoint.pointers import NAME, read_pointers
 from ramify.errors import RamifyError
-from ramify.pointers import NAME, read_pointers
 
 from .small import assert_same, flip_byte
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from ramify import checkpoint as module
-from ramify.checkpoint import open_checkpoint, save_checkpoint, tidy
+from ramify.checkpoint.checkpoint import checkpoint as module
+from ramify.checkpoint.checkpoint import open_checkpoint, save_checkpoint, tidy
+from ramify.checkpoint.pointers import NAME
 from ramify.errors import RamifyError
-from ramify.pointers import NAME
 
 from .ranks import ThreadRank, on_threads
 from .small import assert_same, files_of

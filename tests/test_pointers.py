@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ramify.checkpoint import open_checkpoint, save_checkpoint, tidy
+from ramify.checkpoint.checkpoint import open_checkpoint, save_checkpoint, tidy
+from ramify.checkpoint.pointers import NAME, move_pointers, read_pointers, resolve
 from ramify.errors import RamifyError
-from ramify.pointers import NAME, move_pointers, read_pointers, resolve
 
 from .small import files_of
 from .test_checkpoint import ABOUT, names_in, tensors

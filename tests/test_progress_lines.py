@@ -4,12 +4,12 @@ import io
 from pathlib import Path
 
 import pytest
+from ramify.cli_words import gigabytes
 from rich.console import Console
 
-from ramify.cli_words import gigabytes
-from ramify.console import Steps, say_training
+from ramify.cli.console import Steps, say_training
+from ramify.cli.progress_lines import ProgressLines
 from ramify.errors import RamifyError
-from ramify.progress_lines import ProgressLines
 from ramify.train.reporting import Callbacks
 from ramify.train.validation import Validation, Validator
 from tests.small import make_recipe, prepare_stores, train

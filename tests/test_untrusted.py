@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ramify import checkpoint as checkpoints
+from ramify.checkpoint.checkpoint import checkpoint as checkpoints
+from ramify.checkpoint.pointers import resolve as pointed
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.results import Results
@@ -21,7 +22,6 @@ from ramify.files import content_sha256
 from ramify.inference.export.exported import write_export
 from ramify.inference.model import load, read_saved
 from ramify.inspect import describe
-from ramify.pointers import resolve as pointed
 from ramify.recipe import load_recipe
 from ramify.run.run import Run
 from ramify.store.blocks import block_sum

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ramify.parallel.launch import LaunchEnv
+from ramify.parallel.startup.launch import LaunchEnv
 
 PRELOADED = ["tests.preloaded"]
 """Of the server that all ranks are forked from."""
@@ -68,7 +68,7 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 def _rank(pipe: Connection, site: LaunchEnv, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     import torch
 
-    from ramify.parallel.rendezvous import joined
+    from ramify.parallel.startup.rendezvous import joined
 
     torch.set_num_threads(1)
     try:

@@ -25,7 +25,7 @@ from ramify.planning.model_profile import profile_model
 from ramify.recipe import Recipe, load_recipe, parse_recipe
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
-from ramify.train.product_rates import wait_for
+from ramify.train.optimization.product_rates import wait_for
 from ramify.train.start import alone, settle
 
 WARMUP = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify import minicorpora
-from ramify.console import Steps, counts_table, say_training
+from ramify.cli.console import Steps, counts_table, say_training
 from ramify.evaluate.evaluate import Evaluator
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import RECIPES, load_recipe

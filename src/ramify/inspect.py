@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ramify.checkpoint.pointers import resolve
 from ramify.errors import RamifyError
 from ramify.files import read_json
 from ramify.model.parts import ENCODER, branch_of
-from ramify.pointers import resolve
 
 if TYPE_CHECKING:
     from ramify.run.run import Run
@@ -81,7 +81,7 @@ def _run(run: "Run", verify: bool) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path, verify: bool) -> dict[str, Any]:
-    from ramify.checkpoint import open_checkpoint
+    from ramify.checkpoint.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(path)
     manifest, weights = checkpoint.complete(), checkpoint.weights()

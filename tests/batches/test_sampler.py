@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.batches.sampler import BatchSampler
-from ramify.data.sampling import sampling_weights
+from ramify.batches.sampling import sampling_weights
 
 SIZES = {"a": 700, "b": 31, "c": 5, "d": 264}
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.batches.batch import Batch, BatchPart
-from ramify.data.wrapping import FAR, displacements
 from ramify.elements import MAX_NUMBER
 from ramify.model.build import LabelSpread, build_model
 from ramify.model.multibranch import MultiBranch
 from ramify.neighbors.edges import find_edges
+from ramify.neighbors.wrapping import FAR, displacements
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import parse_recipe
 from ramify.sources.formats import formats

@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 from ase.io import write
 
-from ramify.pointers import resolve
+from ramify.checkpoint.pointers import resolve
 from tests.small import files_of, flip_byte
 
 from .conftest import Ramify, recipe, refused

@@ -13,7 +13,7 @@ from tests.small import files_of, make_recipe, metrics, prepare_stores, train
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.loader import SplitReader
 from ramify.batches.open import open_split, open_stores
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate import predict_split
 from ramify.evaluate.evaluate import UNITS, Evaluator, load_model

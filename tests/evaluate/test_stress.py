@@ -12,7 +12,7 @@ from tests.small import ENTRIES, make_recipe, prepare_stores, train
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.open import open_stores
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.evaluate.evaluate import Evaluator, load_model
 from ramify.evaluate.results import Results
 from ramify.neighbors.edges import find_edges

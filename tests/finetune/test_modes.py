@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ramify.batches.open import open_stores
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.finetune.resolve import FinetuneRequest, resolve
 from ramify.finetune.run import Finetuning, finetune, go_on

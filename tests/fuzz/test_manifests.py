@@ -16,7 +16,8 @@ from hypothesis import given
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.pointers import resolve
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.results import Results
@@ -25,7 +26,6 @@ from ramify.inference.export.exported import write_export
 from ramify.inference.jobs.resumable import ResumableOutput
 from ramify.inference.model import load, read_saved
 from ramify.inspect import describe
-from ramify.pointers import resolve
 from ramify.recipe import load_recipe
 from ramify.report.report import render
 from ramify.route.fit import fit_router

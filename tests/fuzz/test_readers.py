@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramify.errors import RamifyError
-from ramify.quarantine import Quarantine
 from ramify.sources.formats import formats
+from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 from tests.fuzz import samples
 from tests.fuzz.mutations import MORE, as_json, changes, damages, fuzz

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 
 import ramify
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.inference.export.exported import write_export
 from ramify.inference.model import Model, load, read_saved

@@ -15,7 +15,7 @@ from ramify.batches.batch import Batch
 from ramify.batches.loader import SplitReader, StepAssignment
 from ramify.batches.open import open_split, open_stores
 from ramify.batches.sampler import BatchSampler
-from ramify.data.sampling import sampling_weights
+from ramify.batches.sampling import sampling_weights
 from ramify.parallel.assignment import Assigner, MicroBatchLimit, divide_work
 from ramify.planning.placement import Placement, place
 from ramify.recipe import Recipe

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ramify.batches.batch import Batch
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.model.multibranch import BatchPredictions
 from ramify.parallel.world import World
@@ -17,7 +17,7 @@ from ramify.recipe import Recipe
 from ramify.run.stop import Stop
 from ramify.store.store import LabelCounts
 from ramify.train.loop import Trainer
-from ramify.train.objective import Loss, Objective
+from ramify.train.optimization.objective import Loss, Objective
 from ramify.train.reporting import Callbacks
 from ramify.train.start import Process, start_run
 from tests.small import metrics

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.run.stop import STOPPED
 from tests.programs import TERM, USR1, run
 from tests.small import assert_same, files_of, metrics, tensors

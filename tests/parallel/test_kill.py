@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.pointers import read_pointers
 from ramify.parallel.watchdog import HUNG
-from ramify.pointers import read_pointers
 from tests.programs import KILL, Program, run
 from tests.small import metrics, tensors
 
@@ -25,7 +25,8 @@ LENGTH: dict[str, Any] = {
 }
 DIES = """
 import os
-from ramify import checkpoint, files
+from ramify import files
+from ramify.checkpoint.checkpoint import checkpoint
 from ramify.run import run
 from ramify.train import loop
 module, name, count = {module}, {name!r}, {count}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ramify.errors import RamifyError
-from ramify.parallel.launch import PORTS, LaunchEnv, choose_device, detect_launcher, first_of_nodelist
+from ramify.parallel.startup.launch import PORTS, LaunchEnv, choose_device, detect_launcher, first_of_nodelist
 
 TORCHRUN = {
     "RANK": "5",

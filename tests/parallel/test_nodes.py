@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ramify.parallel.interfaces import address_towards, interface_of, is_loopback, listen
+from ramify.parallel.startup.interfaces import address_towards, interface_of, is_loopback, listen
 
 from .test_rendezvous import MEET, ROOT
 

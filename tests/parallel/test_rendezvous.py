@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from ramify.errors import RamifyError
-from ramify.parallel.launch import LaunchEnv, detect_launcher
 from ramify.parallel.layout import Layout
-from ramify.parallel.rendezvous import joined
+from ramify.parallel.startup.launch import LaunchEnv, detect_launcher
+from ramify.parallel.startup.rendezvous import joined
 from ramify.parallel.watchdog import HUNG
 from ramify.planning.placement import place
 from tests.programs import KILL, Program

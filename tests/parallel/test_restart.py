@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from tests.small import metrics
 from tests.worlds import free_port
 

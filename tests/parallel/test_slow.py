@@ -13,10 +13,9 @@ TIMEOUT, SLOW = 2.0, 4.5
 
 SLOWED = f"""
 import os, time
-import ramify.checkpoint, ramify.batches.loader, ramify.store.store, ramify.model.compiled, ramify.planning.plan
-import ramify.run.lock, ramify.run.run, ramify.train.validation
-seen = set()
-def slow(rank, owner, name):
+import ramify.checkpoint.checkpoint, ramify.batches.loader, ramify.store.store, ramify.model.compiled,
+ramify.planning.plan import ramify.run.lock, ramify.run.run, ramify.train.validation seen = set() def slow(rank, owner,
+name):
     work = getattr(owner, name)
     def slowly(*arguments, **options):
         if os.environ["RANK"] == str(rank) and name not in seen:
@@ -39,7 +38,7 @@ slow(1, ramify.batches.loader, "EdgeTable")
 slow(1, ramify.store.store.Store, "load")
 slow(1, ramify.train.validation, "trivial_errors")
 slow(0, ramify.run.run.MetricsLog, "add")
-slow(1, ramify.checkpoint, "sync")
+slow(1, ramify.checkpoint.checkpoint, "sync")
 slow(1, ramify.batches.loader.SplitReader, "part")
 """
 )
@@ -48,7 +47,7 @@ RESUMING = (
     + """
 ramify.model.compiled.BACKEND = lambda graph, inputs: graph.forward
 slow(0, ramify.run.lock.RunLock, "acquire")
-slow(1, ramify.checkpoint.Checkpoint, "training")
+slow(1, ramify.checkpoint.checkpoint.Checkpoint, "training")
 """
 )
 

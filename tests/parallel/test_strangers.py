@@ -11,8 +11,8 @@ import pytest
 import torch.distributed as dist
 
 from ramify.errors import RamifyError
-from ramify.parallel.launch import LaunchEnv
-from ramify.parallel.secret import find_secret
+from ramify.parallel.startup.launch import LaunchEnv
+from ramify.parallel.startup.secret import find_secret
 from ramify.parallel.world import World, encode
 from tests.worlds import free_port, run_world
 
@@ -20,8 +20,8 @@ LEAD = """
 import os, sys
 import torch
 from ramify.errors import RamifyError
-from ramify.parallel.launch import Site
-from ramify.parallel.rendezvous import joined
+from ramify.parallel.startup.launch import Site
+from ramify.parallel.startup.rendezvous import joined
 rank, port, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 try:
     with joined(Site(rank, 2, rank, "127.0.0.1", port, "a test", True), torch.device("cpu"), timeout) as world:

@@ -23,7 +23,7 @@ from ramify.planning.placement import per_branch, replicated
 from ramify.planning.workload import StepShare
 from ramify.recipe import MachineOptions, Recipe, parse_recipe
 from ramify.structures import Structures
-from ramify.train.optimizer import AveragedWeights, build_optimizer
+from ramify.train.optimization.optimizer import AveragedWeights, build_optimizer
 from tests.small import ENTRIES
 
 WITH_FORCES, WITHOUT = LabelSpread(1.0, 1.0, 10), LabelSpread(1.0, None, 10)

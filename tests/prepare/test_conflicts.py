@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.prepare.conflicts import ENERGY, FORCES, Rule, judge, label_differences
+from ramify.prepare.checks.conflicts import ENERGY, FORCES, Rule, judge, label_differences
 from ramify.structures import Structures
 
 

@@ -14,10 +14,10 @@ from ase.calculators.emt import EMT
 
 from ramify.errors import RamifyError
 from ramify.minicorpora import FILES
-from ramify.prepare.consistency import SlopeMeter
-from ramify.prepare.fingerprints import fingerprints
-from ramify.quarantine import Quarantine
+from ramify.prepare.checks.consistency import SlopeMeter
+from ramify.prepare.checks.fingerprints import fingerprints
 from ramify.sources.formats import formats
+from ramify.sources.quarantine import Quarantine
 from ramify.store.manifest import Consistency
 from ramify.structures import Structures
 
@@ -55,8 +55,8 @@ def test_unweighted_slopes_are_those_of_the_corpora(
     name: str, format_name: str, keys: dict[str, Any], slope: float, pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The corpora's own check (READMEs) weighs all pairs within 0.12 Å alike: the same pairs, the same slope."""
-    monkeypatch.setattr("ramify.prepare.consistency.SOUGHT", 10**9)
-    monkeypatch.setattr("ramify.prepare.consistency.IDENTICAL", 0.0)
+    monkeypatch.setattr("ramify.prepare.checks.consistency.SOUGHT", 10**9)
+    monkeypatch.setattr("ramify.prepare.checks.consistency.IDENTICAL", 0.0)
     found = measure(load(format_name, FILES[name], **keys), limit=0.12, r0=None)
     assert found.pairs == pairs
     assert found.slope == pytest.approx(slope, abs=5e-5)
@@ -200,11 +200,11 @@ def test_identical_structures_say_nothing() -> None:
 
 def test_work_is_bounded_and_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     data = copper(80)
-    monkeypatch.setattr("ramify.prepare.consistency.BUDGET", 4 * 200)
+    monkeypatch.setattr("ramify.prepare.checks.consistency.BUDGET", 4 * 200)
     bounded = measure(data)
     assert 200 <= bounded.pairs <= 201
     assert bounded.slope == pytest.approx(1, abs=0.02)
-    monkeypatch.setattr("ramify.prepare.consistency.BUDGET", 10**9)
+    monkeypatch.setattr("ramify.prepare.checks.consistency.BUDGET", 10**9)
     both = SlopeMeter()
     for start in (0, 40):
         part = data.span(start, start + 40)

@@ -9,8 +9,8 @@ from ase.build import bulk, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.prepare.duplicates import TOLERANCE, earlier_equals, equal_structures
-from ramify.prepare.fingerprints import fingerprints, geometry_weights, projection_reach
+from ramify.prepare.checks.duplicates import TOLERANCE, earlier_equals, equal_structures
+from ramify.prepare.checks.fingerprints import fingerprints, geometry_weights, projection_reach
 from ramify.structures import Structures
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from ramify.prepare import gates
-from ramify.prepare.gates import detail, screen
+from ramify.prepare.checks import gates
+from ramify.prepare.checks.gates import detail, screen
 from ramify.sources.base import Gates
 from ramify.structures import Structures
 

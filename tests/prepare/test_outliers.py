@@ -13,8 +13,8 @@ from ase.io import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.prepare.gates import OUTLIER
-from ramify.prepare.outliers import NEIGHBORS, _from_neighbors
+from ramify.prepare.checks.gates import OUTLIER
+from ramify.prepare.checks.outliers import NEIGHBORS, _from_neighbors
 from ramify.prepare.prepare import prepare_dataset
 from ramify.sources.formats import formats
 from ramify.store.manifest import Manifest

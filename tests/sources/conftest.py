@@ -9,8 +9,8 @@ import pytest
 
 import ramify
 from ramify.errors import RamifyError
-from ramify.quarantine import Quarantine
 from ramify.sources.formats import formats
+from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 Read = Callable[..., tuple[Structures, Quarantine]]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ramify.errors import RamifyError
-from ramify.quarantine import Quarantine
-from ramify.sources import chunks, hdf5
+from ramify.sources import chunks
 from ramify.sources.formats import formats
+from ramify.sources.parsing import hdf5
+from ramify.sources.quarantine import Quarantine
 
 HARTREE = 27.211386245988  # eV, CODATA 2018
 

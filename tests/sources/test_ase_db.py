@@ -17,7 +17,7 @@ from ase.constraints import FixAtoms
 from ase.db import connect
 
 from ramify.errors import RamifyError
-from ramify.sources.formats import ase_db
+from ramify.sources.formats.general import ase_db
 
 RNG = np.random.default_rng(1)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.quarantine import Quarantine
 from ramify.sources import chunks
-from ramify.sources.hdf5 import ranges
+from ramify.sources.parsing.hdf5 import ranges
+from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 

@@ -18,9 +18,10 @@ from ase.io.extxyz import key_val_str_to_dict
 from pydantic import ValidationError
 
 from ramify.errors import RamifyError
-from ramify.quarantine import Quarantine
-from ramify.sources.formats import extxyz, formats
-from ramify.sources.xyz_frame import parse_comment
+from ramify.sources.formats import formats
+from ramify.sources.formats.general import extxyz
+from ramify.sources.parsing.xyz_frame import parse_comment
+from ramify.sources.quarantine import Quarantine
 
 WATER = """3
 Properties=species:S:1:pos:R:3:forces:R:3 energy=-10.5 family=a pbc="F F F"

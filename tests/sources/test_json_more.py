@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ramify.errors import RamifyError
-from ramify.sources.formats import jarvis
+from ramify.sources.formats.materials import jarvis
 
 KBAR = -6.241509074e-4  # eV/Å³, VASP's sign turned round
 MATRIX = [[4.0, 0.0, 0.0], [0.5, 5.0, 0.0], [0.0, 0.0, 6.0]]

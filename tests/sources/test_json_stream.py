@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.errors import RamifyError
-from ramify.sources import json_stream
+from ramify.sources.parsing import json_stream
 
 NASTY = st.text(alphabet='{}[]",:\\ aé\n', max_size=8)
 SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | NASTY

@@ -10,13 +10,13 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from ramify.console import remark_lines
+from ramify.cli.console import remark_lines
 from ramify.errors import RamifyError
 from ramify.prepare.prepare import prepare_dataset
-from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions
 from ramify.sources.formats import formats
 from ramify.sources.label_rules import apply_label_rules
+from ramify.sources.quarantine import Quarantine
 from ramify.store.manifest import Manifest
 from ramify.structures import Structures
 

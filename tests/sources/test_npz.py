@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.errors import RamifyError
-from ramify.sources.formats import npz
+from ramify.sources.formats.general import npz
 
 
 def padded(sizes: list[int], seed: int = 0) -> dict[str, np.ndarray]:

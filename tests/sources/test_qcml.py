@@ -11,7 +11,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ramify.errors import RamifyError
 from ramify.sources.formats import formats
-from ramify.sources.tfrecord import masked_crc, parse_example
+from ramify.sources.parsing.tfrecord import masked_crc, parse_example
 
 HARTREE, BOHR = 27.211386245988, 0.529177210903  # eV, Å; CODATA 2018
 

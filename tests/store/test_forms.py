@@ -120,7 +120,7 @@ def test_a_column_longer_than_a_block(mapped: Path, tmp_path: Path, monkeypatch:
     rows = np.arange(0, len(Store.open(mapped)), 3)
     expected = Store.open(mapped).take(rows)
     for module in ("blocks", "store_files", "convert"):
-        monkeypatch.setattr(f"ramify.data.{module}.BLOCK_ROWS", 64)
+        monkeypatch.setattr(f"ramify.store.{module}.BLOCK_ROWS", 64)
     monkeypatch.setattr("ramify.store.files.PIECE_BYTES", 5000)
     made = prepared(tmp_path, "mapped")
     manifest = Store.open(made).manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.files import CannotWrite, writing
 from ramify.train.reporting import Callbacks

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.run.stop import INTERRUPTED, STOPPED
 from tests.programs import TERM, Program, run
 from tests.small import metrics

@@ -15,7 +15,7 @@ from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.loader import Loader, SplitReader
 from ramify.batches.open import open_split, open_stores
 from ramify.batches.sampler import BatchSampler
-from ramify.data.sampling import sampling_weights
+from ramify.batches.sampling import sampling_weights
 from ramify.errors import RamifyError
 from ramify.neighbors.edges import Edges, find_edges
 from ramify.parallel.assignment import Assigner

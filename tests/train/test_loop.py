@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.pointers import resolve
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import load_model
-from ramify.pointers import resolve
 from ramify.run.run import MetricsLog, Run
 from ramify.store.store import Store
 from ramify.train.loop import Trainer

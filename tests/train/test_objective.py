@@ -18,7 +18,7 @@ from ramify.recipe import ObjectiveOptions
 from ramify.references import reference_energy
 from ramify.store.store import LabelCounts
 from ramify.structures import Structures
-from ramify.train.objective import Loss, Objective
+from ramify.train.optimization.objective import Loss, Objective
 
 SCALES = {"a": 0.5, "b": 2.0}
 DELTA = 0.02

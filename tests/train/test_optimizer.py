@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from torch import nn
 
-from ramify.data.sampling import RULES
+from ramify.batches.sampling import RULES
 from ramify.errors import RamifyError
 from ramify.model.build import LabelSpread, build_model
 from ramify.model.lora import add_lora
 from ramify.recipe import ObjectiveOptions, OptimizerOptions, ScheduleOptions, TrainOptions, parse_recipe
-from ramify.train.loss_terms import FORMS
-from ramify.train.optimizer import AveragedWeights, build_optimizer, guard
-from ramify.train.optimizers import OPTIMIZERS, orthogonalised
-from ramify.train.schedules import SCHEDULES, Schedule
+from ramify.train.optimization.loss_terms import FORMS
+from ramify.train.optimization.optimizer import AveragedWeights, build_optimizer, guard
+from ramify.train.optimization.optimizers import OPTIMIZERS, orthogonalised
+from ramify.train.optimization.schedules import SCHEDULES, Schedule
 
 
 def test_cosine_by_hand() -> None:

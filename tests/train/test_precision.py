@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator
 from ramify.run.changes import compare
-from ramify.train.precision import Precision, require_fast
-from ramify.train.product_rates import ProductRates, product_rates
+from ramify.train.optimization.precision import Precision, require_fast
+from ramify.train.optimization.product_rates import ProductRates, product_rates
 from ramify.train.reporting import Callbacks
 from ramify.train.start import start_run
 from tests.processors import WITHOUT_BF16, masks_work

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.pointers import resolve
 from ramify.errors import RamifyError
-from ramify.pointers import resolve
 from ramify.prepare.prepare import prepare_dataset
 from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run, start_run

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from ramify.batches.sampler import BatchSampler
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.pointers import read_pointers
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import load_model
 from ramify.model.build import LabelSpread, build_model
-from ramify.pointers import read_pointers
 from ramify.run.stop import Stop
-from ramify.train.optimizer import AveragedWeights
+from ramify.train.optimization.optimizer import AveragedWeights
 from ramify.train.reporting import Callbacks
 from ramify.train.start import Process, resume_run, start_run
 from tests.small import metrics, tensors

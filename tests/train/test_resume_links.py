@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.pointers import NAME, read_pointers
 from ramify.errors import RamifyError
 from ramify.inference.model import load
 from ramify.inspect import describe
-from ramify.pointers import NAME, read_pointers
 from ramify.recipe import Recipe
 from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run

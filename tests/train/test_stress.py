@@ -12,7 +12,7 @@ from ramify.model.build import LabelSpread, build_model
 from ramify.recipe import ObjectiveOptions
 from ramify.store.store import LabelCounts
 from ramify.train.loop import Trainer
-from ramify.train.objective import Objective
+from ramify.train.optimization.objective import Objective
 from tests.small import train
 
 from .conftest import MakeRecipe

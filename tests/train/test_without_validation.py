@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator
 from ramify.inference.model import load

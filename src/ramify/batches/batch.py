@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ramify.data.wrapping import displacements
 from ramify.labels import BUILT_IN, further
 from ramify.neighbors.edges import CutoffPairs, Edges
+from ramify.neighbors.wrapping import displacements
 from ramify.references import reference_energy
 from ramify.structures import Structures
 
@@ -92,7 +92,7 @@ class Batch:
     @classmethod
     def make(cls, parts: Sequence[BatchPart], dtype: torch.dtype = torch.float32) -> Self:
         """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64, and
-        structures far from the origin are brought near it (`ramify.data.wrapping`) before positions are cast."""
+        structures far from the origin are brought near it (`ramify.neighbors.wrapping`) before positions are cast."""
         n_atoms, cell = _joined(parts, "n_atoms"), _joined(parts, "cell").astype(np.float64)
         structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
         kind = np.float64 if dtype == torch.float64 else np.float32

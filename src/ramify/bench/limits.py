@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
-from ramify.train.precision import Name, Precision
-from ramify.train.product_rates import product_rates, timed
+from ramify.train.optimization.precision import Name, Precision
+from ramify.train.optimization.product_rates import product_rates, timed
 
 PRODUCT = 1024
 """Rows and columns of the product: about the widths and numbers of edges of the model, several times every cache."""
 SLOW_PRODUCT = 256
-"""The same in bfloat16 on a device where it is slower than float32 (`ramify.train.product_rates`): 0.04 s at 1 GFLOP/s,
-which processors without bfloat16 instructions reach at any size, instead of 2 s."""
+"""The same in bfloat16 on a device where it is slower than float32 (`ramify.train.optimization.product_rates`): 0.04 s
+at 1 GFLOP/s, which processors without bfloat16 instructions reach at any size, instead of 2 s."""
 COPIED = 64 * 2**20
 """Bytes copied: beyond every cache."""
 MESSAGES = (2**10, 2**18, 2**22, 25 * 2**20, 100 * 2**20)

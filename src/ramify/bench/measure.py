@@ -26,7 +26,7 @@ from ramify.recipe import Recipe
 from ramify.run.run import Run
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
-from ramify.train.product_rates import wait_for
+from ramify.train.optimization.product_rates import wait_for
 from ramify.train.start import Process, settle
 
 NOWHERE = "benchmark"

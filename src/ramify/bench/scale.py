@@ -18,7 +18,7 @@ from ramify.bench.spawn import spawn
 from ramify.bench.synthetic import alike, of_sizes
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
-from ramify.parallel.launch import detect_launcher
+from ramify.parallel.startup.launch import detect_launcher
 from ramify.parallel.sync import on_rank_zero
 from ramify.planning.workload import StatedSize
 from ramify.recipe import Recipe

@@ -13,7 +13,7 @@ from typing import Any
 
 from ramify.errors import RamifyError
 from ramify.files import read_json
-from ramify.parallel.secret import VARIABLE
+from ramify.parallel.startup.secret import VARIABLE
 
 POLL = 0.05
 """Seconds between looks at the ranks."""

@@ -30,7 +30,7 @@ from ramify.recipe import Recipe, parse_recipe
 from ramify.store.store import Store
 from ramify.system import process_memory
 from ramify.train.loop import Trainer
-from ramify.train.product_rates import wait_for
+from ramify.train.optimization.product_rates import wait_for
 from ramify.train.start import settle, this_process
 
 RESULT = "step.json"

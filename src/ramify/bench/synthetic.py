@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.sampling import sampling_weights
+from ramify.batches.sampling import sampling_weights
 from ramify.neighbors.edges import find_edges
 from ramify.planning.workload import StatedSize
 from ramify.prepare.prepare import prepare_dataset

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from ramify.cli.console import Steps, counts_table, print_look, remark_lines
 from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, console, print_json
-from ramify.console import Steps, counts_table, print_look, remark_lines
 from ramify.errors import RamifyError
 
 verbs = typer.Typer()

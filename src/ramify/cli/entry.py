@@ -87,7 +87,7 @@ def _run_verb() -> None:
 def _speaks() -> bool:
     """Whether this process prints what all of them could. The others give the one that does a moment to do it: a
     launcher ends all as soon as one has failed."""
-    from ramify.parallel.launch import detect_launcher
+    from ramify.parallel.startup.launch import detect_launcher
 
     if detect_launcher().rank == 0:
         return True

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from ramify.cli.console import errors_table
 from ramify.cli.options import (
     MAKING,
     CheckpointOption,
@@ -21,7 +22,6 @@ from ramify.cli.options import (
     training_said,
     training_stopped,
 )
-from ramify.console import errors_table
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import typer
 from rich.markup import escape
 
+from ramify.cli.console import Steps, relaxation_line, step_bar
 from ramify.cli.options import (
     USING,
     CheckpointOption,
@@ -21,7 +22,6 @@ from ramify.cli.options import (
     gigabytes,
     print_json,
 )
-from ramify.console import Steps, relaxation_line, step_bar
 from ramify.errors import RamifyError, RamifyWarning
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`

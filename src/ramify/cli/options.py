@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ramify.console import say_training
+from ramify.cli.console import say_training
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def interrupted_training(run: Path | None, go_on: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from ramify.pointers import step_folders
+        from ramify.checkpoint.pointers import step_folders
 
         kept = step_folders(run / "checkpoints") if run is not None else []
         if kept:

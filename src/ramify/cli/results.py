@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ramify.cli.console import Steps, evaluation_table
 from ramify.cli.options import (
     RESULTS,
     CheckpointOption,
@@ -19,7 +20,6 @@ from ramify.cli.options import (
     console,
     print_json,
 )
-from ramify.console import Steps, evaluation_table
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`
@@ -107,7 +107,7 @@ def _evaluate_file(
     """Errors on a labelled file."""
     from ramify.inference.evaluate_model import evaluate_file
     from ramify.inference.model import load
-    from ramify.parallel.launch import choose_device, detect_launcher
+    from ramify.parallel.startup.launch import choose_device, detect_launcher
 
     loaded = load(run, checkpoint=checkpoint, device=choose_device(device, detect_launcher(), key="--device"))
     with Steps(console, f"evaluate {escape(str(file))}", quiet=as_json) as steps:

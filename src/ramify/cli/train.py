@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from ramify.cli.console import print_plan
 from ramify.cli.options import (
     MAKING,
     GoOn,
@@ -20,7 +21,6 @@ from ramify.cli.options import (
     training_said,
     training_stopped,
 )
-from ramify.console import print_plan
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # brings PyTorch

@@ -12,7 +12,7 @@ import torch
 
 from ramify.batches.loader import SplitReader
 from ramify.batches.open import check_same_data, open_readers, open_stores
-from ramify.checkpoint import Checkpoint, open_checkpoint
+from ramify.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ramify.errors import RamifyError
 from ramify.evaluate import predictions_file
 from ramify.evaluate.predict_split import Numbered, add_in_order, predict_batch, split_batches
@@ -22,8 +22,8 @@ from ramify.labels import BUILT_IN, LABELS, STRESS, mae, rmse
 from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
 from ramify.model.restore import restore_model
-from ramify.parallel.launch import choose_device, detect_launcher
-from ramify.parallel.rendezvous import joined
+from ramify.parallel.startup.launch import choose_device, detect_launcher
+from ramify.parallel.startup.rendezvous import joined
 from ramify.parallel.sync import on_all, on_rank_zero
 from ramify.parallel.world import World
 from ramify.recipe import EncoderOptions, ParallelOptions, Recipe, parse_recipe

@@ -19,7 +19,7 @@ from ramify.run.run import Run
 from ramify.store.store import Store
 from ramify.train.init_weights import read_pretrained
 from ramify.train.loop import Trainer
-from ramify.train.precision import require_fast_products
+from ramify.train.optimization.precision import require_fast_products
 from ramify.train.reporting import Callbacks
 from ramify.train.start import EdgeProgress, Process, alone, continue_run, settle, start_run
 from ramify.untrusted import parsed

@@ -15,11 +15,11 @@ from ramify.inference.model import Model
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved
 from ramify.inference.screen import screen
-from ramify.quarantine import Quarantine
 from ramify.recipe import Scale
 from ramify.recipe.names import dataset_options
 from ramify.references import reference_energy
 from ramify.sources.formats import formats
+from ramify.sources.quarantine import Quarantine
 from ramify.store.store import Store
 from ramify.structures import Structures
 

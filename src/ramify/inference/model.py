@@ -9,7 +9,8 @@ from typing import overload
 import torch
 from ase import Atoms
 
-from ramify.checkpoint import open_checkpoint
+from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.pointers import resolve
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.files import read_json
 from ramify.inference.branches import BranchInfo, choose_branch, choose_dataset
@@ -19,7 +20,6 @@ from ramify.inference.predictions import Prediction, Predictions
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved, read_checkpoint, read_run
 from ramify.model.multibranch import MultiBranch
-from ramify.pointers import resolve
 from ramify.recipe import ModelOptions
 from ramify.structures import Structures
 

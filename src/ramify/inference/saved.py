@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ramify.checkpoint import Checkpoint, open_checkpoint
+from ramify.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ramify.checkpoint.pointers import read_pointers, resolve, step_folders
 from ramify.errors import RamifyError
 from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Evaluation
@@ -18,7 +19,6 @@ from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER, part_of
 from ramify.model.restore import must_fit, restore_model
-from ramify.pointers import read_pointers, resolve, step_folders
 from ramify.recipe import ModelOptions
 from ramify.untrusted import check_name, has_file, parsed
 

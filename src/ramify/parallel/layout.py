@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from ramify.model.parts import branch_of_part, part_of_branch
-from ramify.parallel.rendezvous import NO_LIMIT
+from ramify.parallel.startup.rendezvous import NO_LIMIT
 from ramify.parallel.world import World
 from ramify.planning.placement import Placement
 
@@ -40,7 +40,7 @@ class Layout(World):
 
     @classmethod
     def spread(cls, placement: Placement, world: World) -> "Layout":
-        """The layout of this rank in a world (`ramify.parallel.rendezvous`). All ranks must call it.
+        """The layout of this rank in a world (`ramify.parallel.startup.rendezvous`). All ranks must call it.
 
         Raises:
             ValueError: the placement is for another number of ranks.

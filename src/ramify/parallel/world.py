@@ -22,7 +22,8 @@ GATHERED = "gathered"
 class World:
     """This process among those of a run; by default one by itself, which makes no process group.
 
-    `ramify.parallel.rendezvous.joined` makes that of several; `ramify.parallel.layout.Layout` knows what each hosts.
+    `ramify.parallel.startup.rendezvous.joined` makes that of several; `ramify.parallel.layout.Layout` knows what each
+    hosts.
 
     Attributes:
         rank: this process, from 0.

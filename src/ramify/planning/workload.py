@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ramify.data.sampling import sampling_weights
+from ramify.batches.sampling import sampling_weights
 from ramify.errors import RamifyError, nearest
 from ramify.model.build import LabelSpread
 from ramify.neighbors.edges import find_edges

@@ -13,15 +13,15 @@ from ramify.errors import RamifyError
 from ramify.files import write_json
 from ramify.labels import further
 from ramify.prepare.assemble import Assembled, assemble
-from ramify.prepare.cross_checks import compare
+from ramify.prepare.checks.cross_checks import compare
 from ramify.prepare.inputs import fingerprint, source_files, with_companions
 from ramify.prepare.read import cut, read_parts
 from ramify.prepare.split import Divided, ToSplit, divide
 from ramify.prepare.staging import Staged, Staging
 from ramify.prepare.workers import Workers
-from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions
 from ramify.sources.formats import formats
+from ramify.sources.quarantine import Quarantine
 from ramify.store.adios import ADIOS_FILES
 from ramify.store.columns import COLUMNS
 from ramify.store.convert import to_adios

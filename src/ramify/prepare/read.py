@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.data.wrapping import displacements
 from ramify.errors import RamifyError
-from ramify.prepare.consistency import SlopeMeter
-from ramify.prepare.fingerprints import Fingerprints, fingerprints
-from ramify.prepare.gates import detail, screen
+from ramify.neighbors.wrapping import displacements
+from ramify.prepare.checks.consistency import SlopeMeter
+from ramify.prepare.checks.fingerprints import Fingerprints, fingerprints
+from ramify.prepare.checks.gates import detail, screen
 from ramify.prepare.workers import Workers
-from ramify.quarantine import Note, Notes, Quarantine
 from ramify.sources.base import DatasetOptions, Gates
 from ramify.sources.formats import formats
 from ramify.sources.label_rules import apply_label_rules
+from ramify.sources.quarantine import Note, Notes, Quarantine
 from ramify.structures import Split, Structures
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ramify.elements import SYMBOLS
 from ramify.errors import RamifyError
-from ramify.prepare.fingerprints import scramble
+from ramify.prepare.checks.fingerprints import scramble
 from ramify.sources.base import SplitOptions
 from ramify.store.manifest import SPLITS, Finding
 from ramify.structures import Split

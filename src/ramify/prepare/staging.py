@@ -13,8 +13,8 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from ramify.labels import further
-from ramify.prepare.consistency import SlopeMeter
-from ramify.prepare.fingerprints import formula_hash
+from ramify.prepare.checks.consistency import SlopeMeter
+from ramify.prepare.checks.fingerprints import formula_hash
 from ramify.prepare.read import Measured
 from ramify.prepare.split import Elements, element_bits
 from ramify.store.columns import Array, RawColumns, possible_columns

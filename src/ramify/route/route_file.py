@@ -10,9 +10,9 @@ from ase import Atoms
 from ramify.errors import RamifyError
 from ramify.inference.jobs.frames import frames
 from ramify.inference.model import Model
-from ramify.quarantine import Quarantine
 from ramify.route.router import CONFIDENT, Choice, router_of
 from ramify.route.spread import BranchSpread, spreads
+from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 CHUNK = 256

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from ramify.checkpoint import Checkpoint, open_checkpoint
+from ramify.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ramify.checkpoint.pointers import NAME as POINTERS
+from ramify.checkpoint.pointers import after_failure, resolve, step_folders
 from ramify.errors import RamifyError
 from ramify.files import parse_json, write_json, write_whole, writing
-from ramify.pointers import NAME as POINTERS
-from ramify.pointers import after_failure, resolve, step_folders
 from ramify.recipe import Recipe, load_recipe
 from ramify.run.lock import NAME as LOCK
 from ramify.run.lock import RunLock

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ramify import __version__
+from ramify.checkpoint.pointers import after_failure
 from ramify.errors import RamifyError
 from ramify.files import parse_json, writing
-from ramify.pointers import after_failure
 from ramify.run.stop import Stopped
 
 NAME = "sessions.jsonl"

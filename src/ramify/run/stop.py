@@ -32,7 +32,7 @@ PATIENCE = 5.0
 VERBS = ("train", "finetune", "demo")
 """Of the command line, those that write checkpoints."""
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-"""Where launchers say which rank this is (`ramify.parallel.launch`, which needs PyTorch)."""
+"""Where launchers say which rank this is (`ramify.parallel.startup.launch`, which needs PyTorch)."""
 
 
 class Stopped(BaseException):

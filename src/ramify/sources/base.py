@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ramify.quarantine import Quarantine
 from ramify.sources.guard import guarded
+from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 CHUNK_ATOMS = 50_000

@@ -10,8 +10,8 @@ from ase.formula import Formula
 from numpy.typing import NDArray
 
 from ramify.elements import MAX_NUMBER, SYMBOLS
-from ramify.quarantine import Quarantine
 from ramify.sources.base import CHUNK_ATOMS
+from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 # Reasons shared by the formats; each is one line in the count of what was left out.

@@ -8,7 +8,7 @@ import numpy as np
 
 from ramify.elements import MAX_NUMBER
 from ramify.errors import RamifyError
-from ramify.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 NO_ELEMENT = "atomic number of no element"

@@ -11,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 
 from ramify.errors import RamifyError, nearest
 from ramify.labels import further
-from ramify.quarantine import Quarantine
 from ramify.sources.base import DatasetOptions
 from ramify.sources.chunks import (
     MALFORMED_ENERGY,
@@ -25,6 +24,7 @@ from ramify.sources.chunks import (
     check_numbers,
     composition,
 )
+from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import Units, with_stated
 
 UNREAD_STRESS = "stress or virial under another key, not read"

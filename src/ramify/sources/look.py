@@ -14,15 +14,15 @@ import yaml
 
 from ramify.elements import SYMBOLS
 from ramify.errors import RamifyError
-from ramify.quarantine import Quarantine
 from ramify.sources.formats import formats
-from ramify.sources.formats.ase_db import database_rows
-from ramify.sources.formats.extxyz import parsed_frames
-from ramify.sources.hdf5 import first_arrays
-from ramify.sources.json_stream import items
+from ramify.sources.formats.general.ase_db import database_rows
+from ramify.sources.formats.general.extxyz import parsed_frames
 from ramify.sources.labels import AtomsOptions, LabelledOptions
+from ramify.sources.parsing.hdf5 import first_arrays
+from ramify.sources.parsing.json_stream import items
+from ramify.sources.parsing.tfrecord import parse_example, records
+from ramify.sources.quarantine import Quarantine
 from ramify.sources.recognize import recognize
-from ramify.sources.tfrecord import parse_example, records
 from ramify.structures import Structures
 
 SAMPLE = 2000

@@ -8,7 +8,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
-from ramify.quarantine import Quarantine
 from ramify.sources.chunks import (
     MALFORMED_ENERGY,
     NOT_COMPUTED,
@@ -17,6 +16,7 @@ from ramify.sources.chunks import (
     composition,
     index_names,
 )
+from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import Units
 from ramify.structures import Structures
 

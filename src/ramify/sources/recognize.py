@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ramify.errors import RamifyError
-from ramify.sources.compressed import open_bytes
-from ramify.sources.hdf5 import hdf5_layout
-from ramify.sources.json_stream import items
-from ramify.sources.tfrecord import masked_crc
+from ramify.sources.parsing.compressed import open_bytes
+from ramify.sources.parsing.hdf5 import hdf5_layout
+from ramify.sources.parsing.json_stream import items
+from ramify.sources.parsing.tfrecord import masked_crc
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _SQLITE = b"SQLite format 3\x00"

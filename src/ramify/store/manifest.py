@@ -97,7 +97,7 @@ class Statistics(ManifestEntry):
 
 
 class Consistency(ManifestEntry):
-    """Energy-force consistency (see `ramify.prepare.consistency`); null where too few close pairs were found."""
+    """Energy-force consistency (see `ramify.prepare.checks.consistency`); null where too few close pairs were found."""
 
     slope: float | None
     pairs: int
@@ -114,7 +114,7 @@ class Finding(ManifestEntry):
 
 
 class Conflicts(ManifestEntry):
-    """Equal geometries with other labels (see `ramify.prepare.conflicts`)."""
+    """Equal geometries with other labels (see `ramify.prepare.checks.conflicts`)."""
 
     geometries: int
     """Geometries that occur with different labels."""

@@ -219,7 +219,7 @@ class Store:
         if labels.energy < whole:
             energy = int((~np.isnan(self._some(rows, "energy")["energy"])).sum())
         forces = int(n_atoms.sum()) if labels.forces else 0
-        if 0 < labels.forces < whole:  # whole or absent (`ramify.prepare.gates`): the first atom stands for all
+        if 0 < labels.forces < whole:  # whole or absent (`ramify.prepare.checks.gates`): the first atom stands for all
             first = np.cumsum(n_atoms, dtype=np.int64) - n_atoms
             forces = int(n_atoms[~np.isnan(self._some(rows, "forces")["forces"][first, 0])].sum())
         further = {name: int((~np.isnan(self._some(rows, name)[name])).sum()) for name in self._further}

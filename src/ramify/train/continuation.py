@@ -2,10 +2,10 @@
 
 import math
 
-from ramify.checkpoint import Checkpoint
+from ramify.checkpoint.checkpoint import Checkpoint
 from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import Changes
-from ramify.train.schedules import Schedule
+from ramify.train.optimization.schedules import Schedule
 
 RATE = ("train.epochs", "train.max_steps", "train.batch", "optimizer.lr")
 """Keys that change the learning rate, besides those of the schedule."""

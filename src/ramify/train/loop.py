@@ -11,8 +11,8 @@ from typing import Any
 from ramify.batches.batch import Batch
 from ramify.batches.loader import Loader, SplitReader, StepAssignment, StepBatches
 from ramify.batches.sampler import BatchSampler
-from ramify.checkpoint import Checkpoint
-from ramify.data.sampling import sampling_weights
+from ramify.batches.sampling import sampling_weights
+from ramify.checkpoint.checkpoint import Checkpoint
 from ramify.errors import RamifyError
 from ramify.model.build import LabelSpread, build_model
 from ramify.parallel.assignment import Assigner, MicroBatchLimit
@@ -29,11 +29,11 @@ from ramify.store.manifest import Manifest
 from ramify.train.continuation import continuation_texts, run_length
 from ramify.train.forward import make_forward
 from ramify.train.init_weights import choose_trained, part_of_rate
-from ramify.train.objective import Objective
-from ramify.train.optimizer import AveragedWeights, build_optimizer, guard, set_rate
-from ramify.train.precision import Precision
+from ramify.train.optimization.objective import Objective
+from ramify.train.optimization.optimizer import AveragedWeights, build_optimizer, guard, set_rate
+from ramify.train.optimization.precision import Precision
+from ramify.train.optimization.schedules import Schedule
 from ramify.train.reporting import Callbacks, RunReporter
-from ramify.train.schedules import Schedule
 from ramify.train.state import State, TrainingProgress
 from ramify.train.step_metrics import PendingMetrics, StepMetrics, StepResult
 from ramify.train.validation import Validator

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ramify.batches.open import check_same_data, close_shared_stores, open_split, open_stores, place_stores
-from ramify.checkpoint import Checkpoint, tidy
+from ramify.checkpoint.checkpoint import Checkpoint, tidy
 from ramify.errors import RamifyError
-from ramify.parallel.launch import LaunchEnv, choose_device, detect_launcher
 from ramify.parallel.layout import Layout
-from ramify.parallel.rendezvous import joined
+from ramify.parallel.startup.launch import LaunchEnv, choose_device, detect_launcher
+from ramify.parallel.startup.rendezvous import joined
 from ramify.parallel.sync import each, on_rank_zero
 from ramify.parallel.world import World
 from ramify.planning.model_profile import ModelProfile
@@ -29,7 +29,7 @@ from ramify.store.manifest import Manifest
 from ramify.store.store import Store
 from ramify.train.init_weights import load_pretrained, read_pretrained
 from ramify.train.loop import Trainer
-from ramify.train.precision import Precision, require_fast_products
+from ramify.train.optimization.precision import Precision, require_fast_products
 from ramify.train.reporting import Callbacks
 
 EdgeProgress = Callable[[str, int], None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ramify.batches.sampler import BatchSampler
-from ramify.checkpoint import Checkpoint, save_checkpoint
+from ramify.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from ramify.errors import RamifyError
 from ramify.model.lora import is_lora_weight, merge_lora
 from ramify.model.multibranch import MultiBranch
@@ -23,8 +23,8 @@ from ramify.parallel.sharded_tensors import distribute_like, full_tensor
 from ramify.recipe import Recipe
 from ramify.run.changes import Changes
 from ramify.store.manifest import Manifest
-from ramify.train.optimizer import AveragedWeights
-from ramify.train.schedules import Schedule
+from ramify.train.optimization.optimizer import AveragedWeights
+from ramify.train.optimization.schedules import Schedule
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 """What optimizers keep per parameter, under PyTorch's names: the first three AdamW, the last Muon. Steps differ: one

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ramify.parallel.layout import Layout
-from ramify.train.objective import Loss
+from ramify.train.optimization.objective import Loss
 
 OF_STEP = ("loss", "squared_norm", "stopping")
 """What comes before the numbers of datasets."""

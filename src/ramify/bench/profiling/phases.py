@@ -9,7 +9,7 @@ import torch
 from ramify.parallel.watchdog import Watchdog
 from ramify.train.forward import Forward
 from ramify.train.loop import Trainer
-from ramify.train.product_rates import wait_for
+from ramify.train.optimization.product_rates import wait_for
 
 PHASES = ("data", "edges", "encoder", "heads", "forces", "backward", "exchange", "clipping", "optimizer", "averages")
 """In their order. `data`: waiting for the loader; `edges`: vectors, distances, weights; `heads`: energies, and direct

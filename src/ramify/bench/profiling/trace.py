@@ -6,7 +6,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from ramify.train.loop import Trainer
-from ramify.train.product_rates import wait_for
+from ramify.train.optimization.product_rates import wait_for
 
 DEAREST = 10
 """Operations listed."""

@@ -11,8 +11,8 @@ from ase.io.extxyz import write_xyz
 from ase.io.formats import UnknownFileTypeError, filetype
 
 from ramify.errors import RamifyError
-from ramify.quarantine import Quarantine
-from ramify.sources.formats.extxyz import read_frames
+from ramify.sources.formats.general.extxyz import read_frames
+from ramify.sources.quarantine import Quarantine
 
 RESULTS = ("energy", "forces", "stress")
 """Labels that a file may bring; they are kept under names that begin with `REF_`."""

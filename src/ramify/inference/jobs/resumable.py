@@ -18,7 +18,7 @@ from ase import Atoms
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.inference.jobs.frames import append_frames
-from ramify.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine
 from ramify.untrusted import parsed
 
 

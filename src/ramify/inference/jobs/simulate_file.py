@@ -13,7 +13,7 @@ from ramify.files import disk_full_named, sync
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.dynamics import DynamicsOptions, DynamicsReport, simulate
 from ramify.inference.jobs.frames import append_frames, frames, with_results
-from ramify.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine
 
 
 def simulate_file(

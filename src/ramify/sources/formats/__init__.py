@@ -1,6 +1,6 @@
 """Readers of original dataset files: one module per format, each found by its `FORMAT`.
 
-A module of this package becomes a format by defining
+A module of this package, or of a folder below it, becomes a format by defining
 
     FORMAT = Format(name=..., options=Options, read=read)
 
@@ -19,8 +19,8 @@ from ramify.sources.base import Format
 def formats() -> dict[str, Format]:
     """Every format by the name that recipes use, found by importing the modules of this package."""
     found = {}
-    for module in pkgutil.iter_modules(__path__):
-        declared = getattr(importlib.import_module(f"{__name__}.{module.name}"), "FORMAT", None)
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
+        declared = getattr(importlib.import_module(module.name), "FORMAT", None)
         if declared is not None:
             found[declared.name] = declared
     return found

@@ -1,0 +1,379 @@
+"""How long jobs look on the terminal: progress bars that stay honest, lines that stay short."""
+
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from ramify.cli.progress_lines import ProgressLines
+from ramify.labels import BUILT_IN, LABELS, mae, measurable
+from ramify.prepare.checks.consistency import ACCEPTED
+from ramify.prepare.checks.gates import CONFLICT
+from ramify.store.manifest import SPLITS, Manifest
+
+if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
+    from ramify.inference.jobs.relax import Relaxation
+    from ramify.train.reporting import Callbacks
+
+
+class Steps:
+    """A running count, for jobs whose length is not known beforehand."""
+
+    def __init__(self, console: Console, title: str, unit: str = "structures", *, quiet: bool = False) -> None:
+        done = "[green]✓[/green]"
+        columns = (
+            SpinnerColumn(finished_text=done),
+            TextColumn("{task.description}"),
+            TextColumn(f"{{task.completed:,.0f}} {unit}"),
+        )
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet)
+        self._task = self._progress.add_task(title, total=None)
+        self._lines = ProgressLines(console, Text.from_markup(title).plain, unit, quiet=quiet)
+        self._done = 0.0
+
+    def counted(self, more: float) -> None:
+        """`more` are done."""
+        self._done += more
+        self._progress.advance(self._task, more)
+        self._lines.at(self._done)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed is None:
+            self._progress.update(self._task, total=self._progress.tasks[0].completed)
+        self._progress.stop()
+
+
+@contextmanager
+def say_training(
+    console: Console, clock: Callable[[], float] = time.monotonic
+) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
+    """Shows a training: a bar of steps (lines where there is no terminal), a line per evaluation, warnings.
+
+    Gives (watch, listener for edges being found).
+    """
+    from ramify.train.reporting import Callbacks
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    training = progress.add_task("train", total=None, visible=False)
+    finding = progress.add_task("neighbour lists", total=None)
+    found, loss = 0, ""
+    steps = ProgressLines(console, "train", "step", clock=clock)
+    edges = ProgressLines(console, "neighbour lists", "structures", clock=clock)
+
+    def on_edges(dataset: str, structures: int) -> None:
+        nonlocal found
+        found += structures
+        progress.update(finding, description=f"neighbour lists: {dataset}", advance=structures)
+        edges.at(found, note=f" ({dataset})")
+
+    def on_step(step: int, total: int) -> None:
+        progress.update(finding, visible=False)
+        progress.update(training, completed=step, total=total, visible=True)
+        steps.at(step, total, loss)
+
+    def on_trained(entry: dict[str, Any]) -> None:
+        nonlocal loss
+        loss = f", loss {entry['loss']:.3f}"
+        progress.update(training, description=f"train{loss}")
+
+    with progress:
+        yield (
+            Callbacks(
+                step=on_step,
+                trained=on_trained,
+                evaluated=lambda entry: console.print(evaluation_text(entry, console.width), highlight=False),
+                said=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+                warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
+            ),
+            on_edges,
+        )
+
+
+@contextmanager
+def step_bar(console: Console, title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar of steps; gives what is to be called with the number of steps done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=quiet) as progress:
+        task = progress.add_task(title, total=total)
+        lines = ProgressLines(console, title, "step", quiet=quiet)
+
+        def on_step(step: int) -> None:
+            progress.update(task, completed=step)
+            lines.at(step, total)
+
+        yield on_step
+
+
+def relaxation_line(index: int, formula: str, found: "Relaxation | None", why: str) -> str:
+    """One relaxation, short; a structure without a result has only its reason."""
+    if found is None:
+        return f"{index:5d} {formula}: skipped, {why}"
+    done = "converged" if found.converged else "NOT CONVERGED"
+    line = (
+        f"{index:5d} {formula}: {done}, {found.steps} steps, {found.energy_change:+.4f} eV, {found.max_force:.4f} eV/Å"
+    )
+    return f"{line}; {why}" if why else line
+
+
+def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
+    """One evaluation, short: the metric, then each dataset's errors in percent of the trivial ones, by label.
+
+    One line where it fits into `width`; otherwise the datasets follow on lines of their own.
+    """
+    labels = [label for label in LABELS if any(mae(label) in errors for errors in entry["datasets"].values())]
+    parts = [
+        f"{name} {'/'.join(_percent(label, e.get(mae(label)), e.get(f'trivial_{mae(label)}')) for label in labels)}"
+        for name, e in entry["datasets"].items()
+    ]
+    symbols = "/".join(LABELS[label].symbol or label for label in labels)
+    mark = "*" if entry["best"] else " "
+    start = f"epoch {entry['epoch']:5.1f} metric {entry['metric']:.3f}{mark} {symbols} in % of trivial:"
+    line = f"{start} {'  '.join(parts)}"
+    if len(line) <= width:
+        return line
+    below = textwrap.wrap("  ".join(part.replace(" ", "\0") for part in parts), width - 4)
+    return "\n".join([start, *(f"    {text}".replace("\0", " ") for text in below)])
+
+
+def evaluation_table(result: Mapping[str, Any]) -> Table:
+    """Errors of every branch on every dataset, the trivial predictor's below them."""
+    on = result.get("file", f"the {result['split']} split")
+    table = Table(title=f"Errors on {on}", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("dataset", "branch", "structures"):
+        table.add_column(heading)
+    for heading in ("E MAE eV/atom", "E RMSE", "F MAE eV/Å", "F RMSE", "S MAE eV/Å³"):
+        table.add_column(heading, justify="right")
+    keys = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse", "stress_mae")
+    for trivial in result["trivial"]:
+        dataset = trivial["dataset"]
+        for row in (row for row in result["rows"] if row["dataset"] == dataset):
+            own = "*" if result["branch_of"].get(dataset) == row["branch"] else ""
+            errors = [_error(row[key]) for key in keys]
+            table.add_row(dataset, row["branch"] + own, f"{row['structures']:,}", *errors)
+        table.add_row(dataset, "trivial", "", *(_error(trivial[key]) for key in keys))
+    return table
+
+
+def counts_table(manifests: Mapping[str, Manifest]) -> Table:
+    """What prepare kept and dropped, by dataset; in 80 columns only the reasons of what was dropped wrap."""
+    table = Table(
+        title="Prepared",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for heading in ("dataset", "train/val/test", "elements", "labels E/F/S", "slope"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("dropped", overflow="fold", min_width=8)
+    for name, manifest in manifests.items():
+        table.add_row(*_counts(name, manifest))
+    return table
+
+
+def remark_lines(manifests: Mapping[str, Manifest]) -> list[str]:
+    """What a user should know of structures that were kept: labels left out, labels that are doubtful."""
+    return [
+        f"{name}: {reason}: {count} structure{'s' if count != 1 else ''}"
+        for name, manifest in manifests.items()
+        for reason, count in manifest.remarks.items()
+    ]
+
+
+def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
+    """The row of one dataset."""
+    labels = manifest.labels.counts
+    return (
+        name,
+        " / ".join(str(manifest.splits[s].structures) for s in SPLITS),
+        str(len(manifest.elements)),
+        ", ".join([" / ".join(str(labels[kind]) for kind in BUILT_IN), *_further_counts(labels)]),
+        _slope(manifest.consistency.slope),
+        ", ".join(f"{count} {reason}{_apart(reason, manifest)}" for reason, count in manifest.dropped.items())
+        or "nothing",
+    )
+
+
+def _further_counts(labels: Mapping[str, int]) -> list[str]:
+    return [f"{name} {count}" for name, count in labels.items() if name not in BUILT_IN]
+
+
+def _apart(reason: str, manifest: Manifest) -> str:
+    """How far labels of equal geometries lie apart."""
+    found = manifest.conflicts
+    if reason != CONFLICT or found is None:
+        return ""
+    forces = "" if found.forces is None else f" and {found.forces:.2g} eV/Å"
+    return f" (up to {found.energy:.2g} eV/atom{forces} apart)"
+
+
+def print_look(console: Console, found: Mapping[str, Any]) -> None:
+    """What a file holds (`ramify.sources.look.Look`)."""
+    console.print(f"{found['path']}: format {found['format']}", style="bold", markup=False, soft_wrap=True)
+    for name, kind in found["keys"].items():
+        console.print(f"  {name}: {kind}", markup=False, highlight=False, soft_wrap=True)
+    if found["structures"]:
+        low, high = found["energy_per_atom"]
+        labels = ", ".join(f"{kind} {count}" for kind, count in found["labels"].items())
+        force = "" if found["max_force"] is None else f"; largest force {found['max_force']:.4g} eV/Å"
+        lines = (
+            f"{found['structures']} structures" + ("" if found["whole"] else " (the beginning of the file)"),
+            f"{found['atoms'][0]} to {found['atoms'][1]} atoms, {found['periodic']} periodic, {found['groups']} groups",
+            f"elements {' '.join(found['elements'])}",
+            f"labels: {labels}",
+            f"energies {low:.4f} to {high:.4f} eV/atom{force}",
+        )
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    for doubt in found["doubts"]:
+        console.print(f"look at: {doubt}", markup=False, style="yellow", soft_wrap=True)
+    console.print("recipe:\n" + found["recipe"], markup=False, highlight=False, soft_wrap=True)
+
+
+def errors_table(report: Mapping[str, Any]) -> Table:
+    """Errors before a fine-tuning, and after it if it has ended (`finetune.json`), beside the trivial predictor's."""
+    ended = report["after"] is not None
+    title = "before and after fine-tuning" if ended else "before the first step"
+    table = Table(title=f"Errors on the {report['split']} splits {title}", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("branch", "dataset", "trained"):
+        table.add_column(heading)
+    for label in ("E eV/atom", "F eV/Å"):
+        for when in ("before", "after") if ended else ("before",):
+            table.add_column(f"{label} {when}", justify="right")
+        table.add_column("trivial", justify="right")
+    after = {(row["branch"], row["dataset"]): row for row in report["after"] or ()}
+    for row in report["before"]:
+        cells = []
+        for label in ("energy_mae", "forces_mae"):
+            later = (after[row["branch"], row["dataset"]],) if ended else ()
+            cells += [_error(entry[label]) for entry in (row, *later)] + [_error(row[f"trivial_{label}"])]
+        table.add_row(row["branch"], row["dataset"], "yes" if row["trained"] else "no", *cells)
+    return table
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    """A plan (as `ramify.planning.report` gives it): its datasets, its ranks, what else was considered, and why."""
+    for table in (_datasets_table(plan), _ranks_table(plan), _considered_table(plan)):
+        console.print(table)
+    model, machine = plan["model"], plan["machine"]
+    ema = ", averaged weights" if plan["rows"][0]["bytes"]["averages"] else ""
+    lines = [
+        f"placement: [bold]{plan['placement']['kind']}[/bold], {plan['placement']['reason']}",
+        f"imbalance: the busiest rank has {100 * plan['imbalance']:.1f} % more to do than the mean",
+        f"regime: {plan['regime']['text']}",
+        f"{model['bytes_per_parameter']} bytes per parameter: weight, gradient, AdamW's two averages{ema}; "
+        f"{model['gradient_bytes_per_parameter']} all-reduced",
+        f"times assume parallel.machine: {machine['tflops']:g} TFLOP/s, {machine['bandwidth']:g} GB/s, "
+        f"{machine['latency']:g} µs",
+        *(f"[bold yellow]warning:[/bold yellow] {text}" for text in plan["warnings"]),
+        *(f"would fit: {text}" for text in plan["remedies"]),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _datasets_table(plan: Mapping[str, Any]) -> Table:
+    table = Table(title=f"Training data, {plan['batch']} structures per step", title_justify="left")
+    for heading in ("dataset", "structures", "atoms each", "edges each", "known from"):
+        table.add_column(heading, justify="left" if heading in ("dataset", "known from") else "right")
+    for name, size in plan["datasets"].items():
+        table.add_row(name, f"{size['structures']:,}", f"{size['atoms']:.1f}", f"{size['edges']:.1f}", size["source"])
+    return table
+
+
+def _ranks_table(plan: Mapping[str, Any]) -> Table:
+    limit = f", {plan['memory_gb']:g} GB each" if plan["memory_gb"] else ""
+    shard = ", encoder cut up" if plan["shard"] == "encoder" else ""
+    table = Table(title=f"{plan['ranks']} ranks{limit}{shard}; per rank and step", title_justify="left")
+    table.add_column("ranks")
+    table.add_column("branches", overflow="fold")
+    for heading in ("parameters", "states MB", "step MB", "all-reduced MB", "structures", "edges", "TFLOP"):
+        table.add_column(heading, justify="right")
+    for row in plan["rows"]:
+        sizes = row["bytes"]
+        during = sizes["activations"] + sizes["working"]
+        table.add_row(
+            _ranges(row["ranks"]),
+            " ".join(row["branches"]),
+            f"{row['parameters']:,}",
+            f"{(sum(sizes.values()) - during) / 1e6:,.1f}",
+            f"{during / 1e6:,.1f}",
+            " + ".join(f"{amount / 1e6:.1f}" for amount in row["traffic"].values()) or "0",
+            f"{row['structures']:.4g}",
+            f"{row['edges']:,.0f}",
+            f"{row['operations'] / 1e12:.3g}",
+        )
+    return table
+
+
+def _considered_table(plan: Mapping[str, Any]) -> Table:
+    table = Table(title="Placements considered", title_justify="left")
+    table.add_column("placement")
+    for heading in ("predicted ms", "fullest rank GB", "all-reduced MB", "imbalance %", "fits"):
+        table.add_column(heading, justify="right")
+    for option in plan["considered"]:
+        table.add_row(
+            option["kind"],
+            f"{1e3 * option['seconds']:.4g}",
+            f"{option['memory'] / 1e9:.3f}",
+            f"{option['traffic'] / 1e6:.1f}",
+            f"{100 * option['imbalance']:.1f}",
+            "yes" if option["fits"] else "no",
+        )
+    return table
+
+
+def _ranges(ranks: list[int]) -> str:
+    """`0-3 7` for 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return " ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _slope(slope: float | None) -> str:
+    if slope is None:
+        return "too few pairs"
+    return f"{slope:.3f}" if ACCEPTED[0] <= slope <= ACCEPTED[1] else f"{slope:.3f} ! expected 1"
+
+
+def _percent(label: str, found: float | None, trivial: float | None) -> str:
+    """`-` where there is no such error, or nothing to measure it against."""
+    if found is None or trivial is None or not measurable(label, trivial):
+        return "-"
+    return f"{100 * found / trivial:.0f}"

@@ -1,0 +1,99 @@
+"""The gates that compare structures with one another: equal ones, and energies far from those of their like."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.prepare.checks.conflicts import judge, label_differences
+from ramify.prepare.checks.duplicates import earlier_equals, equal_structures
+from ramify.prepare.checks.gates import CONFLICT, DUPLICATE, OUTLIER
+from ramify.prepare.checks.outliers import deviations
+from ramify.prepare.staging import Staged
+from ramify.sources.base import Gates
+from ramify.sources.quarantine import Quarantine
+from ramify.store.manifest import Conflicts, Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What is left of S structures.
+
+    Attributes:
+        keep: (S,) whether each is left.
+        conflicts: equal geometries with other labels, if there are any.
+        findings: what the user should know.
+    """
+
+    keep: NDArray[np.bool_]
+    conflicts: Conflicts | None
+    findings: list[Finding]
+
+
+SUBSETS = 5
+"""Places of outliers that a finding names."""
+
+
+def compare(staged: Staged, gates: Gates, quarantine: Quarantine) -> Compared:
+    """Screens structures that passed the gates which look at one at a time; failures are noted."""
+    keep, conflicts = np.ones(len(staged), np.bool_), None
+    if gates.duplicates == "drop":
+        keep, conflicts = _without_copies(staged, gates, quarantine)
+    rows = np.flatnonzero(keep)
+    found = deviations(staged, rows, gates.energy_outlier)
+    outliers = np.flatnonzero(found.units > gates.energy_outlier)
+    for at in outliers.tolist():
+        why = f"{found.energy[at]:.4g} eV/atom from structures like it, {found.units[at]:.4g} units"
+        quarantine.add(staged.name(int(rows[at])), OUTLIER, f"{why}, limit {gates.energy_outlier:g}")
+    keep[rows[outliers]] = False
+    findings = [*_by_subset(staged, rows[outliers], float(found.energy[outliers].max(initial=0.0)))]
+    return Compared(keep, conflicts, findings)
+
+
+def _by_subset(staged: Staged, outliers: NDArray[np.int64], largest: float) -> Iterator[Finding]:
+    """Where energies far off come from: places in the files, or groups where there is only one place."""
+    if not len(outliers):
+        return
+    column, names = ("origin", staged.origins) if len(staged.origins) > 1 else ("group", staged.groups)
+    counts = Counter(names[number] for number in staged.columns.map(column)[outliers].tolist())
+    listed = ", ".join(f"{count} in {name}" for name, count in counts.most_common(SUBSETS))
+    more = f" and {len(counts) - SUBSETS} more" if len(counts) > SUBSETS else ""
+    yield Finding(
+        text=f"{len(outliers)} energies lie up to {largest:.3g} eV/atom from those of structures like them: {listed}"
+        f"{more}; they were left out",
+        fix="look at them in quarantine.jsonl; a larger `gates.energy_outlier` keeps them",
+    )
+
+
+def _without_copies(staged: Staged, gates: Gates, quarantine: Quarantine) -> tuple[NDArray[np.bool_], Conflicts | None]:
+    """(S,) what is left when every structure stands there once."""
+    earlier = earlier_equals(
+        staged.scalars["sequence"],
+        staged.scalars["projection"],
+        staged.n_atoms,
+        partial(equal_structures, staged, staged.offsets),
+    )
+    copies = np.flatnonzero(earlier >= 0)
+    involved = np.union1d(copies, earlier[copies])
+    labels = np.zeros(len(staged), np.int8)
+    labels[involved] = np.isfinite(staged.forces[staged.offsets[involved], 0])
+    labels[involved] += np.isfinite(staged.stress[involved, 0, 0])
+    found = judge(
+        earlier,
+        staged.energy / staged.n_atoms,
+        labels,
+        partial(label_differences, staged, staged.offsets),
+        gates.conflicting_labels,
+    )
+    for row in np.flatnonzero(~found.kept).tolist():
+        if (other := int(found.copy_of[row])) >= 0:
+            quarantine.add(staged.name(row), DUPLICATE, f"equal to {staged.name(other)}")
+            continue
+        other, forces = int(found.conflict_with[row]), found.forces[row]
+        apart = "" if np.isnan(forces) else f", a force {forces:.4g} eV/Å"
+        what = f"geometry of {staged.name(other)}, energy {found.energy[row]:.4g} eV/atom{apart} away"
+        quarantine.add(staged.name(row), CONFLICT, "one of several with this geometry" if other == row else what)
+    return found.kept, found.summary

@@ -1,0 +1,159 @@
+"""Structures equal to an earlier one: same elements in the same order, same positions and cell within a tolerance.
+
+Rounding coordinates to a grid and hashing them misses pairs that rounding noise puts on two sides of a grid line (with
+20 atoms every other pair, when the noise is a hundredth of the grid). So candidates are found by two projections of
+the geometry, which noise below the tolerance moves by no more than a known amount, and are then compared coordinate by
+coordinate: nothing below the tolerance is missed, nothing above it is dropped.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.packing import pieces_of
+from ramify.prepare.checks.fingerprints import GOLDEN, projection_reach
+from ramify.structures import atom_rows
+
+Rows = NDArray[np.int64]
+Projections = NDArray[np.float64]
+Equal = Callable[[Rows, Rows, float], NDArray[np.bool_]]
+"""`equal(i, j, tolerance)`: whether structures i and j (both (P,)) are equal within `tolerance` Å."""
+
+TOLERANCE = 1e-4
+"""Å by which every coordinate of two equal structures may differ."""
+ATOMS_AT_ONCE = 200_000
+STRUCTURES_AT_ONCE = 500_000
+ODD = 0xBF58476D1CE4E5B9
+"""Mixes a second number into a hash, as `GOLDEN` does the first."""
+
+
+class Columns(Protocol):
+    """What is compared: the columns of `Structures` of that name."""
+
+    @property
+    def n_atoms(self) -> NDArray[np.integer]: ...
+    @property
+    def numbers(self) -> NDArray[np.uint8]: ...
+    @property
+    def positions(self) -> NDArray[np.floating]: ...
+    @property
+    def cell(self) -> NDArray[np.floating]: ...
+    @property
+    def pbc(self) -> NDArray[np.bool_]: ...
+
+
+def earlier_equals(
+    sequence: NDArray[np.uint64], projection: Projections, n_atoms: NDArray[np.integer], equal: Equal
+) -> Rows:
+    """(S,) the earlier structure that each one repeats, -1 where it is the first of its kind.
+
+    A structure is compared with earlier ones that are kept, so that a slow drift is not taken for one long repetition.
+
+    Args:
+        sequence, projection: (S,), (S, 2), see `ramify.prepare.checks.fingerprints.Fingerprints`.
+        n_atoms: (S,) atoms of each structure.
+        equal: compares structures themselves; called for likely pairs only.
+    """
+    earlier = np.full(len(sequence), -1, np.int64)
+    for rows in _comparable(sequence):
+        order = _mark_exact(rows, sequence, projection, equal, earlier)
+        rest = order[earlier[order] < 0]
+        pairs = [np.empty((0, 2), np.int64), *_close_pairs(rest, sequence, projection, n_atoms, equal)]
+        for later, first in np.unique(np.concatenate(pairs), axis=0):  # sorted by the later structure
+            if earlier[first] < 0 and earlier[later] < 0:
+                earlier[later] = first
+    copies = np.flatnonzero(earlier >= 0)
+    repeated = copies[earlier[earlier[copies]] >= 0]  # exact copies of what then turned out to repeat another
+    earlier[repeated] = earlier[earlier[repeated]]
+    return earlier
+
+
+def _comparable(sequence: NDArray[np.uint64]) -> Iterator[Rows]:
+    """All rows in blocks of bounded size, those of one sequence together and in source order."""
+    order = np.argsort(sequence, kind="stable")
+    start = 0
+    while start < len(order):
+        last = sequence[order[min(start + STRUCTURES_AT_ONCE, len(order)) - 1]]
+        stop = start + int(np.searchsorted(sequence[order[start:]], last, side="right"))
+        yield order[start:stop]
+        start = stop
+
+
+def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, tolerance: float) -> NDArray[np.bool_]:
+    """(P,) whether structures i and j of `columns` are equal within `tolerance` Å; `offsets` are their first atoms."""
+    pbc, cell, positions = columns.pbc, columns.cell, columns.positions
+    same: NDArray[np.bool_] = columns.n_atoms[i] == columns.n_atoms[j]
+    for atom in (offsets[:-1], offsets[1:] - 1):  # the first and the last atom tell most apart
+        apart = np.abs(np.take(positions, atom[i], axis=0).astype(np.float64) - np.take(positions, atom[j], axis=0))
+        same &= apart.max(axis=1, initial=0.0) <= tolerance
+    candidates = np.flatnonzero(same)
+    i_, j_ = i[candidates], j[candidates]
+    moved = np.abs(cell[i_].astype(np.float64) - cell[j_]) * pbc[i_][:, :, None]
+    same[candidates] = (pbc[i_] == pbc[j_]).all(axis=1) & (moved.max(axis=(1, 2), initial=0.0) <= tolerance)
+    candidates = np.flatnonzero(same)
+    counts = columns.n_atoms[i[candidates]].astype(np.int64)
+    for some in pieces_of(counts, ATOMS_AT_ONCE):
+        part = candidates[some]
+        n = columns.n_atoms[i[part]].astype(np.int64)
+        first, second = atom_rows(offsets[i[part]], n), atom_rows(offsets[j[part]], n)
+        starts = np.cumsum(n) - n
+        positions, numbers = columns.positions, columns.numbers  # mapped anew: see `Staged`
+        moved = np.take(positions, first, axis=0).astype(np.float64)
+        moved -= np.take(positions, second, axis=0)
+        near = np.maximum.reduceat(np.abs(moved), starts, axis=0).max(axis=1) <= tolerance
+        alike = np.take(numbers, first) == np.take(numbers, second)
+        same[part] = near & np.logical_and.reduceat(alike, starts)
+    return same
+
+
+def _mark_exact(rows: Rows, sequence: NDArray[np.uint64], projection: Projections, equal: Equal, earlier: Rows) -> Rows:
+    """Marks exact copies first: however many there are of one structure, each is compared with its neighbour only.
+
+    Returns:
+        `rows` in an order that puts equal ones next to each other.
+    """
+    bits = projection[rows].view(np.uint64)
+    key = sequence[rows] + bits[:, 0] * np.uint64(GOLDEN) + bits[:, 1] * np.uint64(ODD)
+    by_key = np.argsort(key, kind="stable")  # ties stay in source order
+    order, key = rows[by_key], key[by_key]
+    candidates = np.flatnonzero(key[1:] == key[:-1])
+    copies = 1 + candidates[equal(order[candidates], order[candidates + 1], 0.0)]
+    first = np.arange(len(order))
+    first[copies] = 0
+    earlier[order[copies]] = order[np.maximum.accumulate(first)[copies]]
+    return order
+
+
+def _close_pairs(
+    rest: Rows, sequence: NDArray[np.uint64], projection: Projections, n_atoms: NDArray[np.integer], equal: Equal
+) -> Iterator[Rows]:
+    """(P, 2) pairs (later, earlier) of equal structures among `rest`.
+
+    The plane of the two projections is cut into square cells twice as wide as the tolerance, four times, with the
+    borders moved by half a cell along either axis: two equal structures share a cell in at least one of them. All pairs
+    within a cell are compared, in the first cutting that puts them together.
+    """
+    # how far noise below the tolerance moves a projection, and how exact a sum in float64 is
+    width = projection_reach(n_atoms[rest]) * TOLERANCE + np.abs(projection[rest]).max(initial=0.0) * 2.0**-48
+    scaled = projection[rest] / (2 * width[:, None])
+    cuts = [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5)]
+    keys: list[NDArray[np.uint64]] = []
+    for cut in cuts:
+        cell = np.floor(scaled + np.array(cut)).astype(np.int64).view(np.uint64)
+        keys.append(sequence[rest] + cell[:, 0] * np.uint64(GOLDEN) + cell[:, 1] * np.uint64(ODD))
+        order = np.argsort(keys[-1])
+        key = keys[-1][order]
+        left, lag = np.flatnonzero(key[1:] == key[:-1]), 1
+        while len(left):
+            a, b = order[left], order[left + lag]
+            near = (np.abs(scaled[a] - scaled[b]) <= 0.5).all(axis=1)
+            for before in keys[:-1]:
+                near &= before[a] != before[b]
+            i, j = rest[a[near]], rest[b[near]]
+            found = equal(i, j, TOLERANCE)
+            yield np.stack([np.maximum(i, j)[found], np.minimum(i, j)[found]], axis=1)
+            lag += 1
+            left = left[left + lag < len(order)]
+            left = left[key[left] == key[left + lag]]

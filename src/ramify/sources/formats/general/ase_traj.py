@@ -1,0 +1,71 @@
+"""ASE trajectories (`.traj`), frame by frame.
+
+The file holds what a calculator had computed when a frame was written (ase.io.trajectory); eV, eV/Å, eV/Å³.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ase import Atoms
+from ase.io.trajectory import Trajectory
+
+from ramify.errors import RamifyError
+from ramify.sources.base import Format
+from ramify.sources.chunks import chunked
+from ramify.sources.labels import AtomsOptions
+from ramify.sources.parsing.ase_frames import records
+from ramify.sources.quarantine import Quarantine
+from ramify.structures import Structures
+
+_MAGIC = b"- of Ulm"  # ase.io.ulm, the container of trajectories
+
+
+class Options(AtomsOptions):
+    """Recipe keys of `format: ase_traj`."""
+
+    format: Literal["ase_traj"] = "ase_traj"
+    """Trajectory of ASE."""
+
+
+def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
+    """Yields every frame with an energy; forces and stress where they are given.
+
+    Raises:
+        RamifyError: no such file, no trajectory, damaged, or a label or group key that the file does not have.
+    """
+    yield from chunked(records(path, _frames(path), options, quarantine), quarantine)
+
+
+def _frames(path: Path) -> Iterator[Atoms]:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except FileNotFoundError as error:
+        raise RamifyError(f"{path} does not exist", fix="correct `path`") from error
+    except OSError as error:
+        raise RamifyError(f"{path} cannot be read: {error}", fix="correct `path`") from error
+    if magic != _MAGIC:
+        raise RamifyError(f"{path} is no ASE trajectory: it begins with {magic!r}", fix="correct `path` or `format`")
+    try:
+        trajectory: Any = Trajectory(str(path))
+        count = len(trajectory)
+    except Exception as error:  # ASE's container raises whatever it comes upon in a file that is not whole
+        raise _damaged(path, error) from error
+    with trajectory:
+        for row in range(count):
+            try:
+                atoms = trajectory[row]
+            except Exception as error:  # a frame that cannot be read in a container is damage, not a bad label
+                raise _damaged(path, error) from error
+            yield atoms
+
+
+def _damaged(path: Path, error: Exception) -> RamifyError:
+    return RamifyError(
+        f"{path} is truncated or damaged: {type(error).__name__}: {error}",
+        fix="compare its size and checksum with the original's and copy it again",
+    )
+
+
+FORMAT = Format(name="ase_traj", options=Options, read=read)

@@ -1,0 +1,191 @@
+"""DeePMD's numpy sets: a folder with `type.raw`, `type_map.raw` and `set.*/coord.npy`, `box.npy`, `energy.npy`, ...
+
+Wang et al., Comput. Phys. Commun. 228, 178 (2018), doi:10.1016/j.cpc.2018.03.016;
+https://docs.deepmodeling.com/projects/deepmd/en/stable/data/system.html. A set holds R frames: `coord` (R, 3 n) Å,
+`box` (R, 9) Å with lattice vectors as rows, `energy` (R,) eV, `force` (R, 3 n) eV/Å, `virial` (R, 9) eV, which is
+-dE/dε. The file `nopbc` says that nothing is periodic. In the mixed form `real_atom_types.npy` (R, n) holds the types
+of every frame; -1 fills it up.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.elements import NUMBERS
+from ramify.errors import RamifyError
+from ramify.sources.base import DatasetOptions, Format
+from ramify.sources.chunks import (
+    MALFORMED_STRUCTURE,
+    STRESS_WITHOUT_CELL,
+    Record,
+    UnusableError,
+    as_floats,
+    check_numbers,
+    chunked,
+)
+from ramify.sources.quarantine import Quarantine
+from ramify.structures import Structures
+
+TYPES = "type.raw"
+"""The file that stands for its system."""
+
+
+class Options(DatasetOptions):
+    """Recipe keys of `format: deepmd`."""
+
+    format: Literal["deepmd"] = "deepmd"
+    """Systems in DeePMD's numpy form: `path` names folders, or their `type.raw`."""
+    type_map: list[str] | None = None
+    """Elements of the types 0, 1, ... where a system has no `type_map.raw`."""
+
+
+def companions(path: Path, options: Options) -> list[Path]:
+    """The other files of a system."""
+    folder = path.parent
+    files = [folder / name for name in ("type_map.raw", "nopbc")] + sorted(folder.glob("set.*/*.npy"))
+    return [file for file in files if file.is_file()]
+
+
+def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
+    """Yields every frame of every set of one system, whose folder is the group.
+
+    Raises:
+        RamifyError: no `type.raw`, no set, elements that nobody states, or arrays that contradict one another.
+    """
+    folder = path.parent if path.name == TYPES else path
+    if not folder.exists():
+        raise RamifyError(f"{folder} does not exist", fix="correct `path`")
+    if not (folder / TYPES).is_file():
+        raise RamifyError(f"{folder} is no system of DeePMD: it has no {TYPES}", fix="correct `path`")
+    numbers = _type_numbers(folder, options)
+    sets = sorted(member for member in folder.glob("set.*") if member.is_dir())
+    if not sets:
+        raise RamifyError(
+            f"{folder} has no folder set.*", fix="correct `path`; the form `raw` has to be converted first"
+        )
+    yield from chunked(
+        (record for member in sets for record in _records(folder, member, numbers, quarantine)), quarantine
+    )
+
+
+def _type_numbers(folder: Path, options: Options) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(n,) types of the atoms, and the atomic number of each type."""
+    try:
+        types = np.array((folder / TYPES).read_text().split(), np.int64)
+    except (ValueError, OSError, OverflowError) as error:
+        raise _damaged(folder / TYPES, error) from error
+    listed = folder / "type_map.raw"
+    names = listed.read_text().split() if listed.is_file() else options.type_map
+    if options.type_map is not None and names != options.type_map:
+        raise RamifyError(
+            f"{listed} names the types {names}, the recipe {options.type_map} (`type_map`)", fix="leave `type_map` out"
+        )
+    if names is None:
+        raise RamifyError(
+            f"{folder} has no type_map.raw: nothing says which elements its types {sorted(set(types.tolist()))} are",
+            fix="state them in order, e.g. `type_map: [O, H]`",
+        )
+    unknown = [name for name in names if name not in NUMBERS]
+    if unknown or (len(types) and not 0 <= types.min() <= types.max() < len(names)):
+        raise RamifyError(
+            f"{folder}: the types {sorted(set(types.tolist()))} do not fit the names {names}"
+            + (f", of which {unknown} are no element symbols" if unknown else ""),
+            fix="correct type_map.raw, or the system",
+        )
+    return types, np.array([NUMBERS[name] for name in names], np.int64)
+
+
+def _records(
+    folder: Path, member: Path, kinds: tuple[NDArray[np.int64], NDArray[np.int64]], quarantine: Quarantine
+) -> Iterator[Record]:
+    types, numbers = kinds
+    arrays = _arrays(member, len(types), periodic=not (folder / "nopbc").exists())
+    origin = f"{folder.name}/{member.name}"
+    for row in range(len(arrays["coord"])):
+        try:
+            z = numbers[types]
+            present = np.ones(len(types), np.bool_)
+            if "real_atom_types" in arrays:
+                real = arrays["real_atom_types"][row].astype(np.int64)
+                present = real >= 0
+                if real.max(initial=-1) >= len(numbers) or real.min(initial=0) < -1:
+                    raise UnusableError(MALFORMED_STRUCTURE, f"types {real.min()} to {real.max()} of {len(numbers)}")
+                z = numbers[real[present]]
+            check_numbers(z)
+            yield _record(arrays, row, z, present, folder.name, origin, quarantine)
+        except UnusableError as error:
+            quarantine.add(f"{origin}[{row}]", error.reason, error.detail)
+
+
+def _record(
+    arrays: dict[str, NDArray[Any]],
+    row: int,
+    numbers: NDArray[np.int64],
+    present: NDArray[np.bool_],
+    group: str,
+    origin: str,
+    quarantine: Quarantine,
+) -> Record:
+    def taken(name: str) -> NDArray[np.float64] | None:
+        return as_floats(arrays[name][row], MALFORMED_STRUCTURE, name) if name in arrays else None
+
+    box, energy, force, virial = (taken(name) for name in ("box", "energy", "force", "virial"))
+    cell = None if box is None else box.reshape(3, 3)
+    stress = None
+    if virial is not None:
+        volume = 0.0 if cell is None else abs(float(np.linalg.det(cell)))
+        if volume:
+            stress = -virial.reshape(3, 3) / volume
+        else:
+            quarantine.remark(f"{origin}[{row}]", STRESS_WITHOUT_CELL, "virial")
+    return Record(
+        numbers=numbers,
+        positions=np.asarray(arrays["coord"][row], np.float64).reshape(-1, 3)[present],
+        energy=None if energy is None else float(energy.reshape(-1)[0]),
+        forces=None if force is None else force.reshape(-1, 3)[present],
+        stress=stress,
+        cell=cell,
+        pbc=None if cell is None else np.ones(3, np.bool_),
+        group=group,
+        origin=origin,
+        row=row,
+    )
+
+
+def _arrays(member: Path, n_atoms: int, *, periodic: bool) -> dict[str, NDArray[Any]]:
+    """The arrays of a set, mapped; of the shapes that they must have."""
+    widths = {"coord": 3 * n_atoms, "energy": 1, "force": 3 * n_atoms, "virial": 9, "real_atom_types": n_atoms}
+    widths |= {"box": 9} if periodic else {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, width in widths.items():
+        file = member / f"{name}.npy"
+        if not file.is_file():
+            continue
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise _damaged(file, error) from error
+        rows = len(arrays["coord"]) if "coord" in arrays else len(array)
+        if array.size != rows * width or array.dtype.kind not in "iuf":
+            raise RamifyError(
+                f"{file} has shape {array.shape} and type {array.dtype}, expected ({rows}, {width}) numbers",
+                fix="the set is damaged, or `type.raw` belongs to another system",
+            )
+        arrays[name] = array.reshape(rows, width)
+    missing = [name for name in ("coord", "energy", *(["box"] if periodic else [])) if name not in arrays]
+    if missing:
+        raise RamifyError(
+            f"{member} has no {', '.join(f'{name}.npy' for name in missing)}",
+            fix="correct `path`; a system without cells has a file `nopbc`",
+        )
+    return arrays
+
+
+def _damaged(file: Path, error: Exception) -> RamifyError:
+    return RamifyError(f"{file} cannot be read: {error}", fix="copy it again from the original")
+
+
+FORMAT = Format(name="deepmd", options=Options, read=read, companions=companions, folder=TYPES)

@@ -1,0 +1,210 @@
+"""numpy archives with one row per structure, padded to the largest: QM7-X, MD17, rMD17 and sGDML data sets.
+
+Arrays: energies (R,) or (R, 1), forces and positions (R, n, 3), atomic numbers (R, n), or (n,) for all rows; a cell
+(3, 3) or (R, 3, 3). Atoms of number 0 fill up the rows of smaller molecules and are left out. The arrays are read side
+by side, block by block.
+
+sGDML's data sets (Chmiela et al., Comput. Phys. Commun. 240, 38 (2019), github.com/stefanch/sGDML) may state `e_unit`,
+`r_unit` and `lattice`. MD17 (sgdml.org) and rMD17 (doi:10.24435/materialscloud:wy-kn) are in kcal/mol and do not say
+so.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from ramify.errors import RamifyError, nearest
+from ramify.sources.base import CHUNK_ATOMS, Format
+from ramify.sources.labels import LabelledOptions
+from ramify.sources.npz_rows import Block, Rows
+from ramify.sources.quarantine import Quarantine
+from ramify.sources.units import Units, with_stated
+from ramify.structures import Structures
+
+KNOWN = (  # numbers, positions, energy, forces; QM7-X pairs are never mixed
+    ("atNUM", "atXYZ", "ePBE0+MBD", "totFOR"),
+    ("atNUM", "atXYZ", "ePBE0", "pbe0FOR"),
+    ("z", "R", "E", "F"),
+    ("nuclear_charges", "coords", "energies", "forces"),
+)
+
+
+UNSTATED = (KNOWN[2], KNOWN[3])
+"""The layouts of MD17 and rMD17, whose files are in kcal/mol and do not say so."""
+
+STATED = {"energy": "e_unit", "length": "r_unit"}
+"""Arrays by which an sGDML data set states its units."""
+
+Role = Literal["numbers", "positions", "energy", "forces", "cell"]
+
+
+class Options(LabelledOptions):
+    """Recipe keys of `format: npz`."""
+
+    format: Literal["npz"] = "npz"
+    """numpy archive with padded rows."""
+    keys: dict[Role, str] | None = None
+    """Names of the arrays (`forces` and `cell` may be left out); without this key those of QM7-X, MD17, rMD17,
+    sGDML."""
+    lattice: Literal["rows", "columns"] | None = None
+    """Whether lattice vectors are the rows or the columns of the cell; needed only where it makes a difference, because
+    sGDML's converters write rows and its documentation says columns."""
+    group_key: str | None = None
+    """Array (R,) that says which rows belong together; without it, the composition."""
+
+
+def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
+    """Yields every row; the padding is gone.
+
+    Raises:
+        RamifyError: no such file, not npz, damaged, without the arrays it needs, or with units that nobody states.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            keys = _keys(path, names, options)
+            units = _units(archive, path, names, keys, options)
+            yield from _blocks(archive, path, keys, options, units, quarantine)
+            _remark_unread(path, names, keys, quarantine)
+    except FileNotFoundError as error:
+        raise RamifyError(f"{path} does not exist", fix="correct `path`") from error
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, ValueError, zlib.error) as error:
+        raise RamifyError(
+            f"{path} cannot be read as npz: {error}", fix="correct `path` or `format`, or download it again"
+        ) from error
+
+
+def _keys(path: Path, names: set[str], options: Options) -> dict[str, str]:
+    """Array names by what they hold."""
+    roles = ("numbers", "positions", "energy", "forces")
+    if options.keys is None:
+        fitting = [dict(zip(roles, known, strict=True)) for known in KNOWN if names >= set(known)]
+        if len(fitting) != 1:
+            why = "several sets of labels" if fitting else "no known set of arrays"
+            raise RamifyError(
+                f"{path} holds {why} (e.g. {' '.join(KNOWN[0])}): it has {', '.join(sorted(names))}",
+                fix="name them: `keys: {numbers: ..., positions: ..., energy: ..., forces: ...}`",
+            )
+        keys = fitting[0] | ({"cell": "lattice"} if "lattice" in names else {})
+    else:
+        keys = {str(role): name for role, name in options.keys.items()}
+        if missing := {"numbers", "positions", "energy"} - keys.keys():
+            raise RamifyError(f"`keys` lacks {', '.join(sorted(missing))}", fix="name all but forces and cell")
+    mixed = {keys["energy"], keys.get("forces")}
+    if mixed in ({"ePBE0+MBD", "pbe0FOR"}, {"ePBE0", "totFOR"}):
+        raise RamifyError(
+            f"`keys` pairs {keys['energy']} with {keys['forces']}, which are no gradient of it",
+            fix="pair ePBE0+MBD with totFOR, or ePBE0 with pbe0FOR",
+        )
+    for name in [*keys.values(), *([options.group_key] if options.group_key else [])]:
+        if name not in names:
+            raise RamifyError(
+                f"{path} has no array '{name}'{nearest(name, names)}; it has {', '.join(sorted(names))}",
+                fix="correct `keys` or `group_key`",
+            )
+    return keys | ({"group": options.group_key} if options.group_key else {})
+
+
+def _units(archive: zipfile.ZipFile, path: Path, names: set[str], keys: dict[str, str], options: Options) -> Units:
+    """The units of the recipe, and those that the file states where the recipe is silent."""
+    stated = {kind: _text(archive, name) for kind, name in STATED.items() if name in names}
+    units = with_stated(path, options.units, stated)
+    layout = tuple(keys.get(role) for role in ("numbers", "positions", "energy", "forces"))
+    one_molecule = len(_shape(archive, keys["numbers"])) == 1
+    if layout in UNSTATED and one_molecule and not units.model_fields_set & {"energy"} and "energy" not in stated:
+        raise RamifyError(
+            f"{path} has the arrays of MD17 or rMD17 ({', '.join(map(str, layout))}), whose files are in kcal/mol as "
+            "published and do not say so; neither does this one",
+            fix="set `units: {energy: kcal/mol}`, or the unit that was converted to, e.g. `units: {energy: eV}`",
+        )
+    return units
+
+
+def _text(archive: zipfile.ZipFile, name: str) -> str:
+    """An array of one text."""
+    with archive.open(f"{name}.npy") as stream:
+        value = npy.read_array(stream, allow_pickle=False).reshape(-1)[:1]
+    return str(value.astype("U")[0]) if value.size else ""
+
+
+def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    with archive.open(f"{name}.npy") as stream:
+        return Rows(stream).shape
+
+
+def _remark_unread(path: Path, names: set[str], keys: dict[str, str], quarantine: Quarantine) -> None:
+    """Says which arrays look like a label or a cell and were not read."""
+    words = ("stress", "virial", "lattice", "cell", "pbc", "box")
+    for name in sorted(names - set(keys.values())):
+        if any(word in name.lower() for word in words):
+            quarantine.remark(f"{path.name}/{name}", f"array '{name}' not read")
+
+
+def _blocks(
+    archive: zipfile.ZipFile,
+    path: Path,
+    keys: dict[str, str],
+    options: Options,
+    units: Units,
+    quarantine: Quarantine,
+) -> Iterator[Structures]:
+    with ExitStack() as stack:
+        arrays = {role: Rows(stack.enter_context(archive.open(f"{name}.npy"))) for role, name in keys.items()}
+        if len(arrays["positions"].shape) != 3:
+            raise RamifyError(
+                f"{path}: the array of positions has shape {arrays['positions'].shape}, expected (rows, atoms, 3)",
+                fix="correct `keys`",
+            )
+        R, n = arrays["positions"].shape[:2]
+        shared = {
+            role: arrays.pop(role).read_all()
+            for role, dimensions in (("numbers", 1), ("cell", 2))
+            if role in arrays and len(arrays[role].shape) == dimensions
+        }
+        _check_shapes(path, arrays, R, n, shared)
+        step = max(1, CHUNK_ATOMS // max(n, 1))
+        for start in range(0, R, step):
+            block = {role: array.read(min(step, R - start)) for role, array in arrays.items()}
+            for role, values in shared.items():
+                block[role] = np.broadcast_to(values, (len(block["energy"]), *values.shape))
+            yield Block(
+                path, block, start, units, per_atom=options.energy_is_per_atom, lattice=options.lattice
+            ).structures(quarantine)
+
+
+def _check_shapes(path: Path, arrays: dict[str, "Rows"], rows: int, n: int, shared: dict[str, NDArray[Any]]) -> None:
+    expected = {
+        "numbers": (rows, n),
+        "positions": (rows, n, 3),
+        "energy": (rows,),
+        "forces": (rows, n, 3),
+        "cell": (rows, 3, 3),
+        "group": (rows,),
+    }
+    for role, array in arrays.items():
+        if role in ("positions", "forces", "cell") and array.kind not in "iuf":
+            raise RamifyError(
+                f"{path}: the array of {role} holds no numbers but values of type '{array.kind}'", fix="correct `keys`"
+            )
+        shape = array.shape[:1] if role == "energy" and array.shape == (rows, 1) else array.shape
+        if shape != expected[role]:
+            raise RamifyError(
+                f"{path}: the array of {role} has shape {array.shape}, expected {expected[role]} beside {rows} rows",
+                fix="correct `keys`",
+            )
+    if "numbers" in shared and shared["numbers"].shape != (n,):
+        raise RamifyError(
+            f"{path}: {len(shared['numbers'])} atomic numbers for positions of {n} atoms", fix="correct `keys`"
+        )
+    if "cell" in shared and shared["cell"].shape != (3, 3):
+        raise RamifyError(f"{path}: a cell of shape {shared['cell'].shape}, expected (3, 3)", fix="correct `keys`")
+
+
+FORMAT = Format(name="npz", options=Options, read=read)

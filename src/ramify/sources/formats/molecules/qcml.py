@@ -1,0 +1,121 @@
+"""QCML, the feature group `dft_force_field`: TFRecord files of molecules at PBE0.
+
+Ganscha et al., Scientific Data 12, 406 (2025), doi:10.1038/s41597-025-04720-7. A record holds `atomic_numbers`,
+`positions`, `pbe0_energy`, `pbe0_formation_energy`, `pbe0_forces` (Hartree, Hartree/bohr), `charge`, `multiplicity` and
+`is_outlier`. Numbers are float32, whose step at a total energy of 2,400 Hartree is 7 meV: by default the formation
+energy is read, which differs from the total by constants of the elements and so fits the same forces.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ase.units import Bohr, Hartree
+from numpy.typing import NDArray
+
+from ramify.errors import RamifyError
+from ramify.sources.base import DatasetOptions, Format
+from ramify.sources.chunks import (
+    MALFORMED_STRUCTURE,
+    NOT_COMPUTED,
+    Record,
+    UnusableError,
+    check_numbers,
+    chunked,
+    composition,
+)
+from ramify.sources.parsing.tfrecord import Feature, WireError, parse_example, records
+from ramify.sources.quarantine import Quarantine
+from ramify.sources.units import LENGTH_UNITS
+from ramify.structures import Structures
+
+ENERGIES = {"formation": "pbe0_formation_energy", "total": "pbe0_energy"}
+NEEDED = ("atomic_numbers", "positions")
+IONS = "charged or open-shell molecule, whose charge and multiplicity are not read"
+
+
+class Options(DatasetOptions):
+    """Recipe keys of `format: qcml`."""
+
+    format: Literal["qcml"] = "qcml"
+    """TFRecord files of `qcml/dft_force_field`: `path: dft_force_field/1.0.0/*.tfrecord-*`."""
+    length: Literal["Å", "bohr"]
+    """Unit of the positions. The files do not state it: a C-H bond is 1.1 Å, or 2.1 bohr."""
+    energy: Literal["formation", "total"] = "formation"
+    """`formation`: relative to atoms; `total`: as computed, in float32 good to some meV only."""
+    outliers: Literal["drop", "keep"] = "drop"
+    """What becomes of records that the publisher marks (`is_outlier`)."""
+
+
+def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
+    """Yields every molecule; the group is the composition.
+
+    Raises:
+        RamifyError: no such file, no TFRecord file of this group of features, damaged, or cut short.
+    """
+    yield from chunked(_records(path, options, quarantine), quarantine)
+
+
+def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Record]:
+    ions = 0
+    for row, data in enumerate(records(path)):
+        try:
+            found = parse_example(data)
+        except WireError as error:
+            raise _other_layout(path, row, str(error)) from error
+        if row == 0 and not {*NEEDED, ENERGIES[options.energy], "pbe0_forces"} <= found.keys():
+            raise _other_layout(path, row, f"it holds {', '.join(sorted(found)[:12]) or 'nothing'}")
+        if options.outliers == "drop" and _integer(found, "is_outlier"):
+            quarantine.add(f"{path.name}[{row}]", "marked as an outlier by the publisher (outliers)")
+            continue
+        try:
+            record = _record(found, options, path.name, row)
+        except UnusableError as error:
+            quarantine.add(f"{path.name}[{row}]", error.reason, error.detail)
+            continue
+        ions += bool(_integer(found, "charge")) or _integer(found, "multiplicity", 1) != 1
+        yield record
+    if ions:
+        quarantine.remark(path.name, IONS, count=ions)
+
+
+def _record(found: Mapping[str, Feature], options: Options, origin: str, row: int) -> Record:
+    numbers = _numbers(found, "atomic_numbers").astype(np.int64)
+    check_numbers(numbers)
+    positions, forces = _numbers(found, "positions"), _numbers(found, "pbe0_forces")
+    energy = _numbers(found, ENERGIES[options.energy])
+    if positions.size != 3 * len(numbers):
+        raise UnusableError(MALFORMED_STRUCTURE, f"{len(numbers)} atoms, {positions.size} numbers of positions")
+    if energy.size != 1 or not forces.size:
+        raise UnusableError(NOT_COMPUTED, f"{energy.size} energies, {forces.size} numbers of forces")
+    return Record(
+        numbers=numbers,
+        positions=positions.astype(np.float64).reshape(-1, 3) * LENGTH_UNITS[options.length],
+        energy=float(energy[0]) * Hartree,
+        forces=forces.astype(np.float64).reshape(-1, 3 if forces.size % 3 == 0 else 1) * (Hartree / Bohr),
+        group=composition(numbers),
+        origin=origin,
+        row=row,
+    )
+
+
+def _numbers(found: Mapping[str, Feature], name: str) -> NDArray[Any]:
+    value = found.get(name)
+    return value if isinstance(value, np.ndarray) else np.zeros(0)
+
+
+def _integer(found: Mapping[str, Feature], name: str, default: int = 0) -> int:
+    value = _numbers(found, name)
+    return int(value[0]) if value.size else default
+
+
+def _other_layout(path: Path, row: int, what: str) -> RamifyError:
+    return RamifyError(
+        f"{path}: record {row} is not of format 'qcml' ({', '.join((*NEEDED, *ENERGIES.values(), 'pbe0_forces'))}): "
+        f"{what}",
+        fix="correct `path`: the group of features dft_force_field is needed",
+    )
+
+
+FORMAT = Format(name="qcml", options=Options, read=read, theory="PBE0, FHI-aims")

@@ -1,0 +1,100 @@
+"""SPICE: one HDF5 group for each molecule, with its conformations.
+
+Eastman et al., Scientific Data 10, 11 (2023), doi:10.1038/s41597-022-01882-6; zenodo 8222043;
+github.com/openmm/spice-dataset. A group holds `atomic_numbers` (n,), `conformations` (R, n, 3) bohr, `dft_total_energy`
+(R,) Hartree, `dft_total_gradient` (R, n, 3) Hartree/bohr - gradients, not forces -, `subset` (1,) and `smiles` (1,).
+Molecules may be charged: the SMILES states it.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import h5py
+from ase.units import Bohr, Hartree
+
+from ramify.errors import RamifyError, nearest
+from ramify.sources.base import DatasetOptions, Format
+from ramify.sources.chunks import merged
+from ramify.sources.parsing.hdf5 import Conformers, dataset, open_hdf5
+from ramify.sources.quarantine import Quarantine
+from ramify.structures import Structures
+
+PART_MOLECULES = 500
+"""Molecules of a part: most have 50 conformations of 20 to 60 atoms."""
+
+
+class Options(DatasetOptions):
+    """Recipe keys of `format: spice`."""
+
+    format: Literal["spice"] = "spice"
+    """HDF5 of SPICE."""
+    subsets: list[str] | None = None
+    """Names of the subsets to read, e.g. `SPICE PubChem Set 1 Single Points Dataset v1.2`; without this key all."""
+
+
+def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
+    """Yields names of molecules, `PART_MOLECULES` at a time.
+
+    Raises:
+        RamifyError: the file is not of this layout or is damaged, or has none of a stated subset.
+    """
+    with open_hdf5(path, "spice") as file:
+        if options.subsets is not None:
+            _require_subsets(file, path, options.subsets)
+        molecules = iter(file)
+        while names := tuple(islice(molecules, PART_MOLECULES)):
+            yield names
+
+
+def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:
+    """Yields every conformation of some molecules; the group is the molecule. Gradients become forces.
+
+    Raises:
+        RamifyError: the file is damaged.
+    """
+    with open_hdf5(path, "spice") as file:
+        yield from merged(block for name in names for block in _molecule(file[name], path, options, quarantine))
+
+
+def _molecule(group: h5py.Group, path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
+    name, subset = str(group.name).strip("/"), _subset(group)
+    if options.subsets is not None and subset not in options.subsets:
+        quarantine.add(f"{path.name}/{name}", "of another subset (subsets)", subset, count=len(group["conformations"]))
+        return
+    yield from Conformers(
+        numbers=group["atomic_numbers"][()],
+        positions=group["conformations"],
+        positions_unit=Bohr,
+        energy=dataset(group, "dft_total_energy"),
+        energy_unit=Hartree,
+        forces=dataset(group, "dft_total_gradient"),
+        forces_unit=-Hartree / Bohr,
+        group=name,
+        origin=f"{path.name}/{name}",
+    ).blocks(quarantine)
+
+
+def _subset(group: h5py.Group) -> str:
+    """Name of the molecule's subset; empty where the file states none."""
+    found = dataset(group, "subset")
+    if found is None:
+        return ""
+    value = found[()].reshape(-1)[0] if found.shape else found[()]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _require_subsets(file: h5py.File, path: Path, wanted: list[str]) -> None:
+    has = {_subset(group) for group in file.values()}
+    for name in wanted:
+        if name not in has:
+            raise RamifyError(
+                f"{path} has no subset '{name}' (`subsets`){nearest(name, has)}; it has {', '.join(sorted(has))}",
+                fix="correct `subsets`",
+            )
+
+
+FORMAT = Format.in_parts(
+    name="spice", options=Options, cut=cut, read_part=read_part, theory="ωB97M-D3(BJ)/def2-TZVPPD, Psi4"
+)

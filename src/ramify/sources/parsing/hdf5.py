@@ -1,0 +1,292 @@
+"""What the HDF5 formats share: opening with clear errors, telling the layouts apart, stacks of conformers in blocks."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.elements import MAX_NUMBER
+from ramify.errors import RamifyError
+from ramify.sources.base import CHUNK_ATOMS, PART_ATOMS
+from ramify.sources.chunks import MALFORMED_STRUCTURE, NOT_COMPUTED, composition, index_names
+from ramify.sources.quarantine import Quarantine
+from ramify.sources.units import known_unit, unit_factor
+from ramify.structures import Split, Structures
+
+Floats = NDArray[np.floating]
+
+CHUNK_CACHE = 64 << 20
+"""Bytes of HDF5's cache for one array: blocks read one after the other must not unpack the same HDF5 chunk twice."""
+
+METADATA_CACHE = 4 << 20
+"""Bytes of HDF5's cache for object headers as HDF5 counts them; in memory they take about 14 times as much, and its
+default of 32 MiB comes to 450 MB on the millions of small arrays of QM7-X."""
+
+_LAYOUTS = {  # the arrays beside one another by which a layout is known
+    "ani1x": {"atomic_numbers", "coordinates"},
+    "ani1": {"species", "coordinates", "energies"},
+    "ani2x": {"species", "coordinates", "energies"},  # species row by row: see `_layout`
+    "qm7x": {"atNUM", "atXYZ"},
+    "transition1x": {"atomic_numbers", "positions"},
+    "spice": {"atomic_numbers", "conformations"},
+}
+
+
+@contextmanager
+def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
+    """Opens an HDF5 file for reading and makes sure that it has `layout`, a key of the known layouts.
+
+    Raises:
+        RamifyError: no such file, an archive that was not unpacked, not HDF5, cut short, or of another layout.
+    """
+    _refuse_archives(path)
+    try:
+        file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
+        cache = file.id.get_mdc_config()
+        cache.max_size = METADATA_CACHE
+        file.id.set_mdc_config(cache)
+    except OSError as error:
+        raise RamifyError(
+            f"{path} cannot be opened as HDF5: {error}",
+            fix="compare its size and checksum with the publisher's and download it again, or correct `format`",
+        ) from error
+    with file:
+        try:
+            _require(file, path, layout)
+            yield file
+        except (
+            OSError,
+            RuntimeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # h5py has no error type of its own
+            raise RamifyError(
+                f"{path} is damaged or lacks a part: {error}",
+                fix="compare its size and checksum with the publisher's and download it again",
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conformers:
+    """R conformers of one molecule or composition of n atoms, as they stand in the file.
+
+    Attributes:
+        numbers: (n,) atomic numbers, the same for all rows; or (R, n).
+        positions: (R, n, 3).
+        energy: (R,) or (R, 1); None where the file has none: then no row is usable.
+        forces: (R, n, 3); None where the file has none.
+        energy_unit: factor to eV.
+        forces_unit: factor to eV/Å; negative where the file holds gradients.
+        positions_unit: factor to Å.
+        group: name of the group that all rows belong to; None for the composition of each.
+        origin: the file and the path inside it.
+        split: official split of all rows.
+        expect_forces: whether rows are unusable without forces.
+    """
+
+    numbers: NDArray[np.integer] | h5py.Dataset
+    positions: h5py.Dataset
+    energy: h5py.Dataset | None
+    forces: h5py.Dataset | None
+    energy_unit: float
+    forces_unit: float
+    group: str | None
+    origin: str
+    positions_unit: float = 1.0
+    split: Split = Split.NONE
+    expect_forces: bool = True
+
+    def blocks(self, quarantine: Quarantine) -> Iterator[Structures]:
+        """The rows in chunks; rows with a NaN in any requested label go to the quarantine, counted.
+
+        Raises:
+            RamifyError: the arrays contradict one another.
+        """
+        R = len(self.positions)
+        self._check_units()
+        if self.energy is None or (self.forces is None and self.expect_forces):
+            quarantine.add(f"{self.origin}[{ranges(np.arange(R))}]", NOT_COMPUTED, "the array is not there", count=R)
+            return
+        self._check_shapes()
+        step = max(1, CHUNK_ATOMS // self.numbers.shape[-1])
+        for start in range(0, R, step):
+            rows = np.arange(start, min(start + step, R))
+            block = slice(start, start + step)
+            pos, e = self.positions[block], self.energy[block].reshape(-1)
+            f = None if self.forces is None else self.forces[block]
+            numbers = self.numbers[block] if self.numbers.ndim == 2 else np.tile(self.numbers[()], (len(rows), 1))
+            missing = np.isnan(e)
+            if f is not None and np.isnan(f.sum()):  # one pass over all tells that most blocks hold no NaN
+                missing |= np.isnan(f.reshape(len(f), -1)).any(axis=1)
+            wrong = ((numbers < 1) | (numbers > MAX_NUMBER)).any(axis=1)
+            for left_out, reason, detail in (
+                (wrong, MALFORMED_STRUCTURE, f"an atomic number outside 1 to {MAX_NUMBER}"),
+                (missing & ~wrong, NOT_COMPUTED, ""),
+            ):
+                if left_out.any():
+                    quarantine.add(
+                        f"{self.origin}[{ranges(rows[left_out])}]", reason, detail, count=left_out.sum().item()
+                    )
+            if (missing | wrong).any():
+                keep = ~(missing | wrong)
+                pos, e, f, rows, numbers = pos[keep], e[keep], None if f is None else f[keep], rows[keep], numbers[keep]
+            if len(rows):
+                yield self._structures(numbers, pos, e, f, rows)
+
+    def _structures(
+        self, numbers: NDArray[np.integer], pos: Floats, energy: Floats, forces: Floats | None, rows: NDArray[np.int64]
+    ) -> Structures:
+        if forces is not None:
+            forces = forces.reshape(-1, 3).astype(np.float64) * self.forces_unit
+        group, group_names = (None, (self.group,)) if self.group is not None else index_names(map(composition, numbers))
+        return Structures.make(
+            n_atoms=np.full(len(rows), numbers.shape[1]),
+            numbers=numbers.reshape(-1),
+            positions=pos.reshape(-1, 3) * self.positions_unit if self.positions_unit != 1 else pos.reshape(-1, 3),
+            energy=energy.astype(np.float64) * self.energy_unit,
+            forces=forces,
+            split=np.full(len(rows), self.split),
+            group=group,
+            row=rows,
+            group_names=group_names,
+            origin_names=(self.origin,),
+        )
+
+    def _check_units(self) -> None:
+        """Units that the arrays state in their attributes, as SPICE's do, are those that are read."""
+        for kind, array, factor in (
+            ("energy", self.energy, self.energy_unit),
+            ("forces", self.forces, self.forces_unit),
+            ("length", self.positions, self.positions_unit),
+        ):
+            stated = None if array is None else array.attrs.get("units", array.attrs.get("unit"))
+            name = None if stated is None else known_unit(kind, _text(stated))
+            if name is not None and not np.isclose(unit_factor(kind, name), abs(factor), rtol=1e-4):
+                raise RamifyError(
+                    f"{self.origin} states that its {kind} is in {_text(stated)}, which this format does not expect",
+                    fix="this is another version of the dataset: convert it to the published units first",
+                )
+
+    def _check_shapes(self) -> None:
+        R, n = len(self.positions), self.numbers.shape[-1]
+        sizes: dict[str, tuple[Any, int]] = {
+            "positions": (self.positions, R * n * 3),
+            "energy": (self.energy, R),
+            "forces": (self.forces, R * n * 3),
+        }
+        if self.numbers.ndim == 2:
+            sizes["atomic numbers"] = (self.numbers, R * n)
+        for name, (array, size) in sizes.items():
+            if array is not None and array.dtype.kind not in "iuf":
+                raise RamifyError(
+                    f"{self.origin}: {name} is of type {array.dtype}, no numbers",
+                    fix="the file is damaged or of another format: download it again, or correct `format`",
+                )
+            if array is not None and (array.shape[:1] != (R,) or array.size != size or n == 0):
+                raise RamifyError(
+                    f"{self.origin}: {name} has shape {array.shape}, which does not fit {R} rows of {n} atoms",
+                    fix="the file is damaged or of another format: download it again, or correct `format`",
+                )
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def ranges(rows: NDArray[np.integer]) -> str:
+    """Ascending row numbers in short: `0-4,17`."""
+    if not len(rows):
+        return ""
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    first, last = rows[np.r_[0, breaks + 1]].tolist(), rows[np.r_[breaks, len(rows) - 1]].tolist()
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))
+
+
+def groups(group: h5py.Group) -> Iterator[h5py.Group]:
+    """The groups directly inside `group`, in the order of their names."""
+    return (member for member in group.values() if isinstance(member, h5py.Group))
+
+
+def groups_by_atoms(found: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, ...]]:
+    """Names in runs of about `PART_ATOMS` atoms, from names and shapes (conformers, atoms, 3)."""
+    names: list[str] = []
+    atoms = 0
+    for name, shape in found:
+        names.append(name)
+        atoms += int(np.prod(shape[:2]))
+        if atoms >= PART_ATOMS:
+            yield tuple(names)
+            names, atoms = [], 0
+    if names:
+        yield tuple(names)
+
+
+def dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
+    """The array `key` of `group`, None where it is not there."""
+    found: Any = group.get(key)
+    return found if isinstance(found, h5py.Dataset) else None
+
+
+def _require(file: h5py.File, path: Path, layout: str) -> None:
+    arrays = first_arrays(file)
+    found = _layout(arrays)
+    if found == layout:
+        return
+    holds = f"the layout of format '{found}'" if found else f"arrays {sorted(arrays)[:8]}" if arrays else "no arrays"
+    marks = ", ".join(sorted(_LAYOUTS[layout]))
+    raise RamifyError(
+        f"{path} is not of format '{layout}' (arrays {marks} beside one another): it holds {holds}",
+        fix=f"set `format: {found}`" if found else "correct `format` or `path`",
+    )
+
+
+def hdf5_layout(path: Path) -> str | None:
+    """Name of the format whose layout an HDF5 file has; None if it has no known one or is no HDF5 file."""
+    try:
+        with h5py.File(path, "r") as file:
+            return _layout(first_arrays(file))
+    except (OSError, RuntimeError, KeyError):
+        return None
+
+
+def _layout(arrays: Mapping[str, h5py.Dataset]) -> str | None:
+    found = next((name for name, marks in _LAYOUTS.items() if marks <= arrays.keys()), None)
+    if found == "ani1" and arrays["species"].ndim == 2:
+        return "ani2x"
+    return found
+
+
+def first_arrays(group: h5py.Group, depth: int = 5) -> dict[str, h5py.Dataset]:
+    """The arrays in the first group (depth first, the first 50 members of each) that has any."""
+    members = {name: group[name] for name in islice(group, 50)}
+    arrays = {name: member for name, member in members.items() if isinstance(member, h5py.Dataset)}
+    if arrays or depth == 0:
+        return arrays
+    inside = (first_arrays(member, depth - 1) for member in members.values())
+    return next((found for found in inside if found), {})
+
+
+def _refuse_archives(path: Path) -> None:
+    """A file still packed gets its unpacking command. A bare tar would even open: HDF5 skips its 512-byte header."""
+    if path.is_dir():
+        raise RamifyError(f"{path} is a folder, not a file", fix=f"path: {path}/*")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError as error:
+        raise RamifyError(f"{path} does not exist", fix="correct `path`") from error
+    except OSError as error:
+        raise RamifyError(f"{path} cannot be read: {error}", fix="check its permissions") from error
+    if head[257:262] == b"ustar":
+        raise RamifyError(f"{path} is a tar archive, not HDF5", fix=f"unpack it: tar xf {path}")
+    packed = {b"\xfd7zXZ\x00": "tar xJf", b"BZh": "tar xjf", b"\x1f\x8b": "tar xzf", b"PK\x03\x04": "unzip"}
+    for magic, command in packed.items():
+        if head.startswith(magic):
+            raise RamifyError(f"{path} is a compressed archive, not HDF5", fix=f"unpack it: {command} {path}")

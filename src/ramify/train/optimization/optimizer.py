@@ -1,0 +1,117 @@
+"""Groups of parameters, guarded steps, and the averaged weights."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ramify.model.lora import is_lora_weight
+from ramify.parallel.sharded_tensors import is_sharded, to_local
+from ramify.recipe import OptimizerOptions
+from ramify.train.optimization.optimizers import OPTIMIZERS
+
+
+def build_optimizer(
+    model: nn.Module, options: OptimizerOptions, part_of_rate: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over all parameters of `model` that are trained.
+
+    Only what is a linear map decays (no biases, norms, embedding). A parameter called `name` takes `part_of_rate(name)`
+    of the learning rate, see `set_rate`.
+    """
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
+            hidden = id(p) not in embeddings and is_hidden(name, p)
+            # PyTorch takes no step on cut and whole ones together
+            groups.setdefault((decay, part_of_rate(name), is_sharded(p), hidden), []).append(p)
+    chosen = [
+        {"params": members, "weight_decay": decay, "part": part, "hidden": hidden}
+        for (decay, part, _, hidden), members in groups.items()
+    ]
+    return OPTIMIZERS[options.kind](chosen, options)
+
+
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix between layers: no vector, no output of a head, which has few rows or one, and no
+    half of a low-rank update."""
+    return parameter.ndim == 2 and min(parameter.shape) >= SMALLEST_SIDE and not is_lora_weight(name)
+
+
+SMALLEST_SIDE = 8
+"""Of a matrix that counts as hidden: the outputs of heads (1, or as many as vector channels) have no directions that
+would have to be kept apart."""
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step; every group of parameters takes its part of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["part"]
+
+
+def guard(optimizer: torch.optim.Optimizer, norm: Tensor, limit: float | None) -> None:
+    """Has the next step clip its gradients, or change nothing at all where they are not finite.
+
+    Both are decided where the gradients are, by the update itself, in the way that `torch.amp.GradScaler` tells a fused
+    optimizer what to divide by and whether to pass: the host need not know the norm.
+
+    Args:
+        optimizer: fused.
+        norm: () of the whole gradient.
+        limit: that it is scaled down to, as `torch.nn.utils.clip_grad_norm_` does; None never scales.
+    """
+    scale = None if limit is None else ((norm + 1e-6) / limit).clamp(min=1.0).float()
+    told = {"grad_scale": scale, "found_inf": (~torch.isfinite(norm)).float()}
+    for name, value in told.items():
+        setattr(optimizer, name, value)
+
+
+class AveragedWeights:
+    """Exponential moving average of all parameters.
+
+    The decay starts low, min(decay, (1 + t) / (10 + t)) after t updates, so that early averages follow the weights
+    (the rule of tf.train.ExponentialMovingAverage). With decay 0 the averages are the weights themselves and take no
+    memory.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._parameters = list(model.parameters())
+        self._averages = [p.detach().clone() for p in self._parameters] if decay else None
+        self._since: dict[int, list[int]] = {0: list(range(len(self._parameters)))}
+
+    @property
+    def averages(self) -> list[Tensor]:
+        """Of every parameter, in the order of the model."""
+        return [p.detach() for p in self._parameters] if self._averages is None else self._averages
+
+    def began(self, parameters: Iterable[nn.Parameter], update: int) -> None:
+        """Says that some parameters have been there only since update number `update`; theirs count from there."""
+        chosen = {id(p) for p in parameters}
+        moved = [k for k, p in enumerate(self._parameters) if id(p) in chosen]
+        self._since = {since: [k for k in ks if k not in set(moved)] for since, ks in self._since.items()}
+        self._since.setdefault(update, []).extend(moved)
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Moves the averages towards the weights after update number `updates` (from 0)."""
+        if self._averages is None:
+            return
+        for since, members in self._since.items():
+            t = updates - since
+            decay = min(self.decay, (1 + t) / (10 + t))
+            weights = [to_local(self._parameters[k].detach()) for k in members]
+            if weights:
+                torch._foreach_lerp_([to_local(self._averages[k]) for k in members], weights, 1.0 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges weights and averages in place; a second call puts them back."""
+        if self._averages is None:
+            return
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
