@@ -131,15 +131,17 @@ class RunReporter:
             "datasets": {name: dict(zip(names, values, strict=True)) for name, values in outcome.datasets.items()},
         }
         self._add(entry)
-        self._heard.trained(entry)
+        if not self.failed:
+            self._heard.trained(entry)
 
     def evaluated(self, found: Validation, *, best: bool) -> None:
         """The errors on the validation splits."""
         entry = self._entry("val") | {"metric": found.metric, "best": best, "datasets": found.datasets}
         self.evaluations.append(finite(entry))
         self._add(entry)
-        self._heard.evaluated(entry)
-        self._warn_if_trivial(found.datasets)
+        if not self.failed:  # who listens may write into the run, too
+            self._heard.evaluated(entry)
+            self._warn_if_trivial(found.datasets)
 
     def _warn_if_trivial(self, datasets: Mapping[str, Any]) -> None:
         """Says loudly which heads know nothing yet, once the warm-up is over."""
