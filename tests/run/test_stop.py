@@ -77,6 +77,26 @@ def test_after_the_first_step_it_does_not() -> None:
         assert stop.reason == "SIGTERM"
 
 
+AFTER = """
+import os, signal, sys
+from ramify.run.stop import Stop, listening
+with listening(["demo"]):
+    with Stop(at_once=True) as stop:
+        stop.begin()
+        stop.stepped()
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", STOPPED), ("SIGINT", -signal.SIGINT)])
+def test_after_a_training_nothing_is_said_of_its_first_step(name: str, status: int) -> None:
+    """As while `ramify demo` evaluates: Ctrl-C is Python's own, which that command catches."""
+    done = subprocess.run([sys.executable, "-c", AFTER, name], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert "first step" not in done.stderr
+    assert ("the checkpoints are kept" in done.stderr) == (name == "SIGTERM")
+
+
 @pytest.mark.parametrize(
     ("reason", "status"),
     [

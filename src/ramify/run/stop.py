@@ -35,6 +35,10 @@ RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 """Where launchers say which rank this is (`ramify.parallel.startup.launch`, which needs PyTorch)."""
 
 
+_TRAINED = threading.Event()
+"""Whether this program has taken a step; what comes after that (`ramify demo` evaluates) has other things to say."""
+
+
 class Stopped(BaseException):
     """A signal has come before there was anything to keep; its argument says which. No `Exception`, so that nothing on
     its way takes it for a failure of its own."""
@@ -84,6 +88,7 @@ class Stop:
     def stepped(self) -> None:
         """A step is done, and so is what is compiled in the first one."""
         self._begun.set()
+        _TRAINED.set()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may install handlers
@@ -120,7 +125,7 @@ class Stop:
         if self._interrupts > 1 and not self._at_once:
             raise KeyboardInterrupt
         if self._at_once:
-            raise Stopped(self._signal)
+            raise KeyboardInterrupt if _TRAINED.is_set() and number == signal.SIGINT else Stopped(self._signal)
 
     def _insist(self, pipe: int) -> None:
         """Ends a process whose main thread heeds no signal, because it compiles or waits for other ranks: by an
@@ -142,6 +147,7 @@ def listening(arguments: Sequence[str]) -> Iterator[None]:
     """Around the whole command line, from its first moment on: where a training is wanted, a signal before its first
     step ends the process with the status of one that is to be continued, and says so."""
     verb = next((word for word in arguments if not word.startswith("-")), "")
+    _TRAINED.clear()
     free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # nobody listens yet
     try:
         with Stop(at_once=True) if verb in VERBS and free else nullcontext():
@@ -165,8 +171,7 @@ def exit_status(reason: str) -> int:
 def _say(reason: str) -> None:
     """One message, of the first rank; written by the system, since this may be a thread beside one that prints."""
     if all(os.environ.get(name, "0") in ("", "0") for name in RANKS):
-        text = (
-            f"stopped ({reason}) before its first step: nothing is lost and no checkpoint was written; start the same "
-            "command again, with --continue if its run is there already\n"
-        )
-        os.write(2, text.encode())
+        before = "before its first step: nothing is lost and no checkpoint was written; start the same command again, "
+        before += "with --continue if its run is there already"
+        after = "after its training, of which the checkpoints are kept: ramify train --resume DIR goes on with it"
+        os.write(2, f"stopped ({reason}) {after if _TRAINED.is_set() else before}\n".encode())

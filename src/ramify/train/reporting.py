@@ -135,7 +135,8 @@ class RunReporter:
             "datasets": outcome.datasets,
         }
         self._add(entry)
-        self._heard.trained(entry)
+        if not self.failed:
+            self._heard.trained(entry)
 
     def evaluated(self, found: Validation, *, best: bool) -> None:
         """The errors on the validation splits."""
@@ -144,9 +145,10 @@ class RunReporter:
             entry["left_out"] = found.left_out
         self.evaluations.append(finite(entry))
         self._add(entry)
-        self._heard.evaluated(entry)
-        self._warn_of_left_out(found.left_out)
-        self._warn_if_trivial(found.datasets)
+        if not self.failed:  # who listens may write into the run, too
+            self._heard.evaluated(entry)
+            self._warn_of_left_out(found.left_out)
+            self._warn_if_trivial(found.datasets)
 
     def ended_early(self, total: int, patience: int) -> None:
         """The run has ended before its last step, because the validation metric stopped improving."""
