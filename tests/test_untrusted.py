@@ -175,6 +175,8 @@ def test_a_checkpoint_is_named_not_reached_by_a_path(run: Path) -> None:
     for which in ("../checkpoints/best", str(run / "checkpoints/best"), ""):
         with pytest.raises(RamifyError, match="is not a checkpoint of a run"):
             load(run, checkpoint=which)
+        with pytest.raises(RamifyError, match="is not a checkpoint of a run"):
+            Evaluator(run, which=which).evaluate()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from ramify.parallel.world import World
 from ramify.recipe import EncoderOptions, ParallelOptions, Recipe, parse_recipe
 from ramify.store.manifest import Manifest, read_manifest
 from ramify.store.store import Store
+from ramify.untrusted import is_name
 
 UNITS = {name: LABELS[name].error_text for name in BUILT_IN}
 
@@ -84,6 +85,8 @@ def subject_of_run(run: Path, which: str, stores: Path | None = None) -> Subject
     Raises:
         RamifyError: no checkpoint, or a missing or changed store.
     """
+    if not is_name(which):
+        raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX")
     checkpoint = open_checkpoint(run / "checkpoints" / which)
     recipe, network = load_model(checkpoint)
     folder = stores or _folder_of_stores(recipe, run, checkpoint.datasets)

@@ -20,7 +20,7 @@ from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER, part_of
 from ramify.model.restore import must_fit, restore_model
 from ramify.recipe import ModelOptions
-from ramify.untrusted import check_name, has_file, parsed
+from ramify.untrusted import has_file, is_name, parsed
 
 ROUTER = "router.safetensors"
 """The file of a run or an export that tells which branch suits a structure (`ramify.route`)."""
@@ -112,10 +112,8 @@ def read_run(path: Path, which: str) -> Saved:
         RamifyError: it has no such checkpoint, or a damaged one.
     """
     checkpoints = path / "checkpoints"
-    try:
-        check_name(which)  # a recipe that names the model it started from may come from elsewhere
-    except ValueError:
-        raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX") from None
+    if not is_name(which):  # a recipe that names the model it started from may come from elsewhere
+        raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX")
     if not (resolve(checkpoints / which) / "manifest.json").is_file():
         steps = step_folders(checkpoints)
         there = sorted([*(read_pointers(checkpoints) if steps else ()), *(p.name for p in steps)])
