@@ -11,6 +11,7 @@ memory that does not grow with the file.
 import importlib
 import pkgutil
 from functools import cache
+from importlib.util import find_spec
 
 from ramify.sources.base import Format
 
@@ -24,3 +25,16 @@ def formats() -> dict[str, Format]:
         if declared is not None:
             found[declared.name] = declared
     return found
+
+
+def find_format(name: str) -> Format | None:
+    """The format that recipes call so; None where there is none.
+
+    A module named like its format is imported alone: together they load ASE's databases and more, which takes longer
+    than all else that reading a recipe does.
+    """
+    if name.isidentifier() and find_spec(f"{__name__}.{name}") is not None:
+        declared = getattr(importlib.import_module(f"{__name__}.{name}"), "FORMAT", None)
+        if declared is not None and declared.name == name:
+            return declared
+    return formats().get(name)

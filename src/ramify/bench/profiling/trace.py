@@ -1,4 +1,4 @@
-"""A step as `torch.profiler` sees it: a trace for a viewer, and the dearest operations."""
+"""A step as `torch.profiler` sees it: a trace for a viewer, and the most expensive operations."""
 
 from pathlib import Path
 from typing import Any
