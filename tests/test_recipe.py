@@ -1,6 +1,8 @@
 """Recipes: what is wrong is named with what is accepted; what is right comes back as it was."""
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from pydantic import BaseModel
 
 from ramify.errors import RamifyError
 from ramify.recipe import RECIPES, EncoderOptions, Recipe, encoder_class, encoder_kinds, load_recipe, parse_recipe
-from ramify.sources.formats import formats
+from ramify.sources.formats import find_format, formats
 
 BASE: dict[str, Any] = {
     "datasets": {
@@ -357,3 +359,15 @@ def test_a_resolved_recipe_means_the_same(changes: dict[str, Any]) -> None:
     assert again == recipe
     assert again.to_yaml() == recipe.to_yaml()
     assert {type(options) for options in again.datasets.values()} == {type(o) for o in recipe.datasets.values()}
+
+
+def test_a_recipe_loads_only_the_formats_that_it_names() -> None:
+    """All together they take longer to import than all else that reading a recipe does."""
+    code = "import sys; from ramify.recipe import load_recipe; load_recipe('demo'); assert 'ase.db' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_formats_are_found_by_their_names() -> None:
+    assert {name: find_format(name) for name in formats()} == formats()
+    for name in ("base", "chunks", "../qm7x", "qm7", ""):
+        assert find_format(name) is None

@@ -61,7 +61,7 @@ class DataBench:
         steps: how many of them.
         turns: of measuring files: the rates of single ones differ by a third.
         file_bytes: of the file that the machine writes and reads by itself.
-        say: hears what is being done.
+        say: called with each part as it begins.
     """
 
     folder: Path

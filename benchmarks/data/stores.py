@@ -1,4 +1,4 @@
-"""Stores of made-up structures, of any size, written as fast as the disk: what the data benchmarks read.
+"""Stores of synthetic structures, of any size, written as fast as the disk: what the data benchmarks read.
 
 Geometries are about as dense as molecules (points of a grid, 1.45 Å wide) or crystals (8 atoms, 18 Å³ each, in cells
 sheared at random), so that atoms have as many neighbours as in real ones. A few thousand are made and then repeated.

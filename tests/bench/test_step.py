@@ -49,8 +49,8 @@ def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path
             assert row["product"] > 0
         ratios = [row["operations"] / row["seconds"] / row["product"] for row in case["rows"]]
         assert case["ratio"] == pytest.approx(median(ratios))
-        assert len(case["dearest"]) == 10
-        assert sum(row["share"] for row in case["dearest"]) < 1
+        assert len(case["most_expensive"]) == 10
+        assert sum(row["share"] for row in case["most_expensive"]) < 1
         assert Path(case["trace"]).stat().st_size > 1000
 
 

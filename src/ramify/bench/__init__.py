@@ -1,0 +1,1 @@
+"""Speed and memory of training on this machine: `ramify bench`."""

@@ -12,7 +12,7 @@ from ramify.recipe import Recipe, parse_recipe
 from ramify.store.store import Store
 
 SHARDED = "+shard"
-"""After the name of a placement: with the encoder cut up among all ranks (`parallel.shard: encoder`)."""
+"""After the name of a placement: with the encoder sharded among all ranks (`parallel.shard: encoder`)."""
 
 PLACEMENTS = ("auto", "replicated", "per-branch", "per-branch-even", "balanced")
 

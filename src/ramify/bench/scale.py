@@ -44,8 +44,8 @@ class Sweep:
         modes: `weak`, `strong`.
         batch: structures per rank in weak scaling.
         total: structures per step in strong scaling.
-        branches: made-up datasets alike instead of the recipe's.
-        sizes: of datasets that are made up; the others need stores.
+        branches: equal synthetic datasets instead of the recipe's.
+        sizes: of synthetic datasets; the others need stores.
         warmup, steps: of each case.
         calibrate: also the cases on one rank that the cost model is fitted to (`ramify.bench.predict.speed`).
     """
@@ -63,7 +63,7 @@ class Sweep:
     calibrate: bool = False
 
     def data(self, folder: Path) -> tuple[Recipe, dict[str, Path]]:
-        """The recipe with its stores; made up in `folder` where there are none."""
+        """The recipe with its stores; synthetic ones in `folder` where there are none."""
         if self.branches is not None:
             return alike(self.recipe, self.branches, folder)
         return of_sizes(self.recipe, self.sizes, folder)
@@ -111,7 +111,7 @@ def run_scale(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None], li
     Args:
         sweep: what to measure.
         out: a folder, new or of an earlier sweep, whose other cases stay.
-        say: hears of every case as it is measured.
+        say: called with every case as it is measured.
         limit: seconds that a case may take.
 
     Returns:

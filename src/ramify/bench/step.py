@@ -50,10 +50,10 @@ class StepBench:
     Attributes:
         recipe: of the model and the training.
         datasets: only these of the recipe; none for all.
-        sizes: of datasets that are made up; the others need stores.
+        sizes: of synthetic datasets; the others need stores.
         precisions, forces: a case for every pair of them; none for the recipe's own.
         warmup, steps: of each case, that do not count and that do.
-        profile: also a trace and the dearest operations.
+        profile: also a trace and the most expensive operations.
     """
 
     recipe: Recipe
@@ -109,7 +109,7 @@ def run_bench(bench: StepBench, out: Path, say: Callable[[dict[str, Any]], None]
     Args:
         bench: what to measure.
         out: a folder; its `step.json` is replaced.
-        say: hears of every case as it is measured.
+        say: called with every case as it is measured.
         limit: seconds that a case may take.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def run_case(source: Path, target: Path) -> None:
         )
         found = measure_steps(trainer, cost, case["warmup"], case["steps"], before)
         if case["trace"]:
-            found["dearest"] = profile_step(trainer, Path(case["trace"]))
+            found["most_expensive"] = profile_step(trainer, Path(case["trace"]))
             found["trace"] = case["trace"]
         write_json(target, found)
 

@@ -1,4 +1,4 @@
-"""Datasets made up to a stated size, prepared like any other: what a benchmark trains on where there are no data.
+"""Synthetic datasets of a stated size, prepared like any other: what a benchmark trains on where there are no data.
 
 A structure is a periodic cube of randomly placed atoms; its side is chosen such that atoms have as many neighbours as
 asked for. Labels are random. Speed and memory depend on the numbers of atoms and edges, not on the labels.
@@ -21,7 +21,7 @@ from ramify.store.store import Store
 from ramify.structures import Structures
 
 STRUCTURES = 256
-"""Structures of a made-up dataset: a benchmark may take them again and again, and makes them in a second."""
+"""Structures of a synthetic dataset: a benchmark may take them again and again, and makes them in a second."""
 
 ALIKE = StatedSize(structures=1_000_000, atoms=20, neighbors=15)
 """Every dataset of `--branches N`: between the paper's molecules and its crystals."""
@@ -47,7 +47,7 @@ def alike(recipe: Recipe, branches: int, folder: Path) -> tuple[Recipe, dict[str
 
 
 def of_sizes(recipe: Recipe, stated: Mapping[str, StatedSize], folder: Path) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe with made-up structures for every dataset that has a stated size; the others keep their stores.
+    """The recipe with synthetic structures for every dataset that has a stated size; the others keep their stores.
 
     A step takes as much from each dataset as it would from datasets of the stated sizes.
     """
@@ -111,7 +111,7 @@ def _placed(made: Mapping[str, Any], places: NDArray[np.float64], side: float) -
 
 
 def _prepare(name: str, size: StatedSize, recipe: Recipe, folder: Path) -> Path:
-    """The store of a made-up dataset; taken as it is where it has been made before."""
+    """The store of a synthetic dataset; taken as it is where it has been made before."""
     from ase.io import write
 
     encoder = recipe.model.encoder
@@ -130,7 +130,7 @@ def _prepare(name: str, size: StatedSize, recipe: Recipe, folder: Path) -> Path:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """The recipe's entry of a made-up dataset; gates open, for random places may be close to each other."""
+    """The recipe's entry of a synthetic dataset; gates open, for random places may be close to each other."""
     return {
         "format": "extxyz",
         "path": str(path.resolve()),

@@ -39,7 +39,7 @@ def step_lines(case: Mapping[str, Any]) -> list[str]:
         f"  {phases}",
         f"  memory: {memory['step'] / 1e6:.0f} MB by model and step, {memory['peak'] / 1e6:.0f} MB by the process",
     ]
-    for row in case.get("dearest", ()):
+    for row in case.get("most_expensive", ()):
         lines.append(f"  {100 * row['share']:5.1f} %  {row['calls']:4} x {row['operation']} {row['shapes']}")
     return lines
 

@@ -315,7 +315,7 @@ def _datasets_table(plan: Mapping[str, Any]) -> Table:
 
 def _ranks_table(plan: Mapping[str, Any]) -> Table:
     limit = f", {plan['memory_gb']:g} GB each" if plan["memory_gb"] else ""
-    shard = ", encoder cut up" if plan["shard"] == "encoder" else ""
+    shard = ", encoder sharded" if plan["shard"] == "encoder" else ""
     table = Table(title=f"{plan['ranks']} ranks{limit}{shard}; per rank and step", title_justify="left")
     table.add_column("ranks")
     table.add_column("branches", overflow="fold")

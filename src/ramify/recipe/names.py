@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ramify.errors import nearest
 from ramify.recipe.validation_errors import mistakes
 from ramify.sources.base import DatasetOptions
-from ramify.sources.formats import formats
+from ramify.sources.formats import find_format, formats
 
 
 def dataset_options(name: str, entry: Any) -> DatasetOptions:
@@ -21,7 +21,7 @@ def dataset_options(name: str, entry: Any) -> DatasetOptions:
         return entry
     if not isinstance(entry, Mapping) or "format" not in entry:
         raise ValueError(f"datasets.{name}: needs `format`, one of {', '.join(sorted(formats()))}, and `path`")
-    chosen = formats().get(str(entry["format"]))
+    chosen = find_format(str(entry["format"]))
     if chosen is None:
         hint = nearest(str(entry["format"]), formats())
         raise ValueError(

@@ -1,0 +1,1 @@
+"""One training step in detail: time by phase, operations, memory by kind."""

@@ -1,4 +1,4 @@
-"""A step as `torch.profiler` sees it: a trace for a viewer, and the dearest operations."""
+"""A step as `torch.profiler` sees it: a trace for a viewer, and the most expensive operations."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 from ramify.train.loop import Trainer
 from ramify.train.optimization.product_rates import wait_for
 
-DEAREST = 10
+MOST_EXPENSIVE = 10
 """Operations listed."""
 
 
@@ -16,7 +16,7 @@ def profile_step(trainer: Trainer, trace: Path) -> list[dict[str, Any]]:
     """Takes one step and writes its trace, to be opened in chrome://tracing or ui.perfetto.dev.
 
     Returns:
-        Of the `DEAREST` operations, tensors of different shapes apart: name, shapes, calls, seconds by itself, and its
+        Of the `MOST_EXPENSIVE` operations, tensors of different shapes apart: name, shapes, calls, seconds by itself, and its
         share of the sum over all.
     """
     kinds = [ProfilerActivity.CPU]
@@ -35,7 +35,7 @@ def profile_step(trainer: Trainer, trace: Path) -> list[dict[str, Any]]:
         return float(event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total)
 
     whole = sum(own(event) for event in events)
-    dearest = sorted(events, key=own, reverse=True)[:DEAREST]
+    most_expensive = sorted(events, key=own, reverse=True)[:MOST_EXPENSIVE]
     return [
         {
             "operation": event.key,
@@ -44,5 +44,5 @@ def profile_step(trainer: Trainer, trace: Path) -> list[dict[str, Any]]:
             "seconds": own(event) / 1e6,
             "share": own(event) / whole,
         }
-        for event in dearest
+        for event in most_expensive
     ]
