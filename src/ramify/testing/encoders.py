@@ -42,7 +42,8 @@ class EncoderTests:
     """Set `encoder` and `options`; raise `gain` if `test_atoms_feel_one_another` says that fresh weights hardly couple
     atoms."""
 
-    encoder: ClassVar[type[Encoder]]
+    encoder: ClassVar[type[Any]]
+    """A subclass of `ramify.model.encoders.base.Encoder`."""
     options: ClassVar[EncoderOptions]
     gain: ClassVar[float] = 1.0
     """Factor on all matrices of the model."""
@@ -67,7 +68,7 @@ class EncoderTests:
         options = self.options.model_copy(update=changes)
         heads = {"energy_head": HeadOptions(layers=2, width=16)}
         recipe = ModelOptions(encoder=options, force_head=ForceHeadOptions(layers=2, width=16, kind=forces), **heads)
-        encoder = self.encoder(options)
+        encoder: Encoder = self.encoder(options)
         model = MultiBranch(encoder, {"b": build_branch(recipe, encoder, [LabelSpread(0.7, 1.3, 1)])}, options.cutoff)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -206,7 +207,7 @@ class EncoderTests:
                 moved = atoms.copy()
                 moved.positions[atom] += sign * STEP * direction
                 ends.append(self.energy(model, moved))
-            near(found[atom].numpy() @ direction, -(ends[0] - ends[1]) / (2 * STEP))
+            near(float(found[atom].numpy() @ direction), -(ends[0] - ends[1]) / (2 * STEP))
 
     def test_stress_is_the_strain_derivative_per_volume(self) -> None:
         model = self.model("conservative")
