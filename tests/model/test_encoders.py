@@ -29,6 +29,8 @@ class TestEGNNWithOneMessageLayer(EncoderTests):
     encoder = EGNN
     options = EGNN.Options(layers=3, width=20, vector_channels=6, radial=6, message_layers=1)
     gain = 1.8
+    test_compiled_passes_are_the_plain_ones = None  # slow, and the same as of the kind above
+    test_cost_is_known_without_running = None
 
 
 class TestManyBody(EncoderTests):
@@ -41,6 +43,8 @@ class TestManyBodyOfVectors(EncoderTests):
     encoder = ManyBody
     options = ManyBody.Options(layers=3, width=24, channels=8, passed=0, vector_channels=6, l_max=1, gates=False)
     gain = 1.5
+    test_compiled_passes_are_the_plain_ones = None  # slow, and the same as of the kind above
+    test_cost_is_known_without_running = None
 
 
 class TestPaiNN(EncoderTests):

@@ -9,7 +9,7 @@ allows. Small models with two or three layers are enough.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,7 +42,8 @@ class EncoderTests:
     """Set `encoder` and `options`; raise `gain` if `test_atoms_feel_one_another` says that fresh weights hardly couple
     atoms."""
 
-    encoder: ClassVar[Callable[..., Encoder]]
+    encoder: ClassVar[type[Any]]
+    """A subclass of `ramify.model.encoders.base.Encoder`."""
     options: ClassVar[EncoderOptions]
     gain: ClassVar[float] = 1.0
     """Factor on all matrices of the model."""
@@ -67,7 +68,7 @@ class EncoderTests:
         options = self.options.model_copy(update=changes)
         heads = {"energy_head": HeadOptions(layers=2, width=16)}
         recipe = ModelOptions(encoder=options, force_head=ForceHeadOptions(layers=2, width=16, kind=forces), **heads)
-        encoder = self.encoder(options)
+        encoder: Encoder = self.encoder(options)
         model = MultiBranch(encoder, {"b": build_branch(recipe, encoder, [LabelSpread(0.7, 1.3, 1)])}, options.cutoff)
         with torch.no_grad():
             for parameter in model.parameters():
