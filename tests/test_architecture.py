@@ -130,6 +130,7 @@ WRITE_SIDE = {
     "ramify.prepare.gates",
     "ramify.prepare.inputs",
     "ramify.prepare.outliers",
+    "ramify.prepare.plausibility",
     "ramify.prepare.prepare",
     "ramify.prepare.read",
     "ramify.store.replace",

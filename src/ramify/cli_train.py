@@ -19,7 +19,7 @@ from ramify.cli_words import (
     training_said,
     training_stopped,
 )
-from ramify.console import Steps, counts_table
+from ramify.console import Steps, print_prepared
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # brings PyTorch
@@ -62,7 +62,7 @@ def prepare(
     if as_json:
         print_json({name: manifest.to_json() for name, manifest in manifests.items()})
     else:
-        console.print(counts_table(manifests))
+        print_prepared(console, manifests)
 
 
 @verbs.command(rich_help_panel=MAKING)

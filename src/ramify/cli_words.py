@@ -1,11 +1,12 @@
 """What the verbs of the command line share: arguments that mean the same everywhere, and where they print."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -21,8 +22,18 @@ USING = "A trained model in use"
 MACHINE = "Ramify on this machine"
 """Groups of verbs in `ramify --help`."""
 
-console = Console()
-errors = Console(stderr=True)
+WIDE = 200
+"""Columns of tables in pipes and job logs, which have no width of their own: nothing is cut there."""
+
+
+def _console(stream: TextIO, *, stderr: bool) -> Console:
+    """Writes to a terminal in its width, to anything else wide enough for every table; COLUMNS overrides."""
+    wide = not stream.isatty() and "COLUMNS" not in os.environ
+    return Console(stderr=stderr, width=WIDE if wide else None)
+
+
+console = _console(sys.stdout, stderr=False)
+errors = _console(sys.stderr, stderr=True)
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe: YAML file, or one that comes along (demo, five, paper).")

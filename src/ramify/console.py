@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -152,6 +153,18 @@ def counts_table(manifests: Mapping[str, Manifest]) -> Table:
     for name, manifest in manifests.items():
         table.add_row(*_counts(name, manifest))
     return table
+
+
+def print_prepared(console: Console, manifests: Mapping[str, Manifest]) -> None:
+    """`counts_table`, and below it what does not fit, a line each, with the key that mends it."""
+    console.print(counts_table(manifests))
+    for name, manifest in manifests.items():
+        for finding in manifest.findings:
+            console.print(
+                f"[bold yellow]warning:[/bold yellow] {name}: {escape(finding.text)} ({escape(finding.fix)})",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:

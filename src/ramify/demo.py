@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify import minicorpora
-from ramify.console import Steps, counts_table, say_training
+from ramify.console import Steps, print_prepared, say_training
 from ramify.evaluate.evaluate import Evaluator
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import RECIPES, load_recipe
@@ -33,7 +33,7 @@ def run_demo(wanted: Path, overrides: list[str], console: Console) -> Path:
             manifests[name] = prepare_dataset(
                 name, options, Path(recipe.stores), base=minicorpora.FOLDER, progress=steps.counted
             )
-    console.print(counts_table(manifests))
+    print_prepared(console, manifests)
     with say_training(console) as (callbacks, edges):
         start_run(recipe, path, callbacks, edges).fit()
     with Steps(console, "evaluate") as steps:
