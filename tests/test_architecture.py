@@ -136,6 +136,7 @@ WRITE_SIDE = {
     "ramify.prepare.checks.gates",
     "ramify.prepare.inputs",
     "ramify.prepare.checks.outliers",
+    "ramify.prepare.checks.plausibility",
     "ramify.prepare.prepare",
     "ramify.prepare.read",
     "ramify.store.replace",

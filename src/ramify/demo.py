@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify import minicorpora
-from ramify.cli.console import Steps, counts_table, say_training
+from ramify.cli.console import Steps, print_prepared, say_training
 from ramify.evaluate.evaluate import Evaluator
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import RECIPES, load_recipe
@@ -38,7 +38,7 @@ def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Traine
             manifests[name] = prepare_dataset(
                 name, options, Path(recipe.stores), base=minicorpora.FOLDER, progress=steps.counted
             )
-    console.print(counts_table(manifests))
+    print_prepared(console, manifests)
     with Stop(recipe.train.time_limit, at_once=True) as stop, say_training(console) as (callbacks, edges):
         trainer = start_run(recipe, path, callbacks, edges, replace(alone(recipe), stop=stop))
         trainer.fit()

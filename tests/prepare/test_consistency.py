@@ -174,6 +174,22 @@ def test_few_pairs_are_reported_and_never_a_failure() -> None:
     assert found == Consistency(slope=None, pairs=28, correlation=None)
 
 
+@pytest.mark.parametrize(("unit", "refused"), [(1.0, False), (units.Hartree, True), (units.kcal / units.mol, True)])
+def test_noisy_energies_in_a_wrong_unit_are_refused(unit: float, refused: bool) -> None:
+    """Noise takes the correlation down to between 0.5 and 0.8; the slope is far off all the same."""
+    data = copper(30)
+    noise = np.random.default_rng(1).normal(size=len(data)) * 1.5 * data.energy.std()
+    noisy = replace(data, energy=(data.energy + noise) / unit)
+    found = meter(noisy).result()
+    assert found.correlation is not None
+    assert 0.5 < found.correlation < 0.8
+    if refused:
+        with pytest.raises(RamifyError, match="forces and energies disagree"):
+            meter(noisy).check("copper")
+    else:
+        assert meter(noisy).check("copper") == found
+
+
 def test_two_labels_for_one_geometry_are_not_judged() -> None:
     """Energies of another state at random: the slope means nothing, its correlation says so."""
     data = copper(30)

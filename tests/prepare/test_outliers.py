@@ -135,11 +135,11 @@ def bond(length: float, shift: float = 0.0) -> Atoms:
 
 
 def test_molecules_are_judged_without_a_volume(tmp_path: Path) -> None:
-    images = [bond(0.7 + 0.03 * k) for k in range(60)] + [bond(1.0 + 0.002 * k) for k in range(100)]
+    images = [bond(0.7 + 0.03 * k) for k in range(60)] + [bond(1.0005 + 0.002 * k) for k in range(100)]
     energies = [atoms.get_potential_energy() for atoms in images]
     assert max(energies) - min(energies) > 10  # a torn and a squeezed molecule
     assert prepare(tmp_path, images).dropped == {}
-    images[100] = bond(1.08, shift=2.0)
+    images[100] = bond(1.0805, shift=2.0)
     (tmp_path / "wrong").mkdir()
     prepare(tmp_path / "wrong", images)
     assert outliers(tmp_path / "wrong") == ["all.xyz[100]"]

@@ -132,6 +132,21 @@ def test_what_fails_is_counted_and_named(tmp_path: Path) -> None:
     assert sorted(rows.tolist()) == [r for r in range(60) if r not in (3, 7, 11)]
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """In the quarantine, and where structures come from: only as many folders as it takes."""
+    images = frames()
+    wrong = [relabelled(atoms, forces=atoms.get_forces() + np.array([200.0, 0, 0])) for atoms in frames(seed=1)]
+    for folder, some in {"a/x": images[:30], "b/x": [*images[30:], *wrong[:2]], "c": wrong[2:4]}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / ("only.extxyz" if folder == "c" else "data.extxyz"), some)
+    chosen = options(path=["a/x/data.extxyz", "b/x/data.extxyz", "c/only.extxyz"], group_key="group")
+    prepare_dataset("d", chosen, tmp_path / "stores", base=tmp_path)
+    records = [line["record"] for line in quarantined(tmp_path)]
+    assert records == [*(f"b/x/data.extxyz[{row}]" for row in (30, 31)), "only.extxyz[0]", "only.extxyz[1]"]
+    everything = Store.open(tmp_path / "stores" / "d").take(range(60))
+    assert set(everything.origin_names) == {"a/x/data.extxyz", "b/x/data.extxyz"}
+
+
 def test_names_of_which_nothing_is_left_are_forgotten(tmp_path: Path) -> None:
     """A group of nothing but copies vanishes, and what comes after it keeps its own name."""
     copies = frames(("H2O",))

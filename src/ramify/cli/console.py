@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -207,6 +208,20 @@ def remark_lines(manifests: Mapping[str, Manifest]) -> list[str]:
         for name, manifest in manifests.items()
         for reason, count in manifest.remarks.items()
     ]
+
+
+def print_prepared(console: Console, manifests: Mapping[str, Manifest]) -> None:
+    """`counts_table`, and below it one line for each remark and each inconsistency, with the key that corrects it."""
+    console.print(counts_table(manifests))
+    for line in remark_lines(manifests):
+        console.print(escape(line), soft_wrap=True, style="yellow")
+    for name, manifest in manifests.items():
+        for finding in manifest.findings:
+            console.print(
+                f"[bold yellow]warning:[/bold yellow] {name}: {escape(finding.text)} ({escape(finding.fix)})",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from ramify.cli.console import Steps, counts_table, print_look, remark_lines
+from ramify.cli.console import Steps, print_look, print_prepared
 from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, console, print_json
 from ramify.errors import RamifyError
 
@@ -69,9 +69,7 @@ def prepare(
     if as_json:
         print_json({name: manifest.to_json() for name, manifest in manifests.items()})
     else:
-        console.print(counts_table(manifests))
-        for line in remark_lines(manifests):
-            console.print(escape(line), soft_wrap=True, style="yellow")
+        print_prepared(console, manifests)
 
 
 @verbs.command(rich_help_panel=MAKING)

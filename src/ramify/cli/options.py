@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -24,8 +25,18 @@ USING = "Use a trained model"
 MACHINE = "About this installation"
 """Groups of verbs in `ramify --help`."""
 
-console = Console()
-errors = Console(stderr=True)
+WIDE = 200
+"""Columns of tables in pipes and job logs, which have no width of their own: nothing is cut there."""
+
+
+def _console(stream: TextIO, *, stderr: bool) -> Console:
+    """Writes to a terminal in its width, to anything else wide enough for every table; COLUMNS overrides."""
+    wide = not stream.isatty() and "COLUMNS" not in os.environ
+    return Console(stderr=stderr, width=WIDE if wide else None)
+
+
+console = _console(sys.stdout, stderr=False)
+errors = _console(sys.stderr, stderr=True)
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe: a YAML file, or the name of a built-in one: demo, five, paper.")

@@ -1,7 +1,8 @@
 """Which original files a dataset is read from."""
 
 import glob
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ramify.errors import RamifyError
@@ -46,6 +47,16 @@ def with_companions(options: DatasetOptions, files: list[tuple[Path, Split]]) ->
     companions = formats()[options.format].companions
     listed = [part for file, _ in files for part in (file, *(companions(file, options) if companions else ()))]
     return list(dict.fromkeys(listed))
+
+
+def distinct_names(files: Sequence[Path]) -> list[str]:
+    """What each file is called in `origin` and in the quarantine: its name, with as many folders before it as it takes
+    to tell it from all others."""
+    names = [file.name for file in files]
+    for depth in range(2, max((len(file.parts) for file in files), default=0) + 1):
+        shared = {name for name, count in Counter(names).items() if count > 1}
+        names = ["/".join(file.parts[-depth:]) if n in shared else n for n, file in zip(names, files, strict=True)]
+    return names
 
 
 def fingerprint(file: Path) -> SourceFile:

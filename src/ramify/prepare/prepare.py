@@ -14,7 +14,8 @@ from ramify.files import write_json
 from ramify.labels import further
 from ramify.prepare.assemble import Assembled, assemble
 from ramify.prepare.checks.cross_checks import compare
-from ramify.prepare.inputs import fingerprint, source_files, with_companions
+from ramify.prepare.checks.plausibility import findings
+from ramify.prepare.inputs import distinct_names, fingerprint, source_files, with_companions
 from ramify.prepare.read import cut, read_parts
 from ramify.prepare.split import Divided, ToSplit, divide
 from ramify.prepare.staging import Staged, Staging
@@ -125,6 +126,7 @@ def _build(
                 f"dataset '{name}': no structure is left ({reasons})",
                 fix="check `path` and `gates`, or what the first record lacks",
             )
+        doubts = findings(name, staged, keep, dropped)
         split, divided = _divided(name, options, staged, keep)
     made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
     manifest = Manifest(
@@ -139,7 +141,7 @@ def _build(
         consistency=consistency,
         dropped=dropped,
         conflicts=compared.conflicts,
-        findings=(*compared.findings, *divided.findings),
+        findings=(*doubts, *compared.findings, *divided.findings),
         remarks=dict(sorted(quarantine.remarks.items())),
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=divided.moved,
@@ -165,7 +167,10 @@ def _stage(
     workers: Workers,
 ) -> tuple[Staged, Consistency]:
     """Reads every file, and checks that its forces belong to its energies."""
-    parts = (part for file, split in files for part in cut(name, options, file, split))
+    names = distinct_names([file for file, _ in files])
+    parts = (
+        part for (file, split), own in zip(files, names, strict=True) for part in cut(name, options, file, own, split)
+    )
     staging = Staging(folder)
     try:
         for notes, chunk in read_parts(parts, workers, folder):

@@ -52,6 +52,7 @@ class PartOfFile:
         dataset: its name.
         options: its recipe entry.
         file: an original file.
+        name: of the file, unlike those of all other files of the dataset.
         split: that the recipe states for the file; NONE if it states none.
         part: of the file, as its format cuts it; None for the whole.
     """
@@ -59,6 +60,7 @@ class PartOfFile:
     dataset: str
     options: DatasetOptions
     file: Path
+    name: str
     split: Split
     part: Any
 
@@ -90,11 +92,11 @@ def read_parts(parts: Iterable[PartOfFile], workers: Workers, folder: Path) -> I
             yield from read
 
 
-def cut(dataset: str, options: DatasetOptions, file: Path, split: Split) -> Iterator[PartOfFile]:
+def cut(dataset: str, options: DatasetOptions, file: Path, name: str, split: Split) -> Iterator[PartOfFile]:
     """The parts of a file in order; they depend on nothing but the file."""
     format_ = formats()[options.format]
     for part in format_.cut(file, options) if format_.cut is not None else (None,):
-        yield PartOfFile(dataset=dataset, options=options, file=file, split=split, part=part)
+        yield PartOfFile(dataset=dataset, options=options, file=file, name=name, split=split, part=part)
 
 
 def read_part(work: PartOfFile) -> Iterator[Chunk]:
@@ -111,8 +113,23 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
     for chunk in chunks:
         stated = apply_label_rules(_as_stated(work, chunk), work.options, quarantine)
         measured = measure(stated, work.options.gates, quarantine)
-        yield quarantine.handed_over(), measured
-    yield quarantine.handed_over(), None
+        yield _named(work, quarantine.handed_over()), measured
+    yield _named(work, quarantine.handed_over()), None
+
+
+def _named(work: PartOfFile, notes: list[Note]) -> list[Note]:
+    """The notes, with the name that the file has among the others."""
+    if work.name == work.file.name:
+        return notes
+    return [replace(note, record=_distinct(work, note.record)) for note in notes]
+
+
+def _distinct(work: PartOfFile, place: str) -> str:
+    """A place in the file, which formats begin with the name of the file alone."""
+    known = (work.name, work.file.name)
+    if place.startswith(known[0]):
+        return place
+    return known[0] + place.removeprefix(known[1]) if place.startswith(known[1]) else f"{known[0]}/{place}"
 
 
 def _read_elsewhere(numbered: tuple[PartOfFile, Path]) -> list[Chunk] | Path:
@@ -157,7 +174,9 @@ def measure(chunk: Structures, gates: Gates, quarantine: Quarantine) -> Measured
 
 
 def _as_stated(work: PartOfFile, chunk: Structures) -> Structures:
-    """The chunk with the sign and the split that the recipe states."""
+    """The chunk with the name of its file, and the sign and the split that the recipe states."""
+    if work.name != work.file.name:
+        chunk = replace(chunk, origin_names=tuple(_distinct(work, origin) for origin in chunk.origin_names))
     if work.options.forces_sign == -1:
         chunk = replace(chunk, forces=-chunk.forces)
     if work.split == Split.NONE:

@@ -16,8 +16,8 @@ def profile_step(trainer: Trainer, trace: Path) -> list[dict[str, Any]]:
     """Takes one step and writes its trace, to be opened in chrome://tracing or ui.perfetto.dev.
 
     Returns:
-        Of the `MOST_EXPENSIVE` operations, tensors of different shapes apart: name, shapes, calls, seconds by itself, and its
-        share of the sum over all.
+        Of the `MOST_EXPENSIVE` operations, tensors of different shapes apart: name, shapes, calls, seconds by itself,
+        and its share of the sum over all.
     """
     kinds = [ProfilerActivity.CPU]
     device = trainer.layout.device

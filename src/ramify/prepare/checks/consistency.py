@@ -22,16 +22,19 @@ from ramify.structures import Structures, atom_rows
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-ACCEPTED = (0.9, 1.1)
-"""What consistent labels give; a slope outside is shown with a mark."""
+ACCEPTED = (0.8, 1.25)
+"""What consistent labels give; a slope outside is shown with a mark. Most give 0.95 to 1.05; anharmonic crystals whose
+close pairs are not that close give less (0.1 Å of random displacement in a metal: 0.89; InP: 0.85)."""
 REFUSED = (0.7, 1.4)
-"""A slope outside stops the preparation. Between the two lie correct labels of anharmonic crystals whose close pairs
-are not that close (0.1 Å of random displacement in a metal: 0.89), and no known mistake of units: those start at 0.53
-and 1.89."""
+"""A slope outside stops the preparation. No known mistake of units lies inside: those start at 0.53 and 1.89."""
 ENOUGH_PAIRS = 30
 """Fewer close pairs than this are not judged."""
 MEANINGFUL = 0.8
-"""Nor is a slope whose correlation is weaker than this (e.g. two labels for one geometry)."""
+"""At least this correlation makes a slope exact enough to be judged by itself."""
+TELLING = 0.5
+"""With at least this one the slope lies between that of dE on -F·dx and that of -F·dx on dE, which is 1/correlation²
+times as large (the bounds of regression with errors in both variables, Frisch 1934); it is refused where all between
+the two is outside `REFUSED`. Weaker ones say nothing (e.g. two labels for one geometry)."""
 IDENTICAL = 1e-3
 """Å; pairs closer than this (r) are left out: rounding of positions in files outweighs what is measured."""
 CELL_TOLERANCE = 1e-5
@@ -121,9 +124,10 @@ class SlopeMeter:
             RamifyError: forces and energies contradict each other.
         """
         found = self.result()
-        if found.slope is None or found.correlation is None or abs(found.correlation) < MEANINGFUL:
+        if found.slope is None or found.correlation is None or abs(found.correlation) < TELLING:
             return found
-        if REFUSED[0] <= found.slope <= REFUSED[1]:
+        other = found.slope if abs(found.correlation) >= MEANINGFUL else found.slope / found.correlation**2
+        if max(found.slope, other) >= REFUSED[0] and min(found.slope, other) <= REFUSED[1]:
             return found
         meaning, fix = _explain(found.slope, self._nw / self._ww)
         raise RamifyError(

@@ -1,0 +1,230 @@
+"""Whether what was read can be what the recipe says: units, totals or energies per atom, placeholders.
+
+The energy scale is compared with isolated atoms. All-electron total energies follow from the nuclear charge alone,
+
+    E(Z) = -(0.768745 Z^(7/3) - Z²/2 + 0.269900 Z^(5/3)) Hartree
+
+(Thomas-Fermi with Scott's and Schwinger's corrections: Schwinger, Phys. Rev. A 22, 1827 (1980) and 24, 2353 (1981)).
+That is 0.5 % off for carbon and 8 % for hydrogen; binding and, for the heaviest elements, relativity add up to 10 %.
+Nothing lies below. Energies with pseudopotentials lie anywhere between it and zero, but the part of it that they
+are differs from element to element; a part that is the same for all, and is the ratio of two units, tells the unit.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from ase import units
+from numpy.typing import NDArray
+
+from ramify.elements import MAX_NUMBER
+from ramify.errors import RamifyError
+from ramify.prepare.checks.gates import LARGE_FORCE, TOO_CLOSE
+from ramify.prepare.staging import Staged
+from ramify.store.manifest import Finding
+from ramify.structures import atom_rows
+
+Floats = NDArray[np.float64]
+
+SAMPLE = 5000
+"""Structures that are looked at."""
+ENOUGH = 20
+"""Fewer are not judged."""
+BELOW_ALL = 1.3
+"""Times the energy of the all-electron atoms that nothing can have."""
+SAME_PART = 0.06
+"""How far parts of it may differ between structures, and from the ratio of two units, to tell the unit."""
+ENERGY_UNITS = {
+    "Hartree": units.Hartree,
+    "Rydberg": units.Rydberg,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
+    "meV": 1e-3,
+}
+"""eV in each unit that a file's energies may have."""
+PER_ATOM_FIT = 0.1
+"""Relative spread below which energies count as the same for all sizes."""
+SOME = 0.01
+"""Part of the labels of which exact zeros are said: fewer are dissociated pairs, or rounded to zero."""
+CLEARER = 4
+"""Times by which one explanation must be the better one."""
+UNBALANCED = 0.1
+"""Part of the root mean square force that the mean force of a structure's atoms may be: it is zero where all forces are
+there (two dozen datasets of this field have up to 3e-4)."""
+DISTANCE = (0.6, 1.6)
+"""Median distance of the closest atoms over twice the mean covalent radius. Lengths in bohr read as Å give 1.5 to 2.1,
+the other way round about 0.5; two dozen datasets of this field give 0.80 to 1.00."""
+MANY = 0.2
+"""Part of the records that a gate for single structures may leave out before the unit is in doubt."""
+
+
+def all_electron_energy() -> Floats:
+    """(119,) eV, total energy of the isolated atom by atomic number; see the module."""
+    z = np.arange(MAX_NUMBER + 1, dtype=np.float64)
+    hartree: Floats = -(0.768745 * z ** (7 / 3) - z**2 / 2 + 0.269900 * z ** (5 / 3))
+    return hartree * units.Hartree
+
+
+def findings(dataset: str, staged: Staged, keep: NDArray[np.bool_], dropped: dict[str, int]) -> list[Finding]:
+    """What does not fit; one finding each, with the key that mends it.
+
+    Args:
+        dataset: its name.
+        staged: all structures that passed the gates which look at one at a time.
+        keep: (S,) which of them are left.
+        dropped: records left out, by reason.
+
+    Raises:
+        RamifyError: energies lie below those of all-electron atoms, where none can be.
+    """
+    found = [*_left_out(dropped, len(staged))]
+    kept = np.flatnonzero(keep)
+    rows = kept[np.unique(np.linspace(0, len(kept) - 1, min(len(kept), SAMPLE)).astype(np.int64))]
+    if len(rows) < ENOUGH:
+        return found
+    found += _energies(dataset, staged, rows)
+    for check in (_forces, _stress, _lengths):
+        found += check(staged, rows)
+    return found
+
+
+def _left_out(dropped: dict[str, int], passed: int) -> Iterator[Finding]:
+    total = passed + sum(dropped.values())
+    for reason, unit, example in ((LARGE_FORCE, "forces", "kcal/mol/Å"), (TOO_CLOSE, "length", "Å")):
+        count = dropped.get(reason, 0)
+        if count >= ENOUGH and count > MANY * total:
+            yield Finding(
+                text=f"{count} of {total} records were left out for '{reason}': the unit of the {unit} may be another",
+                fix=f"state it, e.g. `units: {{{unit}: {example}}}`, or correct `gates`",
+            )
+
+
+def _energies(dataset: str, staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
+    energy, n_atoms = staged.energy[rows].astype(np.float64), staged.n_atoms[rows].astype(np.float64)
+    numbers = staged.numbers_of(rows)
+    first = np.cumsum(staged.n_atoms[rows].astype(np.int64)) - staged.n_atoms[rows]
+    atoms = np.add.reduceat(all_electron_energy()[numbers], first)
+    zeros = int(((energy == 0) & (n_atoms > 1)).sum())
+    if zeros > max(1, SOME * len(rows)):
+        yield Finding(
+            text=f"{zeros} of {len(rows)} energies are exactly 0: they may not have been computed",
+            fix="leave these records out of the file, or state the right `energy_key`",
+        )
+    elements = len(np.unique(numbers))
+    part = np.where(energy == 0, 1e-12, energy / atoms)  # its inverse is looked at too
+    middle = float(np.median(part))
+    if middle > BELOW_ALL:
+        unit = _unit_of(1 / part) or _unit_of(n_atoms / part)
+        raise RamifyError(
+            f"dataset '{dataset}': energies are {middle:.4g} times the total energies of all atoms with all their "
+            f"electrons (median of {len(rows)} structures); nothing lies below those",
+            fix=f"units: {{energy: {unit}}}" if unit else "check `units` and `energy_is_per_atom`",
+        )
+    if elements > 1:
+        if unit := _unit_of(1 / part):
+            yield Finding(
+                text=f"energies are those of all-electron atoms in {unit} ({middle:.4g} of those in eV)",
+                fix=f"units: {{energy: {unit}}}",
+            )
+            return
+        if _same(part * n_atoms, 1.0) and not _same(part, 1.0):
+            yield Finding(
+                text="energies are those of all-electron atoms over the number of atoms", fix="energy_is_per_atom: true"
+            )
+            return
+        if _same(part / n_atoms, 1.0) and not _same(part, 1.0):
+            yield Finding(
+                text="energies are those of all-electron atoms times the number of atoms",
+                fix="energy_is_per_atom: false",
+            )
+            return
+    yield from _extensive(energy, n_atoms, numbers, first)
+
+
+def _unit_of(ratio: Floats) -> str:
+    """The unit whose ratio to eV all structures share; empty for none."""
+    return next((name for name, value in ENERGY_UNITS.items() if _same(ratio, value)), "")
+
+
+def _same(values: Floats, expected: float) -> bool:
+    low, high = np.quantile(np.nan_to_num(values / expected), (0.1, 0.9))
+    return bool(low > 1 - SAME_PART and high < 1 + SAME_PART)
+
+
+def _extensive(
+    energy: Floats, n_atoms: Floats, numbers: NDArray[np.uint8], first: NDArray[np.int64]
+) -> Iterator[Finding]:
+    """Whether energies grow with the number of atoms as they should; seen only where sizes differ."""
+    if np.quantile(n_atoms, 0.9) < 1.5 * np.quantile(n_atoms, 0.1):
+        return
+    present, column = np.unique(numbers, return_inverse=True)
+    if len(n_atoms) < 3 * len(present):
+        return
+    structure = np.repeat(np.arange(len(n_atoms)), np.diff(np.append(first, len(numbers))))
+    counts = np.bincount(structure * len(present) + column, minlength=len(n_atoms) * len(present))
+    fractions = counts.reshape(len(n_atoms), -1) / n_atoms[:, None]
+    spread = {}
+    for power in (0, 1, 2):
+        scaled = energy / n_atoms**power
+        residual = scaled - fractions @ np.linalg.lstsq(fractions, scaled, rcond=None)[0]
+        spread[power] = float(np.median(np.abs(residual)) / max(np.median(np.abs(scaled)), 1e-12))
+    for power, what, value in ((0, "do not grow with", "true"), (2, "grow with the square of", "false")):
+        if spread[power] < PER_ATOM_FIT and CLEARER * spread[power] < spread[1]:
+            yield Finding(text=f"energies {what} the number of atoms", fix=f"energy_is_per_atom: {value}")
+
+
+def _forces(staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
+    n_atoms = staged.n_atoms[rows].astype(np.int64)
+    forces = np.take(staged.forces, atom_rows(staged.offsets[rows], n_atoms), axis=0).astype(np.float64)
+    first = np.cumsum(n_atoms) - n_atoms
+    square = np.add.reduceat(np.einsum("nc,nc->n", forces, forces), first)
+    labelled = np.isfinite(square)
+    if labelled.sum() < ENOUGH:
+        return
+    zero = labelled & (square == 0) & (n_atoms > 1)
+    periodic = staged.pbc[rows].any(axis=1)
+    molecules = int((zero & ~periodic).sum())
+    many = labelled.sum() >= ENOUGH and zero.sum() > 0.9 * labelled.sum()
+    if molecules > max(1, SOME * labelled.sum()) or many:
+        count = int(zero.sum()) if many else molecules
+        yield Finding(
+            text=f"all forces of {count} of {int(labelled.sum())} structures are exactly 0, where no symmetry explains "
+            "it: they may not have been computed",
+            fix="leave them out of the file, or state the right `forces_key` (null reads none)",
+        )
+    usable = labelled & (square > 0) & (n_atoms > 1)
+    if usable.sum() < ENOUGH:
+        return
+    net = np.linalg.norm(np.add.reduceat(forces, first, axis=0), axis=1)[usable] / n_atoms[usable]
+    share = float(np.median(net / np.sqrt(square[usable] / n_atoms[usable])))
+    if share > UNBALANCED:
+        yield Finding(
+            text=f"the forces of a structure do not add up to zero (their mean is {share:.2g} of a typical force): "
+            "some are missing, changed, or of other atoms",
+            fix="state the `forces_key` of the unconstrained forces",
+        )
+
+
+def _stress(staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
+    stress = staged.stress[rows]
+    labelled, zero = np.isfinite(stress).all(axis=(1, 2)), (stress == 0).all(axis=(1, 2))
+    count = int(zero.sum())
+    if count > 1:
+        yield Finding(
+            text=f"{count} of {int(labelled.sum())} stresses are exactly 0: they may not have been computed",
+            fix="`stress_key: null` reads none, or leave them out of the file",
+        )
+
+
+def _lengths(staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
+    closest = staged.scalars["closest"][rows].astype(np.float64)
+    bonds = (closest / (2 * staged.radii[staged.scalars["composition"][rows]]))[np.isfinite(closest)]
+    numbers = np.unique(staged.numbers_of(rows))
+    if len(bonds) < ENOUGH or np.isin(numbers, (2, 10, 18, 36, 54, 86)).any():  # noble gases do not bind
+        return
+    middle = float(np.median(bonds))
+    if not DISTANCE[0] <= middle <= DISTANCE[1]:
+        unit = "bohr" if middle > 1 else "Å"
+        yield Finding(
+            text=f"the closest atoms of a structure are {middle:.2g} times as far apart as covalent radii say (median)",
+            fix=f"check the unit of lengths, e.g. `units: {{length: {unit}}}`",
+        )
