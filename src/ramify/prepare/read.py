@@ -19,6 +19,7 @@ from ramify.quarantine import Note, Notes, Quarantine
 from ramify.sources import formats
 from ramify.sources.base import DatasetOptions, Gates
 from ramify.sources.label_rules import apply_label_rules
+from ramify.sources.where import select
 from ramify.structures import Split, Structures
 
 
@@ -108,7 +109,8 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
     else:
         chunks = format_.read_part(work.file, work.options, quarantine, work.part)
     for chunk in chunks:
-        stated = apply_label_rules(_as_stated(work, chunk), work.options, quarantine)
+        chosen = select(_as_stated(work, chunk), work.options.where, quarantine)
+        stated = apply_label_rules(chosen, work.options, quarantine)
         measured = measure(stated, work.options.gates, quarantine)
         yield quarantine.handed_over(), measured
     yield quarantine.handed_over(), None
