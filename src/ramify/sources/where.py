@@ -1,6 +1,7 @@
 """The recipe key `where`: which structures of a file belong to a dataset."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,6 @@ def _fulfil(chunk: Structures, name: str, condition: Condition) -> NDArray[np.bo
     if name == "group":
         named_groups = np.array([accepts(condition, group) for group in chunk.group_names], np.bool_)
         return np.asarray(named_groups[chunk.group])
-    values = chunk.n_atoms if name == "n_atoms" else chunk.pbc.any(axis=1)
+    values: NDArray[Any] = chunk.n_atoms if name == "n_atoms" else np.any(chunk.pbc, axis=1)
     known = {value: accepts(condition, value) for value in np.unique(values).tolist()}
     return np.array([known[value] for value in values.tolist()], np.bool_)
