@@ -20,6 +20,7 @@ from ramify.sources.base import DatasetOptions, Gates
 from ramify.sources.formats import formats
 from ramify.sources.label_rules import apply_label_rules
 from ramify.sources.quarantine import Note, Notes, Quarantine
+from ramify.sources.where import select
 from ramify.structures import Split, Structures
 
 
@@ -111,7 +112,8 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
     else:
         chunks = format_.read_part(work.file, work.options, quarantine, work.part)
     for chunk in chunks:
-        stated = apply_label_rules(_as_stated(work, chunk), work.options, quarantine)
+        chosen = select(_as_stated(work, chunk), work.options.where, quarantine)
+        stated = apply_label_rules(chosen, work.options, quarantine)
         measured = measure(stated, work.options.gates, quarantine)
         yield _named(work, quarantine.handed_over()), measured
     yield _named(work, quarantine.handed_over()), None

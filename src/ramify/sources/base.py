@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ramify.elements import NUMBERS
+from ramify.sources.conditions import COLUMNS, Condition
 from ramify.sources.guard import guarded
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
@@ -64,6 +66,8 @@ class DatasetOptions(BaseModel):
     """Recipe keys of one dataset, whatever its format."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    names_values: ClassVar[bool] = False
+    """Whether files of the format name the values of their structures freely."""
 
     format: str
     """Name of the file format: one of `ramify.sources.formats()`."""
@@ -76,6 +80,11 @@ class DatasetOptions(BaseModel):
     zeros_are_absent: list[Literal["energy", "forces", "stress"]] = []
     """Labels whose exact zeros mean that nothing was computed, e.g. `[stress]`: they are left out, and counted. Without
     this key they are kept, and `ramify prepare` counts them."""
+    where: dict[str, Condition] = {}
+    """Which structures of the files belong to this dataset: `{n_atoms: {max: 200}, elements: [Cu, Ag], charge: 0}`. A
+    condition is a value, a list of accepted values, or a range `{min: ..., max: ...}`. Every format knows `n_atoms`,
+    `elements` (all of a structure's are among those named), `group` and `periodic`; the formats whose files name their
+    values freely, each of these names too. What is left out is counted."""
     split: SplitOptions = SplitOptions()
     """How structures are divided where the files bring no split, or none of validation or test: these are then taken
     out of the training files."""
@@ -87,6 +96,18 @@ class DatasetOptions(BaseModel):
     learn. 0.003 is a mild pull. Needs energies relative to isolated atoms, as plane-wave codes give them."""
     gates: Gates = Gates()
     """Quality limits."""
+
+    @field_validator("where")
+    @classmethod
+    def _known_names(cls, value: dict[str, Condition]) -> dict[str, Condition]:
+        for name in value if not cls.names_values else ():
+            if name not in COLUMNS:
+                raise ValueError(f"'{name}' is not a value that this format has; accepted are {', '.join(COLUMNS)}")
+        elements = value.get("elements", [])
+        for symbol in elements if isinstance(elements, list) else [elements]:
+            if symbol not in NUMBERS:
+                raise ValueError(f"elements: {symbol!r} is no element symbol")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ase.stress import voigt_6_to_full_3x3_stress
@@ -24,6 +24,7 @@ from ramify.sources.chunks import (
     check_numbers,
     composition,
 )
+from ramify.sources.conditions import COLUMNS, left_out, rejected_by
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import Units, with_stated
 
@@ -47,6 +48,8 @@ class LabelledOptions(DatasetOptions):
 
 class AtomsOptions(LabelledOptions):
     """Recipe keys of the formats that ASE reads."""
+
+    names_values: ClassVar[bool] = True
 
     energy_key: str = "energy"
     """Name of the total energy."""
@@ -137,6 +140,9 @@ class Labeller:
         alike = {name for name, value in found.items() if _is_stress(name, value)}
         self._stress_like |= alike
         origin = origin or self._path.name
+        if (name := rejected_by(options.where, found)) is not None:
+            self._quarantine.add(f"{origin}[{row}]", left_out(name), f"{found.get(name)!r}")
+            return None
         try:
             check_numbers(numbers)
             forces = found.get(options.forces_key) if options.forces_key is not None else None
@@ -166,6 +172,9 @@ class Labeller:
                 f"{self._path} holds no structure that can be read" + (f": {tried}" if tried else ""),
                 fix="correct `path` or `format`, or what is wrong with the records",
             )
+        for name in options.where:
+            if name not in COLUMNS and name not in names:
+                raise self._missing("where", name)
         if options.group_key is not None and options.group_key not in names:
             raise self._missing("group_key", options.group_key)
         if options.energy_key not in names:

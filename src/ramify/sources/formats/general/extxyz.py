@@ -157,7 +157,7 @@ def _is_cut(last: str, others: list[str]) -> bool:
 
 def _truncated(path: Path, what: str) -> RamifyError:
     return RamifyError(
-        f"{path} is cut short (truncated): {what}",
+        f"{path} is cut short: {what} (the file is truncated)",
         fix="compare its size with the original's and copy it again",
     )
 
