@@ -189,6 +189,8 @@ def test_compiled_passes_predict_it(folder: Path, run: Path, monkeypatch: pytest
 def test_a_label_that_is_not_registered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RamifyError, match=r"labels: .*dipole.*band_gap"):
         make_recipe(folder, {"bent": {"format": "extxyz", "path": "bent.xyz", "labels": {"dipole": "mu"}}})
+    with pytest.raises(RamifyError, match=r"objective\.labels.*dipole.*band_gap"):
+        recipe_in(folder, objective__labels={"dipole": 1.0})
     monkeypatch.delitem(LABELS, "band_gap")
     with pytest.raises(RamifyError, match="band_gap"):
         Store.open(folder / "stores/bent")

@@ -34,10 +34,12 @@ def dataset_options(name: str, entry: Any) -> DatasetOptions:
 
 
 def check_known(
-    key: str, names: Iterable[str], known: Collection[str], kind: Literal["dataset", "branch"] = "dataset"
+    key: str, names: Iterable[str], known: Collection[str], kind: Literal["dataset", "branch", "label"] = "dataset"
 ) -> None:
-    """Refuses a name under `key` that no dataset or branch of the recipe has, with the nearest one that there is."""
+    """Refuses a name under `key` that no dataset or branch of the recipe, or no registered label, has, with the nearest
+    one that there is."""
     for name in names:
         if name not in known:
-            all_of_them = f"{'datasets' if kind == 'dataset' else 'branches'}: {', '.join(known)}"
+            plural = {"dataset": "datasets", "branch": "branches", "label": "labels"}[kind]
+            all_of_them = f"{plural}: {', '.join(known)}"
             raise ValueError(f"{key}: no {kind} is called '{name}'{nearest(name, known)}; {all_of_them}")

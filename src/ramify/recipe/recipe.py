@@ -6,6 +6,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from ramify.labels import further
 from ramify.recipe.base import Keys
 from ramify.recipe.data import DataOptions
 from ramify.recipe.finetune import FinetuneOptions
@@ -63,6 +64,7 @@ class Recipe(Keys):
             if empty := sorted(b for b, datasets in self.branches.items() if not datasets):
                 raise ValueError(f"branches: {', '.join(empty)} has no dataset")
         check_known("objective.weights", self.objective.weights, self.datasets)
+        check_known("objective.labels", self.objective.labels, further(), "label")
         if not any(self.objective.weights.get(name, 1.0) for name in self.datasets):
             raise ValueError("objective.weights: the weights of all datasets are 0; at least one must be above")
         if not (self.objective.energy or self.objective.forces or self.objective.stress):
