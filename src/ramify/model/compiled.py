@@ -69,7 +69,7 @@ class CompiledModel:
         how: dict[str, Any] = {
             "fullgraph": True,  # all of it, or an error
             "backend": BACKEND,
-            "options": CUDA_GRAPHS if self._graphs else None,
+            "options": compiler_options(device, graphs=self._graphs),
             "recompile_limit": MOST,
             "isolate_recompiles": True,  # other models of the process do not count
         }
@@ -140,6 +140,24 @@ def _mark_sizes(batch: PaddedBatch) -> None:
     for name, tensor in batch.tensors().items():
         if name != "tile_branch" or len(tensor):
             mark_dynamic(tensor, 0)
+
+
+def compiler_options(device: torch.device, *, graphs: bool) -> dict[str, Any] | None:
+    """Options of inductor.
+
+    The width of the processor's vectors is stated, so that it is part of the key of inductor's cache on disk. By
+    default it is not: PyTorch 2.13 then runs a program generated for AVX2 on a processor with AVX-512 that shares the
+    cache, with wrong results and no error.
+    """
+    if BACKEND != "inductor":
+        return None
+    if graphs:
+        return CUDA_GRAPHS
+    if device.type != "cpu":
+        return None
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    return {"cpp.simdlen": pick_vec_isa().bit_width() or 1}  # 1: no vectors
 
 
 def _require_compiler(device: torch.device, mode: str) -> None:
