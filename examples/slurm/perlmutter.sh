@@ -38,7 +38,7 @@ export NCCL_SOCKET_IFNAME=hsn
 export SLURM_CPU_BIND=cores
 export OMP_NUM_THREADS=16
 
-# "none": the 4 GPUs of a node are visible to every rank, which selects its own by its local rank and accesses the others directly
+# "none": every rank can access the 4 GPUs of its node; it selects its own by its local rank
 status=0
 srun --gpu-bind=none --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
     python -m ramify train "$RECIPE" --run "$RUN" --continue || status=$?
