@@ -13,7 +13,7 @@ import yaml
 from ramify.errors import RamifyError
 from ramify.neighbors.edges import find_edges
 from ramify.planning.model_profile import ModelProfile, StepProfile
-from ramify.planning.plan import Plan, choose_placement, make_plan, weighed_cost
+from ramify.planning.plan import Plan, choose_placement, make_plan, placement_profile
 from ramify.planning.report import as_data, regime, warnings
 from ramify.planning.workload import DatasetSize, StatedSize, dataset_sizes, measure, read_sizes, step_shares
 from ramify.recipe import Recipe, load_recipe
@@ -194,7 +194,7 @@ def test_a_run_places_itself(folder: Path) -> None:
         sizes = {name: measure(store, recipe) for name, store in stores(recipe).items()}
         found = choose_placement(recipe, stores(recipe), 3)
         assert found.ranks == 3
-        assert found == choose_placement(recipe, stores(recipe), 3, weighed_cost(recipe, stores(recipe), 3))
+        assert found == choose_placement(recipe, stores(recipe), 3, placement_profile(recipe, stores(recipe), 3))
         assert found.hosts == make_plan(recipe, sizes, 3).chosen.placement.hosts
         assert found == choose_placement(recipe, stores(recipe), 3)
     alone = choose_placement(small(folder), stores(small(folder)), 1)

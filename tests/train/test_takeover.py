@@ -23,11 +23,11 @@ ELSEWHERE = "import socket\nsocket.gethostname = lambda: 'elsewhere'\n"
 SLOW = """
 import time
 from ramify.train.loop import Trainer
-accumulate = Trainer._accumulate
+accumulate = Trainer.accumulate_gradients
 def slow(trainer, *arguments):
     time.sleep(0.05)
     accumulate(trainer, *arguments)
-Trainer._accumulate = slow
+Trainer.accumulate_gradients = slow
 """
 
 

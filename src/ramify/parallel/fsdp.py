@@ -28,7 +28,7 @@ from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER
 from ramify.parallel.grad_sync import Bucket, SyncedPart
 from ramify.parallel.layout import Layout, new_mesh
-from ramify.planning.costs import cuts_of_encoder
+from ramify.planning.costs import encoder_shards
 from ramify.recipe import ParallelOptions
 
 
@@ -147,7 +147,7 @@ def shard_encoder(model: MultiBranch, layout: Layout, options: ParallelOptions) 
     Raises:
         RamifyError: `parallel.shard_ranks` does not divide the number of ranks.
     """
-    cuts = cuts_of_encoder(options, layout.size)
+    cuts = encoder_shards(options, layout.size)
     if cuts == 1:
         return ShardedEncoder((), layout, is_counted_here=layout.is_rank_zero)
     mesh = _mesh(layout, cuts)

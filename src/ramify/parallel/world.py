@@ -22,7 +22,7 @@ GATHERED = "gathered"
 class World:
     """This process among those of a run; by default one by itself, which makes no process group.
 
-    `ramify.parallel.startup.rendezvous.joined` makes that of several; `ramify.parallel.layout.Layout` knows what each
+    `ramify.parallel.startup.rendezvous.connect` makes that of several; `ramify.parallel.layout.Layout` knows what each
     hosts.
 
     Attributes:

@@ -116,7 +116,7 @@ def message_seconds(
 ) -> tuple[float, float]:
     """Predicted time of the collectives of a rank that hosts these branches: those before the forward pass, and those
     that the backward pass can hide."""
-    piece = model.encoder_piece(cuts) * model.itemsize
+    piece = model.encoder_shard_size(cuts) * model.itemsize
     gather = all_reduce_seconds(cuts * piece, cuts, machine) / 2
     sums = gather + all_reduce_seconds(piece, placement.ranks // cuts, machine)  # to scatter takes as long as to gather
     for name in hosted:
@@ -124,7 +124,7 @@ def message_seconds(
     return gather, sums
 
 
-def cuts_of_encoder(options: ParallelOptions, ranks: int) -> int:
+def encoder_shards(options: ParallelOptions, ranks: int) -> int:
     """How many ranks share one copy of the encoder; 1: each has it whole.
 
     Raises:
@@ -153,9 +153,9 @@ def _rank_cost(
     placement: Placement,
     taken: Mapping[str, float],
 ) -> RankCost:
-    cuts = cuts_of_encoder(recipe.parallel, placement.ranks)
+    cuts = encoder_shards(recipe.parallel, placement.ranks)
     own = sum(model.branches[name] for name in taken)
-    kept = own + model.encoder_piece(cuts)
+    kept = own + model.encoder_shard_size(cuts)
     operations = sum(part * model.steps[b].operations(shares[b].atoms, shares[b].edges) for b, part in taken.items())
     structures = sum(part * shares[b].structures for b, part in taken.items())
     busy = max(1.0, 1.0 / structures)  # see the module's docstring
@@ -181,7 +181,7 @@ def _rank_cost(
 def _traffic(model: ModelProfile, placement: Placement, taken: Mapping[str, float], cuts: int) -> dict[str, int]:
     if placement.ranks == 1:
         return {}
-    piece = model.encoder_piece(cuts)
+    piece = model.encoder_shard_size(cuts)
     handed = 0 if cuts == 1 else 2 * cuts * piece  # gathered, scattered
     if cuts < placement.ranks:
         handed += piece

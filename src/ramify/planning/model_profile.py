@@ -87,7 +87,7 @@ class ModelProfile:
         shapes = tuple(tuple(shape) for shape in content["encoder_shapes"])
         return cls(content["encoder"], dict(content["branches"]), content["itemsize"], steps, shapes)
 
-    def encoder_piece(self, cuts: int) -> int:
+    def encoder_shard_size(self, cuts: int) -> int:
         """Parameters of one of `cuts` pieces of the encoder: FSDP2 cuts each along its first dimension, in pieces of
         one size, the last ones filled up."""
         return sum(math.ceil(first / cuts) * math.prod(others) for first, *others in self.encoder_shapes)

@@ -83,7 +83,7 @@ class Plan:
         return self.chosen.placement.imbalance(branch_work(self.model, self.shares))
 
 
-def weighed_cost(recipe: Recipe, stores: Mapping[str, Store], ranks: int) -> ModelProfile | None:
+def placement_profile(recipe: Recipe, stores: Mapping[str, Store], ranks: int) -> ModelProfile | None:
     """What `choose_placement` weighs branches by: a second or two of work that one rank can do for all. None where
     there is nothing to weigh."""
     if _is_given(recipe, ranks):
@@ -99,7 +99,7 @@ def choose_placement(
     Args:
         recipe, stores: of the run.
         ranks: their number.
-        model: `weighed_cost`, where it is known.
+        model: `placement_profile`, where it is known.
 
     Raises:
         RamifyError: the recipe's placement is not possible on so many ranks, or with `auto` none fits into

@@ -25,7 +25,7 @@ FRESH = "fresh"
 """Where a branch starts that takes over nothing."""
 
 
-def choose_trained(model: MultiBranch, recipe: Recipe) -> None:
+def set_trainable(model: MultiBranch, recipe: Recipe) -> None:
     """Freezes the encoder, or gives it low-rank updates, as the mode of a fine-tuning says; before anything is made
     that holds parameters."""
     if recipe.finetune.mode == "frozen-encoder":
@@ -34,7 +34,7 @@ def choose_trained(model: MultiBranch, recipe: Recipe) -> None:
         add_lora(model.encoder, recipe.finetune.rank, recipe.train.seed)
 
 
-def part_of_rate(options: FinetuneOptions, name: str) -> float:
+def rate_factor(options: FinetuneOptions, name: str) -> float:
     """How much of the learning rate a parameter takes: `old_rate` of it where it belongs to the encoder or to a branch
     that goes on, all of it where it is new."""
     branch = branch_of(name)

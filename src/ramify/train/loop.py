@@ -28,7 +28,7 @@ from ramify.run.stop import Stop
 from ramify.store.manifest import Manifest
 from ramify.train.continuation import continuation_texts, run_length
 from ramify.train.forward import make_forward
-from ramify.train.init_weights import choose_trained, part_of_rate
+from ramify.train.init_weights import set_trainable, rate_factor
 from ramify.train.optimization.objective import Objective
 from ramify.train.optimization.optimizer import AveragedWeights, build_optimizer, guard, set_rate
 from ramify.train.optimization.precision import Precision
@@ -84,7 +84,7 @@ class Trainer:
 
         spreads = {name: LabelSpread.of_manifest(self.data[name]) for name in self.branch_of}
         self.model = build_model(self.recipe, spreads, layout.hosted)
-        choose_trained(self.model, self.recipe)
+        set_trainable(self.model, self.recipe)
         self.model.to(layout.device)
         forceless = [name for name in self.train if self.model.branch(self.branch_of[name]).forces is None]
         units = {name: spread.unit for name, spread in spreads.items()}
@@ -93,7 +93,7 @@ class Trainer:
         self.forward = make_forward(self.model, self.recipe, layout, self.sampler.shares(), self.data)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
         self.gradients = GradientSync(self.model, layout, self.shards.part)
-        part = partial(part_of_rate, self.recipe.finetune)
+        part = partial(rate_factor, self.recipe.finetune)
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
@@ -104,9 +104,9 @@ class Trainer:
         )
         self.stopping, self.stopped_by = False, ""
         self.continuation: list[str] = []
-        self._pending: PendingMetrics | None = None
+        self._pending_metrics: PendingMetrics | None = None
         epoch, warmup = self.sampler.steps_per_epoch, self.recipe.schedule.warmup_steps
-        self.record = RunReporter(
+        self.reporter = RunReporter(
             self.run, layout, self.progress, steps_per_epoch=epoch, warmup=warmup, callbacks=self.callbacks
         )
 
@@ -131,7 +131,7 @@ class Trainer:
         started = time.monotonic() - self.progress.seconds
         with ExitStack() as opened:
             with self.watchdog.working():
-                opened.enter_context(self.record.opened(lambda: self.stopped_by))
+                opened.enter_context(self.reporter.opened(lambda: self.stopped_by))
                 loader = opened.enter_context(self.loader())
             self.stop.begin()
             if self.recipe.train.patience is not None and not self.validates and self.layout.is_rank_zero:
@@ -144,18 +144,18 @@ class Trainer:
                 self.step(self._next(loader))
                 self.stop.stepped()
                 self.progress.seconds = time.monotonic() - started
-                self.record.stepped(self.total_steps)
+                self.reporter.stepped(self.total_steps)
                 if self._evaluation_is_due() or self._checkpoint_is_due():
-                    self.settle()
+                    self.finish_step()
                 if self.stopping:
                     self._stop()
                     break
                 self._evaluate_and_save()
             patience = self.recipe.train.patience
             if patience and not self.stopping and self._patience_is_over() and self.progress.step < self.total_steps:
-                self.record.ended_early(self.total_steps, patience)
-            on_rank_zero(self.layout, self.record.check)
-        return self.record.evaluations
+                self.reporter.ended_early(self.total_steps, patience)
+            on_rank_zero(self.layout, self.reporter.check)
+        return self.reporter.evaluations
 
     def loader(self) -> Loader:
         """The work of this rank from the next step on."""
@@ -171,46 +171,46 @@ class Trainer:
     def step(self, work: StepBatches) -> None:
         """One optimizer step, on all ranks at once; `fit` takes them all.
 
-        What it comes to is known to the device alone when this returns, and read by `settle`, at the latest in the next
+        What it comes to is known to the device alone when this returns, and read by `finish_step`, at the latest in the next
         step: the device has work by then, and never waits for the host. A step is not taken where the one before it
         says that a rank is `stopping`.
         """
         step_metrics = self._differentiate(work)
-        self.settle()
+        self.finish_step()
         if self.stopping:
             return
         step = self.progress.step
-        self._pending = step_metrics.close(
-            step, self.gradients.squared_norm(), stop=bool(self.stop.reason) or self.record.failed
+        self._pending_metrics = step_metrics.close(
+            step, self.gradients.squared_norm(), stop=bool(self.stop.reason) or self.reporter.failed
         )
-        guard(self.optimizer, self._pending.norm, self.recipe.optimizer.clip)
+        guard(self.optimizer, self._pending_metrics.norm, self.recipe.optimizer.clip)
         set_rate(self.optimizer, self.schedule.rate(step))
         self.optimizer.step()
         self.progress.step += 1
 
-    def settle(self) -> None:
+    def finish_step(self) -> None:
         """Reads what the last step came to, and does what follows from it; nothing where that is done.
 
         Raises:
             RamifyError: on all ranks: the loss was not finite. The step has changed nothing then, and is taken back.
         """
-        if self._pending is None:
+        if self._pending_metrics is None:
             return
-        step, outcome, self._pending = self._pending.step, self._pending.read(), None
+        step, outcome, self._pending_metrics = self._pending_metrics.step, self._pending_metrics.read(), None
         if not math.isfinite(outcome.norm):
             self.progress.step = step
             self._refuse(outcome)
         self.averages.update(step)
         self.stopping = outcome.stopping > 0
         if self._is_due(self.recipe.train.log_every):
-            self.record.trained(outcome, self.schedule.rate(step))
+            self.reporter.trained(outcome, self.schedule.rate(step))
 
     def save(self, *, best: bool) -> None:
         """Writes the state after the current step as a checkpoint; all ranks must call it."""
         self.watchdog.arrive(f"the checkpoint of step {self.progress.step}")
         best = best or not self.validates
-        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best, permit=self.record.check)
-        self.record.saved()
+        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best, permit=self.reporter.check)
+        self.reporter.saved()
 
     def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
         """Takes up the run where `checkpoint` was written, to the bit."""
@@ -237,16 +237,16 @@ class Trainer:
         self.gradients.clear({self.branch_of[name] for name in work.assignment.labels})
         with self.precision.products(), self.shards.gathered():
             for batch in work.batches[:-1]:
-                self._accumulate(batch, work, step_metrics)
+                self.accumulate_gradients(batch, work, step_metrics)
             last = work.batches[-1:]  # none where this rank has nothing to do in the step
             with self.gradients.summed([segment.name for batch in last for segment in batch.segments]):
                 for batch in last:
-                    self._accumulate(batch, work, step_metrics)
+                    self.accumulate_gradients(batch, work, step_metrics)
                 self.watchdog.arrive(f"the sums of step {work.assignment.step + 1}")
                 step_metrics.differentiated()
         return step_metrics
 
-    def _accumulate(self, batch: Batch, work: StepBatches, step_metrics: StepMetrics) -> None:
+    def accumulate_gradients(self, batch: Batch, work: StepBatches, step_metrics: StepMetrics) -> None:
         """Forward and backward pass of one turn."""
         batch = batch.to(self.layout.device)
         with self.precision.forward():
@@ -294,7 +294,7 @@ class Trainer:
         else:
             self.progress.waited += 1
         self.schedule.observe(found.metric)
-        self.record.evaluated(found, best=improved)
+        self.reporter.evaluated(found, best=improved)
         return improved
 
     def _check_validation(self) -> None:

@@ -24,14 +24,14 @@ class Callbacks:
         trained: called with each logged training entry.
         evaluated: called with each validation entry.
         warned: called with each warning.
-        said: called with what else is worth a line.
+        noted: called with what else is worth a line.
     """
 
     step: Callable[[int, int], None] = lambda step, total: None
     trained: Callable[[dict[str, Any]], None] = lambda entry: None
     evaluated: Callable[[dict[str, Any]], None] = lambda entry: None
     warned: Callable[[str], None] = lambda text: None
-    said: Callable[[str], None] = lambda text: None
+    noted: Callable[[str], None] = lambda text: None
 
 
 class RunReporter:
@@ -61,7 +61,7 @@ class RunReporter:
     ) -> None:
         self._run, self._layout, self._progress = run, layout, progress
         self._steps_per_epoch, self._warmup = steps_per_epoch, warmup
-        self._heard = callbacks if layout.is_rank_zero else Callbacks()
+        self._callbacks = callbacks if layout.is_rank_zero else Callbacks()
         self._log: MetricsLog | None = None
         self._failure: RamifyError | None = None
         self.evaluations: list[dict[str, Any]] = []
@@ -124,7 +124,7 @@ class RunReporter:
 
     def stepped(self, total: int) -> None:
         """One more of `total` steps is done."""
-        self._heard.step(self._progress.step, total)
+        self._callbacks.step(self._progress.step, total)
 
     def trained(self, outcome: StepResult, rate: float) -> None:
         """The errors of one step, which had the learning rate `rate`."""
@@ -136,7 +136,7 @@ class RunReporter:
         }
         self._add(entry)
         if not self.failed:
-            self._heard.trained(entry)
+            self._callbacks.trained(entry)
 
     def evaluated(self, found: Validation, *, best: bool) -> None:
         """The errors on the validation splits."""
@@ -146,23 +146,23 @@ class RunReporter:
         self.evaluations.append(finite(entry))
         self._add(entry)
         if not self.failed:  # who listens may write into the run, too
-            self._heard.evaluated(entry)
-            self._warn_of_left_out(found.left_out)
+            self._callbacks.evaluated(entry)
+            self._warn_left_out(found.left_out)
             self._warn_if_trivial(found.datasets)
 
     def ended_early(self, total: int, patience: int) -> None:
         """The run has ended before its last step, because the validation metric stopped improving."""
-        self._heard.said(
+        self._callbacks.noted(
             f"stopped early, at step {self._progress.step} of {total}: none of the last {patience} evaluations "
             f"(train.patience) was better than that of step {self._progress.best_step}"
         )
 
-    def _warn_of_left_out(self, left_out: Mapping[str, list[str]]) -> None:
+    def _warn_left_out(self, left_out: Mapping[str, list[str]]) -> None:
         """Says once what the metric does not measure."""
         for name, labels in left_out.items():
             for label in (LABELS[label] for label in labels if (name, label) not in self._named):
                 self._named.add((name, label.name))
-                self._heard.warned(
+                self._callbacks.warned(
                     f"{name}: the trivial predictor of {label.name} errs by less than {label.floor:g} "
                     f"{label.error_unit}, which is rounding: the metric leaves its {label.name} out"
                 )
@@ -175,7 +175,7 @@ class RunReporter:
             for label in LABELS:
                 found, trivial = errors.get(mae(label)), errors.get(f"trivial_{mae(label)}")
                 if found is not None and trivial is not None and measurable(label, trivial) and not found < trivial:
-                    self._heard.warned(
+                    self._callbacks.warned(
                         f"{name}: the {label} head is no better than the trivial predictor "
                         f"({found:.4f} against {trivial:.4f}) after step {self._progress.step}"
                     )

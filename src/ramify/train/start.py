@@ -16,11 +16,11 @@ from ramify.checkpoint.checkpoint import Checkpoint, tidy
 from ramify.errors import RamifyError
 from ramify.parallel.layout import Layout
 from ramify.parallel.startup.launch import LaunchEnv, choose_device, detect_launcher
-from ramify.parallel.startup.rendezvous import joined
+from ramify.parallel.startup.rendezvous import connect
 from ramify.parallel.sync import each, on_rank_zero
 from ramify.parallel.world import World
 from ramify.planning.model_profile import ModelProfile
-from ramify.planning.plan import choose_placement, weighed_cost
+from ramify.planning.plan import choose_placement, placement_profile
 from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import Changes, compare
 from ramify.run.run import Run
@@ -57,7 +57,7 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
     """
     launch_env, timeout = detect_launcher(), recipe.parallel.timeout
     device = _device(recipe, launch_env)
-    with Stop(recipe.train.time_limit, at_once=True) as stop, joined(launch_env, device, timeout) as world:
+    with Stop(recipe.train.time_limit, at_once=True) as stop, connect(launch_env, device, timeout) as world:
         yield Process(world, stop)
         with world.watchdog.waiting():
             close_shared_stores()
@@ -84,7 +84,7 @@ def start_run(
             alike.
     """
     process = process or alone(recipe)
-    settle(recipe)
+    configure_process(recipe)
     _check_schedule(recipe, 0)
     on_rank_zero(process.ranks, lambda: Run.require_free(path))
     each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
@@ -186,7 +186,7 @@ def _resume(
     callbacks: Callbacks,
     edges: EdgeProgress,
 ) -> Trainer:
-    settle(recipe)
+    configure_process(recipe)
     each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
     maker = _Maker(recipe, process, stores, callbacks, edges)
     layout = maker.layout()
@@ -234,7 +234,7 @@ class _Maker:
         """What this rank hosts."""
         ranks = self.process.ranks
         ranks.watchdog.arrive("the plan of the ranks")
-        weighed = on_rank_zero(ranks, lambda: _as_data(weighed_cost(self.recipe, self.stores, ranks.size)))
+        weighed = on_rank_zero(ranks, lambda: _as_data(placement_profile(self.recipe, self.stores, ranks.size)))
         model = None if weighed is None else ModelProfile.of_data(weighed)
         placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.size, model))
         if ranks.size == 1:
@@ -276,7 +276,7 @@ def alone(recipe: Recipe) -> Process:
     return Process(World(device=_device(recipe, LaunchEnv())))
 
 
-def settle(recipe: Recipe) -> None:
+def configure_process(recipe: Recipe) -> None:
     """Threads and memory of this process, before anything large is made."""
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)

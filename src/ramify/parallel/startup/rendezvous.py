@@ -39,7 +39,7 @@ thousands of others that look."""
 
 
 @contextmanager
-def joined(launch_env: LaunchEnv, device: torch.device, timeout: float) -> Iterator[World]:
+def connect(launch_env: LaunchEnv, device: torch.device, timeout: float) -> Iterator[World]:
     """The processes of a run together, until the end of the `with`; one alone is its own world.
 
     Args:

@@ -12,11 +12,11 @@ from ramify.train.optimization.optimizers import OPTIMIZERS
 
 
 def build_optimizer(
-    model: nn.Module, options: OptimizerOptions, part_of_rate: Callable[[str], float] = lambda name: 1.0
+    model: nn.Module, options: OptimizerOptions, rate_factor: Callable[[str], float] = lambda name: 1.0
 ) -> torch.optim.Optimizer:
     """The optimizer of a recipe over all parameters of `model` that are trained.
 
-    Only what is a linear map decays (no biases, norms, embedding). A parameter called `name` takes `part_of_rate(name)`
+    Only what is a linear map decays (no biases, norms, embedding). A parameter called `name` takes `rate_factor(name)`
     of the learning rate, see `set_rate`.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -26,7 +26,7 @@ def build_optimizer(
             decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
             hidden = id(p) not in embeddings and is_hidden(name, p)
             # PyTorch takes no step on cut and whole ones together
-            groups.setdefault((decay, part_of_rate(name), is_sharded(p), hidden), []).append(p)
+            groups.setdefault((decay, rate_factor(name), is_sharded(p), hidden), []).append(p)
     chosen = [
         {"params": members, "weight_decay": decay, "part": part, "hidden": hidden}
         for (decay, part, _, hidden), members in groups.items()
