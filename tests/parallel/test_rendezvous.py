@@ -117,4 +117,4 @@ def test_a_rank_that_dies_while_they_meet_ends_the_others(tmp_path: Path, name: 
     done = program.wait()
     assert done.statuses[0] == HUNG, done.said
     assert seconds < 40
-    assert "no rank has moved for 3 s (parallel.timeout); did not arrive: rank 1 (last seen at " in done.said[0]
+    assert "no rank has made progress for 3 s (parallel.timeout); did not arrive: rank 1 (last seen at " in done.said[0]

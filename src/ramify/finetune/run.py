@@ -21,7 +21,7 @@ from ramify.train.init_weights import read_pretrained
 from ramify.train.loop import Trainer
 from ramify.train.optimization.precision import require_fast_products
 from ramify.train.reporting import Callbacks
-from ramify.train.start import EdgeProgress, Process, alone, continue_run, configure_process, start_run
+from ramify.train.start import EdgeProgress, Process, alone, configure_process, continue_run, start_run
 from ramify.untrusted import parsed
 
 SPLIT = "val"
