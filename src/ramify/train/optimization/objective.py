@@ -97,7 +97,7 @@ class Objective:
         return loss, errors
 
     def _unit(self, dataset: str, label: str) -> float:
-        """The unit of errors; that of a further label is always its own spread, because it has its own physical unit."""
+        """The unit of errors; that of a further label is always its own spread, since its physical unit differs."""
         return self._scales[dataset] if label in BUILT_IN else self._further.get(dataset, {}).get(label) or 1.0
 
     def _mean(self, found: Compared, scale: float, labels: int) -> Tensor:
