@@ -164,7 +164,7 @@ def test_nothing_fits_and_what_would() -> None:
     plan = paper("parallel.memory=1", ranks=3)
     assert not plan.chosen.fits
     assert plan.chosen.memory == min(option.memory for option in plan.considered)
-    assert any("takes 1.00" in text and "more than 90 % of 1 GB" in text for text in warnings(plan))
+    assert any("needs 1.00" in text and "more than 90 % of 1 GB" in text for text in warnings(plan))
     *overrides, ranks = plan.remedies
     assert len(overrides) == 5  # replicated only with the encoder cut up
     for remedy in overrides:
@@ -216,7 +216,7 @@ def test_the_page_shows_what_is_printed(ramify: Ramify) -> None:  # noqa: F811
 
 def test_small_batches_and_stated_sizes_are_warned_of() -> None:
     told = warnings(paper("train.batch=16", ranks=40))
-    assert any("40 of 40 ranks take less than one structure per step: train.batch is 16" in text for text in told)
+    assert any("40 of 40 ranks have less than one structure per step: train.batch is 16" in text for text in told)
     assert any("the sizes of ani1x, qm7x, transition1x, mptrj, alexandria are stated" in text for text in told)
 
 

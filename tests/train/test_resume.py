@@ -163,7 +163,7 @@ def test_what_is_not_a_run_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
         resume_run(folder / "stores", Callbacks())
     shutil.rmtree(folder / "run" / "checkpoints")
     (folder / "run" / "checkpoints").mkdir()
-    with pytest.raises(RamifyError, match=r"run has had checkpoints, but .*/checkpoints/latest is missing\n  fix: restore"):
+    with pytest.raises(RamifyError, match=r"run has had checkpoints, but .*/latest is missing\n  fix: restore"):
         resume_run(folder / "run", Callbacks(), automatic=True)
     (folder / "run" / "sessions.jsonl").unlink()
     with pytest.raises(RamifyError, match=r"the run ended before its first one\n  fix: start it again .* --continue"):

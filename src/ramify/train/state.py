@@ -226,7 +226,7 @@ class State:
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in parameters}
 
     def _owns(self, name: str) -> bool:
-        """Whether this rank writes the tensor `name`: rank zero writes the encoder, the owner of a branch its tensors."""
+        """Whether this rank writes the tensor `name`: rank zero writes the encoder, owners write their branches."""
         branch = branch_of(name)
         return self.layout.is_rank_zero if branch is None else self.layout.owns(branch)
 
