@@ -20,11 +20,11 @@ LEAD = """
 import os, sys
 import torch
 from ramify.errors import RamifyError
-from ramify.parallel.startup.launch import Site
+from ramify.parallel.startup.launch import LaunchEnv
 from ramify.parallel.startup.rendezvous import connect
 rank, port, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 try:
-    with connect(Site(rank, 2, rank, "127.0.0.1", port, "a test", True), torch.device("cpu"), timeout) as world:
+    with connect(LaunchEnv(rank, 2, rank, "127.0.0.1", port, "a test", True), torch.device("cpu"), timeout) as world:
         print(world.gather(rank))
 except RamifyError as error:
     sys.exit(str(error))

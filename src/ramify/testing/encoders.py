@@ -289,7 +289,7 @@ class EncoderTests:
     def test_compiled_passes_are_the_plain_ones(self, forces: ForceKind, monkeypatch: pytest.MonkeyPatch) -> None:
         """One program for batches of two sizes: predictions and gradients of all weights."""
         monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # PyTorch's own operations: needs no C++ compiler
-        monkeypatch.setattr(compiled, "MOST", 1)
+        monkeypatch.setattr(compiled, "MAX_PROGRAMS", 1)
         model = self.model(forces, layers=min(2, self.options.layers)).train()
         program = CompiledModel(model, "default")
         for images in (self.images(), self.images()[:3]):
