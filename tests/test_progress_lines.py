@@ -104,7 +104,7 @@ def test_early_stopping_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         tmp_path, {"bare": entries["bare"]}, train__max_steps=100, train__patience=2, train__evaluate_every=0.4
     )
     said: list[str] = []
-    trainer = train(recipe, tmp_path / "run", Callbacks(said=said.append))
+    trainer = train(recipe, tmp_path / "run", Callbacks(noted=said.append))
     assert trainer.progress.step < 100
     (line,) = said
     for fact in (f"step {trainer.progress.step} of 100", "last 2 evaluations", f"step {trainer.progress.best_step}"):
@@ -114,7 +114,7 @@ def test_early_stopping_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     train(
         make_recipe(tmp_path, {"bare": entries["bare"]}, train__max_steps=5),
         tmp_path / "whole",
-        Callbacks(said=said.append),
+        Callbacks(noted=said.append),
     )
     assert said == []
 

@@ -68,11 +68,11 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 def _rank(pipe: Connection, site: LaunchEnv, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     import torch
 
-    from ramify.parallel.startup.rendezvous import joined
+    from ramify.parallel.startup.rendezvous import connect
 
     torch.set_num_threads(1)
     try:
-        with joined(site, torch.device("cpu"), 60.0):
+        with connect(site, torch.device("cpu"), 60.0):
             result = work(site.rank, *args)
         pipe.send((None, result))
     except BaseException:

@@ -26,7 +26,7 @@ from ramify.recipe import Recipe, load_recipe, parse_recipe
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
 from ramify.train.optimization.product_rates import wait_for
-from ramify.train.start import alone, settle
+from ramify.train.start import alone, configure_process
 
 WARMUP = 3
 
@@ -89,7 +89,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     recipe = load_recipe(given.recipe, [*given.overrides, f"stores={given.stores}"])
     recipe = chosen(recipe, [name for name in given.datasets.split(",") if name])
-    settle(recipe)
+    configure_process(recipe)
     print(json.dumps(measure(recipe, ["none", *given.modes.split(",")], given.steps), indent=1))
 
 

@@ -31,7 +31,7 @@ from ramify.store.store import Store
 from ramify.system import process_memory
 from ramify.train import loop
 from ramify.train.loop import Trainer
-from ramify.train.start import Process, settle
+from ramify.train.start import Process, configure_process
 
 FORMS = ("product", "product-bf16", "naive")
 
@@ -100,7 +100,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     recipe = load_recipe(given.recipe, [*given.overrides, f"stores={given.stores}", f"train.batch={given.batch}"])
     recipe = chosen(recipe, given.datasets.split(","))
-    settle(recipe)
+    configure_process(recipe)
     if given.memory_of:
         print(measure_memory(given.memory_of, recipe))
         return

@@ -25,7 +25,7 @@ from ramify.batches.batch import Batch
 from ramify.batches.loader import StepBatches
 from ramify.bench.step import chosen
 from ramify.recipe import Recipe, load_recipe
-from ramify.train.start import settle
+from ramify.train.start import configure_process
 
 Energies = Callable[[nn.Module, Batch, Tensor], Tensor]
 """(model, batch, positions) -> (S,)."""
@@ -170,7 +170,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     always = [f"stores={given.stores}", f"train.batch={given.batch}", "model.force_head.kind=conservative"]
     recipes = {name: chosen(load_recipe(name, always), [given.dataset]) for name in given.recipes}
-    settle(next(iter(recipes.values())))
+    configure_process(next(iter(recipes.values())))
     with make("product", next(iter(recipes.values()))).loader() as loader:
         works = [next(loader) for _ in range(given.steps)]
     steppers: dict[str, Own | Other] = {f"ramify {name}": Own(recipe) for name, recipe in recipes.items()}

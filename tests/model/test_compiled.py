@@ -187,7 +187,7 @@ def test_bf16_is_as_near_to_float32_as_without(make: Make, images: list[Atoms], 
 
 
 def test_cuda_graphs_need_cuda(make: Make) -> None:
-    with pytest.raises(RamifyError, match=r"(?s)train.compile: cuda-graphs.*lives on cpu.*fix: .*default"):
+    with pytest.raises(RamifyError, match=r"(?s)train.compile: cuda-graphs.*is on cpu.*fix: .*default"):
         CompiledModel(make("direct"), "cuda-graphs")
 
 
@@ -214,7 +214,7 @@ def test_too_many_programs_are_an_error(
     make: Make, images: list[Atoms], counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not a step that quietly is no longer compiled."""
-    monkeypatch.setattr(compiled, "MOST", 1)
+    monkeypatch.setattr(compiled, "MAX_PROGRAMS", 1)
     model = make("conservative")
     program = CompiledModel(model, "default")
     padded = Padding(BRANCHES, 8)(batch_of(images, *SIZES[0]))

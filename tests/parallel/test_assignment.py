@@ -122,7 +122,9 @@ def test_every_structure_once_per_pass(readers: dict[str, SplitReader], which: s
     placement = place(kind, WORK, world)
     sampler = stream_of(readers, batch)
     steps = math.ceil(2 * 172 / batch)
-    ranks = [assigner(readers, sampler, placement, rank, MicroBatchLimit(20, 150)).shares(3) for rank in range(world)]
+    ranks = [
+        assigner(readers, sampler, placement, rank, MicroBatchLimit(20, 150)).assignments(3) for rank in range(world)
+    ]
     seen: dict[str, list[int]] = {name: [] for name in FIVE}
     position, idle = sampler.position(3), 0
     for step in range(3, 3 + steps):
@@ -153,7 +155,7 @@ def test_a_group_is_level_in_edges(readers: dict[str, SplitReader]) -> None:
     placement = Placement("explicit", 2, placement.hosts, placement.shares | {"clusters": (0.5, 0.5)}, "")
     sampler = stream_of(readers, 40)
     reader = readers["clusters"]
-    ranks = [assigner(readers, sampler, placement, rank).shares(0) for rank in range(2)]
+    ranks = [assigner(readers, sampler, placement, rank).assignments(0) for rank in range(2)]
     counts = []
     for _ in range(20):
         own = [np.array(taken(next(shares)).get("clusters", []), np.int64) for shares in ranks]
@@ -168,7 +170,7 @@ def test_a_group_is_level_in_edges(readers: dict[str, SplitReader]) -> None:
 def test_labels_are_counted_as_the_objective_counts(readers: dict[str, SplitReader], stress: bool) -> None:
     """By the rule of the loss, on the batch as tensors: rows whose label is whole; stress only with a cell."""
     sampler = stream_of(readers, 40)
-    for share in islice(Assigner(sampler, readers, Placement.alone(FIVE), 0, stress=stress).shares(0), 12):
+    for share in islice(Assigner(sampler, readers, Placement.alone(FIVE), 0, stress=stress).assignments(0), 12):
         batch = Batch.make([readers[name].part(rows) for name, rows in share.micro_batches[0].items()], torch.float64)
         assert set(share.labels) == {segment.name for segment in batch.datasets}
         for segment in batch.datasets:

@@ -40,12 +40,12 @@ setattr(module, name, dying)
 """
 MOMENTS: dict[str, dict[str, Any]] = {
     "before recipe.yaml is there": {"module": "run", "name": "write_whole", "count": 1, "rank": 0},
-    "before the first checkpoint": {"module": "loop.Trainer", "name": "_accumulate", "count": 2, "rank": 1},
+    "before the first checkpoint": {"module": "loop.Trainer", "name": "accumulate_gradients", "count": 2, "rank": 1},
     "while it writes a part": {"module": "checkpoint", "name": "sync", "count": 5, "rank": 1},
     "before the manifest": {"module": "checkpoint", "name": "write_json", "count": 1, "rank": 0},
     "after the folder, before its pointers": {"module": "checkpoint", "name": "move_pointers", "count": 2, "rank": 0},
     "before old ones are removed": {"module": "checkpoint", "name": "remove_unneeded", "count": 2, "rank": 0},
-    "in a step": {"module": "loop.Trainer", "name": "_accumulate", "count": 4, "rank": 1},
+    "in a step": {"module": "loop.Trainer", "name": "accumulate_gradients", "count": 4, "rank": 1},
 }
 """In this order, each in a session that goes on from the one before."""
 
@@ -124,7 +124,9 @@ def test_a_second_program_is_refused(five: MakeFive, tmp_path: Path) -> None:
     """While the first one trains; on any number of ranks, with one message."""
     path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     recipe.write_text(five(**LENGTH).to_yaml())
-    slow = "import time\nfrom ramify.train.loop import Trainer\nTrainer._accumulate = lambda *_: time.sleep(60)\n"
+    slow = (
+        "import time\nfrom ramify.train.loop import Trainer\nTrainer.accumulate_gradients = lambda *_: time.sleep(60)\n"
+    )
     first = Program(tmp_path, 1, "train", recipe, "--run", path, first=slow)
     try:
         while not (path / "recipe.yaml").exists():
@@ -143,12 +145,12 @@ def test_a_second_program_is_refused(five: MakeFive, tmp_path: Path) -> None:
 HANGS = """
 import os, time
 from ramify.train.loop import Trainer
-accumulate = Trainer._accumulate
+accumulate = Trainer.accumulate_gradients
 def hanging(trainer, *arguments):
     if trainer.progress.step == 4 and os.environ["RANK"] == "1":
         time.sleep(1000)
     accumulate(trainer, *arguments)
-Trainer._accumulate = hanging
+Trainer.accumulate_gradients = hanging
 """
 
 
@@ -159,8 +161,8 @@ def test_a_hung_rank_ends_the_run(five: MakeFive, tmp_path: Path) -> None:
     done = run(tmp_path, 2, "train", recipe, "--run", path, "parallel.timeout=4", first=HANGS)
     assert done.statuses == [HUNG, HUNG]
     said = "".join(done.said)
-    assert "error: the run hangs: no rank has moved for 4 s (parallel.timeout); did not arrive: rank 1 " in said
+    assert "error: the run hangs: no rank has made progress for 4 s (parallel.timeout); did not arrive: rank 1 " in said
     assert "(last seen at step 5); the others wait at the sums of step 5" in said
-    assert "rank 1 of 2 has not come further than step 5; it is at\n" in done.said[1]
+    assert "rank 1 of 2 has not got further than step 5; it is at\n" in done.said[1]
     assert "in hanging\n" in done.said[1]
     assert readable(path) == 3

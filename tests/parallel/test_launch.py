@@ -113,7 +113,7 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(RamifyError, match=r"MASTER_PORT=http is not a whole number"):
         detect_launcher(TORCHRUN | {"MASTER_PORT": "http"})
     with pytest.raises(
-        RamifyError, match=r"24 processes on several nodes and does not say where rank 0 is\n.*MASTER_A"
+        RamifyError, match=r"24 processes on several nodes, but the host of rank 0 is not set\n.*MASTER_A"
     ):
         detect_launcher(PALS)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ramify.errors import RamifyError
 from ramify.parallel.layout import Layout
 from ramify.parallel.startup.launch import LaunchEnv, detect_launcher
-from ramify.parallel.startup.rendezvous import joined
+from ramify.parallel.startup.rendezvous import connect
 from ramify.parallel.watchdog import HUNG
 from ramify.planning.placement import place
 from tests.programs import KILL, Program
@@ -29,14 +29,14 @@ MEET = "from tests.parallel.test_rendezvous import meet; meet()"
 def test_nobody_comes() -> None:
     site = LaunchEnv(1, 2, 1, "127.0.0.1", free_port(), "a test")
     late = pytest.raises(RamifyError, match=r"rank 1 of 2 \(a test\) did not meet the others at 127.0.0.1:")
-    with late, joined(site, torch.device("cpu"), 0.5):
+    with late, connect(site, torch.device("cpu"), 0.5):
         pass
 
 
 def meet() -> None:
     """What the processes of the tests do: take a sum, and say how they were started."""
     site = detect_launcher()
-    with joined(site, torch.device("cpu"), float(os.environ.get("MEET_TIMEOUT", "100"))) as world:
+    with connect(site, torch.device("cpu"), float(os.environ.get("MEET_TIMEOUT", "100"))) as world:
         layout = Layout.spread(place("replicated", {"a": 1.0}, site.world), world)
         total = torch.tensor([site.rank + 1.0])
         layout.sum_over_world(total)
@@ -87,7 +87,7 @@ def test_the_missing_are_named() -> None:
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-        with first, joined(LaunchEnv(0, 3, 0, "127.0.0.1", port, "a test"), torch.device("cpu"), 0.5):
+        with first, connect(LaunchEnv(0, 3, 0, "127.0.0.1", port, "a test"), torch.device("cpu"), 0.5):
             pass
     del store
 
@@ -117,4 +117,4 @@ def test_a_rank_that_dies_while_they_meet_ends_the_others(tmp_path: Path, name: 
     done = program.wait()
     assert done.statuses[0] == HUNG, done.said
     assert seconds < 40
-    assert "no rank has moved for 3 s (parallel.timeout); did not arrive: rank 1 (last seen at " in done.said[0]
+    assert "no rank has made progress for 3 s (parallel.timeout); did not arrive: rank 1 (last seen at " in done.said[0]

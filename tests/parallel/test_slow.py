@@ -60,7 +60,7 @@ def test_slow_phases(five: MakeFive, tmp_path: Path) -> None:
     done = run(tmp_path, 2, "train", recipe, "--run", path, first=STARTING, at=stop)
     assert done.statuses == [STOPPED, STOPPED], done.said
     assert [said.count("slow: ") for said in done.said] == [2, 6]
-    assert "so the run goes on" in done.said[0]
+    assert "so the run continues" in done.said[0]
     done = run(tmp_path, 2, "train", "--resume", path, first=RESUMING)
     assert done.statuses == [0, 0], done.said
     assert [said.count("slow: ") for said in done.said] == [1, 1]

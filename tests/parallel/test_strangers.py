@@ -20,11 +20,11 @@ LEAD = """
 import os, sys
 import torch
 from ramify.errors import RamifyError
-from ramify.parallel.startup.launch import Site
-from ramify.parallel.startup.rendezvous import joined
+from ramify.parallel.startup.launch import LaunchEnv
+from ramify.parallel.startup.rendezvous import connect
 rank, port, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 try:
-    with joined(Site(rank, 2, rank, "127.0.0.1", port, "a test", True), torch.device("cpu"), timeout) as world:
+    with connect(LaunchEnv(rank, 2, rank, "127.0.0.1", port, "a test", True), torch.device("cpu"), timeout) as world:
         print(world.gather(rank))
 except RamifyError as error:
     sys.exit(str(error))
@@ -86,7 +86,7 @@ def test_a_stranger_is_not_counted_and_runs_nothing(tmp_path: Path) -> None:
         stranger.kill()
         stranger.communicate()
     assert (lead.returncode, out) == (1, "")
-    assert "rank 1: who came does not know the secret of this run" in said
+    assert "rank 1: the process that connected does not know the secret of this run" in said
     assert not marker.exists()
 
 
@@ -189,7 +189,7 @@ def test_where_the_secret_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert own.has_signed(find_secret(site(one_node=True), {}).sign("a"), "a")
     assert [path.name for path in kept.parent.iterdir()] == ["secret"]
     kept.parent.chmod(0o755)
-    with pytest.raises(RamifyError, match=r"ramify-\d+ must be a folder .* nobody else can enter"):
+    with pytest.raises(RamifyError, match=r"ramify-\d+ must be a folder .* no other user can enter"):
         find_secret(site(one_node=True), {})
 
 

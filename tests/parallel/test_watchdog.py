@@ -16,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from ramify.parallel import watchdog
-from ramify.parallel.watchdog import HUNG, Seen, Watchdog
+from ramify.parallel.watchdog import HUNG, RankStatus, Watchdog
 
 
 class Ended:
@@ -37,8 +37,8 @@ class Ended:
 
 
 @pytest.fixture(autouse=True)
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "GRACE", 0.3)
+def short_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "EXIT_DELAY", 0.3)
 
 
 def test_who_is_missing_is_named_once() -> None:
@@ -52,10 +52,10 @@ def test_who_is_missing_is_named_once() -> None:
     assert ended.statuses == [HUNG] * 3
     assert text.count("error: ") == 1
     assert (
-        "error: the run hangs: no rank has moved for 0.4 s (parallel.timeout); did not arrive: rank 1 (last seen at "
-        "step 12: batch); the others wait at step 12: gradients\n  fix: go on from the last checkpoint"
+        "error: the run hangs: no rank has made progress for 0.4 s (parallel.timeout); did not arrive: rank 1 (last "
+        "seen at step 12: batch); the others wait at step 12: gradients\n  fix: resume from the last checkpoint"
     ) in text
-    assert "rank 1 of 3 has not come further than step 12: batch; it is at\n" in text
+    assert "rank 1 of 3 has not got further than step 12: batch; it is at\n" in text
     assert re.search(r"rank 1 of 3 .*it is at\n(.*\n)*.*test_watchdog\.py.*test_who_is_missing_is_named_once", text)
 
 
@@ -73,7 +73,7 @@ def test_when_all_came_that_is_said() -> None:
     with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as c:
         for rank in (a, b, c):
             rank.arrive("step 3: gradients")
-        assert "(parallel.timeout); all 3 ranks have come to step 3: gradients\n" in ended.wait()
+        assert "(parallel.timeout); all 3 ranks have reached step 3: gradients\n" in ended.wait()
 
 
 def test_who_does_not_get_done_is_named() -> None:
@@ -109,7 +109,7 @@ def test_a_rank_that_reads_or_writes_is_not_hung_however_slow() -> None:
         assert ended.statuses == []
         text = ended.out.getvalue()
         assert "error" not in text
-        assert 2 <= text.count("at work: rank 2 (at the checkpoint of step 5), so the run goes on\n") <= 5
+        assert 2 <= text.count("at work: rank 2 (at the checkpoint of step 5), so the run continues\n") <= 5
         with a.waiting(), b.waiting():  # and when it has done and then does nothing more, that is a hang
             assert "did not arrive: rank 2" in ended.wait()
 
@@ -136,7 +136,7 @@ def test_a_silent_rank_ends_the_run_although_another_works() -> None:
             with a.waiting():
                 text = ended.wait(of=2)
     assert ended.statuses == [HUNG] * 2
-    assert "error: rank 1 of 3, last seen at nothing, has given no sign of life for 0.4 s (parallel.timeout)" in text
+    assert "error: rank 1 of 3, last seen at nothing, has sent no heartbeat for 0.4 s (parallel.timeout)" in text
     assert text.count("error: ") == 1
 
 
@@ -156,7 +156,10 @@ def test_a_store_that_does_not_answer_ends_the_run_too() -> None:
         while not statuses and time.monotonic() < deadline:
             time.sleep(0.02)
     assert statuses == [HUNG]
-    assert "rank 1 of 2, at step 7: gradients, cannot reach the process that keeps the ranks together" in out.getvalue()
+    assert (
+        "rank 1 of 2, at step 7: gradients, cannot reach the process that hosts the store of the ranks"
+        in out.getvalue()
+    )
 
 
 def test_alone_there_is_nobody_to_wait_for() -> None:
@@ -169,7 +172,7 @@ def test_alone_there_is_nobody_to_wait_for() -> None:
 
 def test_many_missing_ranks_are_counted() -> None:
     ended = Ended(timeout=1, world=20)
-    text = ended.ranks[0]._message([Seen(2, "step 2")] + [Seen(1, "step 1")] * 19, list(range(1, 20)))
+    text = ended.ranks[0]._hang_message([RankStatus(2, "step 2")] + [RankStatus(1, "step 1")] * 19, list(range(1, 20)))
     assert "rank 8 (last seen at step 1) and 11 more; the others wait at step 2" in text
 
 
@@ -231,11 +234,11 @@ def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
         out, late = ranks[1].communicate(timeout=60)
         assert (ranks[1].returncode, out) == (HUNG, "")
     message = (
-        "did not arrive: rank 1 (last seen at step 3: batch); the others wait at step 3: gradients\n  fix: go on from"
+        "did not arrive: rank 1 (last seen at step 3: batch); the others wait at step 3: gradients\n  fix: resume from"
     )
     assert message in waiting + late
     if how == "sleep":
-        assert "rank 1 of 2 has not come further than step 3: batch; it is at\n" in late
+        assert "rank 1 of 2 has not got further than step 3: batch; it is at\n" in late
         assert "time.sleep(1000)" in late or 'File "<string>"' in late
 
 

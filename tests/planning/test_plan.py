@@ -13,7 +13,7 @@ import yaml
 from ramify.errors import RamifyError
 from ramify.neighbors.edges import find_edges
 from ramify.planning.model_profile import ModelProfile, StepProfile
-from ramify.planning.plan import Plan, choose_placement, make_plan, weighed_cost
+from ramify.planning.plan import Plan, choose_placement, make_plan, placement_profile
 from ramify.planning.report import as_data, regime, warnings
 from ramify.planning.workload import DatasetSize, StatedSize, dataset_sizes, measure, read_sizes, step_shares
 from ramify.recipe import Recipe, load_recipe
@@ -164,7 +164,7 @@ def test_nothing_fits_and_what_would() -> None:
     plan = paper("parallel.memory=1", ranks=3)
     assert not plan.chosen.fits
     assert plan.chosen.memory == min(option.memory for option in plan.considered)
-    assert any("takes 1.00" in text and "more than 90 % of 1 GB" in text for text in warnings(plan))
+    assert any("needs 1.00" in text and "more than 90 % of 1 GB" in text for text in warnings(plan))
     *overrides, ranks = plan.remedies
     assert len(overrides) == 5  # replicated only with the encoder cut up
     for remedy in overrides:
@@ -194,7 +194,7 @@ def test_a_run_places_itself(folder: Path) -> None:
         sizes = {name: measure(store, recipe) for name, store in stores(recipe).items()}
         found = choose_placement(recipe, stores(recipe), 3)
         assert found.ranks == 3
-        assert found == choose_placement(recipe, stores(recipe), 3, weighed_cost(recipe, stores(recipe), 3))
+        assert found == choose_placement(recipe, stores(recipe), 3, placement_profile(recipe, stores(recipe), 3))
         assert found.hosts == make_plan(recipe, sizes, 3).chosen.placement.hosts
         assert found == choose_placement(recipe, stores(recipe), 3)
     alone = choose_placement(small(folder), stores(small(folder)), 1)
@@ -216,7 +216,7 @@ def test_the_page_shows_what_is_printed(ramify: Ramify) -> None:  # noqa: F811
 
 def test_small_batches_and_stated_sizes_are_warned_of() -> None:
     told = warnings(paper("train.batch=16", ranks=40))
-    assert any("40 of 40 ranks take less than one structure per step: train.batch is 16" in text for text in told)
+    assert any("40 of 40 ranks have less than one structure per step: train.batch is 16" in text for text in told)
     assert any("the sizes of ani1x, qm7x, transition1x, mptrj, alexandria are stated" in text for text in told)
 
 

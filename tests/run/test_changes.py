@@ -91,7 +91,7 @@ def test_what_defines_the_run_may_not(key: str, value: Any, verb: str) -> None:
     """The refusal names the command that can."""
     name = key.replace("__", ".")
     text = refusal(recipe(), recipe(**{key: value}))
-    assert f"new.yaml is not what this run was trained by ({name}" in text
+    assert f"new.yaml is not the recipe of this run ({name}" in text
     assert verb in text
 
 

@@ -91,7 +91,7 @@ def test_a_holder_elsewhere_is_gone_when_it_is_silent(tmp_path: Path, holder: su
     """Another host, or another container of this one, where process numbers say nothing."""
     for change in ({"host": "elsewhere"}, {"namespace": "pid:[1]"}):
         rewrite(tmp_path / NAME, **change)
-        with pytest.raises(RamifyError, match=r"or wait until it has shown no life for 90 s"):
+        with pytest.raises(RamifyError, match=r"or wait until 90 s without a heartbeat"):
             RunLock(tmp_path).acquire()
     past = time.time() - GONE - 1
     os.utime(tmp_path / NAME, (past, past))

@@ -116,7 +116,7 @@ def test_a_full_disk_met_by_the_metrics_ends_all_ranks(recipe: Path, tmp_path: P
     assert all(said == "" for said in done.said[1:])
     assert done.said[0].count("error:") == 1
     assert f"cannot write {path}/metrics.jsonl: File too large; the run is kept up to its latest" in done.said[0]
-    assert f"go on with it: ramify train --resume {path}" in done.said[0]
+    assert f"resume it: ramify train --resume {path}" in done.said[0]
     assert open_checkpoint(path / "checkpoints" / "latest").step == 6
     assert run(tmp_path, 1, "train", "--resume", path).statuses == [0]
     assert [line["step"] for line in metrics(path, "train")] == list(range(1, 61))

@@ -23,13 +23,13 @@ INT = int(signal.SIGINT)
 STUCK = """
 import ctypes, time
 from ramify.train.loop import Trainer
-accumulate = Trainer._accumulate
+accumulate = Trainer.accumulate_gradients
 def stuck(trainer, *arguments):
     if trainer.progress.step == {step}:
         print("stuck", flush=True)
         {how}
     accumulate(trainer, *arguments)
-Trainer._accumulate = stuck
+Trainer.accumulate_gradients = stuck
 """
 SLEEPS = "time.sleep(600)"
 """As a compiler that Python waits for."""

@@ -72,11 +72,11 @@ def rates_of(recipe: Recipe) -> list[float]:
 
 
 def test_a_schedule_cannot_begin_later_than_the_run_stands(small: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(RamifyError, match=r"schedule\.start: 5, but the run stands at step 0"):
+    with pytest.raises(RamifyError, match=r"schedule\.start: 5, but the run is at step 0"):
         start_run(small("bare", schedule__start=5), tmp_path / "run", Callbacks())
     assert not (tmp_path / "run").exists()
     train(small("bare", train__max_steps=4), tmp_path / "run")
-    with pytest.raises(RamifyError, match=r"schedule\.start: 5, but the run stands at step 4"):
+    with pytest.raises(RamifyError, match=r"schedule\.start: 5, but the run is at step 4"):
         resume_run(tmp_path / "run", Callbacks(), recipe=small("bare", train__max_steps=9, schedule__start=5))
 
 

@@ -89,7 +89,7 @@ def test_a_step_asks_for_nothing(
     has come to the host meanwhile."""
     trainer, works = _trainer_and_works(small, torch.device("cpu"), kind, precision)
     trainer.step(works[0])
-    trainer.settle()
+    trainer.finish_step()
     with reads(monkeypatch) as found:
         trainer.step(works[1])
     assert not found
@@ -108,7 +108,7 @@ def test_an_accelerator_is_never_waited_for(small: MakeRecipe, kind: str) -> Non
             trainer.step(work)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    trainer.settle()
+    trainer.finish_step()
 
 
 def _trainer_and_works(

@@ -149,7 +149,7 @@ def test_a_changed_recipe_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
     resume_run(folder / "run", Callbacks())
     content["model"]["encoder"]["width"] = 16
     path.write_text(yaml.safe_dump(content))
-    refused = r"recipe.yaml is not what this run was trained by \(model\.encoder\.width: 8, now 16\)"
+    refused = r"recipe.yaml is not the recipe of this run \(model\.encoder\.width: 8, now 16\)"
     with pytest.raises(RamifyError, match=refused):
         resume_run(folder / "run", Callbacks())
     path.write_text("datasets: [")
@@ -163,7 +163,7 @@ def test_what_is_not_a_run_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
         resume_run(folder / "stores", Callbacks())
     shutil.rmtree(folder / "run" / "checkpoints")
     (folder / "run" / "checkpoints").mkdir()
-    with pytest.raises(RamifyError, match=r"run has had checkpoints, but .*/checkpoints/latest is gone\n  fix: bring"):
+    with pytest.raises(RamifyError, match=r"run has had checkpoints, but .*/latest is missing\n  fix: restore"):
         resume_run(folder / "run", Callbacks(), automatic=True)
     (folder / "run" / "sessions.jsonl").unlink()
     with pytest.raises(RamifyError, match=r"the run ended before its first one\n  fix: start it again .* --continue"):

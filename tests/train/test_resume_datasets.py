@@ -164,7 +164,7 @@ def test_averages_of_a_branch_count_from_its_beginning() -> None:
     """Its first update is the first of an average: (1 + 0) / (10 + 0) of the old, whatever the run has done before."""
     model = torch.nn.ModuleList([torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)])
     averages = AveragedWeights(model, 0.999)
-    averages.began(model[1].parameters(), 1000)
+    averages.start_at(model[1].parameters(), 1000)
     start = [average.clone() for average in averages.averages]
     with torch.no_grad():
         for parameter in model.parameters():

@@ -47,7 +47,7 @@ def test_a_link_to_nothing_removes_nothing(linked: Path) -> None:
     latest.unlink()
     latest.symlink_to("step-99999999")
     before = files_of(linked)
-    with pytest.raises(RamifyError, match=rf"latest is step-99999999, which is not there; there are: .*{kept}"):
+    with pytest.raises(RamifyError, match=rf"latest is step-99999999, which does not exist; existing: .*{kept}"):
         resume_run(linked, Callbacks())
     assert files_of(linked) == before
     latest.unlink()

@@ -23,11 +23,11 @@ ELSEWHERE = "import socket\nsocket.gethostname = lambda: 'elsewhere'\n"
 SLOW = """
 import time
 from ramify.train.loop import Trainer
-accumulate = Trainer._accumulate
+accumulate = Trainer.accumulate_gradients
 def slow(trainer, *arguments):
     time.sleep(0.05)
     accumulate(trainer, *arguments)
-Trainer._accumulate = slow
+Trainer.accumulate_gradients = slow
 """
 
 
@@ -81,7 +81,7 @@ def test_one_that_was_frozen_while_another_took_over(recipe: Path, tmp_path: Pat
     said = "".join(lost.said)
     assert said.count("error:") == 1
     assert "Traceback" not in said
-    assert f"taken over while this process gave no sign of life, and is being trained by process {holder} on " in said
+    assert f"taken over while this process sent no heartbeat, and is being trained by process {holder} on " in said
     ends = [line for line in map(json.loads, (path / "sessions.jsonl").open()) if line["kind"] == "end"]
     assert [end["ended"] for end in ends] == ["finished"]
     alone = tmp_path / "alone"
@@ -108,7 +108,7 @@ def test_a_run_that_is_moved_while_it_trains(recipe: Path, tmp_path: Path, world
     said = "".join(done.said)
     assert said.count("error:") == 1
     assert "Traceback" not in said
-    assert f"{path} is not there any more" in said
+    assert f"{path} no longer exists" in said
     assert "ramify train --resume" in said
     assert not path.exists()
     assert run(tmp_path, 1, "train", "--resume", moved).statuses == [0]

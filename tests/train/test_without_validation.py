@@ -53,10 +53,10 @@ def test_such_a_run_resumes_to_the_bit(entries: tuple[Path, dict[str, Any]], tmp
     recipe = recipe_of(entries, "all", train__max_steps=12)
     train(recipe, tmp_path / "whole")
     trainer = start_run(recipe, tmp_path / "cut", Callbacks())
-    with trainer.loader() as loader, trainer.record.opened(lambda: "test"):
+    with trainer.loader() as loader, trainer.reporter.opened(lambda: "test"):
         for _ in range(5):
             trainer.step(next(loader))
-        trainer.settle()
+        trainer.finish_step()
         trainer.save(best=False)
     resume_run(tmp_path / "cut", Callbacks()).fit()
     assert_same(tensors(tmp_path / "cut", "best"), tensors(tmp_path / "whole", "best"))

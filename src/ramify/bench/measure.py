@@ -27,7 +27,7 @@ from ramify.run.run import Run
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
 from ramify.train.optimization.product_rates import wait_for
-from ramify.train.start import Process, settle
+from ramify.train.start import Process, configure_process
 
 NOWHERE = "benchmark"
 """Name of the run of a benchmark's trainer, of which nothing is ever written."""
@@ -60,7 +60,7 @@ def measure_case(case: Case, process: Process) -> dict[str, Any]:
         RamifyError: the placement is not possible on these ranks.
     """
     recipe, ranks = case.recipe, process.ranks
-    settle(recipe)
+    configure_process(recipe)
     stores = case.open_stores()
     limits = measure_limits(ranks.device, recipe.train.precision, ranks.size)
     plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks.size, case.model)

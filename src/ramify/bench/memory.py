@@ -32,7 +32,7 @@ from ramify.planning.plan import Plan, make_plan
 from ramify.planning.workload import measure
 from ramify.recipe import Recipe, parse_recipe
 from ramify.system import process_memory
-from ramify.train.start import Process, settle, this_process
+from ramify.train.start import Process, configure_process, this_process
 
 RESULT = "memory.json"
 STEPS = 2
@@ -94,7 +94,7 @@ def measure_memory(case: Case, process: Process, *, alone: bool) -> dict[str, An
         process: this one.
         alone: whether it is the only one that is there.
     """
-    settle(case.recipe)
+    configure_process(case.recipe)
     stores = case.open_stores()
     sizes = {name: measure(store, case.recipe) for name, store in stores.items()}
     plan = make_plan(case.recipe, sizes, case.ranks, case.model)

@@ -31,7 +31,7 @@ from ramify.store.store import Store
 from ramify.system import process_memory
 from ramify.train.loop import Trainer
 from ramify.train.optimization.product_rates import wait_for
-from ramify.train.start import settle, this_process
+from ramify.train.start import configure_process, this_process
 
 RESULT = "step.json"
 TRACE = "trace-{precision}-{forces}.json"
@@ -127,7 +127,7 @@ def run_case(source: Path, target: Path) -> None:
     case = read_json(source)
     recipe = parse_recipe(case["recipe"], "benchmark")
     with this_process(recipe) as process:
-        settle(recipe)
+        configure_process(recipe)
         stores = {name: Store.open(Path(path)) for name, path in case["stores"].items()}
         spreads = {name: LabelSpread.of_manifest(s.manifest) for name, s in stores.items()}
         cost = profile_model(_plain(recipe), spreads)
@@ -193,7 +193,7 @@ def _split_step(trainer: Trainer, loader: Iterator[StepBatches], phases: Phases)
     work = next(loader)
     phases.mark("data")
     trainer.step(work)
-    trainer.settle()  # the averages follow the weights here, not in the next step
+    trainer.finish_step()  # the averages follow the weights here, not in the next step
     phases.mark("averages")
     return phases.taken()
 

@@ -1,14 +1,15 @@
-"""Checkpoints: the encoder, one file per branch, and what training needs to go on; all by name.
+"""Checkpoints: the encoder, one file per branch, and the state of training; all by name.
 
     step-00000500/
-        encoder.safetensors, branches/NAME.safetensors        the weights to use (averaged where the run averages)
-        training/encoder.safetensors, training/branches/...   the weights being trained and AdamW's moments
+        encoder.safetensors, branches/NAME.safetensors        weights for inference (averaged if the run averages)
+        training/encoder.safetensors, training/branches/...   weights being trained, and moments of the optimizer
         manifest.json                                         written last: step, recipe, references, all checksums
 
-Only safetensors and JSON: loading a checkpoint runs no code. Nothing in it depends on how the run was spread over
-processes: each rank writes the parts it is given into one hidden folder, and when all have, the first rank adds the
-manifest and renames the folder; the pointers `latest` and `best` (`ramify.checkpoint.pointers`) are moved afterwards. A
-rank reads only the parts it hosts."""
+The files are safetensors and JSON only: loading a checkpoint executes no code. A checkpoint does not depend on the
+placement: each rank writes its parts into one hidden folder, then rank zero adds the manifest and renames the folder;
+the pointers `latest` and `best` (`ramify.checkpoint.pointers`) are updated afterwards. A rank reads only the parts it
+hosts.
+"""
 
 import hashlib
 import json
@@ -39,7 +40,7 @@ from ramify.untrusted import Name, has_file, parsed, regular_file
 
 VERSION = 1
 TRAINING = "training/"
-"""The folder inside a checkpoint of what only training needs."""
+"""The folder of a checkpoint with the files that only training needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +70,31 @@ class Checkpoint:
         """The manifests of the stores that the model was trained on, by dataset.
 
         Raises:
-            RamifyError: they are damaged.
+            RamifyError: the manifests are damaged.
         """
         file = self.path / "manifest.json"
-        return parsed(dict[Name, Manifest], self.manifest["datasets"], file, at="datasets.", fix=_ELSEWHERE)
+        return parsed(dict[Name, Manifest], self.manifest["datasets"], file, at="datasets.", fix=_USE_ANOTHER)
 
     def complete(self) -> dict[str, Any]:
-        """The manifest, after checking that it says all that a model and a run are made of.
+        """The manifest, after checking that it contains all entries that a model and a run need.
 
         Raises:
-            RamifyError: naming what it lacks.
+            RamifyError: naming a missing entry.
         """
-        parsed(CheckpointManifest, self.manifest, self.path / "manifest.json", fix=_ELSEWHERE)
+        parsed(CheckpointManifest, self.manifest, self.path / "manifest.json", fix=_USE_ANOTHER)
         return self.manifest
 
     def weights(self, branches: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The weights to use, under the names of a `MultiBranch`: the encoder's and those of `branches` (None: all).
+        """Weights for inference under the names of a `MultiBranch`: of the encoder and of `branches` (None: all).
 
         Raises:
-            RamifyError: it holds no such branch, or a file is missing or damaged; so does `training`.
+            RamifyError: there is no such branch, or a file is missing or damaged; `training` raises the same.
         """
         return self._gather("", branches)
 
     def training(self, branches: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The weights being trained and the optimizer's moments; the moments as `NAME/exp_avg`, `NAME/exp_avg_sq`. Of
-        `branches` (None: all that are trained; a fine-tuning carries others along)."""
+        """Weights being trained and moments of the optimizer, the latter as `NAME/exp_avg`, `NAME/exp_avg_sq`; of the
+        encoder and of `branches` (None: all that are trained; a fine-tuning run keeps other branches unchanged)."""
         if branches is None:
             files = self.manifest["files"]
             branches = [b for b in self.branches if TRAINING + file_of_part(part_of_branch(b)) in files]
@@ -108,34 +109,34 @@ class Checkpoint:
     def _load(self, name: str) -> dict[str, Tensor]:
         expected = self.manifest["files"].get(name)
         if expected is None or not (self.path / name).exists():
-            raise RamifyError(f"checkpoint {self.path} lacks {name}", fix=_ELSEWHERE)
-        path = regular_file(self.path, name, fix=_ELSEWHERE)
+            raise RamifyError(f"checkpoint {self.path} lacks {name}", fix=_USE_ANOTHER)
+        path = regular_file(self.path, name, fix=_USE_ANOTHER)
         if sha256(path) != expected:
             raise RamifyError(
-                f"checkpoint file {path} is damaged: its checksum differs from the manifest", fix=_ELSEWHERE
+                f"checkpoint file {path} is damaged: its checksum differs from the manifest", fix=_USE_ANOTHER
             )
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise RamifyError(f"checkpoint file {path} is damaged: {error}", fix=_ELSEWHERE) from None
+            raise RamifyError(f"checkpoint file {path} is damaged: {error}", fix=_USE_ANOTHER) from None
 
 
 _SHARED = "the run directory must lie on a file system that all ranks share"
-_ELSEWHERE = "take another checkpoint of the run (`latest` or `best`), or a copy"
+_USE_ANOTHER = "use another checkpoint of the run (`latest` or `best`), or a copy"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Reads the manifest of a checkpoint folder, which may be named by a pointer, e.g. `RUN/checkpoints/best`.
+    """Reads the manifest of a checkpoint folder; the path may end in a pointer, e.g. `RUN/checkpoints/best`.
 
     Raises:
-        RamifyError: no checkpoint there, damaged, or of a newer version.
+        RamifyError: there is no checkpoint, or it is damaged or of a newer version.
     """
     path = resolve(path)
-    if not has_file(path, "manifest.json", fix=_ELSEWHERE):
+    if not has_file(path, "manifest.json", fix=_USE_ANOTHER):
         raise RamifyError(f"no checkpoint at {path}", fix="a run's checkpoints are in RUN/checkpoints; train first")
     manifest = read_json(path / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") != "ramify-checkpoint":
-        raise RamifyError(f"{path} is not a checkpoint: its manifest.json is that of something else")
+        raise RamifyError(f"{path} is not a checkpoint: its manifest.json has another format")
     version = manifest.get("version")
     if isinstance(version, int) and version > VERSION:
         raise RamifyError(
@@ -143,8 +144,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             fix="use the version of ramify that wrote it, or a newer one",
         )
     if manifest.get("checksum") != _checksum(manifest):
-        raise RamifyError(f"{path / 'manifest.json'} is damaged: it differs from its checksum", fix=_ELSEWHERE)
-    parsed(CheckpointNames, manifest, path / "manifest.json", fix=_ELSEWHERE)
+        raise RamifyError(f"{path / 'manifest.json'} is damaged: it differs from its checksum", fix=_USE_ANOTHER)
+    parsed(CheckpointNames, manifest, path / "manifest.json", fix=_USE_ANOTHER)
     return Checkpoint(path, manifest)
 
 
@@ -159,30 +160,30 @@ def save_checkpoint(
     ranks: World | None = None,
     permit: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Writes `step-XXXXXXXX` into `folder` (if it is there already, what the manifest says is renewed: the tensors of a
-    step do not change), moves the pointers, and removes checkpoints that no pointer names and what a process that was
-    killed left half-written (a run has one writer, or several that act together).
+    """Writes `step-XXXXXXXX` into `folder` (if it exists, only its manifest is updated: the tensors of a step do not
+    change), updates the pointers, and removes checkpoints without a pointer and incomplete files of killed processes
+    (a run has one writer, or several that write together).
 
     Args:
-        folder: the run's `checkpoints` folder, which all ranks see.
-        step: optimizer steps taken.
-        weights, training: the tensors that this rank writes, under the names of a `MultiBranch`; each part (encoder,
-            branch) is given by one rank, whole.
-        manifest: what goes into manifest.json besides format, version, step, branches and checksums; plain data with
-            text keys; the first rank's counts.
-        best: this is the best one so far.
-        ranks: the processes that call this together; None for one by itself.
-        permit: called on the first rank before anything is written, before it counts and before anything is removed;
-            raises where these processes may no longer write.
+        folder: the run's `checkpoints` folder, on a file system shared by all ranks.
+        step: number of optimizer steps.
+        weights, training: the tensors that this rank writes, under the names of a `MultiBranch`; exactly one rank
+            passes each part (encoder, branch), unsharded.
+        manifest: entries of manifest.json besides format, version, step, branches and checksums; plain data with
+            text keys; those of rank zero are used.
+        best: whether this is the best checkpoint so far.
+        ranks: the processes that call this together; None for a single process.
+        permit: called on rank zero before anything is written, before the checkpoint becomes visible and before
+            anything is removed; raises where these processes may no longer write.
 
     Raises:
-        RamifyError: on all ranks if one fails, e.g. because the disk is full; earlier checkpoints stay as they are. Or
-            what `permit` raises.
+        RamifyError: on all ranks if one fails, e.g. because the disk is full; earlier checkpoints are unchanged. Or
+            the error that `permit` raises.
     """
     ranks = ranks or World()
     target = folder / f"step-{step:08d}"
 
-    def settle() -> None:
+    def update_pointers() -> None:
         permit()
         tidy(folder, **dict.fromkeys(("best", "latest") if best else ("latest",), target.name))
 
@@ -193,9 +194,9 @@ def save_checkpoint(
         else:
             about = {"step": step} | dict(manifest)
             _write_together(target, {"": weights, TRAINING: training}, about, ranks, permit)
-        on_rank_zero(ranks, settle)
+        on_rank_zero(ranks, update_pointers)
     except Exception:  # on all ranks
-        on_rank_zero(ranks, permit)  # who writes here now may have removed what these ranks were writing
+        on_rank_zero(ranks, permit)  # another writer may have removed files of these ranks
         raise
     return target
 
@@ -207,18 +208,18 @@ def _write_together(
     ranks: World,
     permit: Callable[[], None],
 ) -> None:
-    """Every rank writes its tensors (by folder) into a hidden sibling of `target`, which the first rank then seals."""
-    # no process of another machine, whatever its number, comes to the same name
+    """Every rank writes its tensors (by folder) into a hidden folder next to `target`, which rank zero then renames."""
+    # a random name: process numbers are not unique over machines
     partial = target.with_name(f".{target.name}.partial-{on_rank_zero(ranks, lambda: secrets.token_hex(4))}")
 
-    def seal() -> None:
+    def finish() -> None:
         permit()
-        _seal(target, partial, with_each, manifest)
+        _finish(target, partial, checksums, manifest)
 
     try:
         on_rank_zero(ranks, lambda: _make_empty(target, partial))
-        with_each = on_all(ranks, lambda: _write_parts(target, partial, tensors))
-        on_rank_zero(ranks, seal)
+        checksums = on_all(ranks, lambda: _write_parts(target, partial, tensors))
+        on_rank_zero(ranks, finish)
     except BaseException:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -226,9 +227,9 @@ def _write_together(
 
 
 def _writing(target: Path, name: str = "") -> AbstractContextManager[None]:
-    """Names a file of the checkpoint `target` that cannot be written, or itself."""
-    left, then = after_failure(target.parent.parent)
-    return writing(target / name, f"nothing was left behind, {left}", then)
+    """Context for writing a file of the checkpoint `target`, or `target` itself; errors name it."""
+    remains, fix = after_failure(target.parent.parent)
+    return writing(target / name, f"nothing was left behind, {remains}", fix)
 
 
 def _make_empty(target: Path, partial: Path) -> None:
@@ -239,9 +240,9 @@ def _make_empty(target: Path, partial: Path) -> None:
 
 
 def _write_parts(target: Path, partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
-    """Sorts tensors into encoder and branches by their names and writes one file each; returns their checksums."""
+    """Groups tensors into encoder and branches by their names and writes one file each; returns the checksums."""
     if not partial.is_dir():
-        raise RamifyError(f"{partial}, which the first rank has made, is not there for this one", fix=_SHARED)
+        raise RamifyError(f"{partial}, which the first rank has made, is not visible to this one", fix=_SHARED)
     parts: dict[str, dict[str, Tensor]] = {}
     for folder, named in tensors.items():
         for part, tensors_of_part in by_part(named).items():
@@ -249,23 +250,23 @@ def _write_parts(target: Path, partial: Path, tensors: Mapping[str, Mapping[str,
     checksums = {}
     for name in list(parts):
         with _writing(target, name):
-            content = save(parts.pop(name))  # `save_file` loses the reason when a disk is full
+            content = save(parts.pop(name))  # errors of `save_file` do not state that the disk is full
             (partial / name).write_bytes(content)
             sync(partial / name)
             checksums[name] = hashlib.sha256(content).hexdigest()
     return checksums
 
 
-def _seal(target: Path, partial: Path, written: list[dict[str, str]], manifest: dict[str, Any]) -> None:
-    """Adds the manifest and makes `partial` the checkpoint.
+def _finish(target: Path, partial: Path, written: list[dict[str, str]], manifest: dict[str, Any]) -> None:
+    """Adds the manifest and renames `partial` to `target`.
 
     Raises:
-        RamifyError: what another rank wrote is not here.
+        RamifyError: a file of another rank is not visible here.
     """
     for rank, names in enumerate(written):
         if unseen := [name for name in names if not (partial / name).is_file()]:
             raise RamifyError(
-                f"rank {rank} wrote {unseen[0]} into {partial}, but it is not there for the first rank", fix=_SHARED
+                f"rank {rank} wrote {unseen[0]} into {partial}, but it is not visible to the first rank", fix=_SHARED
             )
     files = {name: checksum for names in written for name, checksum in sorted(names.items())}
     branches = sorted(branch for branch in map(branch_of_file, files) if branch is not None)
@@ -281,7 +282,7 @@ def _seal(target: Path, partial: Path, written: list[dict[str, str]], manifest: 
 
 
 def _renew_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
-    """Says in one move what has become known since: that the step was evaluated, by which recipe the run goes on."""
+    """Updates the manifest atomically with newer entries: the evaluation of the step, the recipe of the resumed run."""
     before = open_checkpoint(target).manifest
     about = before | dict(manifest)
     if about != before:
@@ -290,20 +291,20 @@ def _renew_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def tidy(folder: Path, **moved: str) -> None:
-    """Moves pointers in `folder`, then removes checkpoints that no pointer names and what a writer that was killed has
-    left. Whoever calls it must be the only one that writes, and have read the checkpoint that it goes on from.
+    """Updates pointers in `folder`, then removes checkpoints without a pointer and incomplete files of killed writers.
+    The caller must be the only writer, and must have read the checkpoint from which it resumes.
 
     Raises:
         RamifyError: the folder cannot be written.
     """
-    left, then = after_failure(folder.parent)
-    with writing(folder / POINTERS, left, then):
+    remains, fix = after_failure(folder.parent)
+    with writing(folder / POINTERS, remains, fix):
         move_pointers(folder, **moved)
-    with writing(folder, left, then):
+    with writing(folder, remains, fix):
         remove_unneeded(folder)
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
-    """Of what a manifest says, whatever its layout; its own entry `checksum` does not count."""
+    """Checksum of the content of a manifest without its entry `checksum`, independent of the layout of the file."""
     content = {key: value for key, value in manifest.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`manifest.json` of a checkpoint: what it must say at least, so that whoever reads on can rely on it."""
+"""The required content of `manifest.json` of a checkpoint."""
 
 from typing import Any, Self
 
@@ -8,7 +8,7 @@ from ramify.untrusted import Element, Name
 
 
 class _Part(BaseModel):
-    """Checked where it stands; what else is there may stay."""
+    """Base of all models here: checks the declared entries and accepts others."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -42,7 +42,7 @@ class LabelScales(_Part):
 
 
 class TrainedDataset(_Part):
-    """What a model keeps of the manifest of a store that it was trained on; of any version."""
+    """The manifest of a store that a model was trained on, as kept in its checkpoint; of any version."""
 
     theory: str
     splits: Splits
@@ -60,7 +60,7 @@ class _RecipeKeys(_Part):
 
 
 class CheckpointNames(_Part):
-    """The names of datasets and branches: they become paths, in checkpoints and in what is made of them."""
+    """The names of datasets and branches, which become paths in checkpoints and exports."""
 
     step: int = Field(ge=0)
     branches: list[Name]
@@ -71,7 +71,7 @@ class CheckpointNames(_Part):
 
 
 class CheckpointManifest(CheckpointNames):
-    """The whole."""
+    """All required entries."""
 
     branch_of: dict[Name, Name]
     datasets: dict[Name, TrainedDataset]
@@ -81,8 +81,8 @@ class CheckpointManifest(CheckpointNames):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        if strange := sorted(set(self.branch_of) - set(self.datasets)):
-            raise ValueError(f"branch_of names the dataset '{strange[0]}', which is not in datasets")
-        if strange := sorted({*self.branch_of.values(), *self.carried} - set(self.branches)):
-            raise ValueError(f"branch_of or carried names the branch '{strange[0]}', which is not in branches")
+        if unknown := sorted(set(self.branch_of) - set(self.datasets)):
+            raise ValueError(f"branch_of names the dataset '{unknown[0]}', which is not in datasets")
+        if unknown := sorted({*self.branch_of.values(), *self.carried} - set(self.branches)):
+            raise ValueError(f"branch_of or carried names the branch '{unknown[0]}', which is not in branches")
         return self

@@ -1,8 +1,8 @@
-"""`checkpoints/pointers.json`: which checkpoint of a run is `latest`, which is `best`, and which others are kept.
+"""`checkpoints/pointers.json`: the names of the checkpoints `latest` and `best`, and of others that are kept.
 
-One small file, replaced in one move, so that copies, object stores and file systems without links keep it. Runs of
-earlier programs have symbolic links instead, or folders where a copy has followed the links, or neither where it has
-left them out; all of these are read, and become the file when a program writes checkpoints there.
+A small file that is replaced atomically, so that copies, object stores and file systems without links preserve it. Runs
+of earlier versions have symbolic links instead, or folders where a copy has followed the links, or neither where a copy
+has omitted them; all of these can be read, and are replaced by the file when checkpoints are written there.
 """
 
 import os
@@ -21,7 +21,7 @@ _POINTER = re.compile(r"latest|best|with-[^/\\]+")
 
 
 def resolve(path: Path) -> Path:
-    """The folder of a checkpoint, where `path` may end in the name of a pointer, e.g. `RUN/checkpoints/best`.
+    """The folder of a checkpoint; `path` may end in the name of a pointer, e.g. `RUN/checkpoints/best`.
 
     Raises:
         RamifyError: the pointers are damaged.
@@ -35,8 +35,8 @@ def resolve(path: Path) -> Path:
 def read_pointers(folder: Path) -> dict[str, str]:
     """The names of the checkpoints in `folder` that are kept, by `latest`, `best` and `with-DATASET`.
 
-    A checkpoint that is named need not be there. Without pointers.json: from links and the folders in their place, and
-    what these do not say from the manifests.
+    The checkpoints need not exist. Without pointers.json, pointers are taken from links and the folders in their place,
+    and missing ones from the manifests.
 
     Raises:
         RamifyError: pointers.json is damaged.
@@ -60,17 +60,17 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 def after_failure(run: Path) -> tuple[str, str]:
-    """What there is of a run that cannot write any more, and how it goes on once it can; for `ramify.files.writing`."""
+    """The remains of a run after a failed write, and the command to continue; arguments of `ramify.files.writing`."""
     if step_folders(run / "checkpoints"):
-        return "the run is kept up to its latest checkpoint", f"go on with it: ramify train --resume {run}"
+        return "the run is kept up to its latest checkpoint", f"resume it: ramify train --resume {run}"
     if not (run / "recipe.yaml").is_file():
-        return "nothing was left behind", "run the same command again"  # it was being made
-    return "the run has no checkpoint yet", "start it again with the command that began it and --continue"
+        return "nothing was left behind", "run the same command again"  # it was being created
+    return "the run has no checkpoint yet", "start it again with the same command and --continue"
 
 
 def move_pointers(folder: Path, **moved: str) -> None:
-    """Lets pointers name other checkpoints, all in one move; the others stay. Links of an earlier program, and folders
-    in their place, go: what they say stands in the file.
+    """Updates pointers atomically; the others are kept. Removes links of earlier versions, and folders in their place,
+    after their content is in the file.
 
     Raises:
         RamifyError: the file cannot be written, or is damaged.
@@ -96,8 +96,8 @@ def move_pointers(folder: Path, **moved: str) -> None:
 
 
 def remove_unneeded(folder: Path) -> None:
-    """Removes checkpoints that neither a pointer nor a link of the user names, and what a writer that was killed has
-    left half-done. Whoever calls this must be the only one that writes there, and have read what `latest` names."""
+    """Removes checkpoints without a pointer or a link of the user, and incomplete files of killed writers. The caller
+    must be the only writer, and must have read the checkpoint `latest`."""
     kept = set(read_pointers(folder).values())
     kept |= {Path(os.readlink(p)).name for p in folder.iterdir() if p.is_symlink() and not p.name.startswith(".")}
     for old in folder.glob("step-*"):
@@ -113,7 +113,7 @@ def remove_unneeded(folder: Path) -> None:
 
 
 def _links_and_copies(folder: Path) -> list[Path]:
-    """Links that have the name of a pointer, and checkpoints in their place."""
+    """Links with the name of a pointer, and checkpoints in their place."""
     if not folder.is_dir():
         return []
     named = [p for p in sorted(folder.iterdir()) if _POINTER.fullmatch(p.name)]
@@ -121,23 +121,23 @@ def _links_and_copies(folder: Path) -> list[Path]:
 
 
 def _target(entry: Path) -> str:
-    """The name of the checkpoint that a link names, or that a folder in its place is a copy of."""
+    """The name of the target of a link, or of the checkpoint of which a folder in its place is a copy."""
     if entry.is_symlink():
         return Path(os.readlink(entry)).name
     step = _manifest(entry).get("step")
     if not isinstance(step, int):
-        raise RamifyError(f"{entry / 'manifest.json'} is damaged: it names no step", fix="take another copy of the run")
+        raise RamifyError(f"{entry / 'manifest.json'} is damaged: it has no step", fix="use another copy of the run")
     return f"step-{step:08d}"
 
 
 def _from_manifests(steps: list[Path], latest: dict[str, Any]) -> dict[str, str]:
-    """What pointers must have said: the best checkpoint by the latest one's manifest, and the last one of each dataset
-    that the run has lost since."""
+    """Pointers reconstructed from manifests: the best checkpoint of the manifest of the latest one, and the last
+    checkpoint of each dataset that was dropped since."""
     found: dict[str, str] = {}
     names = {path.name for path in steps}
     for path in steps:
-        lost = _manifest(path).get("datasets", {}).keys() - latest.get("datasets", {}).keys()
-        found |= {f"with-{dataset}": path.name for dataset in lost}
+        dropped = _manifest(path).get("datasets", {}).keys() - latest.get("datasets", {}).keys()
+        found |= {f"with-{dataset}": path.name for dataset in dropped}
     progress = latest.get("trainer", {}).get("progress", {})
     if "best" in progress and (best := f"step-{int(progress.get('best_step', 0)):08d}") in names:
         found["best"] = best
@@ -150,7 +150,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _from_file(path: Path) -> dict[str, str]:
-    fix = f"remove {path}: what it says is found again from the checkpoints beside it"
+    fix = f"remove {path}: it is reconstructed from the checkpoints next to it"
     try:
         content = read_json(path)
     except RamifyError as error:
@@ -167,7 +167,7 @@ def _from_file(path: Path) -> dict[str, str]:
         if not _POINTER.fullmatch(name) or not isinstance(target, str) or not _STEP.fullmatch(target):
             raise RamifyError(
                 f"{path} is damaged: '{name}' names {target!r}; accepted are latest, best and with-DATASET, which name "
-                "folders beside it, e.g. step-00000500",
+                "folders next to it, e.g. step-00000500",
                 fix=fix,
             )
     return pointers

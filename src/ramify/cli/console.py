@@ -110,7 +110,7 @@ def say_training(
                 step=on_step,
                 trained=on_trained,
                 evaluated=lambda entry: console.print(evaluation_text(entry, console.width), highlight=False),
-                said=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+                noted=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
                 warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
             ),
             on_edges,

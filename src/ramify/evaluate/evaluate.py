@@ -23,7 +23,7 @@ from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
 from ramify.model.restore import restore_model
 from ramify.parallel.startup.launch import choose_device, detect_launcher
-from ramify.parallel.startup.rendezvous import joined
+from ramify.parallel.startup.rendezvous import connect
 from ramify.parallel.sync import on_all, on_rank_zero
 from ramify.parallel.world import World
 from ramify.recipe import EncoderOptions, ParallelOptions, Recipe, parse_recipe
@@ -122,7 +122,7 @@ def met(device: str = "auto") -> Iterator[World]:
     """
     launch_env = detect_launcher()
     chosen = choose_device(device, launch_env, key="--device")
-    with joined(launch_env, chosen, ParallelOptions().timeout) as world:
+    with connect(launch_env, chosen, ParallelOptions().timeout) as world:
         yield world
 
 

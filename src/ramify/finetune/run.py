@@ -21,7 +21,7 @@ from ramify.train.init_weights import read_pretrained
 from ramify.train.loop import Trainer
 from ramify.train.optimization.precision import require_fast_products
 from ramify.train.reporting import Callbacks
-from ramify.train.start import EdgeProgress, Process, alone, continue_run, settle, start_run
+from ramify.train.start import EdgeProgress, Process, alone, configure_process, continue_run, start_run
 from ramify.untrusted import parsed
 
 SPLIT = "val"
@@ -130,7 +130,7 @@ def finetune(
         RamifyError: see `load`, `resolve` and `start_run`; on all ranks alike.
     """
     process = process or alone(recipe)
-    settle(recipe)
+    configure_process(recipe)
     ranks = process.ranks
     on_rank_zero(ranks, lambda: Run.require_free(path))
     model = each(ranks, lambda: load(request.model, checkpoint=request.checkpoint, device=process.ranks.device))
@@ -163,7 +163,7 @@ def go_on(
     recipe = each(ranks, lambda: Run.open(path).recipe())
     if recipe.finetune.mode is None:
         raise RamifyError(f"{path} is not the run of a fine-tuning", fix=f"ramify train --resume {path}")
-    settle(recipe)
+    configure_process(recipe)
     each(ranks, lambda: read_pretrained(recipe.finetune))
     options = recipe.finetune
     model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=process.ranks.device))

@@ -19,11 +19,11 @@ SILU_GAIN = 1.6765
 
 
 def fully_connected(width_in: int, width: int, layers: int, width_out: int) -> nn.Sequential:
-    """`layers` hidden layers of `width` units with SiLU between, then a linear map to `width_out`.
+    """`layers` hidden layers of `width` units with SiLU, then a linear map to `width_out`.
 
-    Weights start such that signals of variance 1 keep it from layer to layer (He et al., arXiv:1502.01852, with the
-    gain of SiLU). PyTorch's own start shrinks them at every layer, and with them the gradients that reach the encoder:
-    a branch that sees few structures of a step then learns slowly.
+    The initialisation preserves signals of variance 1 through all layers (He et al., arXiv:1502.01852, with the gain of
+    SiLU). PyTorch's default initialisation reduces them at every layer, and with them the gradients of the encoder: a
+    branch with few structures in a step then learns slowly.
     """
     steps: list[nn.Module] = []
     for index in range(layers):
@@ -33,7 +33,7 @@ def fully_connected(width_in: int, width: int, layers: int, width_out: int) -> n
 
 
 def _linear(width_in: int, width_out: int, gain: float) -> nn.Linear:
-    """A linear map whose outputs start with variance gain² for inputs of variance 1."""
+    """A linear map, initialised so that inputs of variance 1 give outputs of variance gain²."""
     linear = nn.Linear(width_in, width_out)
     nn.init.normal_(linear.weight, std=gain / math.sqrt(width_in))
     nn.init.zeros_(linear.bias)
@@ -41,8 +41,8 @@ def _linear(width_in: int, width_out: int, gain: float) -> nn.Linear:
 
 
 def start_at_zero(layers: nn.Sequential) -> None:
-    """Has a head predict zero before it has learnt anything; the layers before the last begin to learn in the second
-    step, when the last one is not zero any more."""
+    """Initialises the last layer with zeros, so that a new head predicts zero; the layers before it get gradients from
+    the second step on, when the last layer is no longer zero."""
     last = layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
@@ -50,15 +50,15 @@ def start_at_zero(layers: nn.Sequential) -> None:
 
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Rows, weight and bias of a linear map -> what it makes of the rows."""
+"""(rows, weight, bias) -> the linear map applied to the rows."""
 
 
 class EnergyHead(nn.Module):
-    """Energy of each atom, eV, reference energies not included; a structure's energy is their sum.
+    """Energy of each atom, eV, without reference energies; the energy of a structure is their sum.
 
-    Beside the hidden layers runs a linear path: energies that add up from what the encoder knows of each atom are
-    learnt through it within a few passes, also from few structures of many elements. Both end in weights that start at
-    zero, so that a fresh head predicts the reference energies and nothing else: the error of the trivial predictor.
+    A linear path in parallel to the hidden layers learns energies that are linear in the features of the atoms within a
+    few passes, also from few structures with many elements. Both paths end in weights that are initialised with zeros,
+    so that a new head predicts the reference energies, with the error of the trivial predictor.
     """
 
     def __init__(self, encoder_width: int, *, layers: int, width: int) -> None:
@@ -76,12 +76,12 @@ class EnergyHead(nn.Module):
 
     @staticmethod
     def stacked(heads: Sequence["EnergyHead"], scales: Sequence[Tensor], trained: Sequence[bool]) -> "StackedHeads":
-        """Several heads of one form side by side, for programs that must not depend on which branches a batch has.
+        """Stacks heads of equal shapes, for compiled programs that do not depend on the branches of a batch.
 
         Args:
             heads: B heads.
             scales: () eV of each.
-            trained: of each, whether it gets a gradient; the others get none, not even zeros.
+            trained: whether each head gets a gradient; the gradient of the others stays None.
         """
         maps = [[layer for layer in head.layers if isinstance(layer, nn.Linear)] for head in heads]
 
@@ -99,11 +99,11 @@ class EnergyHead(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class StackedHeads:
-    """The energy heads of B branches; made by `EnergyHead.stacked`.
+    """The energy heads of B branches; created by `EnergyHead.stacked`.
 
     Attributes:
         weights, biases: of the layers, (B, outputs, inputs) and (B, outputs).
-        linear: of the path beside them, (B, 1, F).
+        linear: of the linear path, (B, 1, F).
         scale: (B,) eV.
     """
 
@@ -113,7 +113,7 @@ class StackedHeads:
     scale: Tensor
 
     def __call__(self, scalars: Tensor, tile_branch: Tensor) -> Tensor:
-        """Scalars (N, F) in tiles of the branches (K,) -> energies (N,), eV; with one branch no tiles are needed."""
+        """Scalars (N, F) in tiles with branches (K,) -> energies (N,), eV; a single branch needs no tiles."""
         if len(self.scale) == 1:
             weights, biases = [w[0] for w in self.weights], [b[0] for b in self.biases]
             energy = _atom_energies(scalars, weights, biases, self.linear[0], nn.functional.linear)
@@ -133,7 +133,7 @@ class StackedHeads:
 def _atom_energies(
     scalars: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], linear: Tensor, product: Product
 ) -> Tensor:
-    """The forward pass of every energy head, in whatever form its weights come: (..., F) -> (...)."""
+    """The forward pass of energy heads, for single and for stacked weights: (..., F) -> (...)."""
     x = scalars
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         x = product(silu(x) if index else x, weight, bias)
@@ -141,9 +141,9 @@ def _atom_energies(
 
 
 class ForceHead(nn.Module):
-    """Direct forces: a combination of the encoder's vectors with gates made from its scalars (equivariant).
+    """Direct forces: a linear combination of the encoder's vectors with coefficients from its scalars (equivariant).
 
-    A fresh head predicts zero: the error of the trivial predictor.
+    A new head predicts zero, with the error of the trivial predictor.
     """
 
     def __init__(self, encoder_width: int, vector_channels: int, *, layers: int, width: int) -> None:
@@ -157,7 +157,7 @@ class ForceHead(nn.Module):
 
 
 class Branch(nn.Module):
-    """The heads of one branch, in units of its datasets' own spread, so that every branch starts alike.
+    """The heads of one branch, in units of the spread of its datasets, so that all branches have similar scales.
 
     Args:
         encoder_width: scalar features per atom.
@@ -194,12 +194,12 @@ class Branch(nn.Module):
         self.register_buffer("forces_scale", torch.tensor(forces_scale, dtype=torch.get_default_dtype()))
 
     def atom_energies(self, scalars: Tensor) -> Tensor:
-        """(N, F) -> (N,) eV, in at least float32 so that sums over atoms keep their digits."""
+        """(N, F) -> (N,) eV, in at least float32 so that sums over atoms keep their precision."""
         energy: Tensor = self.energy(scalars)
         return energy.to(self.energy_scale.dtype) * self.energy_scale
 
     def direct_forces(self, scalars: Tensor, vectors: Tensor) -> Tensor:
-        """(N, F), (N, 3, C) -> (N, 3) eV/Å, by the force head, which must be there."""
+        """(N, F), (N, 3, C) -> (N, 3) eV/Å, from the force head, which must exist."""
         assert self.force is not None
         forces: Tensor = self.force(scalars, vectors)
         return forces.to(self.forces_scale.dtype) * self.forces_scale

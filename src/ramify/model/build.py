@@ -1,4 +1,4 @@
-"""From a recipe and the statistics of its datasets to a model."""
+"""Builds a model from a recipe and the statistics of its datasets."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -20,14 +20,14 @@ from ramify.store.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class LabelSpread:
-    """How far labels of a training split spread: the units that heads and losses work in.
+    """The spread of the labels of a training split, which sets the units of heads and losses.
 
     Attributes:
-        energy: eV/atom, standard deviation after references.
-        forces: eV/Å per component, mean absolute value (a few wild structures move it less than a root mean square);
-            None without force labels.
-        structures: how many it was measured on.
-        labels: of further labels that the split has, in their units of errors.
+        energy: eV/atom, standard deviation after subtraction of the reference energies.
+        forces: eV/Å per component, mean absolute value (less sensitive to outliers than the root mean square); None
+            without force labels.
+        structures: number of structures of the split.
+        labels: of further labels of the split, in their units of errors.
     """
 
     energy: float
@@ -37,11 +37,11 @@ class LabelSpread:
 
     @property
     def unit(self) -> float:
-        """eV and eV/Å: one unit for energies and forces, which are tied by derivatives over about one Å."""
+        """eV and eV/Å: one unit for energies and forces, since forces are derivatives over about one Å."""
         return max(self.energy, self.forces or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data; further labels only where there are any."""
+        """As plain data; with further labels only if there are any."""
         content = asdict(self)
         return content if self.labels else {key: content[key] for key in ("energy", "forces", "structures")}
 
@@ -57,7 +57,7 @@ class LabelSpread:
         statistics = manifest.statistics
         energy, forces = statistics.energy_std, statistics.forces_mae
         labels = {name: LabelScale(mean=found.mean, mad=found.mad) for name, found in statistics.labels.items()}
-        # a spread that is rounding is no unit
+        # a spread that is only rounding is not a valid unit
         return cls(
             energy if measurable("energy", energy) else 1.0,
             forces if measurable("forces", forces) else None,
@@ -71,16 +71,16 @@ def build_model(
 ) -> MultiBranch:
     """The model of a recipe, initialised from `train.seed` (float32 or float64, by `train.precision`).
 
-    Encoder and branches start from random numbers of their own, so that a part has the same weights whatever other
-    parts stand beside it.
+    Encoder and branches use separate random numbers, so that the initial weights of a part do not depend on the other
+    parts of the model.
 
     Args:
-        recipe: model and branches.
-        spreads: of every dataset; a branch that reads several works in their mean, weighted by structures.
-        hosted: the branches to build, in the recipe's order; None for all.
+        recipe: of model and branches.
+        spreads: of every dataset; the unit of a branch is the mean over its datasets, weighted by structures.
+        hosted: the branches to build, in the order of the recipe; None for all.
 
     Raises:
-        RamifyError: direct forces are asked of an encoder without vectors.
+        RamifyError: the recipe selects direct forces with an encoder without vectors.
     """
     branches = {
         name: [spreads[d] for d in datasets]
@@ -102,10 +102,10 @@ def build_parts(
         options: of encoder and heads.
         branches: the spreads of the datasets of each branch.
         seed: of the random numbers.
-        checkpointing: calculate the layers of the encoder again in the backward pass instead of keeping them.
+        checkpointing: recompute the layers of the encoder in the backward pass instead of keeping activations.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would touch accelerators too
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed accelerators
         encoder = build_encoder(options.encoder)
         encoder.checkpointing = checkpointing
         built = {}
@@ -116,7 +116,7 @@ def build_parts(
 
 
 def _seed_of_branch(seed: int, name: str) -> int:
-    """A seed from the run's and the branch's name."""
+    """A seed from the seed of the run and the name of the branch."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
 
 
@@ -124,29 +124,29 @@ def build_encoder(options: EncoderOptions) -> Encoder:
     """The encoder of a recipe, initialised from PyTorch's generator.
 
     Raises:
-        RamifyError: the class of its kind makes no `Encoder`.
+        RamifyError: the class of its kind is not an `Encoder`.
     """
     encoder = encoder_class(options.kind)(options)
     if not isinstance(encoder, Encoder):
         raise RamifyError(
-            f"model.encoder.kind: '{options.kind}' makes a {type(encoder).__name__}, which is no encoder",
+            f"model.encoder.kind: '{options.kind}' creates a {type(encoder).__name__}, which is not an encoder",
             fix="derive it from ramify.model.encoders.base.Encoder, see docs/encoders.md",
         )
     return encoder
 
 
 def build_branch(options: ModelOptions, encoder: Encoder, spreads: Sequence[LabelSpread]) -> Branch:
-    """The heads of a branch that reads datasets of these spreads.
+    """The heads of a branch for datasets with these spreads.
 
     Raises:
-        RamifyError: direct forces are asked of an encoder without vectors.
+        RamifyError: the options select direct forces with an encoder without vectors.
     """
     energy = _mean([(s.energy, s.structures) for s in spreads])
     with_forces = [(s.forces, s.structures) for s in spreads if s.forces is not None]
     forces: ForceKind | None = options.force_head.kind if with_forces else None
     if forces == "direct" and not encoder.vector_channels:
         raise RamifyError(
-            f"model.force_head.kind: direct makes forces of the encoder's vectors, but model.encoder.kind: "
+            f"model.force_head.kind: direct needs vectors of the encoder, but model.encoder.kind: "
             f"{options.encoder.kind} has none",
             fix="set model.force_head.kind: conservative (-dE/dx), or choose an encoder with vectors",
         )
@@ -157,7 +157,7 @@ def build_branch(options: ModelOptions, encoder: Encoder, spreads: Sequence[Labe
         energy_head=(options.energy_head.layers, options.energy_head.width),
         force_head=(options.force_head.layers, options.force_head.width),
         forces=forces,
-        # a conservative branch has one scale: forces are derivatives of energies over about one Å
+        # one scale for a conservative branch: forces are derivatives of energies over about one Å
         energy_scale=max(energy, forces_scale) if forces == "conservative" else energy,
         forces_scale=forces_scale,
         labels=_label_heads(options, spreads),
@@ -165,11 +165,11 @@ def build_branch(options: ModelOptions, encoder: Encoder, spreads: Sequence[Labe
 
 
 def _label_heads(options: ModelOptions, spreads: Sequence[LabelSpread]) -> dict[str, nn.Module]:
-    """A head for every further label that a dataset of the branch has."""
+    """A head for every further label of the datasets of the branch."""
     heads: dict[str, nn.Module] = {}
     for name in in_order([label for spread in spreads for label in spread.labels]):
         if name not in HEADS:
-            raise RamifyError(f"label '{name}' has no head", fix="ramify.model.heads.register_head(...) gives it one")
+            raise RamifyError(f"label '{name}' has no head", fix="register one: ramify.model.heads.register_head(...)")
         found = [(spread.labels[name], spread.structures) for spread in spreads if name in spread.labels]
         scale = LabelScale(*(_mean([(getattr(s, key), n) for s, n in found]) for key in ("mean", "mad")))
         head = HEADS[name](options.encoder.width, options.energy_head.layers, options.energy_head.width)

@@ -1,9 +1,9 @@
-"""The passes of a training step as compiled programs (`torch.compile`), each made once for all sizes of batches.
+"""Compiled passes of a training step (`torch.compile`), one program for all sizes of batches.
 
-What is compiled is what takes the time. With direct forces that is the encoder; heads read its segments as always. With
-conservative forces it is all from positions to energies and their derivatives, since a compiled program can be
-differentiated only once more: the heads are in it, and take tiles of atoms, each with the weights of its own branch, so
-that the program does not depend on which branches a batch has, nor on how many atoms of each.
+With direct forces only the encoder is compiled, which dominates the time; the heads read their segments as usual. With
+conservative forces the program includes everything from positions to energies and their derivatives, since a compiled
+program can be differentiated only once more. The heads then work on tiles of atoms, each with the weights of its
+branch, so that the program depends neither on the branches of a batch nor on their numbers of atoms.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,31 +26,33 @@ from ramify.model.multibranch import BatchPredictions, MultiBranch, structure_en
 CompileMode = Literal["default", "cuda-graphs"]
 
 BACKEND = "inductor"
-"""What programs are made by. Tests put others here, which need no compiler of C++."""
+"""Backend of `torch.compile`. Tests set others, which need no C++ compiler."""
 
-MOST = 4
-"""Programs of one model. One is enough; a second one is made where what is trained changes, such as stress."""
+MAX_PROGRAMS = 4
+"""Largest number of compilations of one model. One is usual; a second one follows a change of the trained labels, such
+as stress."""
 
 CUDA_GRAPHS: dict[str, Any] = {
     "triton.cudagraphs": True,
-    "triton.cudagraph_or_error": True,  # else what cannot be recorded would run without, and not say so
-    "triton.cudagraph_dynamic_shape_warn_limit": None,  # sizes are few on purpose, see `rounded_up`
+    "triton.cudagraph_or_error": True,  # otherwise programs that cannot be recorded would run without graphs, silently
+    "triton.cudagraph_dynamic_shape_warn_limit": None,  # batches have few sizes, see `rounded_up`
 }
 
 
 class CompiledModel:
-    """Predicts padded batches as `MultiBranch.forward` does all others, for training.
+    """A compiled `MultiBranch.forward` for training, on padded batches.
 
     Args:
-        model: whose weights are used, and get the gradients.
-        mode: `cuda-graphs` also records what a program does on the GPU, once for each size of batches.
-        compiling: entered while a program is made, which takes minutes: it is no hang.
+        model: its weights are used and get the gradients.
+        mode: `cuda-graphs` also records the GPU kernels of a program, once for each size of batches.
+        compiling: context during compilation, which takes minutes and must not count as a hang.
 
     Attributes:
-        program: what is compiled.
+        program: the compiled function.
+        conservative: whether forces are derivatives of the energy.
 
     Raises:
-        RamifyError: the device has no compiler, or no graphs.
+        RamifyError: there is no compiler for the device, or it does not support CUDA graphs.
     """
 
     def __init__(
@@ -65,25 +67,25 @@ class CompiledModel:
         self._further = any(model.branch(name).labels for name in model.branches)
         kinds = {model.branch(name).forces for name in model.branches}
         self.conservative = "conservative" in kinds
-        assert not (self.conservative and "direct" in kinds), "a recipe knows one kind of forces"
-        how: dict[str, Any] = {
-            "fullgraph": True,  # all of it, or an error
+        assert not (self.conservative and "direct" in kinds), "a recipe has one kind of forces"
+        options: dict[str, Any] = {
+            "fullgraph": True,  # raises an error if a part cannot be compiled
             "backend": BACKEND,
             "options": compiler_options(device, graphs=self._graphs),
-            "recompile_limit": MOST,
+            "recompile_limit": MAX_PROGRAMS,
             "isolate_recompiles": True,  # other models of the process do not count
         }
         self.program: Callable[..., Any] = torch.compile(
-            self._differentiated if self.conservative else self._encoded, **how
+            self._differentiated if self.conservative else self._encoded, **options
         )
         if self._graphs:
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    # what a recorded backward pass leaves is written over by the next one
+                    # the next recorded backward pass overwrites the gradients of this one
                     parameter.register_hook(torch.clone)
 
     def __call__(self, batch: PaddedBatch, *, stress: bool = False) -> BatchPredictions:
-        """As `MultiBranch.forward`; rows that belong to no segment hold nothing of use.
+        """As `MultiBranch.forward`; values in padding rows have no meaning.
 
         Raises:
             RamifyError: the program cannot be compiled.
@@ -92,7 +94,7 @@ class CompiledModel:
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         model = self._model
-        with _understandable(), _while_compiling(self._compiling):
+        with _compilation(), _while_compiling(self._compiling):
             if self.conservative:
                 heads = self._stacked({segment.name for segment in batch.segments})
                 total, minus_forces, virial, scalars = self.program(batch, heads, stress)
@@ -108,9 +110,9 @@ class CompiledModel:
     def _differentiated(
         self, batch: PaddedBatch, heads: StackedHeads, stress: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Energies of structures (S,), dE/dx (N, 3), dE/dε (S, 3, 3), and scalars of atoms where there are heads of
-        further labels to read them. Compiled."""
-        # not by calling the encoder: hooks of a module are none of the program's
+        """Energies of structures (S,), dE/dx (N, 3), dE/dε (S, 3, 3), and scalars of atoms if there are heads of
+        further labels. Compiled."""
+        # calls `forward` directly: the program must not include hooks of the module
         encode, read = self._model.encoder.forward, partial(heads, tile_branch=batch.tile_branch)
 
         def energies(positions: Tensor, strain: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -126,7 +128,7 @@ class CompiledModel:
         return total, minus_forces, virial, scalars[0] if self._further else None
 
     def _stacked(self, present: set[str]) -> StackedHeads:
-        """The heads of all branches. Those that a batch has no structures of get no gradient, not even zeros."""
+        """The heads of all branches. The gradients of branches without structures in the batch stay None."""
         branches = {name: self._model.branch(name) for name in self._model.branches}
         return EnergyHead.stacked(
             [branch.energy for branch in branches.values()],
@@ -136,7 +138,7 @@ class CompiledModel:
 
 
 def _mark_sizes(batch: PaddedBatch) -> None:
-    """Tells the compiler which sizes differ from batch to batch: rows of all columns."""
+    """Marks the sizes that differ between batches for the compiler: the rows of all columns."""
     for name, tensor in batch.tensors().items():
         if name != "tile_branch" or len(tensor):
             mark_dynamic(tensor, 0)
@@ -163,7 +165,7 @@ def compiler_options(device: torch.device, *, graphs: bool) -> dict[str, Any] | 
 def _require_compiler(device: torch.device, mode: str) -> None:
     if mode == "cuda-graphs" and device.type != "cuda":
         raise RamifyError(
-            f"train.compile: cuda-graphs, but the model lives on {device.type}",
+            f"train.compile: cuda-graphs, but the model is on {device.type}",
             fix="set train.compile: default, or train.device: cuda on a machine with an NVIDIA GPU",
         )
     if BACKEND != "inductor":
@@ -176,7 +178,7 @@ def _require_compiler(device: torch.device, mode: str) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
             raise RamifyError(
-                "train.compile: programs for the CPU are made by a C++ compiler, and there is none",
+                "train.compile: programs for the CPU need a C++ compiler, and there is none",
                 fix="install g++ or clang++ (the variable CXX may name it), or set train.compile: none",
             ) from error
     else:
@@ -184,15 +186,15 @@ def _require_compiler(device: torch.device, mode: str) -> None:
 
         if not has_triton():
             raise RamifyError(
-                f"train.compile: programs for {device.type} are made by Triton, which is missing or does not know "
-                "this device",
+                f"train.compile: programs for {device.type} need Triton, which is missing or does not support this "
+                "device",
                 fix="install the package triton in the version that PyTorch asks for, or set train.compile: none",
             )
 
 
 @contextmanager
 def _while_compiling(enter: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Inside, what `enter` gives is entered whenever a program is made, and left when it is there."""
+    """Inside, the context of `enter` is active whenever a program is compiled."""
     entered = ExitStack()
 
     def begin(_: CallbackArgs) -> None:
@@ -212,9 +214,9 @@ def _while_compiling(enter: Callable[[], AbstractContextManager[None]]) -> Itera
 
 
 @contextmanager
-def _understandable() -> Iterator[None]:
-    """Around a call that may compile: sizes that happen to be equal are not taken to be so for ever, and what goes
-    wrong is said in words."""
+def _compilation() -> Iterator[None]:
+    """Context of a call that may compile: treats sizes that happen to be equal as independent, and converts errors of
+    the compiler."""
     from torch._inductor.exc import InductorError
 
     shapes: Any = torch.fx.experimental._config

@@ -1,4 +1,4 @@
-"""The geometry an encoder works on: edge directions, distances and weights, differentiable in positions and strain."""
+"""The input of an encoder: edge directions, distances and weights, differentiable in positions and strain."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ class Graph:
         receiver, sender: (E,).
         direction: (E, 3) unit vectors from receiver to sender.
         distance: (E,) Å.
-        weight: (E,) from 1 at short range to 0 at the end of the receiver's neighbourhood.
-        slots: (n,) 0, 1, ... n - 1; no atom has more than n edges of a weight above 0.
+        weight: (E,) from 1 at short distances to 0 at the cutoff of the receiver.
+        slots: (n,) 0, 1, ... n - 1; no atom has more than n edges with a weight above 0.
     """
 
     numbers: Tensor
@@ -37,15 +37,15 @@ def build_graph(
     """Edge geometry of a batch.
 
     Args:
-        batch: gives edges and periodic shifts.
+        batch: contains edges and periodic shifts.
         cutoff: Å.
         positions: (N, 3) Å, the tensor to differentiate for forces.
         strain: (S, 3, 3), symmetric, applied to every edge vector as r (1 + ε): the tensor to differentiate for stress.
-        differentiated: whether derivatives with respect to positions will be asked for; None to see it by whether they
-            require gradients, which a function that is transformed by `torch.func` cannot.
+        differentiated: whether derivatives with respect to positions will be computed; None if `requires_grad` of the
+            positions shows it, which is not the case in functions that `torch.func` transforms.
 
-    The reach of an atom with many neighbours moves with the atoms near it (`ramify.neighbors.edges`): its value comes
-    with the batch, its first derivative is put in here, so conservative forces are exact.
+    The adaptive cutoff of an atom with many neighbours depends on their positions (`ramify.neighbors.edges`): the batch
+    contains its value, and this function adds its first derivative, so that conservative forces are exact.
     """
 
     def vectors(receiver: Tensor, sender: Tensor, shift: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def edge_geometry(
     atom_cutoff: Tensor,
     slots: Tensor,
 ) -> Graph:
-    """From edge vectors (E, 3) and their lengths (E,), Å, the adaptive cutoff of every atom (N,), Å, and the slots of a
-    table of neighbours (n,)."""
+    """A graph from edge vectors (E, 3) and their lengths (E,), Å, the adaptive cutoffs of atoms (N,), Å, and the slots
+    of a neighbour table (n,)."""
     weight = envelope(distance / atom_cutoff.index_select(0, receiver))
     return Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight, slots)

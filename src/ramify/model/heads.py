@@ -1,6 +1,6 @@
-"""Heads of further labels (`ramify.labels.register`): one number by structure, from the scalars of its atoms.
+"""Heads of further labels (`ramify.labels.register`): one number per structure, from the scalars of its atoms.
 
-Energies and forces have heads of their own (`ramify.model.branch`), stress is a derivative.
+The heads of energies and forces are in `ramify.model.branch`; stress is a derivative.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from ramify.model.branch import fully_connected, start_at_zero
 
 
 class LabelHead(Protocol):
-    """What a head does; it is a `torch.nn.Module`."""
+    """Interface of a head; implementations are `torch.nn.Module`s."""
 
     def __call__(self, scalars: Tensor, structure: Tensor, n_atoms: Tensor) -> Tensor:
-        """Of S structures, in units of the label's spread around its mean, both of the training split.
+        """Predicts the label of S structures, relative to its mean and in units of its spread on the training split.
 
         Args:
             scalars: (N, F) of atoms.
@@ -32,16 +32,16 @@ class LabelHead(Protocol):
 
 
 MakeHead = Callable[[int, int, int], nn.Module]
-"""(F scalars of an atom, layers, their width) -> a `LabelHead`."""
+"""(scalars per atom, layers, width of layers) -> a `LabelHead`."""
 
 
 class MeanHead(nn.Module):
-    """The mean over the atoms of a structure of what layers make of each: for labels that do not grow with its size,
-    and for totals, which are compared by atom. A fresh head predicts zero, the mean of the training split.
+    """The mean of the outputs of the atoms of a structure: for intensive labels, and for totals, which are compared per
+    atom. A new head predicts zero, which is the mean of the training split.
 
     Args:
-        encoder_width: F, scalars of an atom.
-        layers: fully connected, with SiLU between.
+        encoder_width: F, scalars per atom.
+        layers: number of hidden layers, fully connected with SiLU.
         width: units of each.
     """
 
@@ -57,14 +57,14 @@ class MeanHead(nn.Module):
 
 
 HEADS: dict[str, MakeHead] = {}
-"""By label, what makes its head."""
+"""Constructors of heads by label."""
 
 
 def register_head(label: str, make: MakeHead = MeanHead) -> None:
-    """Gives a registered label its head.
+    """Registers the head of a registered label.
 
     Raises:
-        ValueError: no such label, or it has another head.
+        ValueError: there is no such label, or it has another head.
     """
     if label not in LABELS:
         raise ValueError(f"label '{label}' is not registered; registered: {', '.join(LABELS)}")
@@ -74,11 +74,11 @@ def register_head(label: str, make: MakeHead = MeanHead) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LabelScale:
-    """A label on the training split of a branch, in its unit of errors.
+    """Statistics of a label on the training split of a branch, in its unit of errors.
 
     Attributes:
-        mean: what a fresh head predicts.
-        mad: mean absolute deviation from it, the unit that the head works in.
+        mean: prediction of a new head.
+        mad: mean absolute deviation from the mean, the unit of the head.
     """
 
     mean: float
@@ -86,7 +86,7 @@ class LabelScale:
 
 
 class ScaledHead(nn.Module):
-    """A head whose numbers are turned into the unit of the label."""
+    """A head whose outputs are converted to the unit of the label."""
 
     mean: Tensor
     scale: Tensor

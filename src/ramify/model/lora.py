@@ -1,7 +1,7 @@
-"""Low-rank updates of linear layers (LoRA, Hu et al., arXiv:2106.09685): W + U D, of which only U and D are trained.
+"""Low-rank updates of linear layers (LoRA, Hu et al., arXiv:2106.09685): W + U D, where only U and D are trained.
 
-U starts at zero, so that a model with updates predicts what it did without. The layer multiplies by the sum W + U D
-itself, and that sum is what is kept: merging changes nothing, not even by rounding.
+U is initialised with zeros, so that new updates do not change predictions. The layer multiplies by the sum W + U D, and
+merged models store the same sum: merging changes nothing, not even by rounding.
 """
 
 import hashlib
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 UP, DOWN = "low_rank_up", "low_rank_down"
-"""Names of U (width_out, rank) and D (rank, width_in) beside a layer's `weight`."""
+"""Names of the parameters U (width_out, rank) and D (rank, width_in) of a layer."""
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer whose weight and bias stay as they are, plus an update of low rank.
+    """A linear layer with frozen weight and bias, plus a low-rank update.
 
     Args:
-        linear: the layer; its weight and bias are taken over and frozen.
+        linear: the layer; its weight and bias are reused and frozen.
         rank: of the update, at most that of the weight.
-        seed: of D, which starts from normal numbers of variance 1 / width_in.
+        seed: of D, which is initialised with normal numbers of variance 1 / width_in.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, seed: int) -> None:
-        nn.Module.__init__(self)  # not that of a linear layer, which would make a weight of its own
+        nn.Module.__init__(self)  # not `nn.Linear.__init__`, which would create a new weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.requires_grad_(False)
@@ -41,14 +41,14 @@ class LoRALinear(nn.Linear):
 
 
 def weight_of(layer: nn.Linear) -> Tensor:
-    """What a linear layer multiplies by, (width_out, width_in): its weight, with its update if it has one."""
+    """The effective weight of a linear layer, (width_out, width_in), with its update if it has one."""
     if isinstance(layer, LoRALinear):
         return _sum(layer.weight, layer.get_parameter(UP), layer.get_parameter(DOWN))
     return layer.weight
 
 
 def add_lora(module: nn.Module, rank: int, seed: int) -> None:
-    """Replaces every linear layer below `module` by one with an update; nothing else of it is trained any more."""
+    """Replaces every linear layer below `module` by one with an update; freezes all other parameters."""
     module.requires_grad_(False)
     for path, child in list(module.named_modules()):
         if isinstance(child, nn.Linear):
@@ -58,12 +58,12 @@ def add_lora(module: nn.Module, rank: int, seed: int) -> None:
 
 
 def is_lora_weight(name: str) -> bool:
-    """Whether a tensor called `name` is a part of an update."""
+    """Whether the tensor `name` is a factor of an update."""
     return name.rpartition(".")[2] in (UP, DOWN)
 
 
 def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the same network without updates, which are added to what they update."""
+    """The weights of the same network without updates, which are added to the weights."""
     found = {name: tensor for name, tensor in weights.items() if not is_lora_weight(name)}
     for name, up in weights.items():
         layer, _, last = name.rpartition(".")
@@ -73,6 +73,6 @@ def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sum(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """W + U D; not in bfloat16, where a small update would be lost in the sum."""
+    """W + U D; never in bfloat16, where rounding would remove small updates."""
     with torch.autocast(weight.device.type, enabled=False):
         return torch.addmm(weight, up, down)

@@ -1,4 +1,4 @@
-"""`MultiBranch`: the encoder once over the whole batch, then each branch on its own segment."""
+"""`MultiBranch`: applies the encoder once to the whole batch, then each branch to its own segment."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ from ramify.model.graph import build_graph
 
 @dataclass(frozen=True, slots=True)
 class BatchPredictions:
-    """What the branches say about a batch; rows follow the batch.
+    """The predictions for a batch; rows follow the batch.
 
     Attributes:
         energy: (S,) eV per atom, reference energies not included.
         forces: (N, 3) eV/Å; NaN where the branch has no force head.
         stress: (S, 3, 3) eV/Å³, tension positive; NaN for non-periodic structures and branches with direct forces.
-            None when it was not asked for.
+            None when it was not requested.
         further: further labels by name, (S,) in their units of errors; NaN where the branch has no such head.
     """
 
@@ -30,13 +30,13 @@ class BatchPredictions:
     further: Mapping[str, Tensor] = field(default_factory=dict)
 
     def labels(self) -> dict[str, Tensor]:
-        """All that was predicted, by label."""
+        """All predictions by label."""
         found = {"energy": self.energy, "forces": self.forces} | dict(self.further)
         return found if self.stress is None else found | {"stress": self.stress}
 
 
 class MultiBranch(nn.Module):
-    """One encoder and its branches, by name.
+    """One encoder and several branches, by name.
 
     Args:
         encoder: see `ramify.model.encoders.base.Encoder`.
@@ -49,20 +49,20 @@ class MultiBranch(nn.Module):
         self.encoder = encoder
         self.branches = nn.ModuleDict()
         for name, branch in branches.items():
-            self.branches._modules[name] = branch  # as `add_module`, which refuses names like "train" and "items"
+            self.branches._modules[name] = branch  # like `add_module`, which refuses names like "train" and "items"
         self.cutoff = cutoff
 
     def branch(self, name: str) -> Branch:
-        """The branch called `name`."""
+        """The branch with this name."""
         found = self.branches[name]
         assert isinstance(found, Branch)
         return found
 
     def forward(self, batch: Batch, *, stress: bool = False) -> BatchPredictions:
-        """Predicts every segment by its own branch.
+        """Predicts every segment with its own branch.
 
-        Conservative forces are -dE/dx of the sum of all energies (structures do not touch, so each gets its own),
-        stress is dE/dε / V for a symmetric strain ε applied to positions and cell.
+        Conservative forces are -dE/dx of the sum of all energies (structures do not interact, so this gives the forces
+        of each); stress is dE/dε / V for a symmetric strain ε applied to positions and cell.
         """
         differentiate = any(self.branch(s.name).forces == "conservative" for s in batch.segments)
         with torch.set_grad_enabled(torch.is_grad_enabled() or differentiate):
@@ -88,8 +88,8 @@ class MultiBranch(nn.Module):
         *,
         stress: bool,
     ) -> BatchPredictions:
-        """What all branches say, from energies (S,), scalars and vectors of atoms, dE/dx (N, 3) and dE/dε (S, 3, 3);
-        features that nothing reads may be None. Rows of a padded batch that belong to no segment hold zeros."""
+        """Predictions from energies (S,), scalars and vectors of atoms, dE/dx (N, 3) and dE/dε (S, 3, 3); unused
+        features may be None. Padding rows that belong to no segment are zero."""
         forces = [self._forces(s, scalars, vectors, minus_forces) for s in batch.segments]
         return BatchPredictions(
             energy=total / batch.n_atoms,
@@ -99,7 +99,7 @@ class MultiBranch(nn.Module):
         )
 
     def _further(self, batch: Batch, scalars: Tensor | None) -> dict[str, Tensor]:
-        """What the heads of further labels say."""
+        """Predictions of the heads of further labels."""
         found: dict[str, Tensor] = {}
         for segment in batch.segments:
             rows, atoms = segment.structures, segment.atoms
@@ -113,7 +113,7 @@ class MultiBranch(nn.Module):
         return found
 
     def heads(self, batch: Batch) -> "EnergyHeads":
-        """Every branch's energy head on its own segment of a batch."""
+        """A function that applies the energy head of every branch to its segment of a batch."""
 
         def read(scalars: Tensor) -> Tensor:
             energies = [self.branch(s.name).atom_energies(scalars[s.atoms]) for s in batch.segments]
@@ -122,7 +122,7 @@ class MultiBranch(nn.Module):
         return read
 
     def _derivatives(self, total: Tensor, positions: Tensor, strain: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """dE/dx (N, 3) and dE/dε (S, 3, 3); differentiable once more while gradients are on (training)."""
+        """dE/dx (N, 3) and dE/dε (S, 3, 3); differentiable once more in training mode."""
         wanted = [positions] if strain is None else [positions, strain]
         found = torch.autograd.grad(total.sum(), wanted, create_graph=self.training, allow_unused=True)
         filled = [torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted, strict=True)]
@@ -143,7 +143,7 @@ class MultiBranch(nn.Module):
         return branch.direct_forces(scalars[segment.atoms], vectors[segment.atoms])
 
     def _stress(self, batch: Batch, virial: Tensor | None) -> Tensor:
-        """(S, 3, 3) eV/Å³ from dE/dε; NaN where there is no cell, and no derivative to take."""
+        """(S, 3, 3) eV/Å³ from dE/dε; NaN without a cell, and for branches without conservative forces."""
         if virial is None:
             return batch.volume.new_full((len(batch.volume), 3, 3), torch.nan)
         stress = virial / batch.volume.clamp(min=1e-12)[:, None, None]
@@ -169,7 +169,7 @@ def symmetric(strain: Tensor | None) -> Tensor | None:
 
 
 def with_gaps(segments: Sequence[Segment], rows: Sequence[Tensor], size: int) -> Tensor:
-    """The rows of all segments in their places, zeros between and behind them."""
+    """The rows of all segments at their positions, with zeros in between and at the end."""
     found, end = [], 0
     for segment, own in zip(segments, rows, strict=True):
         if segment.atoms.start > end:

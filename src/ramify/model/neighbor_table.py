@@ -1,4 +1,4 @@
-"""Edges as a dense table (N, n) of neighbours, so that sums over neighbours are batched matrix products."""
+"""A dense neighbour table (N, n) of edges, with which sums over neighbours are batched matrix products."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from ramify.model.graph import Graph
 
 @dataclass(frozen=True, slots=True)
 class NeighborTable:
-    """N atoms with n slots each; slots without a neighbour hold atom 0 and zeros, and add nothing.
+    """N atoms with n slots each; slots without a neighbour contain atom 0 with values 0, and contribute nothing.
 
     Attributes:
         atoms, slots: N and n.
         neighbor: (N n,) the atom in each slot.
-        row: (E,) the slot of each edge among N n + 1, of which the last is left out: added edges of padded batches,
-            whose weight is 0, may be more than there are slots for.
+        row: (E,) the slot of each edge among N n + 1, of which the last is discarded: it takes the padding edges of
+            padded batches, with weight 0, for which there may be no slots.
     """
 
     atoms: int
@@ -26,7 +26,7 @@ class NeighborTable:
 
     @classmethod
     def of(cls, graph: Graph) -> "NeighborTable":
-        """From edges sorted by receiver. No size is read from the device: n is the length of `graph.slots`."""
+        """From edges sorted by receiver. Reads no value from the device: n is the length of `graph.slots`."""
         i, n_atoms, n = graph.receiver, graph.numbers.shape[0], graph.slots.shape[0]
         count = torch.zeros_like(graph.numbers).index_add(0, i, torch.ones_like(i))
         first = count.cumsum(0) - count

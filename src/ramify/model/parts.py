@@ -1,7 +1,7 @@
-"""The parts of a model by name: the encoder and `branches.NAME`, as in the names of tensors and of files.
+"""Names of the parts of a model: `encoder` and `branches.NAME`, as used for tensors and files.
 
-A tensor `branches.mptrj.energy.linear.weight` of a `MultiBranch` belongs to the part `branches.mptrj`, where it is
-called `energy.linear.weight`; the part lies on disk as `branches/mptrj.safetensors`.
+The tensor `branches.mptrj.energy.linear.weight` of a `MultiBranch` belongs to the part `branches.mptrj`, where its name
+is `energy.linear.weight`; the file of the part is `branches/mptrj.safetensors`.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,7 +25,7 @@ def branch_of_part(part: str) -> str | None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The part that a tensor belongs to, and what it is called there."""
+    """The part of a tensor, and its name within that part."""
     if not name.startswith(_BRANCHES):
         part, _, rest = name.partition(".")
         return part, rest
@@ -34,33 +34,33 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def part_of(name: str) -> str:
-    """The part that a tensor belongs to."""
+    """The part of a tensor."""
     return split_name(name)[0]
 
 
 def branch_of(name: str) -> str | None:
-    """The branch that a tensor belongs to; None where that is the encoder."""
+    """The branch of a tensor; None for the encoder."""
     return branch_of_part(part_of(name))
 
 
 def file_of_part(part: str) -> str:
-    """Where a part lies in a checkpoint or an export, with `/` between folder and file."""
+    """The file of a part in a checkpoint or an export, with `/` between folder and file."""
     return f"{part.replace('.', '/', 1)}.safetensors"
 
 
 def branch_of_file(name: str) -> str | None:
-    """The branch whose weights lie in a file of a checkpoint or an export; None where they are no branch's."""
+    """The branch of a weight file in a checkpoint or an export; None for files of no branch."""
     folder, _, rest = name.partition("/")
     return rest.removesuffix(".safetensors") if folder == "branches" else None
 
 
 def parts_of(branches: Collection[str]) -> tuple[str, ...]:
-    """Encoder and branches."""
+    """The names of the encoder and of the parts of branches."""
     return (ENCODER, *map(part_of_branch, branches))
 
 
 def by_part(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """Tensors under the names that they have in their parts, by part."""
+    """Tensors by part, under their names within the parts."""
     found: dict[str, dict[str, T]] = {}
     for name, tensor in tensors.items():
         part, rest = split_name(name)
@@ -69,10 +69,10 @@ def by_part(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def whole_names(part: str, tensors: Mapping[str, T]) -> dict[str, T]:
-    """The tensors of a part under the names that they have in a `MultiBranch`."""
+    """The tensors of a part under their names in a `MultiBranch`."""
     return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def of_branches(tensors: Mapping[str, T], branches: Collection[str]) -> dict[str, T]:
-    """The tensors of some branches, without the encoder's."""
+    """The tensors of the given branches, without the encoder."""
     return {name: tensor for name, tensor in tensors.items() if branch_of(name) in branches}

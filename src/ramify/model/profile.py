@@ -1,8 +1,8 @@
-"""Memory and operations of a pass, measured on tensors that have a shape and no content.
+"""Memory and operations of a pass, measured on fake tensors, which have a shape and no content.
 
-The model that a recipe builds is made of such tensors and takes a training step, or predicts, on batches of them.
-Matrix products are counted by PyTorch's counter, memory by following which tensors are alive. So no equation here can
-come to disagree with the model, and a new encoder needs none.
+The model of a recipe runs a training step, or a prediction, on batches of fake tensors. PyTorch's counter counts matrix
+products, and memory follows from the set of tensors that are alive. So there are no formulas that could disagree with
+the model, and a new encoder needs none.
 """
 
 import weakref
@@ -28,14 +28,14 @@ from ramify.model.kernels.counting import counting
 from ramify.model.multibranch import MultiBranch
 
 ATOMS, EDGES = 256, 4096
-"""Size of the batches that are tried: atoms, edges and slots are doubled in turn, and the differences give the cost of
-one."""
+"""Size of the measured batches: atoms, edges and slots are doubled one at a time, and the differences give the cost per
+atom, edge and slot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a pass costs: of itself, for each atom, for each edge, and for each slot of a table of neighbours, of which
-    there are as many for every atom as the atom with most neighbours needs."""
+    """The cost of a pass: a fixed part, and parts per atom, per edge, and per slot of a neighbour table, which has as
+    many slots for every atom as the largest number of neighbours."""
 
     fixed: float
     atom: float
@@ -43,12 +43,12 @@ class Cost:
     slot: float
 
     def of(self, atoms: float, edges: float, slots: float) -> float:
-        """Of a batch; `fixed` is not included."""
+        """The cost of a batch, without `fixed`."""
         return atoms * self.atom + edges * self.edge + slots * self.slot
 
     @classmethod
     def fitted(cls, measure: Callable[[int, int, int], float]) -> "Cost":
-        """From what `measure` finds for batches of (atoms, edges, slots of an atom)."""
+        """Fits the costs to the results of `measure` for batches of (atoms, edges, slots of an atom)."""
         n = EDGES // ATOMS
         start, atoms = measure(ATOMS, EDGES, n), measure(2 * ATOMS, EDGES, n)
         edges, slots = measure(ATOMS, 2 * EDGES, n), measure(ATOMS, EDGES, 2 * n)
@@ -58,16 +58,16 @@ class Cost:
 
 
 def training_cost(model: MultiBranch, branch: str, *, bf16: bool, threads: int) -> tuple[Cost, Cost]:
-    """Operations of matrix products, and memory in bytes when it is fullest, of a forward and backward pass.
+    """Operations of matrix products, and peak memory in bytes, of a forward and backward pass.
 
-    Operations are those of the model's cheapest form (`ramify.model.kernels.counting`), memory that of the form
-    that runs, beyond weights and gradients.
+    Operations are those of the cheapest form of the model (`ramify.model.kernels.counting`); memory is that of the form
+    that runs, without weights and gradients.
 
     Args:
-        model: a branch less is a branch less to try; `branch` must be there.
-        branch: whose structures the batches hold.
+        model: must contain `branch`; other branches only cost time.
+        branch: of the structures in the batches.
         bf16: products in bfloat16.
-        threads: of the CPU, on which the number of edges depends that a pass works on at a time.
+        threads: of the CPU; they determine the number of edges that are processed at a time.
 
     Raises:
         RamifyError: the encoder reads values of tensors.
@@ -82,17 +82,17 @@ def training_cost(model: MultiBranch, branch: str, *, bf16: bool, threads: int) 
         with FakeTensorMode():
             return _pass(model, _BothPasses(model.train(), bf16), branch, (atoms, edges, slots), _Memory).peak
 
-    with _threads(threads), _words(model):
+    with _threads(threads), _encoder_errors(model):
         return Cost.fitted(operations), Cost.fitted(memory)
 
 
 def prediction_memory(model: MultiBranch, branch: str, *, stress: bool) -> Cost:
-    """Bytes beyond weights when memory is fullest, of a prediction.
+    """Peak memory in bytes of a prediction, without weights.
 
     Args:
         model: as for `training_cost`.
         branch: as for `training_cost`.
-        stress: whether it is predicted too.
+        stress: whether stress is predicted.
 
     Raises:
         RamifyError: the encoder reads values of tensors.
@@ -104,29 +104,30 @@ def prediction_memory(model: MultiBranch, branch: str, *, stress: bool) -> Cost:
                 model, _Prediction(model.eval(), stress), branch, (atoms, edges, slots), _Memory, trained=False
             ).peak
 
-    with _words(model):
+    with _encoder_errors(model):
         cost = Cost.fitted(memory)
-        # where there are many edges, memory is fullest while atoms wait; far apart, atoms by themselves take more
-        apart = (memory(2 * ATOMS, 1, 1) - memory(ATOMS, 1, 1)) / ATOMS
-    return replace(cost, atom=max(cost.atom, apart))
+        # the peak with many edges underestimates the memory per atom of structures with few edges
+        isolated = (memory(2 * ATOMS, 1, 1) - memory(ATOMS, 1, 1)) / ATOMS
+    return replace(cost, atom=max(cost.atom, isolated))
 
 
 @contextmanager
-def _words(model: MultiBranch) -> Iterator[None]:
+def _encoder_errors(model: MultiBranch) -> Iterator[None]:
+    """Converts errors of fake tensors to an explanation for the author of the encoder."""
     try:
         yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         name = type(model.encoder).__name__
         raise RamifyError(
-            f"the encoder {name} reads values of tensors ({error}), so its memory and its work cannot be known before "
-            "it runs, and it cannot be compiled",
-            fix="write it with operations whose shapes depend on shapes alone; see docs/encoders.md",
+            f"the encoder {name} reads values of tensors ({error}), so its memory and operations cannot be determined "
+            "before it runs, and it cannot be compiled",
+            fix="use only operations whose output shapes depend on input shapes; see docs/encoders.md",
         ) from error
 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Inside, a step works on as many edges at a time as with so many threads: a plan is the same on every machine."""
+    """Inside, a step processes edges in blocks as with this number of threads: plans are the same on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -135,7 +136,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-_Follower = TypeVar("_Follower", bound=AbstractContextManager[Any])
+_Tracker = TypeVar("_Tracker", bound=AbstractContextManager[Any])
 
 
 def _pass(
@@ -143,11 +144,11 @@ def _pass(
     runner: torch.nn.Module,
     branch: str,
     size: tuple[int, int, int],
-    follow: Callable[[Sequence[Tensor | None]], _Follower],
+    make_tracker: Callable[[Sequence[Tensor | None]], _Tracker],
     *,
     trained: bool = True,
-) -> _Follower:
-    """Runs on a batch of `size` inside of what `follow` makes of the tensors that are there before."""
+) -> _Tracker:
+    """Runs a batch of `size` (atoms, edges, slots) inside of a tracker, made for the tensors that exist before."""
     weights = {
         f"model.{name}": torch.empty(p.shape, dtype=p.dtype, requires_grad=trained)
         for name, p in model.named_parameters()
@@ -157,15 +158,15 @@ def _pass(
         for weight in weights.values():
             weight.grad = torch.empty_like(weight)
     batch = _empty_batch(branch, *size, next(model.parameters()).dtype)
-    follower = follow([*weights.values(), *(weight.grad for weight in weights.values()), *buffers.values()])
-    with follower:
+    tracker = make_tracker([*weights.values(), *(weight.grad for weight in weights.values()), *buffers.values()])
+    with tracker:
         torch.func.functional_call(runner, weights | buffers, (batch,))
-    return follower
+    return tracker
 
 
 class _BothPasses(torch.nn.Module):
-    """A forward pass and a backward pass as one call: what the latter calculates again (`train.checkpointing`) needs
-    the same weights."""
+    """Forward and backward pass in one call: the recomputation in the backward pass (`train.checkpointing`) needs the
+    same weights."""
 
     def __init__(self, model: MultiBranch, bf16: bool) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ def _empty_batch(branch: str, atoms: int, edges: int, slots: int, dtype: torch.d
     def index(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int64)
 
-    all_of_it = (Segment(branch, slice(0, 1), slice(0, atoms)),)
+    segments = (Segment(branch, slice(0, 1), slice(0, atoms)),)
     return Batch(
         numbers=index(atoms),
         positions=real(atoms, 3),
@@ -212,29 +213,29 @@ def _empty_batch(branch: str, atoms: int, edges: int, slots: int, dtype: torch.d
         energy=real(1),
         forces=real(atoms, 3),
         stress=real(1, 3, 3),
-        segments=all_of_it,
-        datasets=all_of_it,
+        segments=segments,
+        datasets=segments,
     )
 
 
 class _Memory(TorchDispatchMode):
-    """Follows how many bytes are alive beside those of the tensors that were `there`; `peak` is the most there were."""
+    """Tracks the number of bytes that are alive, without those of `existing` tensors; `peak` is the maximum."""
 
-    def __init__(self, there: Sequence[Tensor | None]) -> None:
+    def __init__(self, existing: Sequence[Tensor | None]) -> None:
         super().__init__()
         self.peak = self._now = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in there if tensor is not None}
+        self._known = {tensor.untyped_storage()._cdata for tensor in existing if tensor is not None}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
-        return made
+                self._track(tensor.untyped_storage())
+        return results
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:  # views share their storage
             self._known.add(key)

@@ -1,4 +1,4 @@
-"""Distances as the encoder sees them: a radial basis and an envelope that ends smoothly."""
+"""Functions of distances: a radial basis and an envelope that vanishes smoothly at the cutoff."""
 
 import math
 
@@ -23,8 +23,8 @@ class BesselBasis(nn.Module):
 
 
 ENVELOPE_POWER = 12
-"""p of `envelope`. With `max_neighbors: 20` the neighbourhoods of crystals end soon after the second shell, which then
-weighs 0.10 in nickel and 0.38 in molybdenum with p = 6, but 0.34 and 0.78 with p = 12."""
+"""p of `envelope`. With `max_neighbors: 20` the adaptive cutoffs of crystals are slightly beyond the second shell,
+whose weight is then 0.10 in nickel and 0.38 in molybdenum with p = 6, but 0.34 and 0.78 with p = 12."""
 
 
 def envelope(ratio: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From weights on disk to a model: the one way, for checkpoints and exports."""
+"""Builds a model from stored weights, for checkpoints and exports."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +26,8 @@ def restore_model(
         options: of encoder and heads.
         branches: the spreads of the datasets of each branch.
         weights: under the names of a `MultiBranch`.
-        precision: it was trained in; `fp64` is kept, all others compute in float32.
-        where: it is read from, for messages.
+        precision: of the training; `fp64` is kept, all others compute in float32.
+        where: source of the weights, for messages.
 
     Raises:
         RamifyError: see `must_fit`.
@@ -43,18 +43,18 @@ def restore_model(
 def must_fit(
     options: ModelOptions, branches: Mapping[str, Sequence[LabelSpread]], weights: Mapping[str, Tensor], where: Path
 ) -> None:
-    """Compares weights with the model that the options describe, which is laid out without memory: options that do not
-    belong to the weights cost nothing, however large they are.
+    """Checks that weights fit the model of the options, which is built without memory: wrong options cannot allocate
+    large models.
 
     Raises:
-        RamifyError: the weights are not those of such a model.
+        RamifyError: the weights do not fit such a model.
     """
     misfit = f"the weights in {where} do not fit the model they belong to"
-    fix = "take the model as `ramify` wrote it, or another copy"
+    fix = "use the files as `ramify` wrote them, or another copy"
     direct = options.force_head.layers if options.force_head.kind == "direct" else 0
     layers = max(options.encoder.layers, options.energy_head.layers, direct)
     if layers > (most := max(map(len, by_part(weights).values()), default=0)):
-        # every layer is an object, even without memory
+        # layers without memory still take time to create
         raise RamifyError(f"{misfit}: {layers} layers, but no part has more than {most} tensors", fix=fix)
     with torch.inference_mode(False), torch.device("meta"):
         expected = build_parts(options, branches).state_dict()

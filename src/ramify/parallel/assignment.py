@@ -1,7 +1,7 @@
-"""Who does what in a step: the structures of each branch are divided over its hosts, a host's over its turns.
+"""The assignment of the structures of a step: those of a branch to its hosts, those of a host to micro-batches.
 
-A pure function of the step: every rank knows which structures a step takes, what each of them costs and which labels it
-has, so each finds its own share and nobody has to ask. Rows follow the order of the stream, sorted within a dataset.
+A pure function of the step: every rank computes the structures of the step, their costs and their label counts, so each
+rank derives its own assignment without communication. Rows follow the order of the sampler, sorted within a dataset.
 """
 
 import heapq
@@ -19,42 +19,42 @@ from ramify.packing import filled
 from ramify.planning.placement import Placement
 
 Rows = dict[str, NDArray[np.int64]]
-"""By dataset, rows of its training split."""
+"""Rows of the training split of each dataset."""
 
 
 def divide_work(work: NDArray[np.int64], shares: Sequence[float]) -> NDArray[np.int64]:
-    """Which of several hosts takes each structure: the largest first, each goes to whoever lacks most of its share.
+    """The host of each structure: in order of decreasing work, each goes to the host furthest below its target load.
 
-    With equal shares this is Graham's rule (SIAM J. Appl. Math. 17, 416 (1969)): the hosts' loads differ by no more
-    than the smallest structures. A host whose share is 0 gets nothing.
+    With equal fractions this is Graham's rule (SIAM J. Appl. Math. 17, 416 (1969)): the loads of the hosts differ by at
+    most the work of the smallest structures. A host with fraction 0 gets no structures.
 
     Args:
-        work: (n,) of each structure, any unit.
-        shares: of each host, adding up to 1.
+        work: (n,) work of each structure, in any unit.
+        shares: fraction of the work of each host; they add up to 1.
 
     Returns:
-        (n,) the position of the host in `shares`.
+        (n,) index of the host in `shares`.
     """
     total = float(work.sum())
-    lacking = [(-fraction * total, host) for host, fraction in enumerate(shares) if fraction > 0]
-    heapq.heapify(lacking)
-    taker = np.zeros(len(work), np.int64)
+    deficits = [(-fraction * total, host) for host, fraction in enumerate(shares) if fraction > 0]
+    heapq.heapify(deficits)
+    host_of = np.zeros(len(work), np.int64)
     for index in np.argsort(-work, kind="stable").tolist():
-        missing, host = lacking[0]
-        taker[index] = host
-        heapq.heapreplace(lacking, (missing + float(work[index]), host))
-    return taker
+        deficit, host = deficits[0]
+        host_of[index] = host
+        heapq.heapreplace(deficits, (deficit + float(work[index]), host))
+    return host_of
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchLimit:
-    """The most that one turn may hold; a single structure above it has a turn of its own."""
+    """The largest size of a micro-batch; a structure above the limit gets a micro-batch of its own."""
 
     atoms: float = math.inf
     edges: float = math.inf
 
     def micro_batches(self, atoms: NDArray[np.int64], edges: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(n,) the turn, from 0, of each of n structures: in their order, as many as fit."""
+        """(n,) the micro-batch of each of n structures, from 0: filled in the order of the structures."""
         micro_batch = np.zeros(len(atoms), np.int64)
         for index, some in enumerate(filled((atoms, edges), (self.atoms, self.edges))):
             micro_batch[some] = index
@@ -62,15 +62,15 @@ class MicroBatchLimit:
 
 
 class Assigner:
-    """The shares of one rank.
+    """Assigns structures to one rank.
 
     Args:
-        stream: which structures each step takes.
-        readers: of the training splits of the datasets on this rank, in the order they stand in a batch.
+        sampler: draws the structures of each step.
+        readers: training splits of the datasets on this rank, in their order in a batch.
         placement: of the branches.
-        rank: this one.
-        budget: of a turn.
-        stress: whether labels of stress are trained on.
+        rank: this rank.
+        budget: limit of a micro-batch.
+        stress: whether stress labels are trained on.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Assigner:
         self._budget, self._stress = budget or MicroBatchLimit(), stress
 
     def assignments(self, start: int) -> Iterator[StepAssignment]:
-        """The shares of the steps `start`, `start + 1`, ... without end."""
+        """The assignments of the steps `start`, `start + 1`, ... without end."""
         positions = self._sampler.position(start)
         for step in count(start):
             taken = self._sampler.counts(step)
@@ -108,14 +108,14 @@ class Assigner:
         return StepAssignment(step, tuple(self._micro_batches(own)), labels)
 
     def _own(self, branch: str, rows: Rows) -> Rows:
-        """What this rank takes of the rows of one branch."""
+        """The rows of one branch that are assigned to this rank."""
         hosts = self._placement.hosts[branch]
         if len(hosts) == 1:
             return rows
-        # an atom counts as one edge more, so that isolated atoms are not free
+        # an atom counts as one additional edge, so that isolated atoms are not free
         work = [self._readers[n].edge_counts(r) + self._readers[n].atom_counts(r) for n, r in rows.items()]
         mine = divide_work(np.concatenate(work), self._placement.shares[branch]) == hosts.index(self._rank)
-        return _pieces(rows, mine)
+        return _select(rows, mine)
 
     def _micro_batches(self, own: Rows) -> Iterator[Rows]:
         if not own:
@@ -124,15 +124,15 @@ class Assigner:
         edges = np.concatenate([self._readers[n].edge_counts(r) for n, r in own.items()])
         micro_batch = self._budget.micro_batches(atoms, edges)
         for index in range(int(micro_batch[-1]) + 1):
-            yield _pieces(own, micro_batch == index)
+            yield _select(own, micro_batch == index)
 
 
-def _pieces(rows: Rows, chosen: NDArray[np.bool_]) -> Rows:
-    """The rows that are chosen; `chosen` is (n,) for those of all datasets one after the other."""
-    pieces, first = {}, 0
+def _select(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
+    """The rows where `mask` (n,) is true; it covers the rows of all datasets in order."""
+    selected, first = {}, 0
     for name, r in rows.items():
-        piece = r[chosen[first : first + len(r)]]
+        found = r[mask[first : first + len(r)]]
         first += len(r)
-        if len(piece):
-            pieces[name] = piece
-    return pieces
+        if len(found):
+            selected[name] = found
+    return selected

@@ -1,7 +1,7 @@
-"""Gradients added up over the ranks that share a part of the model, while the backward pass still goes on.
+"""Gradients summed over the ranks that share a part of the model, overlapped with the backward pass.
 
-Written by hand and not with DistributedDataParallel: encoder and branches are shared by different ranks, a rank may
-have nothing to do in a step, and a branch that nobody trains in a step must have no gradient at all.
+DistributedDataParallel is not used: encoder and branches are shared by different ranks, a rank may have no structures
+in a step, and a branch without structures in a step must have no gradient at all.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -18,28 +18,28 @@ from ramify.parallel.layout import Layout
 from ramify.parallel.sharded_tensors import to_local
 
 BUCKET_BYTES = 25 * 2**20
-"""Gradients that are sent together: DistributedDataParallel's `bucket_cap_mb`, a compromise between the latency of many
-messages and the wait for the last one."""
+"""Size of the gradients sent in one message: DistributedDataParallel's `bucket_cap_mb`, a compromise between the
+latency of many messages and the wait for the last one."""
 
 
 class Pending(Protocol):
-    """A sum on its way."""
+    """A sum in progress."""
 
     def wait(self) -> object:
-        """Returns when it is there."""
+        """Returns when the sum is complete."""
         ...
 
 
 class Bucket:
-    """Some parameters of one part, whose gradients are sent together.
+    """Parameters of one part whose gradients are sent together.
 
     Args:
-        part: its name.
-        parameters: as the backward pass sees them.
+        part: name of the part.
+        parameters: the tensors that the backward pass differentiates.
 
     Attributes:
         part, parameters: as given.
-        missing: how many have no gradient yet of the last backward pass.
+        missing: number of parameters that have no gradient of the last backward pass yet.
     """
 
     def __init__(self, part: str, parameters: Sequence[nn.Parameter]) -> None:
@@ -47,14 +47,14 @@ class Bucket:
         self.missing = len(self.parameters)
 
     def gradients(self) -> list[Tensor]:
-        """Of the parameters, zeros where there are none."""
+        """The gradients of the parameters; zeros where there is none."""
         return [_gradient(p) for p in self.parameters]
 
     def send(self, layout: Layout) -> Pending | None:
-        """Begins to add up the gradients, side by side in one tensor that is theirs from now on."""
+        """Begins the sum of the gradients, in one flat tensor of which the gradients are views from now on."""
         flat = torch.cat([gradient.reshape(-1) for gradient in self.gradients()])
-        for piece, p in zip(flat.split([p.numel() for p in self.parameters]), self.parameters, strict=True):
-            p.grad = piece.view_as(p)
+        for view, p in zip(flat.split([p.numel() for p in self.parameters]), self.parameters, strict=True):
+            p.grad = view.view_as(p)
         return layout.start_sum(flat, self.part)
 
 
@@ -64,9 +64,9 @@ class SyncedPart:
 
     Attributes:
         name: `encoder` or `branches.NAME`.
-        parameters: all of them, as the optimizer sees them.
-        is_counted_here: this rank answers for what it has of it when the norm over all ranks is taken.
-        buckets: what is sent, in this order; none where no other rank has the part.
+        parameters: all of them, as the optimizer updates them.
+        is_counted_here: whether this rank's parameters of the part count in the norm over all ranks.
+        buckets: in the order in which they are sent; none where no other rank has the part.
     """
 
     name: str
@@ -76,15 +76,16 @@ class SyncedPart:
 
 
 class GradientSync:
-    """The gradients of this rank's part of the model.
+    """Synchronises the gradients of the parameters on this rank.
 
-    All ranks send in one order, branches in that of the recipe, then the encoder from its end to its beginning, roughly
-    as the backward pass comes to them: what is ready early waits, so that no two groups ever wait for each other.
+    All ranks send buckets in one order: branches in the order of the recipe, then the encoder from its last parameters
+    to its first, roughly the order of the backward pass. A bucket that is complete early waits for those before it, so
+    that no two groups of ranks deadlock.
 
     Args:
         model: encoder and the branches hosted here.
-        layout: who shares what.
-        encoder: what this rank has of it; None for all.
+        layout: of this rank.
+        encoder: the shards of the encoder on this rank; None where it has the full encoder.
     """
 
     def __init__(self, model: MultiBranch, layout: Layout, encoder: SyncedPart | None = None) -> None:
@@ -105,7 +106,7 @@ class GradientSync:
                 parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._accumulated(bucket))
 
     def clear(self, branches: Collection[str]) -> None:
-        """Begins a step in which these branches of this rank have structures, here or on another rank."""
+        """Begins a step in which these branches of this rank have structures, on this rank or on another one."""
         names = set(parts_of(branches))
         self._active = [part for part in self._parts if part.name in names]
         for parameters in self._all:
@@ -114,23 +115,23 @@ class GradientSync:
 
     @contextmanager
     def summed(self, branches: Collection[str]) -> Iterator[None]:
-        """Around the last backward pass of a step: sends what is complete, and at the end waits for all.
+        """Context of the last backward pass of a step: sends complete buckets, and at the end waits for all sums.
 
-        Then every parameter of a part that takes part in the step has the gradient of the whole step, and those of
-        other parts have none.
+        Afterwards every parameter of a part with structures in the step has the gradient of the whole step, and the
+        parameters of other parts have none.
 
         Args:
-            branches: those that the pass goes through; none where this rank has nothing to do.
+            branches: the branches of this pass; none where this rank has no structures.
         """
         active = {part.name for part in self._active}
-        coming = set(parts_of(branches)) if branches else set()
+        reached = set(parts_of(branches)) if branches else set()
         self._queue = [bucket for bucket in self._buckets if bucket.part in active]
         for bucket in self._queue:
-            bucket.missing = len(bucket.parameters) if bucket.part in coming else 0
+            bucket.missing = len(bucket.parameters) if bucket.part in reached else 0
         try:
             self._send_complete()
             yield
-            for bucket in self._queue:  # with parameters that the pass did not touch
+            for bucket in self._queue:  # some parameters were not reached by the pass
                 bucket.missing = 0
             self._send_complete()
             with self._layout.watchdog.waiting():
@@ -143,19 +144,19 @@ class GradientSync:
                 parameter.grad = _gradient(parameter)
 
     def squared_norm(self) -> Tensor:
-        """(), float64: of the gradients that this rank answers for. The sum over all ranks counts each part once."""
+        """(), float64: of the gradients counted on this rank. The sum over all ranks counts each part once."""
         counted = [to_local(_gradient(p)) for part in self._active if part.is_counted_here for p in part.parameters]
         if not counted:
             return torch.zeros((), dtype=torch.float64, device=self._layout.device)
         return torch.stack(torch._foreach_norm(counted)).double().square().sum()
 
     def _accumulated(self, bucket: Bucket) -> None:
-        """One more parameter of `bucket` has its gradient of this backward pass."""
+        """Called when one more parameter of `bucket` has its gradient of this backward pass."""
         bucket.missing -= 1
         self._send_complete()
 
     def _send_complete(self) -> None:
-        """Sends from the front of the queue as far as it is complete."""
+        """Sends complete buckets from the front of the queue."""
         while self._queue and self._queue[0].missing == 0:
             pending = self._queue.pop(0).send(self._layout)
             if pending is not None:
@@ -163,12 +164,12 @@ class GradientSync:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """Zeros where there is none."""
+    """The gradient of a parameter; zeros where there is none."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _part(name: str, module: nn.Module, layout: Layout, *, is_counted_here: bool) -> SyncedPart:
-    """A part that is whole on this rank."""
+    """A part that is not sharded."""
     parameters = tuple(p for p in module.parameters() if p.requires_grad)
     return SyncedPart(
         name, parameters, is_counted_here, [*_buckets(name, parameters)] if layout.is_shared(name) else []
@@ -176,14 +177,14 @@ def _part(name: str, module: nn.Module, layout: Layout, *, is_counted_here: bool
 
 
 def _buckets(part: str, parameters: Sequence[nn.Parameter]) -> Iterator[Bucket]:
-    """The parameters of a part, last ones first, in buckets of about `BUCKET_BYTES`."""
-    held: list[nn.Parameter] = []
+    """The parameters of a part in reverse order, in buckets of about `BUCKET_BYTES`."""
+    collected: list[nn.Parameter] = []
     size = 0
     for parameter in reversed(parameters):
         size += parameter.numel() * parameter.element_size()
-        held.append(parameter)
+        collected.append(parameter)
         if size >= BUCKET_BYTES:
-            yield Bucket(part, held)
-            held, size = [], 0
-    if held:
-        yield Bucket(part, held)
+            yield Bucket(part, collected)
+            collected, size = [], 0
+    if collected:
+        yield Bucket(part, collected)

@@ -1,7 +1,6 @@
-"""`Layout`: this process among those of a run, what each of them hosts, and the sums that they take together.
+"""`Layout`: the branches that each rank hosts, and the collectives over the ranks of a branch.
 
-There is one training loop. A process that runs alone has a layout too, whose sums change nothing and which makes no
-process group at all.
+There is one training loop. A single process also has a layout; its sums change nothing and it creates no process group.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,12 @@ from ramify.planning.placement import Placement
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layout(World):
-    """A world, and which of its ranks host which branches.
+    """A world and the placement of the branches on its ranks.
 
     Attributes:
         placement: of all branches on all ranks.
-        groups: by hosted branch, the ranks that host it; None where this rank is the only one.
-        mesh: the ranks as a rectangle (branch, replica) or as a row (replica,), where they are one; None otherwise.
+        groups: by hosted branch, the process group of its hosts; None where this rank is the only one.
+        mesh: (branch, replica) or (replica,), where the ranks form such a mesh; None otherwise.
     """
 
     placement: Placement
@@ -35,7 +34,7 @@ class Layout(World):
 
     @classmethod
     def alone(cls, branches: Sequence[str], device: torch.device | str = "cpu") -> "Layout":
-        """One process that hosts all branches; needs no launcher and makes no process group."""
+        """The layout of a single process, which hosts all branches; without launcher and process group."""
         return cls(placement=Placement.alone(branches), device=torch.device(device), groups=dict.fromkeys(branches))
 
     @classmethod
@@ -70,7 +69,7 @@ class Layout(World):
         return self.placement.hosted(self.rank)
 
     def owner(self, branch: str) -> int:
-        """The rank that answers for `branch` where only one may: its first host."""
+        """The rank that writes and counts `branch` where only one rank may: its first host."""
         return self.placement.hosts[branch][0]
 
     def owns(self, branch: str) -> bool:
@@ -78,16 +77,16 @@ class Layout(World):
         return self.owner(branch) == self.rank
 
     def sum_over_branch(self, branch: str, tensor: Tensor) -> None:
-        """Adds up `tensor` over the hosts of `branch`, in place, to the same bits on all of them."""
+        """Sums `tensor` over the hosts of `branch`, in place; bit-identical on all of them."""
         work = self.start_sum(tensor, part_of_branch(branch))
         if work is not None:
             work.wait()
 
     def start_sum(self, tensor: Tensor, what: str) -> dist.Work | None:
-        """Begins to add up `tensor`: over the hosts of a branch if `what` is `branches.NAME`, over the world otherwise.
+        """Begins the sum of `tensor`: over the hosts of a branch if `what` is `branches.NAME`, else over the world.
 
-        All ranks of a group must begin its sums in the same order. The tensor holds the sum once the result has been
-        waited for; None: nobody to add up with, it stands already.
+        All ranks of a group must begin its sums in the same order. The tensor holds the sum after waiting for the
+        result; None where this rank is the only one of the group.
         """
         group = self._group(what)
         if group is None:
@@ -96,7 +95,7 @@ class Layout(World):
         return dist.all_reduce(tensor, group=group, async_op=True)
 
     def is_shared(self, what: str) -> bool:
-        """Whether other ranks take part in the sums of `what` (see `start_sum`)."""
+        """Whether the sums of `what` include other ranks (see `start_sum`)."""
         return self._group(what) is not None
 
     def _group(self, what: str) -> dist.ProcessGroup | None:
@@ -106,7 +105,7 @@ class Layout(World):
 
 
 def new_mesh(device: torch.device, ranks: Tensor, names: tuple[str, ...]) -> DeviceMesh:
-    """A mesh of ranks whose collectives have no limit of their own: the watchdog sees to those that hang."""
+    """A mesh of ranks whose collectives have no timeout of their own: the watchdog ends those that hang."""
     mesh = DeviceMesh(device.type, ranks, mesh_dim_names=names)
     for group in mesh.get_all_groups():
         _set_pg_timeout(NO_LIMIT, group)  # PyTorch has no public name for this, and a mesh takes no timeout
@@ -114,8 +113,8 @@ def new_mesh(device: torch.device, ranks: Tensor, names: tuple[str, ...]) -> Dev
 
 
 def _mesh(placement: Placement, device: torch.device) -> DeviceMesh | None:
-    """(branch, replica) where every rank hosts one branch and all branches have as many ranks, (replica,) where every
-    rank hosts all."""
+    """(branch, replica) where every rank hosts one branch and all branches have the same number of ranks, (replica,)
+    where every rank hosts all branches."""
     hosts = list(placement.hosts.values())
     everyone = tuple(range(placement.ranks))
     if all(ranks == everyone for ranks in hosts):
@@ -126,7 +125,7 @@ def _mesh(placement: Placement, device: torch.device) -> DeviceMesh | None:
 
 
 def _groups(placement: Placement, mesh: DeviceMesh | None, rank: int) -> dict[str, dist.ProcessGroup | None]:
-    """The group of every branch on this rank. Branches with the same hosts share one; the world is made only once."""
+    """The group of every branch on this rank. Branches with the same hosts share one; the world group is reused."""
     everyone = tuple(range(placement.ranks))
     made: dict[tuple[int, ...], dist.ProcessGroup | None] = {everyone: dist.group.WORLD if len(everyone) > 1 else None}
     for branch, ranks in placement.hosts.items():
@@ -136,6 +135,6 @@ def _groups(placement: Placement, mesh: DeviceMesh | None, rank: int) -> dict[st
             made[ranks] = None
         elif mesh is not None:
             made[ranks] = mesh.get_group("replica") if rank in ranks else None
-        else:  # every rank must make every group, also those that it is not in
+        else:  # every rank must create every group, including those without it
             made[ranks] = dist.new_group(list(ranks), NO_LIMIT, group_desc=f"hosts of {branch}")
     return {branch: made[placement.hosts[branch]] for branch in placement.hosted(rank)}

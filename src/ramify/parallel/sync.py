@@ -1,4 +1,4 @@
-"""Doing something on every rank such that either all go on or all stop with the same message."""
+"""Calls on every rank that either succeed on all ranks or fail on all ranks with the same message."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 
 def on_all(ranks: World, work: Callable[[], Any]) -> list[Any]:
-    """Does `work` on every rank, waits for all, and returns what each brought: plain data, see `World.gather`.
+    """Calls `work` on every rank, waits for all, and returns the results of all ranks: plain data, see `World.gather`.
 
-    However long `work` takes, the ranks that wait for it do not hang; it must not wait for other ranks itself.
+    The watchdog does not count the wait as a hang, however long `work` takes; `work` must not wait for other ranks.
 
     Raises:
-        RamifyError: on every rank, naming the lowest one on which `work` failed; the error itself where it was not one
-            for the user, and in a process by itself.
+        RamifyError: on every rank, naming the lowest rank on which `work` failed. An error that is not for users, and
+            an error in a single process, is raised unchanged.
     """
     result: Any = None
     failure: Exception | None = None
@@ -32,24 +32,24 @@ def on_all(ranks: World, work: Callable[[], Any]) -> list[Any]:
     if not failed:
         return [found for _, found in outcomes]
     if failure is not None and not isinstance(failure, RamifyError | OSError):
-        raise failure  # a mistake in the program: its traceback is worth more than one message
+        raise failure  # a bug in the program: its traceback is more useful than one message
     texts = {text for text, _ in outcomes}
     others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     where = "" if len(texts) == 1 else f"rank {failed[0]} of {ranks.size}{others}: "
-    told = RamifyError(f"{where}{outcomes[failed[0]][0]}")
-    told.everywhere = True
-    raise told from failure
+    shared = RamifyError(f"{where}{outcomes[failed[0]][0]}")
+    shared.everywhere = True
+    raise shared from failure
 
 
 def each(ranks: World, work: Callable[[], T]) -> T:
-    """Does `work` on every rank, waits for all, and returns what it brought on this one. Raises as `on_all`."""
+    """Calls `work` on every rank, waits for all, and returns the result of this rank. Raises as `on_all`."""
     found: list[T] = []
     on_all(ranks, lambda: found.append(work()))
     return found[0]
 
 
 def on_rank_zero(ranks: World, work: Callable[[], Any]) -> Any:
-    """Does `work` on rank 0 while the others wait; returns what it brought on every rank. Raises as `on_all`."""
+    """Calls `work` on rank zero while the others wait; returns its result on every rank. Raises as `on_all`."""
     return on_all(ranks, lambda: work() if ranks.rank == 0 else None)[0]
 
 

@@ -1,4 +1,4 @@
-"""`World`: this process among those of a run, and what they do together."""
+"""`World`: the ranks of a run and their collectives."""
 
 import json
 from collections import Counter
@@ -13,24 +13,24 @@ from ramify.errors import RamifyError
 from ramify.parallel.watchdog import Watchdog
 
 CONTROL = "control"
-"""What is summed over the world besides gradients is counted as: once per step its norm, losses and flags."""
+"""Traffic key of sums over the world other than gradients: once per step its norm, losses and flags."""
 GATHERED = "gathered"
-"""What `World.gather` is counted as: errors on validation splits, and what is agreed on around checkpoints."""
+"""Traffic key of `World.gather`: errors on validation splits, and the synchronisation of checkpoints."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class World:
-    """This process among those of a run; by default one by itself, which makes no process group.
+    """This process and the number of processes of a run; by default a single process, without a process group.
 
-    `ramify.parallel.startup.rendezvous.joined` makes that of several; `ramify.parallel.layout.Layout` knows what each
-    hosts.
+    `ramify.parallel.startup.rendezvous.connect` creates that of several processes; `ramify.parallel.layout.Layout` adds
+    the branches of each.
 
     Attributes:
         rank: this process, from 0.
-        size: how many there are.
-        device: where the model of this process lives.
-        watchdog: ends a run that hangs; told of all waiting for others.
-        traffic: bytes handed to collectives by this rank so far, by what they were (`CONTROL`, `GATHERED`, ...).
+        size: number of processes.
+        device: of the model of this process.
+        watchdog: ends a run that hangs; notified of every wait for other ranks.
+        traffic: bytes passed to collectives by this rank so far, by kind (`CONTROL`, `GATHERED`, ...).
     """
 
     rank: int = 0
@@ -41,19 +41,19 @@ class World:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, which writes the log and speaks to the terminal."""
+        """Whether this is rank zero, which writes the log and prints to the terminal."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, by rank, on all ranks.
 
         Args:
-            value: plain data: what JSON holds, of any depth, with text as keys. It travels as JSON, also on one
-                process: tuples come back as lists, numbers to the bit.
+            value: plain data: values that JSON can represent, of any depth, with text as keys. It is sent as JSON, also
+                in a single process: tuples become lists, numbers keep all their bits.
 
         Raises:
-            TypeError: it is something else.
-            RamifyError: a rank has sent what is no JSON: it is none of this program's.
+            TypeError: it is not plain data.
+            RamifyError: a rank has sent bytes that are not JSON: it is not a rank of this program.
         """
         found = []
         for rank, content in enumerate(self.gather_bytes(encode(value))):
@@ -77,27 +77,27 @@ class World:
             dist.all_gather(lengths, torch.tensor([len(content)]))
             longest = max(int(length) for length in lengths)
             padded = torch.frombuffer(bytearray(content.ljust(longest)), dtype=torch.uint8)
-            pieces = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(pieces, padded)
-        return [bytes(p[: int(n)].numpy()) for p, n in zip(pieces, lengths, strict=True)]
+            contents = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(contents, padded)
+        return [bytes(c[: int(n)].numpy()) for c, n in zip(contents, lengths, strict=True)]
 
     def sum_over_world(self, tensor: Tensor, what: str = CONTROL) -> None:
-        """Adds up `tensor` over all ranks, in place, to the same bits on all; its bytes are counted as `what`."""
+        """Sums `tensor` over all ranks, in place; bit-identical on all. Its bytes are counted as `what`."""
         if self.size > 1:
             self.traffic[what] += tensor.numel() * tensor.element_size()
             with self.watchdog.waiting():
                 dist.all_reduce(tensor)
 
     def barrier(self) -> None:
-        """Returns when all ranks have come here."""
-        self.sum_over_world(torch.zeros(1))  # on the CPU: unlike that of an accelerator it waits for the sum itself
+        """Returns when all ranks have reached it."""
+        self.sum_over_world(torch.zeros(1))  # on the CPU: unlike on an accelerator, the host waits for the sum
 
 
 def encode(value: Any) -> bytes:
     """Plain data as JSON.
 
     Raises:
-        TypeError: JSON has no such value, or would change it.
+        TypeError: JSON cannot represent the value, or would change it.
     """
     _require_plain(value)
     return json.dumps(value).encode()
@@ -107,10 +107,10 @@ def _require_plain(value: Any) -> None:
     if isinstance(value, dict):
         if other := [key for key in value if not isinstance(key, str)]:
             raise TypeError(f"ranks exchange plain data; the key {other[0]!r} is not text")
-        for held in value.values():
-            _require_plain(held)
+        for item in value.values():
+            _require_plain(item)
     elif isinstance(value, list | tuple):
-        for held in value:
-            _require_plain(held)
+        for item in value:
+            _require_plain(item)
     elif not isinstance(value, str | int | float | None):
         raise TypeError(f"ranks exchange plain data, not {type(value).__name__}")

@@ -1,28 +1,28 @@
-"""What a placement costs each rank: memory, bytes handed to collectives, operations, and the time of a step.
+"""The cost of a placement on each rank: memory, communication volume, operations, and the time of a step.
 
 Pure arithmetic on a `ModelProfile`, a `StepShare` per branch and a `Placement`.
 
-Memory of a rank with n parameters, each of i bytes (4, or 8 with `precision: fp64`; bf16 keeps weights in float32):
-    weights n i + gradients n i + AdamW's two averages 2 n i   = 16 bytes per parameter in float32, 32 in float64
-    + averaged weights n i, while `optimizer.ema` is on        = 20 and 40
-    + what a step needs whatever its size, and its activations, see `ramify.planning.model_profile`; with a budget of
-      atoms or edges those of one micro-batch
-With `shard: encoder` the encoder's part of the first two lines is divided among the ranks that share a copy of it, and
-its whole weights and gradients come back while they are at work.
+Memory of a rank with n parameters of i bytes each (4, or 8 with `precision: fp64`; bf16 keeps weights in float32):
+    weights n i + gradients n i + two moments of AdamW 2 n i   = 16 bytes per parameter in float32, 32 in float64
+    + averaged weights n i, if `optimizer.ema` is above 0      = 20 and 40
+    + the fixed memory of a step and its activations, see `ramify.planning.model_profile`; with limits of atoms or
+      edges, the activations of one micro-batch
+With `shard: encoder`, the encoder's part of the first two lines is divided by the number of ranks that share a copy of
+it, and its full weights and gradients are added during the passes.
 
-Bytes per step: the encoder's gradient over all ranks and each hosted branch's over the ranks that host it, in the
-precision of the weights; nothing where a group is one rank. `shard: encoder` gathers the encoder's weights and scatters
-its gradient, each tensor filled up to pieces of one size; where there are several copies of the encoder, a rank's piece
-of the gradient is then added up over them. Beside these a step sums up a few control numbers (the gradient's norm,
-losses, flags), which a run counts apart, as `control`.
+Communication volume of a step: the gradient of the encoder over all ranks and that of each hosted branch over its
+hosts, in the precision of the weights; none where a group is one rank. With `shard: encoder`, the weights of the
+encoder are all-gathered and its gradient is reduce-scattered, each tensor padded to shards of one size; with several
+copies of the encoder, the gradient shard of a rank is then summed over the copies. A step also sums a few control
+values (norm of the gradient, losses, flags), which a run counts separately, as `control`.
 
 Time of a step, with g ranks, b bytes, latency α and bandwidth β; an all-reduce by halving and doubling (Thakur,
 Rabenseifner & Gropp, IJHPCA 19, 49 (2005)):
     all-reduce  2 log2(g) α + 2 (g - 1)/g b/β
     step        max(forward, gather) + max(backward, all-reduces)
-To gather or to scatter b bytes takes half as long as to all-reduce them. The backward pass, two thirds of the
-operations, hides what is summed up meanwhile; the busiest rank sets the pace. A rank that takes less than one structure
-per step on average has a whole one to do in the steps in which it takes any.
+An all-gather or reduce-scatter of b bytes takes half as long as an all-reduce. The backward pass, two thirds of the
+operations, overlaps with the sums of gradients; the slowest rank determines the time. A rank with less than one
+structure per step on average processes a whole structure in the steps in which it has any.
 """
 
 import math
@@ -37,23 +37,23 @@ from ramify.planning.workload import StepShare
 from ramify.recipe import MachineOptions, ParallelOptions, Recipe
 
 FORWARD = 1.0 / 3.0
-"""Part of a step's operations before the backward pass: one product forward, two backward."""
+"""Fraction of the operations of a step in the forward pass: one product forward, two backward."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankCost:
-    """One rank, per step.
+    """The cost of one rank per step.
 
     Attributes:
-        branches: that it hosts.
-        parameters: of the encoder and these branches.
-        structures, atoms, edges: means.
+        branches: hosted branches.
+        parameters: number of parameters of the encoder and these branches.
+        structures, atoms, edges: means per step.
         operations: floating-point operations of matrix products.
-        weights, gradients, optimizer, averages: bytes that stay from step to step.
-        working: bytes that a step needs whatever its size, with the whole encoder back together where it is cut up.
-        activations: bytes of the largest turn.
-        traffic: bytes handed to collectives, by what they are.
-        seconds: predicted time of its own work and of its collectives.
+        weights, gradients, optimizer, averages: bytes that persist between steps.
+        working: fixed bytes of a step, including the full encoder where it is sharded.
+        activations: bytes of the largest micro-batch.
+        traffic: bytes passed to collectives, by part.
+        seconds: predicted time of computation and collectives.
     """
 
     branches: tuple[str, ...]
@@ -73,76 +73,76 @@ class RankCost:
 
     @property
     def states(self) -> float:
-        """Bytes that stay from step to step."""
+        """Bytes that persist between steps."""
         return self.weights + self.gradients + self.optimizer + self.averages
 
     @property
     def memory(self) -> float:
-        """Bytes at the fullest moment of a step."""
+        """Peak bytes of a step."""
         return self.states + self.working + self.activations
 
 
 def branch_work(model: ModelProfile, shares: Mapping[str, StepShare]) -> dict[str, float]:
-    """Operations of a step by branch, encoder included: what placements divide."""
+    """Operations of a step by branch, including the encoder; placements distribute them."""
     return {name: model.steps[name].operations(s.atoms, s.edges) for name, s in shares.items()}
 
 
 def rank_costs(
     recipe: Recipe, model: ModelProfile, shares: Mapping[str, StepShare], placement: Placement
 ) -> list[RankCost]:
-    """The cost of every rank under a placement; `parallel.shard` and the budget of micro-batches as in the recipe."""
-    taken: list[list[tuple[str, float]]] = [[] for _ in range(placement.ranks)]
-    for name, on in placement.hosts.items():
-        for rank, part in zip(on, placement.shares[name], strict=True):
-            taken[rank].append((name, part))
-    alike = {key: _rank_cost(recipe, model, shares, placement, dict(key)) for key in set(map(tuple, taken))}
-    return [alike[tuple(key)] for key in taken]
+    """The cost of every rank under a placement, with `parallel.shard` and micro-batch limits of the recipe."""
+    assigned: list[list[tuple[str, float]]] = [[] for _ in range(placement.ranks)]
+    for name, hosts in placement.hosts.items():
+        for rank, fraction in zip(hosts, placement.shares[name], strict=True):
+            assigned[rank].append((name, fraction))
+    costs = {key: _rank_cost(recipe, model, shares, placement, dict(key)) for key in set(map(tuple, assigned))}
+    return [costs[tuple(key)] for key in assigned]
 
 
 def step_seconds(costs: list[RankCost]) -> float:
-    """Predicted time of a step: all wait for the slowest rank."""
+    """Predicted time of a step: that of the slowest rank."""
     return max(cost.seconds for cost in costs)
 
 
 def all_reduce_seconds(bytes_: float, ranks: int, machine: MachineOptions) -> float:
-    """Predicted time to add up `bytes_` over `ranks`; see the module's docstring."""
+    """Predicted time of an all-reduce of `bytes_` over `ranks`; see the module's docstring."""
     if ranks == 1:
         return 0.0
     return 2 * math.log2(ranks) * machine.latency * 1e-6 + 2 * (ranks - 1) / ranks * bytes_ / (machine.bandwidth * 1e9)
 
 
 def message_seconds(
-    machine: MachineOptions, model: ModelProfile, placement: Placement, hosted: Iterable[str], cuts: int
+    machine: MachineOptions, model: ModelProfile, placement: Placement, hosted: Iterable[str], shards: int
 ) -> tuple[float, float]:
     """Predicted time of the collectives of a rank that hosts these branches: those before the forward pass, and those
-    that the backward pass can hide."""
-    piece = model.encoder_piece(cuts) * model.itemsize
-    gather = all_reduce_seconds(cuts * piece, cuts, machine) / 2
-    sums = gather + all_reduce_seconds(piece, placement.ranks // cuts, machine)  # to scatter takes as long as to gather
+    that can overlap with the backward pass."""
+    shard = model.encoder_shard_size(shards) * model.itemsize
+    gather = all_reduce_seconds(shards * shard, shards, machine) / 2
+    sums = gather + all_reduce_seconds(shard, placement.ranks // shards, machine)  # a scatter takes as long as a gather
     for name in hosted:
         sums += all_reduce_seconds(model.branches[name] * model.itemsize, len(placement.hosts[name]), machine)
     return gather, sums
 
 
-def cuts_of_encoder(options: ParallelOptions, ranks: int) -> int:
-    """How many ranks share one copy of the encoder; 1: each has it whole.
+def encoder_shards(options: ParallelOptions, ranks: int) -> int:
+    """Number of ranks that share one copy of the encoder; 1 where it is not sharded.
 
     Raises:
         RamifyError: `parallel.shard_ranks` does not divide the number of ranks.
     """
     if options.shard == "none" or ranks == 1:
         return 1
-    cuts = options.shard_ranks or ranks
-    if ranks % cuts:
+    shards = options.shard_ranks or ranks
+    if ranks % shards:
         raise RamifyError(
-            f"parallel.shard_ranks: {cuts} does not divide the number of ranks, {ranks}",
-            fix="choose one of its divisors, or null to cut the encoder up among all ranks",
+            f"parallel.shard_ranks: {shards} does not divide the number of ranks, {ranks}",
+            fix="choose one of its divisors, or null to shard the encoder over all ranks",
         )
-    return cuts
+    return shards
 
 
 def states_per_parameter(recipe: Recipe, itemsize: int) -> int:
-    """Bytes that a parameter takes from step to step: weight, gradient, two averages of AdamW, averaged weight."""
+    """Persistent bytes of a parameter: weight, gradient, two moments of AdamW, averaged weight."""
     return itemsize * (5 if recipe.optimizer.ema else 4)
 
 
@@ -151,56 +151,57 @@ def _rank_cost(
     model: ModelProfile,
     shares: Mapping[str, StepShare],
     placement: Placement,
-    taken: Mapping[str, float],
+    assigned: Mapping[str, float],
 ) -> RankCost:
-    cuts = cuts_of_encoder(recipe.parallel, placement.ranks)
-    own = sum(model.branches[name] for name in taken)
-    kept = own + model.encoder_piece(cuts)
-    operations = sum(part * model.steps[b].operations(shares[b].atoms, shares[b].edges) for b, part in taken.items())
-    structures = sum(part * shares[b].structures for b, part in taken.items())
+    """The cost of a rank with these fractions of the branches that it hosts."""
+    shards = encoder_shards(recipe.parallel, placement.ranks)
+    own = sum(model.branches[name] for name in assigned)
+    kept = own + model.encoder_shard_size(shards)
+    operations = sum(f * model.steps[b].operations(shares[b].atoms, shares[b].edges) for b, f in assigned.items())
+    structures = sum(f * shares[b].structures for b, f in assigned.items())
     busy = max(1.0, 1.0 / structures)  # see the module's docstring
-    whole_copy = 2 * model.encoder * model.itemsize if cuts > 1 else 0
+    full_copy = 2 * model.encoder * model.itemsize if shards > 1 else 0
     return RankCost(
-        branches=tuple(taken),
+        branches=tuple(assigned),
         parameters=model.encoder + own,
         structures=structures,
-        atoms=sum(part * shares[b].atoms for b, part in taken.items()),
-        edges=sum(part * shares[b].edges for b, part in taken.items()),
+        atoms=sum(f * shares[b].atoms for b, f in assigned.items()),
+        edges=sum(f * shares[b].edges for b, f in assigned.items()),
         operations=operations,
         weights=kept * model.itemsize,
         gradients=kept * model.itemsize,
         optimizer=2 * kept * model.itemsize,
         averages=kept * model.itemsize if recipe.optimizer.ema else 0,
-        working=max(model.steps[b].bytes_step for b in taken) + whole_copy,
-        activations=busy * _activations(recipe, model, shares, taken),
-        traffic=_traffic(model, placement, taken, cuts),
-        seconds=_seconds(recipe.parallel.machine, busy * operations, model, placement, taken, cuts),
+        working=max(model.steps[b].bytes_step for b in assigned) + full_copy,
+        activations=busy * _activations(recipe, model, shares, assigned),
+        traffic=_traffic(model, placement, assigned, shards),
+        seconds=_seconds(recipe.parallel.machine, busy * operations, model, placement, assigned, shards),
     )
 
 
-def _traffic(model: ModelProfile, placement: Placement, taken: Mapping[str, float], cuts: int) -> dict[str, int]:
+def _traffic(model: ModelProfile, placement: Placement, assigned: Mapping[str, float], shards: int) -> dict[str, int]:
     if placement.ranks == 1:
         return {}
-    piece = model.encoder_piece(cuts)
-    handed = 0 if cuts == 1 else 2 * cuts * piece  # gathered, scattered
-    if cuts < placement.ranks:
-        handed += piece
-    traffic = {ENCODER: handed * model.itemsize}
-    for name in taken:
+    shard = model.encoder_shard_size(shards)
+    numbers = 0 if shards == 1 else 2 * shards * shard  # all-gather and reduce-scatter
+    if shards < placement.ranks:
+        numbers += shard
+    traffic = {ENCODER: numbers * model.itemsize}
+    for name in assigned:
         if len(placement.hosts[name]) > 1:
             traffic[part_of_branch(name)] = model.branches[name] * model.itemsize
     return traffic
 
 
 def _activations(
-    recipe: Recipe, model: ModelProfile, shares: Mapping[str, StepShare], taken: Mapping[str, float]
+    recipe: Recipe, model: ModelProfile, shares: Mapping[str, StepShare], assigned: Mapping[str, float]
 ) -> float:
-    """Bytes of the largest micro-batch: all of the rank's share, or what the budget lets through at once."""
-    atoms = sum(part * shares[b].atoms for b, part in taken.items())
-    edges = sum(part * shares[b].edges for b, part in taken.items())
-    whole = sum(part * model.steps[b].bytes(shares[b].atoms, shares[b].edges) for b, part in taken.items())
-    budgets = ((recipe.parallel.micro_batch_atoms, atoms), (recipe.parallel.micro_batch_edges, edges))
-    return whole * min([1.0, *(budget / amount for budget, amount in budgets if budget is not None and amount > 0)])
+    """Bytes of the largest micro-batch: of all structures of the rank, or of as many as the limits allow."""
+    atoms = sum(f * shares[b].atoms for b, f in assigned.items())
+    edges = sum(f * shares[b].edges for b, f in assigned.items())
+    total = sum(f * model.steps[b].bytes(shares[b].atoms, shares[b].edges) for b, f in assigned.items())
+    limits = ((recipe.parallel.micro_batch_atoms, atoms), (recipe.parallel.micro_batch_edges, edges))
+    return total * min([1.0, *(limit / amount for limit, amount in limits if limit is not None and amount > 0)])
 
 
 def _seconds(
@@ -208,9 +209,9 @@ def _seconds(
     operations: float,
     model: ModelProfile,
     placement: Placement,
-    taken: Mapping[str, float],
-    cuts: int,
+    assigned: Mapping[str, float],
+    shards: int,
 ) -> float:
     work = operations / (machine.tflops * 1e12)
-    gather, sums = message_seconds(machine, model, placement, taken, cuts)
+    gather, sums = message_seconds(machine, model, placement, assigned, shards)
     return max(FORWARD * work, gather) + max((1.0 - FORWARD) * work, sums)

@@ -1,10 +1,10 @@
-"""Which ranks host which branches, and what share of each branch's structures every one of them takes.
+"""Placements: the ranks that host each branch, and the fraction of its structures that each of them processes.
 
-Pure: plain numbers in, a `Placement` out, no torch. Every process computes the same placement from the same recipe and
-stores, so nothing has to be sent. What a placement does to the result: nothing but rounding.
+Pure functions of plain numbers, without PyTorch. Every process computes the same placement from the same recipe and
+stores, so it needs no communication. A placement affects the results of a run only by rounding.
 
-`work` is, by branch, what one step costs (any unit); only ratios matter. Ranks are given out in the order of the
-branches' names, so that a placement does not change when a recipe lists them in another order.
+`work` is the cost of one step by branch, in any unit; only ratios matter. Ranks are assigned in the order of the names
+of the branches, so that a placement does not depend on their order in the recipe.
 """
 
 import math
@@ -16,27 +16,28 @@ from typing import Literal
 from ramify.errors import RamifyError
 
 TOLERANCE = 0.05
-"""How far above the mean the busiest rank of `balanced` may lie, as a fraction of the mean: the price of not cutting
-slivers off a branch, each of which would make one more rank hold and all-reduce that branch's parameters."""
+"""Largest excess of the load of the busiest rank over the mean in `balanced`, relative to the mean. It avoids very
+small fractions of a branch, for each of which one more rank would host and all-reduce that branch."""
 
 SWEEPS = 1000
-"""Rounds of levelling after which the shares of an overlapping explicit placement are taken as they are."""
+"""Largest number of iterations for the shares of an overlapping explicit placement."""
 
 Kind = Literal["replicated", "per-branch", "per-branch-even", "balanced"]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the branches live; `hosts` and `shares` name every branch, in the recipe's order.
+    """The hosts of all branches; `hosts` and `shares` contain every branch, in the order of the recipe.
 
-    The encoder is not in it: every rank holds the encoder.
+    The encoder is not included: every rank hosts it.
 
     Attributes:
-        kind: `replicated`, `per-branch`, `per-branch-even`, `balanced`, `explicit`; `auto:` before it if auto chose it.
-        ranks: how many there are.
+        kind: `replicated`, `per-branch`, `per-branch-even`, `balanced` or `explicit`; with the prefix `auto:` if auto
+            chose it.
+        ranks: number of ranks.
         hosts: by branch, the ranks that host it, ascending, never empty.
-        shares: by branch, the share of its structures that each of those ranks takes; they add up to 1.
-        reason: what was chosen and why.
+        shares: by branch, the fraction of its structures on each of those ranks; they add up to 1.
+        reason: explanation of the choice.
     """
 
     kind: str
@@ -46,19 +47,19 @@ class Placement:
     reason: str
 
     def hosted(self, rank: int) -> tuple[str, ...]:
-        """The branches that `rank` holds, in the recipe's order."""
+        """The branches that `rank` hosts, in the order of the recipe."""
         return tuple(branch for branch, ranks in self.hosts.items() if rank in ranks)
 
     def spread(self, amounts: Mapping[str, float]) -> tuple[float, ...]:
-        """What each rank takes of an amount per branch, e.g. of its structures of one step."""
-        taken = [0.0] * self.ranks
+        """Distributes an amount per branch, e.g. its structures of one step, over the ranks."""
+        of_rank = [0.0] * self.ranks
         for branch, ranks in self.hosts.items():
             for rank, share in zip(ranks, self.shares[branch], strict=True):
-                taken[rank] += share * amounts[branch]
-        return tuple(taken)
+                of_rank[rank] += share * amounts[branch]
+        return tuple(of_rank)
 
     def imbalance(self, work: Mapping[str, float]) -> float:
-        """How much longer than the mean the busiest rank works: max / mean - 1."""
+        """Relative excess of the load of the busiest rank over the mean: max / mean - 1."""
         loads = self.spread(work)
         return max(0.0, max(loads) * len(loads) / sum(loads) - 1.0)
 
@@ -69,22 +70,23 @@ class Placement:
 
 
 def replicated(branches: Sequence[str], ranks: int) -> Placement:
-    """Every rank hosts every branch and takes an equal share of each (the paper's MTL-base)."""
-    everyone = tuple(range(_at_least_one(ranks)))
+    """Every rank hosts every branch with an equal fraction of its structures (the paper's MTL-base)."""
+    all_ranks = tuple(range(_at_least_one(ranks)))
     reason = f"{_count(ranks, 'rank')} with {_count(len(branches), 'branch', 'branches')} each"
-    return _equal("replicated", ranks, dict.fromkeys(branches, everyone), reason)
+    return _equal("replicated", ranks, dict.fromkeys(branches, all_ranks), reason)
 
 
 def per_branch(work: Mapping[str, float], ranks: int, *, even: bool = False) -> Placement:
-    """Every branch on ranks of its own, or several whole branches on a rank (the paper's MTL-par).
+    """Separate ranks for every branch, or several whole branches on a rank (the paper's MTL-par).
 
-    With at least as many ranks as branches, a rank hosts one branch. Groups are as large as makes the busiest rank's
-    work smallest (each next rank goes to the branch with most work per rank, which is optimal), so it lies within
-    ranks / (ranks - branches + 1) of the mean. With `even` groups are equal, as in the paper; where the number of
-    ranks is no multiple, the branches with most work get one more.
+    With at least as many ranks as branches, a rank hosts one branch. The sizes of groups minimise the largest work of a
+    rank (each next rank is added to the branch with most work per rank, which is optimal); it is at most
+    ranks / (ranks - branches + 1) times the mean. With `even`, groups are equal, as in the paper; if the number of
+    ranks is not a multiple of the number of branches, the branches with most work get one more.
 
-    With fewer ranks, branches stay whole: the largest first, each to the rank with least work (Graham, SIAM J. Appl.
-    Math. 17, 416 (1969): within 4/3 - 1/(3 ranks) of the best). With `even`, equal numbers of branches.
+    With fewer ranks, branches are not divided: in order of decreasing work, each is assigned to the rank with least
+    work (Graham, SIAM J. Appl. Math. 17, 416 (1969): within 4/3 - 1/(3 ranks) of the optimum). With `even`, ranks have
+    equal numbers of branches.
     """
     _check(work, ranks)
     kind = "per-branch-even" if even else "per-branch"
@@ -103,11 +105,11 @@ def per_branch(work: Mapping[str, float], ranks: int, *, even: bool = False) -> 
 
 
 def balanced(work: Mapping[str, float], ranks: int) -> Placement:
-    """Every rank works equally long, to within `TOLERANCE`; a rank hosts as few branches as that allows.
+    """Equal work on every rank, within `TOLERANCE`, with few branches per rank.
 
-    The branches are laid end to end on a line that is cut into equal parts (McNaughton, Management Science 6, 1
-    (1959)); a cut that falls next to the end of a branch moves there. So there are fewer than branches + ranks pairs of
-    a branch and a rank that hosts it. Where `per_branch` is within the tolerance, it is taken.
+    The branches form one line, which is cut into equal parts (McNaughton, Management Science 6, 1 (1959)); a cut close
+    to the end of a branch is moved there. So the number of (branch, host) pairs is below branches + ranks. If
+    `per_branch` is within the tolerance, it is used.
     """
     _check(work, ranks)
     apart = per_branch(work, ranks)
@@ -120,20 +122,20 @@ def balanced(work: Mapping[str, float], ranks: int) -> Placement:
     hosts, shares = {}, {}
     for name, (start, end) in zip(names, pairwise([0.0, *ends]), strict=True):
         lengths = {r: (min(end, cuts[r + 1]) - max(start, cuts[r])) / part for r in range(ranks)}
-        # rounded, so that ranks which take a whole part of a branch take exactly as much as each other
-        taken = {rank: round(length, 12) for rank, length in lengths.items() if length > 0}
-        hosts[name] = tuple(taken)
-        shares[name] = _normalised(list(taken.values()))
+        # rounded, so that all ranks with a full part of a branch have exactly equal shares
+        rounded = {rank: round(length, 12) for rank, length in lengths.items() if length > 0}
+        hosts[name] = tuple(rounded)
+        shares[name] = _normalised(list(rounded.values()))
     cut = sum(len(h) > 1 for h in hosts.values())
     reason = f"equal work on every rank; {_count(cut, 'branch is', 'branches are')} shared by several"
     return Placement("balanced", ranks, {b: hosts[b] for b in work}, {b: shares[b] for b in work}, reason)
 
 
 def explicit(hosts: Mapping[str, Sequence[int]], work: Mapping[str, float], ranks: int) -> Placement:
-    """Branches where a recipe says; shares such that the ranks work as equally long as these hosts allow.
+    """Hosts from the recipe, with the shares that balance the work of the ranks best.
 
     Raises:
-        RamifyError: a rank is not there, or is left without a branch.
+        RamifyError: a rank does not exist, or has no branch.
     """
     _check(work, ranks)
     if hosts.keys() != work.keys() or not all(hosts.values()):
@@ -154,7 +156,7 @@ def explicit(hosts: Mapping[str, Sequence[int]], work: Mapping[str, float], rank
 
 
 def place(kind: Kind | Mapping[str, Sequence[int]], work: Mapping[str, float], ranks: int) -> Placement:
-    """The placement that a recipe asks for by its `parallel.placement`, unless that is `auto`."""
+    """The placement for a value of `parallel.placement` other than `auto`."""
     if not isinstance(kind, str):
         return explicit(kind, work, ranks)
     if kind == "replicated":
@@ -187,7 +189,7 @@ def _equal_numbers(names: Sequence[str], ranks: int) -> dict[str, int]:
 
 
 def _level_groups(work: Mapping[str, float], ranks: int) -> dict[str, int]:
-    """Ranks of each branch, such that the largest work / ranks is as small as can be."""
+    """Number of ranks of each branch that minimises the largest work / ranks."""
     sizes, order = dict.fromkeys(work, 1), _heaviest_first(work)
     for _ in range(ranks - len(work)):
         slowest = max(order, key=lambda branch: work[branch] / sizes[branch])  # the first of equals
@@ -200,38 +202,38 @@ def _equal_groups(work: Mapping[str, float], ranks: int) -> dict[str, int]:
     return {branch: size + (index < left) for index, branch in enumerate(_heaviest_first(work))}
 
 
-def _snapped(cut: float, ends: Sequence[float], reach: float) -> float:
-    """The end of a branch if one lies within `reach` of the cut, else the cut."""
+def _snapped(cut: float, ends: Sequence[float], tolerance: float) -> float:
+    """The end of a branch if one lies within `tolerance` of the cut, else the cut."""
     end = min(ends, key=lambda e: abs(e - cut))
-    return end if abs(end - cut) <= reach else cut
+    return end if abs(end - cut) <= tolerance else cut
 
 
 def _levelled(
     work: Mapping[str, float], hosts: Mapping[str, Sequence[int]], ranks: int
 ) -> dict[str, tuple[float, ...]]:
-    """Shares that level the ranks' loads: one branch after the other is poured anew over its hosts until all stands
-    still. Each pouring lowers the sum of squared loads, whose minimum has the smallest possible largest load."""
-    poured = {branch: [work[branch] / len(on)] * len(on) for branch, on in hosts.items()}
+    """Shares that balance the loads of the ranks: redistributes the work of each branch over its hosts (water filling)
+    until convergence. Each update lowers the sum of squared loads, whose minimum also minimises the largest load."""
+    amounts = {branch: [work[branch] / len(on)] * len(on) for branch, on in hosts.items()}
     loads = [0.0] * ranks
     for branch, on in hosts.items():
-        for rank, amount in zip(on, poured[branch], strict=True):
+        for rank, amount in zip(on, amounts[branch], strict=True):
             loads[rank] += amount
     for _ in range(SWEEPS):
         moved = 0.0
         for branch in sorted(hosts):
-            others = [loads[rank] - amount for rank, amount in zip(hosts[branch], poured[branch], strict=True)]
-            anew = _pour(work[branch], others)
-            for rank, before, after in zip(hosts[branch], poured[branch], anew, strict=True):
+            others = [loads[rank] - amount for rank, amount in zip(hosts[branch], amounts[branch], strict=True)]
+            updated = _fill(work[branch], others)
+            for rank, before, after in zip(hosts[branch], amounts[branch], updated, strict=True):
                 loads[rank] += after - before
                 moved = max(moved, abs(after - before))
-            poured[branch] = anew
+            amounts[branch] = updated
         if moved <= 1e-12 * sum(work.values()):
             break
-    return {branch: _normalised(poured[branch]) for branch in hosts}
+    return {branch: _normalised(amounts[branch]) for branch in hosts}
 
 
-def _pour(amount: float, floors: Sequence[float]) -> list[float]:
-    """`amount` as water over `floors`: it stands equally high wherever it stands."""
+def _fill(amount: float, floors: Sequence[float]) -> list[float]:
+    """Water filling: distributes `amount` over `floors` so that all parts above 0 reach the same level."""
     level, below = 0.0, 0.0
     for count, floor in enumerate(sorted(floors), start=1):
         below += floor

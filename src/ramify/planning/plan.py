@@ -1,4 +1,4 @@
-"""The plan of a run over ranks: which placement, why, and what it costs every rank; `placement: auto` chooses by it."""
+"""The plan of a run over ranks: the placement, its reason, and the cost of every rank; used by `placement: auto`."""
 
 import math
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from ramify.recipe import Recipe
 from ramify.store.store import Store
 
 KINDS: tuple[Kind, ...] = ("replicated", "per-branch", "balanced")
-"""What `auto` chooses among; equal groups are never faster than groups by work."""
+"""Candidates of `auto`; equal groups are never faster than groups by work."""
 
 USABLE = 0.9
-"""Part of a rank's memory that a plan fills: the rest is for the libraries, fragmentation, and steps whose structures
-are larger than the mean."""
+"""Fraction of the memory of a rank that a plan may fill: the rest is for libraries, fragmentation, and steps with
+structures larger than the mean."""
 
 SAME = 0.01
-"""Predicted times that differ by less are called equal; then the placement that hosts fewer parameters is taken."""
+"""Relative difference below which predicted times count as equal; the placement with fewer parameters is chosen."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Option:
     """One placement with its costs.
 
     Attributes:
-        placement: itself.
+        placement: the placement.
         ranks: the cost of every rank.
-        fits: whether the fullest rank has room; True without a limit.
+        fits: whether the rank with most memory is within the limit; True without a limit.
     """
 
     placement: Placement
@@ -46,27 +46,27 @@ class Option:
 
     @property
     def memory(self) -> float:
-        """Bytes of the fullest rank."""
+        """Bytes of the rank with most memory."""
         return max(rank.memory for rank in self.ranks)
 
     @property
     def traffic(self) -> int:
-        """Bytes that the busiest rank hands to collectives per step."""
+        """Largest number of bytes that a rank passes to collectives per step."""
         return max(sum(rank.traffic.values()) for rank in self.ranks)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run over a number of ranks, planned.
+    """The plan of a run over a number of ranks.
 
     Attributes:
-        recipe: planned for, `parallel.memory` filled in.
+        recipe: of the run, with `parallel.memory`.
         sizes: of its datasets.
         model: its cost.
-        shares: by branch, what a step takes.
-        chosen: the placement to use; its kind begins with `auto:` where the recipe left the choice.
+        shares: mean structures, atoms and edges of a step by branch.
+        chosen: the placement to use; its kind begins with `auto:` where auto chose it.
         considered: all placements that were compared.
-        remedies: where the chosen placement does not fit: overrides with which one would, with the memory they need.
+        remedies: if the chosen placement does not fit, overrides with which one fits, and the memory that they need.
     """
 
     recipe: Recipe
@@ -79,13 +79,13 @@ class Plan:
 
     @property
     def imbalance(self) -> float:
-        """By how much the busiest rank's operations exceed the mean."""
+        """Relative excess of the operations of the busiest rank over the mean."""
         return self.chosen.placement.imbalance(branch_work(self.model, self.shares))
 
 
-def weighed_cost(recipe: Recipe, stores: Mapping[str, Store], ranks: int) -> ModelProfile | None:
-    """What `choose_placement` weighs branches by: a second or two of work that one rank can do for all. None where
-    there is nothing to weigh."""
+def placement_profile(recipe: Recipe, stores: Mapping[str, Store], ranks: int) -> ModelProfile | None:
+    """The profile that `choose_placement` needs; it takes a second or two, which one rank can spend for all. None where
+    the recipe determines the placement."""
     if _is_given(recipe, ranks):
         return None
     return profile_model(recipe, {n: LabelSpread.of_manifest(s.manifest) for n, s in stores.items()})
@@ -94,12 +94,12 @@ def weighed_cost(recipe: Recipe, stores: Mapping[str, Store], ranks: int) -> Mod
 def choose_placement(
     recipe: Recipe, stores: Mapping[str, Store], ranks: int, model: ModelProfile | None = None
 ) -> Placement:
-    """The placement of a run. A function of recipe, stores and number of ranks: every rank finds the same.
+    """The placement of a run, a function of recipe, stores and number of ranks: the same on every rank.
 
     Args:
         recipe, stores: of the run.
-        ranks: their number.
-        model: `weighed_cost`, where it is known.
+        ranks: number of ranks.
+        model: result of `placement_profile`, if known.
 
     Raises:
         RamifyError: the recipe's placement is not possible on so many ranks, or with `auto` none fits into
@@ -113,24 +113,24 @@ def choose_placement(
     if wanted == "auto" and not plan.chosen.fits:
         raise RamifyError(
             f"no placement on {ranks} ranks fits into parallel.memory: {recipe.parallel.memory:g} GB; the smallest, "
-            f"{plan.chosen.placement.kind}, takes {plan.chosen.memory / 1e9:.2f} GB",
+            f"{plan.chosen.placement.kind}, needs {plan.chosen.memory / 1e9:.2f} GB",
             fix="; or ".join(plan.remedies) or "use ranks with more memory",
         )
     return plan.chosen.placement
 
 
 def _is_given(recipe: Recipe, ranks: int) -> bool:
-    """Whether the recipe leaves nothing to weigh on so many ranks."""
+    """Whether the recipe determines the placement on this number of ranks without costs."""
     return recipe.parallel.placement == "replicated" or (ranks == 1 and recipe.parallel.memory is None)
 
 
 def make_plan(recipe: Recipe, sizes: Mapping[str, DatasetSize], ranks: int, model: ModelProfile | None = None) -> Plan:
-    """Plans a run over `ranks`. What does not fit into `parallel.memory` is planned all the same, and said.
+    """Plans a run over `ranks`. A placement that does not fit into `parallel.memory` is planned too, and marked.
 
     Args:
         recipe, sizes: of the run.
-        ranks: their number.
-        model: its cost, where it is known.
+        ranks: number of ranks.
+        model: its cost, if known.
     """
     model = model or profile_model(recipe, {name: size.spread for name, size in sizes.items()})
     shares = step_shares(recipe, sizes)
@@ -153,21 +153,22 @@ def _option(recipe: Recipe, model: ModelProfile, shares: Mapping[str, StepShare]
 
 
 def _fastest(options: list[Option]) -> Option:
-    """Of those that fit the fastest, of equally fast ones that with fewest parameters; if none fits, the smallest."""
+    """The fastest option that fits, among equally fast ones that with fewest parameters; if none fits, the smallest."""
     fitting = [option for option in options if option.fits]
     if not fitting:
         best = min(options, key=lambda option: option.memory)
-        why = "nothing fits; this takes least memory"
+        why = "nothing fits; this needs least memory"
     else:
-        soonest = min(option.seconds for option in fitting)
-        equal = [option for option in fitting if option.seconds <= (1 + SAME) * soonest]
+        fastest = min(option.seconds for option in fitting)
+        equal = [option for option in fitting if option.seconds <= (1 + SAME) * fastest]
         best = min(equal, key=lambda option: max(rank.parameters for rank in option.ranks))
         others = [
             f"{o.placement.kind} {o.seconds / best.seconds:.3g} times" + ("" if o.fits else ", does not fit")
             for o in options
             if o is not best
         ]
-        why = f"predicted time of a step against this: {'; '.join(others)}"  # no seconds: the machine is an assumption
+        # relative times only: the rates of the machine are assumptions
+        why = f"predicted time of a step relative to this: {'; '.join(others)}"
         if len(equal) > 1:
             why += "; fewest parameters per rank among the fastest"
     placement = best.placement
@@ -176,7 +177,7 @@ def _fastest(options: list[Option]) -> Option:
 
 
 def _remedies(recipe: Recipe, model: ModelProfile, shares: Mapping[str, StepShare], ranks: int) -> list[str]:
-    """Overrides with which the run would fit: another placement, a cut-up encoder, turns of fewer edges, more ranks."""
+    """Overrides with which the run fits: another placement, a sharded encoder, smaller micro-batches, more ranks."""
     assert recipe.parallel.memory is not None
     limit = USABLE * recipe.parallel.memory * 1e9
     found = []
@@ -184,17 +185,17 @@ def _remedies(recipe: Recipe, model: ModelProfile, shares: Mapping[str, StepShar
         for kind in KINDS:
             changed = _with(recipe, shard=shard)
             option = _option(changed, model, shares, kind, ranks)
-            words = [f"parallel.placement={kind}"] + (["parallel.shard=encoder"] if shard == "encoder" else [])
+            overrides = [f"parallel.placement={kind}"] + (["parallel.shard=encoder"] if shard == "encoder" else [])
             if not option.fits:
                 fullest = max(option.ranks, key=lambda rank: rank.memory)
                 room = limit - fullest.states - fullest.working
                 budget = math.floor(fullest.edges * room / fullest.activations)
                 option = _option(_with(changed, micro_batch_edges=max(1, budget)), model, shares, kind, ranks)
-                words.append(f"parallel.micro_batch_edges={budget}")
+                overrides.append(f"parallel.micro_batch_edges={budget}")
                 largest = max(share.edges / share.structures for share in shares.values())
                 if room <= 0 or budget < largest or not option.fits:
                     continue
-            found.append(f"{' '.join(words)} ({option.memory / 1e9:.2f} GB)")
+            found.append(f"{' '.join(overrides)} ({option.memory / 1e9:.2f} GB)")
     more = next((n for k in range(1, 12) if _any_fits(recipe, model, shares, n := ranks * 2**k)), None)
     if more is not None:
         found.append(f"{more} ranks instead of {ranks}")
@@ -206,5 +207,5 @@ def _any_fits(recipe: Recipe, model: ModelProfile, shares: Mapping[str, StepShar
 
 
 def _with(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with other keys of `parallel`."""
+    """A copy of the recipe with changed keys of `parallel`."""
     return recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=changes)})

@@ -1,4 +1,4 @@
-"""A plan in words and as plain data: the paper's three cases, warnings, rows of alike ranks."""
+"""A plan as text and as plain data: the paper's three cases, warnings, and one row for equal ranks."""
 
 from typing import Any
 
@@ -7,28 +7,28 @@ from ramify.planning.model_profile import ModelProfile
 from ramify.planning.plan import USABLE, Option, Plan
 
 MUCH = 4.0
-"""P_s is called much more than N_h P_h from this ratio on, and much less from its inverse. The paper's ≫ names none."""
+"""Ratio above which P_s ≫ N_h P_h, and inverse of that below which P_s ≪ N_h P_h. The paper defines no value."""
 
 
 def regime(model: ModelProfile) -> tuple[int, str]:
-    """Which of the paper's three cases (its section 4.3) a model is, and in words."""
+    """The case of a model among the paper's three (section 4.3), and its description."""
     encoder, heads, count = model.encoder, sum(model.branches.values()), len(model.branches)
     ratio = encoder / heads
     case = 1 if ratio >= MUCH else 2 if ratio <= 1 / MUCH else 3
     return case, (
         f"P_s = {encoder / 1e6:.2f} M parameters in the encoder, N_h P_h = {count} x {heads / count / 1e6:.2f} M = "
-        f"{heads / 1e6:.2f} M in the branches, ratio {ratio:.2f}. The paper's cases: 1, P_s ≫ N_h P_h, cut up the "
-        f"encoder; 2, P_s ≪ N_h P_h, spread the branches; 3, P_s ~ N_h P_h, both. This is case {case}"
+        f"{heads / 1e6:.2f} M in the branches, ratio {ratio:.2f}. The paper's cases: 1, P_s ≫ N_h P_h, shard the "
+        f"encoder; 2, P_s ≪ N_h P_h, distribute the branches; 3, P_s ~ N_h P_h, both. This is case {case}"
     )
 
 
 def warnings(plan: Plan) -> list[str]:
-    """What a user should know before starting."""
+    """Warnings for users before the start of a run."""
     found = []
     idle = sum(rank.structures < 1 for rank in plan.chosen.ranks)
     if idle:
         found.append(
-            f"{idle} of {len(plan.chosen.ranks)} ranks take less than one structure per step: train.batch is "
+            f"{idle} of {len(plan.chosen.ranks)} ranks have less than one structure per step: train.batch is "
             f"{plan.recipe.train.batch}, over all ranks together"
         )
     if stated := [name for name, size in plan.sizes.items() if size.source == "stated"]:
@@ -36,14 +36,14 @@ def warnings(plan: Plan) -> list[str]:
     if not plan.chosen.fits:
         kind = plan.chosen.placement.kind.removeprefix("auto:")
         found.append(
-            f"{kind} takes {plan.chosen.memory / 1e9:.2f} GB on its fullest rank, more than "
+            f"{kind} needs {plan.chosen.memory / 1e9:.2f} GB on one rank, more than "
             f"{100 * USABLE:.0f} % of {plan.recipe.parallel.memory:g} GB"
         )
     return found
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data, in bytes and seconds; alike ranks in one row."""
+    """A plan as plain data, in bytes and seconds; equal ranks in one row."""
     placement, itemsize = plan.chosen.placement, plan.model.itemsize
     case, text = regime(plan.model)
     return {
@@ -93,7 +93,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
 
 
 def groups(option: Option) -> list[tuple[list[int], RankCost]]:
-    """Ranks that are alike, and their cost."""
+    """Groups of ranks with equal costs, and their cost."""
     found: list[tuple[list[int], RankCost]] = []
     for rank, cost in enumerate(option.ranks):
         same = next((members for members, other in found if other is cost or other == cost), None)

@@ -1,7 +1,7 @@
-"""How much a step takes from each dataset: structures, atoms and edges, measured on the stores or stated.
+"""Mean structures, atoms and edges of a step by dataset, measured on the stores or given in a file.
 
-A plan needs means, not the data: structures and atoms are counted in a store's manifest, edges are found for a sample
-of its training split. Where a dataset is not prepared yet, a file may state them instead.
+A plan needs means only: the manifest of a store has the numbers of structures and atoms, and edges are computed for a
+sample of its training split. For a dataset that is not prepared yet, a file of sizes may give them.
 """
 
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ from ramify.store.manifest import check_matches
 from ramify.store.store import Store
 
 SAMPLE = 256
-"""Structures whose edges are found to estimate a dataset's: the mean number of neighbours is then known to about 1 %
-for molecules and crystals alike, in well under a second."""
+"""Number of structures whose edges are computed: it gives the mean number of neighbours to about 1 %, for molecules and
+for crystals, in well under a second."""
 
 SIZES = RECIPES / "sizes"
-"""Sizes that come with the package, by the name of their recipe."""
+"""Files of sizes that are included in the package, by the name of their recipe."""
 
 
 class StatedSize(BaseModel):
-    """What a file of sizes says about one dataset."""
+    """The entry of one dataset in a file of sizes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -51,10 +51,10 @@ class DatasetSize:
     """The training split of one dataset.
 
     Attributes:
-        structures: how many.
-        atoms, edges: means per structure, edges at the recipe's cutoff and `max_neighbors`.
-        spread: of its labels, or ones where sizes are stated: nothing here depends on the values.
-        source: where this is known from.
+        structures: number of structures.
+        atoms, edges: means per structure, edges with the cutoff and `max_neighbors` of the recipe.
+        spread: of its labels, or ones where sizes are given: plans do not depend on the values.
+        source: origin of the numbers.
     """
 
     structures: int
@@ -66,7 +66,7 @@ class DatasetSize:
 
 @dataclass(frozen=True, slots=True)
 class StepShare:
-    """Means of what one step takes of a branch, over all ranks: structures, atoms and edges."""
+    """Mean structures, atoms and edges of a branch in one step, over all ranks."""
 
     structures: float
     atoms: float
@@ -77,7 +77,7 @@ def dataset_sizes(recipe: Recipe, stated: Mapping[str, StatedSize]) -> dict[str,
     """The size of every dataset of a recipe: as stated, else from its store.
 
     Raises:
-        RamifyError: datasets that are neither stated nor prepared, or a store of other options.
+        RamifyError: a dataset is neither stated nor prepared, or its store has other options.
     """
     missing, sizes = [], {}
     for name, options in recipe.datasets.items():
@@ -99,13 +99,13 @@ def dataset_sizes(recipe: Recipe, stated: Mapping[str, StatedSize]) -> dict[str,
             f"in {recipe.stores}",
             fix="run `ramify prepare` with this recipe, or state them: --sizes FILE, a YAML file with "
             "`NAME: {structures: ..., atoms: ..., neighbors: ...}` for each (means per structure and per atom), or "
-            f"--sizes {', '.join(known)} for what comes along",
+            f"--sizes {', '.join(known)} for sizes that are included",
         )
     return sizes
 
 
 def measure(store: Store, recipe: Recipe) -> DatasetSize:
-    """The size of a prepared dataset; edges from `SAMPLE` structures at equal distances in its training split."""
+    """The size of a prepared dataset; edges from `SAMPLE` evenly spaced structures of its training split."""
     rows, encoder = store.range("train"), recipe.model.encoder
     if not len(rows):
         raise RamifyError(f"{store.path}: no structures in the train split", fix="prepare it with another split")
@@ -119,10 +119,10 @@ def measure(store: Store, recipe: Recipe) -> DatasetSize:
 
 
 def read_sizes(path: str | Path, recipe: Recipe) -> dict[str, StatedSize]:
-    """A file of sizes: YAML, by dataset the keys of `StatedSize`; or the name of one that comes along.
+    """Reads a file of sizes: YAML with the keys of `StatedSize` by dataset; or the name of an included one.
 
     Raises:
-        RamifyError: no such file, not YAML, an unknown dataset or key, or a value out of range.
+        RamifyError: the file does not exist or is not YAML, a dataset or key is unknown, or a value is out of range.
     """
     file = Path(path)
     packaged = SIZES / f"{path}.yaml"
@@ -141,17 +141,17 @@ def read_sizes(path: str | Path, recipe: Recipe) -> dict[str, StatedSize]:
 
 
 def step_shares(recipe: Recipe, sizes: Mapping[str, DatasetSize]) -> dict[str, StepShare]:
-    """What a step of `train.batch` structures takes of each branch on average."""
+    """Mean structures, atoms and edges of each branch in a step of `train.batch` structures."""
     options = recipe.train
     weights = sampling_weights({n: s.structures for n, s in sizes.items()}, options.sampling, options.temperature)
     total = sum(weights.values())
     shares = {}
     for branch, datasets in recipe.datasets_of_branches().items():
-        taken = {name: options.batch * weights[name] / total for name in datasets}
+        structures = {name: options.batch * weights[name] / total for name in datasets}
         shares[branch] = StepShare(
-            structures=sum(taken.values()),
-            atoms=sum(n * sizes[name].atoms for name, n in taken.items()),
-            edges=sum(n * sizes[name].edges for name, n in taken.items()),
+            structures=sum(structures.values()),
+            atoms=sum(n * sizes[name].atoms for name, n in structures.items()),
+            edges=sum(n * sizes[name].edges for name, n in structures.items()),
         )
     return shares
 

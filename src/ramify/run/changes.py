@@ -1,6 +1,6 @@
-"""What may differ between the recipe a run was trained by and the one it is to go on with.
+"""Allowed differences between the recipe of a run and the recipe with which it resumes.
 
-All else is refused, with the command that can change it.
+Other differences are refused, with the command that can change them.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ FREE = (
     "train.edge_cache",
     "train.resume",
 )
-"""Keys (with all below them) that change neither what is trained nor by which steps."""
+"""Keys (with all below them) that change neither the model and the data nor the steps."""
 TRAINING = (
     "train.epochs",
     "train.max_steps",
@@ -44,27 +44,27 @@ TRAINING = (
     "schedule",
     "objective",
 )
-"""Keys (with all below them) that change by which steps the same model is trained on the same data from here on."""
+"""Keys (with all below them) that change the further steps of the same model on the same data."""
 ELSEWHERE = (
     (("model",), "start a new run for another model: ramify train RECIPE --run NEW"),
     (("train.seed",), "start a new run for another order of structures: ramify train RECIPE --run NEW"),
     (("finetune",), "fine-tune the model that this run started from again: ramify finetune MODEL RECIPE --run NEW"),
     (
         ("datasets", "branches", "optimizer"),
-        "go on from the weights of this run in another one: ramify finetune RUN RECIPE --run NEW",
+        "start another run from the weights of this one: ramify finetune RUN RECIPE --run NEW",
     ),
 )
 """Groups of other keys, and the command that can change them."""
 BY_DATASET = ("datasets", "objective.weights", "train.sampling")
-"""Keys below which datasets have entries of their own, which come and go with them."""
+"""Keys with an entry for each dataset, which is added and dropped with the dataset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How a run goes on by another recipe than it was trained by so far.
+    """Differences between the previous recipe of a run and the recipe with which it resumes.
 
     Attributes:
-        keys: [value before, value from now on] of every key that differs, by its dotted name.
+        keys: [previous value, new value] of every key that differs, by its dotted name.
         added, dropped: datasets.
     """
 
@@ -74,11 +74,11 @@ class Changes:
 
     @property
     def of_training(self) -> bool:
-        """Whether the run takes other steps from here on than it would have taken."""
+        """Whether the further steps of the run change."""
         return any(_is_below(key, TRAINING) for key in self.keys)
 
     def texts(self) -> list[str]:
-        """What changes, for a user: each key with both values, datasets by their names."""
+        """Descriptions of the changes for users: keys with both values, and names of datasets."""
         whole = [f"dataset {name} added" for name in self.added] + [f"dataset {name} dropped" for name in self.dropped]
         datasets = (*self.added, *self.dropped)
         keys = {key: values for key, values in self.keys.items() if not _belongs_to(key, datasets)}
@@ -86,20 +86,21 @@ class Changes:
 
     @property
     def of_data(self) -> bool:
-        """Whether the run goes on with other datasets: progress so far says nothing about errors to come."""
+        """Whether the datasets change, so that previous errors cannot be compared with later ones."""
         return bool(self.added or self.dropped)
 
 
 def compare(before: Recipe, now: Recipe, where: str) -> Changes:
-    """What differs between two recipes of a run.
+    """The differences between two recipes of a run.
 
     Args:
-        before: what it was trained by.
-        now: what it is to go on with.
-        where: what `now` was read from, for the message.
+        before: the previous recipe.
+        now: the recipe with which the run resumes.
+        where: the source of `now`, for the message.
 
     Raises:
-        RamifyError: naming every key that may not differ, and every dataset that came or went without being listed.
+        RamifyError: naming every key that must not differ, and every dataset that was added or dropped without being
+            listed.
     """
     added = tuple(name for name in now.datasets if name not in before.datasets)
     dropped = tuple(name for name in before.datasets if name not in now.datasets)
@@ -115,15 +116,15 @@ def compare(before: Recipe, now: Recipe, where: str) -> Changes:
             refused.append(f"{key}: {old.get(key)}, now {new.get(key)}")
     if refused:
         raise RamifyError(
-            f"{where} is not what this run was trained by ({'; '.join(refused)})",
-            fix=f"restore it; or {_elsewhere(refused)}. A run that goes on may change {', '.join(TRAINING + FREE)}, "
+            f"{where} is not the recipe of this run ({'; '.join(refused)})",
+            fix=f"restore it; or {_elsewhere(refused)}. A resumed run may change {', '.join(TRAINING + FREE)}, "
             "and datasets listed in train.resume",
         )
     return Changes(keys, added, dropped)
 
 
 def _elsewhere(refused: list[str]) -> str:
-    """The commands that can change what was refused."""
+    """The commands that can change the refused keys."""
     keys = [text.split(":", 1)[0] for text in refused]
     found = [advice for groups, advice in ELSEWHERE if any(_is_below(key, groups) for key in keys)]
     return ", or ".join(found or ["start a new run: ramify train RECIPE --run NEW"])
@@ -139,14 +140,14 @@ def _unlisted(verb: str, names: tuple[str, ...], listed: list[str]) -> list[str]
 
 
 def _moved(before: Recipe, now: Recipe) -> list[str]:
-    """Datasets that another branch would read."""
+    """Messages for datasets that moved to another branch."""
     old, new = before.branch_of_datasets(), now.branch_of_datasets()
     moved = [name for name in new if old.get(name, new[name]) != new[name]]
     return [f"branches: {name} was read by {old[name]}, now by {new[name]}" for name in moved]
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and their values; a placement counts as one value."""
+    """Values by dotted key; a placement counts as one value."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         path = f"{prefix}{key}"

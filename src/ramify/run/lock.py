@@ -1,4 +1,4 @@
-"""One training at a time: `lock.json` in the run directory names the process that writes there."""
+"""The lock of a run: `lock.json` in the run directory names the only process that may write there."""
 
 import atexit
 import json
@@ -16,22 +16,22 @@ from ramify.system import process_namespace, process_runs, process_start
 
 NAME = "lock.json"
 BEAT = 10.0
-"""Seconds between signs of life: the holder sets the file's time anew."""
+"""Seconds between heartbeats: the holder updates the modification time of the file."""
 GONE = 90.0
-"""Seconds without one after which a holder on another machine counts as gone; nine beats, so that a file system that
-stalls for a minute does not let a second process in."""
+"""Seconds without a heartbeat after which a holder on another machine counts as dead; nine heartbeats, so that a file
+system that stalls for a minute does not admit a second process."""
 
 
 class RunLock:
-    """Held from `acquire` to `release`; a lock whose holder is gone is taken over.
+    """Held from `acquire` to `release`; the lock of a dead holder is taken over.
 
-    On this machine the system says whether the holder still runs (its number and the time it started at); a process
-    never shuts itself out. Elsewhere a job that Slurm has requeued is known to be over, and any other is gone once it
-    has given no sign of life for `GONE` seconds, measured by the clock of the file system.
+    On this machine, process number and start time show whether the holder still runs; a process never locks itself out.
+    On other machines, a job that Slurm has requeued is known to have ended, and any other holder counts as dead after
+    `GONE` seconds without a heartbeat, measured by the clock of the file system.
 
     Args:
         run: the run directory.
-        wait: wait for a holder that may be gone to count as gone, instead of refusing at once.
+        wait: wait until a holder that may be dead counts as dead, instead of failing immediately.
     """
 
     def __init__(self, run: Path, *, wait: bool = False) -> None:
@@ -43,7 +43,7 @@ class RunLock:
         self._beats = threading.Thread(target=self._beat, name="ramify-lock", daemon=True)
 
     def acquire(self) -> Self:
-        """Takes the lock; a process that ends gives it back.
+        """Acquires the lock, which is released when the process exits.
 
         Raises:
             RamifyError: another process trains this run.
@@ -54,19 +54,19 @@ class RunLock:
             if holder is None:
                 continue  # it was released or taken over in between
             if not self._wait or not _elsewhere(holder, self._own) or time.monotonic() > deadline:
-                self._refuse(holder)
+                self._raise_locked(holder)
             time.sleep(0.5)
         self._beats.start()
         atexit.register(self._end)
         return self
 
     def _end(self) -> None:
-        if self._own["pid"] == os.getpid():  # not a copy of the process, which ends earlier
+        if self._own["pid"] == os.getpid():  # not in a fork, which exits earlier
             self.release()
 
     def release(self) -> None:
-        """Gives the lock back; a second time does nothing, nor does a folder that cannot be written any more: whoever
-        wants the run sees that this process is gone."""
+        """Releases the lock. Does nothing the second time, or where the folder can no longer be written: other
+        processes then detect that this one has ended."""
         self._done.set()
         atexit.unregister(self._end)
         with suppress(OSError):
@@ -75,47 +75,48 @@ class RunLock:
 
     @property
     def lost(self) -> bool:
-        """Whether the last look at the lock, a beat ago at most, found it gone; see `check`."""
+        """Whether the last check, at most a heartbeat ago, found the lock lost; see `check`."""
         return self._lost
 
     def check(self) -> None:
-        """Looks whether this process still holds the lock; before whatever it writes into the run.
+        """Checks that this process still holds the lock; call it before writing into the run.
 
         Raises:
-            RamifyError: another process has taken the run over, or its folder was moved or removed; so from now on.
+            RamifyError: another process has taken over the run, or its folder was moved or removed; all later calls
+                raise it too.
         """
-        if not self._look():
+        if not self._is_held():
             raise RamifyError(
-                f"{self.path.parent} {self._why_lost()}; this process has stopped and writes nothing more",
-                fix=self._where_on(),
+                f"{self.path.parent} {self._reason_lost()}; this process has stopped and writes nothing more",
+                fix=self._fix_lost(),
             )
 
-    def _look(self) -> bool:
-        """Whether the lock is this process's; a file system in trouble will be heard of where something is written."""
+    def _is_held(self) -> bool:
+        """Whether this process holds the lock. Ignores errors of the file system: the next write will raise them."""
         with suppress(OSError):
             self._lost = self._lost or _read(self.path) != self._own
         return not self._lost
 
-    def _why_lost(self) -> str:
+    def _reason_lost(self) -> str:
         if not self.path.parent.is_dir():
-            return "is not there any more, it was moved or removed while it was trained"
+            return "no longer exists; it was moved or removed during training"
         holder = _read(self.path)
         if holder is None:
             return f"was trained by this process, but its {NAME} is gone: it was removed, or the run was moved"
         by = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-        return f"was taken over while this process gave no sign of life, and is being trained by {by}"
+        return f"was taken over while this process sent no heartbeat, and is being trained by {by}"
 
-    def _where_on(self) -> str:
+    def _fix_lost(self) -> str:
         if self.path.parent.is_dir() and _read(self.path) is not None:
-            return "leave it to that process; one run is trained by one program at a time"
-        return "go on with the run from its latest checkpoint where it is now: ramify train --resume DIR"
+            return "let that process continue; only one program at a time may train a run"
+        return "resume the run from its latest checkpoint at its new location: ramify train --resume DIR"
 
     def _try(self) -> bool:
-        """Puts the lock there if there is none, or if its holder is gone."""
+        """Creates the lock if there is none or if its holder is dead."""
         mine = self.path.with_name(f".{NAME}.{self._own['token']}")
         mine.write_text(json.dumps(self._own), encoding="utf-8")
         try:
-            os.link(mine, self.path)  # atomic, and whole, also over NFS
+            os.link(mine, self.path)  # atomic with complete content, also over NFS
         except FileExistsError:
             return self._take_over(mine)
         finally:
@@ -126,15 +127,15 @@ class RunLock:
         holder = _read(self.path)
         if holder is None or not self._is_gone(holder, mine):
             return False
-        aside = mine.with_name(f"{mine.name}.old")
+        old = mine.with_name(f"{mine.name}.old")
         try:
-            os.rename(self.path, aside)  # of several that try this, one succeeds
+            os.rename(self.path, old)  # of several processes, one succeeds
         except FileNotFoundError:
             return False
-        if _read(aside) != holder:  # meanwhile someone else had taken it over: theirs again
-            os.rename(aside, self.path)
+        if _read(old) != holder:  # another process had taken it over meanwhile: restore its lock
+            os.rename(old, self.path)
             return False
-        aside.unlink()
+        old.unlink()
         try:
             os.link(mine, self.path)
         except FileExistsError:
@@ -149,27 +150,27 @@ class RunLock:
         return self._silence(mine) > GONE
 
     def _silence(self, mine: Path) -> float:
-        """Seconds since the holder's last sign of life, by the clock of the file system."""
+        """Seconds since the last heartbeat of the holder, by the clock of the file system."""
         try:
             return mine.stat().st_mtime - self.path.stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
-    def _refuse(self, holder: dict[str, Any]) -> None:
+    def _raise_locked(self, holder: dict[str, Any]) -> None:
         where = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-        fix = "wait for it or end it; one run is trained by one program at a time"
+        fix = "wait for it or end it; only one program at a time may train a run"
         if _elsewhere(holder, self._own):
-            fix += f"; if it is surely gone, remove {self.path}, or wait until it has shown no life for {GONE:.0f} s"
+            fix += f"; if it has certainly ended, remove {self.path}, or wait until {GONE:.0f} s without a heartbeat"
         raise RamifyError(f"{self.path.parent} is being trained already: {where}", fix=fix)
 
     def _beat(self) -> None:
-        while not self._done.wait(BEAT) and self._look():
+        while not self._done.wait(BEAT) and self._is_held():
             with suppress(OSError):
                 os.utime(self.path)
 
 
 def _identity() -> dict[str, Any]:
-    """This process, such that no other is taken for it."""
+    """A unique identification of this process."""
     return {
         "token": secrets.token_hex(8),
         "host": socket.gethostname(),
@@ -187,7 +188,7 @@ def _elsewhere(holder: dict[str, Any], own: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock; None where there is none. A damaged one has no holder that runs."""
+    """The holder of a lock; None where there is no lock. A damaged lock has no running holder."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""A run directory: what a training leaves behind, and how it is taken up again."""
+"""The directory of a run: its files, its lock, and its checkpoints."""
 
 import json
 import math
@@ -32,14 +32,15 @@ class Run:
         self._lock: RunLock | None = None
 
     def create(self, recipe: Recipe, data: Mapping[str, Manifest]) -> None:
-        """Makes the folder of a new run, locked; nothing is there yet, or only what an interrupted `create` has left.
+        """Creates the folder of a new run and locks it; it must not exist, or hold only files of an interrupted
+        `create`.
 
         Args:
-            recipe: kept as recipe.yaml with all defaults filled in.
-            data: manifests of the stores by dataset, kept as data.json.
+            recipe: written as recipe.yaml, with all defaults.
+            data: manifests of the stores by dataset, written as data.json.
 
         Raises:
-            RamifyError: something is there already.
+            RamifyError: the folder exists already.
         """
         self.require_free(self.path)
         made = not self.path.exists()
@@ -52,7 +53,7 @@ class Run:
             self.write(recipe, data)
         except BaseException:
             self.unlock()
-            with suppress(OSError):  # must not hide why
+            with suppress(OSError):  # must not hide the error
                 (self.path / "data.json").unlink(missing_ok=True)
             for folder in (self.checkpoints, self.path) if made else (self.checkpoints,):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -60,27 +61,27 @@ class Run:
 
     @classmethod
     def require_free(cls, path: Path) -> None:
-        """Refuses a folder that a new run cannot have.
+        """Refuses a folder that is not available for a new run.
 
         Raises:
-            RamifyError: something is there already.
+            RamifyError: the folder exists already.
         """
-        if path.exists() and (not path.is_dir() or not cls._is_unborn(path)):
+        if path.exists() and (not path.is_dir() or not cls._is_incomplete(path)):
             raise RamifyError(
                 f"{path} exists already; a run is never overwritten",
-                fix=f"choose another --run folder, or go on with it: ramify train --resume {path}",
+                fix=f"choose another --run folder, or resume it: ramify train --resume {path}",
             )
 
     @staticmethod
-    def _is_unborn(path: Path) -> bool:
-        """Whether a folder is empty or holds what `create` leaves when it is killed: recipe.yaml comes last."""
+    def _is_incomplete(path: Path) -> bool:
+        """Whether a folder is empty or holds only files of a killed `create`, which writes recipe.yaml last."""
         checkpoints = path / "checkpoints"
         if checkpoints.exists() and (not checkpoints.is_dir() or any(checkpoints.iterdir())):
             return False
-        begun = {"checkpoints", LOCK, *(("data.json",) if checkpoints.exists() else ())}
-        half_written = tuple(f".{name}." for name in ("data.json", "recipe.yaml", LOCK))
+        early = {"checkpoints", LOCK, *(("data.json",) if checkpoints.exists() else ())}
+        incomplete = tuple(f".{name}." for name in ("data.json", "recipe.yaml", LOCK))
         names = {entry.name for entry in path.iterdir()}
-        return all(name in begun or name.startswith(half_written) for name in names)
+        return all(name in early or name.startswith(incomplete) for name in names)
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -89,7 +90,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """An existing run.
+        """Opens an existing run.
 
         Raises:
             RamifyError: `path` is not a run directory.
@@ -102,7 +103,7 @@ class Run:
         """Writes data.json and recipe.yaml, the latter last.
 
         Raises:
-            RamifyError: they cannot be written, or the run is no longer this program's.
+            RamifyError: they cannot be written, or another program has taken over the run.
         """
         self.check_lock()
         with self.writing(self.path / "data.json"):
@@ -111,14 +112,14 @@ class Run:
             write_whole(self.path / "recipe.yaml", recipe.to_yaml())
 
     def writing(self, file: Path) -> AbstractContextManager[None]:
-        """Around writing a file of the run: an error names it, and how the run goes on, see `ramify.files.writing`."""
+        """Context for writing a file of the run: errors name it and how to continue, see `ramify.files.writing`."""
         return writing(file, *after_failure(self.path))
 
     def lock(self, *, wait: bool = False) -> None:
-        """Keeps every other program from training this run until `unlock`; see `RunLock`.
+        """Prevents other programs from training this run until `unlock`; see `RunLock`.
 
         Raises:
-            RamifyError: another one does.
+            RamifyError: another program trains it.
         """
         lock = RunLock(self.path, wait=wait)
         with self.writing(lock.path):
@@ -126,21 +127,21 @@ class Run:
         self._lock = lock
 
     def check_lock(self) -> None:
-        """Looks whether this program still trains the run, if it has locked it; before whatever it writes there.
+        """Checks that this program still holds the lock, if it has locked the run; call it before writing.
 
         Raises:
-            RamifyError: another one has taken it over, or the folder was moved; see `RunLock.check`.
+            RamifyError: another program has taken it over, or the folder was moved; see `RunLock.check`.
         """
         if self._lock is not None:
             self._lock.check()
 
     @property
     def lost(self) -> bool:
-        """Whether this program is known to have lost the run to another one; costs nothing."""
+        """Whether this program is known to have lost the lock; reads no file."""
         return self._lock is not None and self._lock.lost
 
     def unlock(self) -> None:
-        """Lets others train this run; does nothing where it is not locked."""
+        """Releases the lock; does nothing where the run is not locked."""
         if self._lock is not None:
             self._lock.release()
         self._lock = None
@@ -163,40 +164,40 @@ class Run:
         if self.never_had_checkpoint():
             raise RamifyError(
                 f"{self.path} has no checkpoint: the run ended before its first one",
-                fix="start it again with the command that began it and --continue, or remove it",
+                fix="start it again with the same command and --continue, or remove it",
             )
         path = resolve(self.checkpoints / which)
         if which == "latest" and not path.is_dir():
             there = ", ".join(folder.name for folder in step_folders(self.checkpoints))
             if not there:
                 raise RamifyError(
-                    f"{self.path} has had checkpoints, but {self.checkpoints / which} is gone",
-                    fix="bring the folder back from a copy, or start a new run",
+                    f"{self.path} has had checkpoints, but {self.checkpoints / which} is missing",
+                    fix="restore the folder from a copy, or start a new run",
                 )
             named = POINTERS if (self.checkpoints / POINTERS).is_file() else which
             raise RamifyError(
-                f"{self.checkpoints / named}: latest is {path.name}, which is not there; there are: {there}",
-                fix=f"bring {path.name} back from a copy, or remove {self.checkpoints / named} to go on from the "
-                "newest one that is there",
+                f"{self.checkpoints / named}: latest is {path.name}, which does not exist; existing: {there}",
+                fix=f"restore {path.name} from a copy, or remove {self.checkpoints / named} to resume from the "
+                "newest one that exists",
             )
         return open_checkpoint(path)
 
     def never_had_checkpoint(self) -> bool:
-        """Whether the run ended before its first one: there is none, and no session has written one down."""
+        """Whether the run ended before its first checkpoint: there is none, and no session has recorded one."""
         there = self.checkpoints.is_dir() and any(not p.name.startswith(".") for p in self.checkpoints.iterdir())
         return not there and not self.sessions.had_checkpoint
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard, line by line; on resume, lines past the checkpoint are taken back first.
+    """Writes metrics.jsonl and TensorBoard files; on resume, lines after the checkpoint are removed first.
 
     Args:
-        run: whose metrics these are.
-        step: that the run stands at.
-        evaluated: the last step whose evaluation the run knows of; None if it is this one.
+        run: of the metrics.
+        step: current step of the run.
+        evaluated: last step with an evaluation; None if it is the current one.
 
     Attributes:
-        evaluations: the lines of kind `val` that were there already, oldest first.
+        evaluations: the existing `val` lines, oldest first.
 
     Raises:
         RamifyError: the files cannot be written, or a line of metrics.jsonl is damaged.
@@ -229,7 +230,7 @@ class MetricsLog:
             self._board.add(entry)
 
     def close(self) -> None:
-        """Puts everything on the disk."""
+        """Writes all data to the disk and closes the files."""
         with self._run.writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -238,11 +239,10 @@ class MetricsLog:
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Lines of metrics.jsonl and what they say, without those at its end that were being written when a program was
-    cut off.
+    """Lines of metrics.jsonl and their content, without incomplete lines of a killed program at the end of the file.
 
     Raises:
-        RamifyError: a line before others that can be read cannot.
+        RamifyError: a damaged line is followed by valid ones.
     """
     if not path.exists():
         return []
@@ -259,14 +259,14 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         if damaged is not None:
             raise RamifyError(
                 f"{path}, line {damaged[0]}, is damaged: {damaged[1]}",
-                fix="remove that line; the run goes on without it, and reports lack that point",
+                fix="remove that line; the run continues without it, and reports omit that point",
             )
         found.append((line, entry))
     return found
 
 
 def finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have."""
+    """The same value with None in place of numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

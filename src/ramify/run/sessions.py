@@ -1,4 +1,4 @@
-"""sessions.jsonl: which programs have worked on a run, on how many ranks, with what changed, and how they ended."""
+"""sessions.jsonl: the sessions of a run with their ranks, their changes of the recipe, and their ends."""
 
 import json
 import os
@@ -19,10 +19,10 @@ NAME = "sessions.jsonl"
 
 
 class Sessions:
-    """Appends to the file of one run; lines that an interrupted program left half-written are passed over.
+    """Appends to the file of one run; incomplete lines of killed programs are skipped.
 
-    Each line has `kind` and `time` (UTC). `start` tells where the program began and with what, `checkpoint` stands for
-    its first one, `end` says how it ended; one that was killed has no `end`.
+    Each line has `kind` and `time` (UTC). `start` describes the start of the program, `checkpoint` records its first
+    checkpoint, `end` states how it ended; a program that was killed has no `end`.
     """
 
     def __init__(self, run: Path) -> None:
@@ -30,27 +30,27 @@ class Sessions:
         self._saved = False
 
     def start(self, **facts: Any) -> None:
-        """The program begins to train."""
+        """Records that the program begins to train."""
         job = next((f"{key}={os.environ[key]}" for key in ("SLURM_JOB_ID", "PBS_JOBID") if key in os.environ), None)
         self._add("start", host=socket.gethostname(), pid=os.getpid(), job=job, ramify=__version__, **facts)
 
     def saved(self, step: int) -> None:
-        """A checkpoint of `step` is complete; only the first of a session is written down."""
+        """Records that a checkpoint of `step` is complete; only the first of a session is written."""
         if not self._saved:
             self._add("checkpoint", step=step)
         self._saved = True
 
     def end(self, step: int, how: str) -> None:
-        """The program ends: `finished`, `stopped: why` or `error: which`."""
+        """Records the end of the program: `finished`, `stopped: REASON` or `error: MESSAGE`."""
         self._add("end", step=step, ended=how)
 
     @contextmanager
     def kept(self, progress: Callable[[], tuple[int, str]], permit: Callable[[], None]) -> Iterator[None]:
-        """Around the work of a session that has begun.
+        """Context of a session after `start`; records its end.
 
         Args:
-            progress: tells the step, and why the run was stopped (empty: it was not).
-            permit: raises where this program may not write into the run any more.
+            progress: returns the step, and the reason why the run was stopped (empty: it was not).
+            permit: raises where this program may no longer write into the run.
         """
         ended = "finished"
         try:
@@ -64,12 +64,12 @@ class Sessions:
             ended = f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise
         finally:
-            with suppress(RamifyError, OSError):  # must not hide why the run ended
+            with suppress(RamifyError, OSError):  # must not hide the error that ended the run
                 permit()
                 self.end(progress()[0], ended)
 
     def lines(self) -> list[dict[str, Any]]:
-        """All there are, oldest first."""
+        """All lines, oldest first."""
         if not self._path.exists():
             return []
         found: list[dict[str, Any]] = []
@@ -92,5 +92,5 @@ class Sessions:
         with writing(self._path, *after_failure(self._path.parent)), self._path.open("a+b") as file:
             file.seek(0, os.SEEK_END)
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
-                file.write(b"\n")  # what was being written when the program before was killed
+                file.write(b"\n")  # ends an incomplete line of a killed program
             file.write(json.dumps(line).encode() + b"\n")

@@ -1,9 +1,9 @@
-"""Why a run should end before its time: a signal to this process, or its time limit.
+"""Early stop of a run: a signal to this process, or its time limit.
 
-Each rank knows only of itself here; the loop adds these up over all ranks after every step, so that all stop at the
-same one, write a checkpoint and end with the status `STOPPED`. Before the first step of a process there is nothing to
-write: a signal ends it where it stands. Nothing large is imported here, so that the command line can listen to signals
-before it loads PyTorch.
+`Stop` concerns one rank; the training loop sums the requests over all ranks after every step, so that all ranks stop at
+the same step, write a checkpoint and exit with status `STOPPED`. Before the first step of a process there is nothing to
+write: a signal ends the process immediately. This module imports no large library, so that the command line can handle
+signals before it loads PyTorch.
 """
 
 import _thread
@@ -19,40 +19,40 @@ from typing import Any, Self
 from ramify.system import process_age
 
 STOPPED = 75
-"""Exit status of a run that stopped early and waits to be continued: EX_TEMPFAIL of BSD's sysexits.h, "the user is
-invited to retry". Python uses 1 and 2, shells 126 and above (128 + number of a signal); schedulers requeue on any."""
+"""Exit status of a run that stopped early and can be resumed: EX_TEMPFAIL of BSD's sysexits.h, "the user is invited to
+retry". Python uses 1 and 2, shells 126 and above (128 + number of a signal); schedulers can requeue on any status."""
 INTERRUPTED = 130
-"""That of a run that was stopped at the keyboard: what shells give a program that SIGINT ended."""
+"""Exit status of a run that was stopped at the keyboard: that of shells for programs ended by SIGINT."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What schedulers send before they end a job: SIGTERM by themselves, SIGUSR1 when asked to (`sbatch --signal`); and
-Ctrl-C at the keyboard."""
+"""Signals that schedulers send before they end a job, SIGTERM by default and SIGUSR1 on request (`sbatch --signal`);
+and Ctrl-C at the keyboard."""
 PATIENCE = 5.0
-"""Seconds that the first step of a process may take once a signal has come; it may be compiling, for minutes."""
+"""Seconds that the first step of a process may take after a signal; it may be compiling, for minutes."""
 VERBS = ("train", "finetune", "demo")
-"""Of the command line, those that write checkpoints."""
+"""Commands that write checkpoints."""
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-"""Where launchers say which rank this is (`ramify.parallel.startup.launch`, which needs PyTorch)."""
+"""Variables in which launchers set the rank (`ramify.parallel.startup.launch`, which needs PyTorch)."""
 
 
 _TRAINED = threading.Event()
-"""Whether this program has taken a step; what comes after that (`ramify demo` evaluates) has other things to say."""
+"""Whether this program has completed a training step; messages differ afterwards (`ramify demo` then evaluates)."""
 
 
 class Stopped(BaseException):
-    """A signal has come before there was anything to keep; its argument says which. No `Exception`, so that nothing on
-    its way takes it for a failure of its own."""
+    """A signal before the first step; its argument is the name of the signal. Not an `Exception`, so that no handler of
+    errors catches it."""
 
 
 class Stop:
-    """Listens to signals between `with` and its end. Further ones change nothing, the process is stopping already; but
-    a second SIGINT aborts.
+    """Handles signals inside of a `with` block. After the first signal the process is stopping, and further ones are
+    ignored, except that a second SIGINT aborts.
 
-    Once there was one, SIGTERM and SIGUSR1 are ignored to the end of the process: schedulers repeat themselves, and the
-    exit status must not become that of the second signal.
+    After a first signal, SIGTERM and SIGUSR1 are ignored until the end of the process: schedulers send them repeatedly,
+    and the exit status must not become that of the second signal.
 
     Args:
-        minutes: that the process may run, counted from its start, imports included; None for no limit.
+        minutes: time limit of the process, counted from its start, including imports; None for no limit.
         at_once: a signal raises `Stopped` until `begin`, and ends a first step that takes longer than `PATIENCE`.
     """
 
@@ -61,7 +61,7 @@ class Stop:
         self._signal = ""
         self._interrupts = 0
         self._at_once = at_once
-        self._begun = threading.Event()  # a step is done, or the `with` is over: from here on the loop sees to signals
+        self._begun = threading.Event()  # after a step or the end of the `with`, the loop handles signals
         self._before: dict[signal.Signals, Any] = {}
         self._pipe: tuple[int, int] | None = None
         self._wakeup_before = -1
@@ -76,30 +76,30 @@ class Stop:
         return self._signal
 
     def begin(self) -> None:
-        """Steps begin: from here on the loop looks at `reason` after each.
+        """Call it before the first step; the loop then checks `reason` after each step.
 
         Raises:
-            Stopped: there was a signal already.
+            Stopped: a signal has been received before.
         """
         if self._at_once and self._signal:
             raise Stopped(self._signal)
         self._at_once = False
 
     def stepped(self) -> None:
-        """A step is done, and so is what is compiled in the first one."""
+        """Call it after each step; after the first one nothing is compiled any more."""
         self._begun.set()
         _TRAINED.set()
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # no other may install handlers
-            # a shell has programs in the background ignore SIGINT, which is then meant for another one
+        if threading.current_thread() is threading.main_thread():  # other threads must not install handlers
+            # shells start background programs with SIGINT ignored, because Ctrl-C is for the foreground program
             ignored = (signal.SIGINT,) if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else ()
-            self._before = {n: signal.signal(n, self._hear) for n in SIGNALS if n not in ignored}
+            self._before = {n: signal.signal(n, self._handle) for n in SIGNALS if n not in ignored}
             if not self._begun.is_set():
                 self._pipe = os.pipe()
                 os.set_blocking(self._pipe[1], False)
                 self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-                threading.Thread(target=self._insist, args=(self._pipe[0],), daemon=True, name="ramify-stop").start()
+                threading.Thread(target=self._enforce, args=(self._pipe[0],), daemon=True, name="ramify-stop").start()
         return self
 
     def __exit__(
@@ -112,14 +112,14 @@ class Stop:
             os.close(self._pipe[1])  # ends the thread, which closes the other end
             self._pipe = None
         for number, handler in self._before.items():
-            if signal.getsignal(number) == self._hear:
+            if signal.getsignal(number) == self._handle:
                 ignored = self._signal and number != signal.SIGINT
                 signal.signal(number, signal.SIG_IGN if ignored else handler)
         self._before = {}
         if early and self._signal and isinstance(error, Exception):
-            raise Stopped(self._signal) from error  # a compiler or another rank that the same signal has ended
+            raise Stopped(self._signal) from error  # the same signal may have ended a compiler or another rank
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1 and not self._at_once:
@@ -127,51 +127,50 @@ class Stop:
         if self._at_once:
             raise KeyboardInterrupt if _TRAINED.is_set() and number == signal.SIGINT else Stopped(self._signal)
 
-    def _insist(self, pipe: int) -> None:
-        """Ends a process whose main thread heeds no signal, because it compiles or waits for other ranks: by an
-        exception there, and where that does not come through, at once. The system writes a byte for every signal."""
+    def _enforce(self, pipe: int) -> None:
+        """Ends a process whose main thread does not react to a signal, because it compiles or waits for other ranks:
+        first by an exception there, then by exiting. The system writes a byte into the pipe for every signal."""
         while numbers := os.read(pipe, 64):
-            heard = [signal.Signals(number) for number in numbers if number in SIGNALS]
-            if not heard or self._begun.wait(PATIENCE):
+            received = [signal.Signals(number) for number in numbers if number in SIGNALS]
+            if not received or self._begun.wait(PATIENCE):
                 continue
-            self._signal, self._at_once = self._signal or heard[0].name, True
-            _thread.interrupt_main(heard[0])
+            self._signal, self._at_once = self._signal or received[0].name, True
+            _thread.interrupt_main(received[0])
             if not self._begun.wait(PATIENCE):
-                _say(self._signal)
+                _print_stopped(self._signal)
                 os._exit(exit_status(self._signal))
         os.close(pipe)
 
 
 @contextmanager
 def listening(arguments: Sequence[str]) -> Iterator[None]:
-    """Around the whole command line, from its first moment on: where a training is wanted, a signal before its first
-    step ends the process with the status of one that is to be continued, and says so."""
+    """Context of the whole command line: for commands that train, a signal before the first step ends the process with
+    a message and the exit status of a run that can be resumed."""
     verb = next((word for word in arguments if not word.startswith("-")), "")
     _TRAINED.clear()
-    free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # nobody listens yet
+    free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # no other handler is installed
     try:
         with Stop(at_once=True) if verb in VERBS and free else nullcontext():
             yield
     except Stopped as stopped:
-        _say(str(stopped))
+        _print_stopped(str(stopped))
         sys.exit(exit_status(str(stopped)))
 
 
 def exit_status(reason: str) -> int:
-    """Of a process that was stopped for a `reason`, or for several with commas between.
+    """Exit status of a process that was stopped for a `reason`, or for several, separated by commas.
 
-    torchrun takes any other status than 0 for a failure: it would start the processes again, and tells nobody which it
-    was.
+    torchrun takes any status other than 0 as a failure: it would restart the processes and not pass the status on.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return 0
     return INTERRUPTED if set(reason.split(", ")) == {signal.SIGINT.name} else STOPPED
 
 
-def _say(reason: str) -> None:
-    """One message, of the first rank; written by the system, since this may be a thread beside one that prints."""
+def _print_stopped(reason: str) -> None:
+    """Prints one message, on rank zero; with a system call, since another thread may be printing."""
     if all(os.environ.get(name, "0") in ("", "0") for name in RANKS):
         before = "before its first step: nothing is lost and no checkpoint was written; start the same command again, "
-        before += "with --continue if its run is there already"
-        after = "after its training, of which the checkpoints are kept: ramify train --resume DIR goes on with it"
+        before += "with --continue if its run exists already"
+        after = "after its training, whose checkpoints are kept: ramify train --resume DIR resumes it"
         os.write(2, f"stopped ({reason}) {after if _TRAINED.is_set() else before}\n".encode())

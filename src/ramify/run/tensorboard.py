@@ -1,7 +1,6 @@
-"""What TensorBoard shows: the same numbers as metrics.jsonl, in its own file format.
+"""Event files for TensorBoard with the same numbers as metrics.jsonl.
 
-Written here record by record because PyTorch's `SummaryWriter` writes from a thread: when the disk is full the error
-would be lost there.
+PyTorch's `SummaryWriter` is not used because it writes from a thread, where the error of a full disk would be lost.
 """
 
 import os
@@ -23,8 +22,8 @@ class TensorBoardLog:
     """One event file in `folder`.
 
     Args:
-        folder: made if need be.
-        step: what earlier files in the folder say of later steps is void (a resumed run writes it again).
+        folder: created if missing.
+        step: later steps in earlier files of the folder become invalid (a resumed run writes them again).
     """
 
     def __init__(self, folder: Path, step: int) -> None:

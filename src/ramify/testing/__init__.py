@@ -1,1 +1,1 @@
-"""Suites of tests for extensions of this package. They need pytest: `pip install ramify[testing]`."""
+"""Test suites for extensions of this package. They need pytest: `pip install ramify[testing]`."""

@@ -1,11 +1,11 @@
-"""What every encoder must pass: `EncoderTests`, a class of tests for pytest.
+"""`EncoderTests`: the tests that every encoder must pass, as a class for pytest.
 
     class TestMyEncoder(EncoderTests):
         encoder = MyEncoder
         options = MyEncoder.Options(layers=2, width=24)
 
-Physics is tested in float64 to rounding, against finite differences where it is a derivative; in float32 to what that
-allows. Small models with two or three layers are enough.
+Symmetries and derivatives are tested in float64, to rounding or against finite differences, and in float32 to its
+precision. Small models with two or three layers are sufficient.
 """
 
 import copy
@@ -35,12 +35,12 @@ from ramify.structures import Structures
 
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-10}
 STEP = 3e-5
-"""Å, or strain, of finite differences."""
+"""Step of finite differences, Å or strain."""
 
 
 class EncoderTests:
-    """Set `encoder` and `options`; raise `gain` if `test_atoms_feel_one_another` says that fresh weights hardly couple
-    atoms."""
+    """Set `encoder` and `options`; raise `gain` if `test_atoms_feel_one_another` fails because random weights hardly
+    couple atoms."""
 
     encoder: ClassVar[type[Any]]
     """A subclass of `ramify.model.encoders.base.Encoder`."""
@@ -48,7 +48,7 @@ class EncoderTests:
     gain: ClassVar[float] = 1.0
     """Factor on all matrices of the model."""
     max_neighbors: ClassVar[int] = 12
-    """What some of the structures have more of."""
+    """Limit of neighbours; some of the structures have more."""
 
     @pytest.fixture(autouse=True)
     def _one_thread(self) -> Iterator[None]:
@@ -58,11 +58,11 @@ class EncoderTests:
         torch.set_num_threads(before)
 
     def kinds(self) -> list[ForceKind]:
-        """Kinds of forces that the encoder can have."""
+        """Kinds of forces that the encoder supports."""
         return ["direct", "conservative"] if self.model("conservative").encoder.vector_channels else ["conservative"]
 
     def model(self, forces: ForceKind, dtype: torch.dtype = torch.float64, *, layers: int | None = None) -> MultiBranch:
-        """With a branch `b` and the same weights every time."""
+        """A model with a branch `b`, with the same weights in every call."""
         torch.manual_seed(0)
         changes = {"max_neighbors": self.max_neighbors, "layers": layers or self.options.layers}
         options = self.options.model_copy(update=changes)
@@ -74,12 +74,12 @@ class EncoderTests:
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     parameter.mul_(self.gain)
-            # starts at zero, and would not be tested
+            # zero by default, so that the tests would not cover it
             model.branch("b").energy.linear.weight.normal_(std=options.width**-0.5)
         return model.to(dtype).eval()
 
     def images(self) -> list[Atoms]:
-        """Molecules, an atom by itself and rattled crystals; one with more neighbours than `max_neighbors`."""
+        """Molecules, a single atom and rattled crystals; one with more neighbours than `max_neighbors`."""
         rng = np.random.default_rng(0)
         crystals = [bulk("Cu", cubic=True), bulk("NaCl", "rocksalt", a=5.6), bulk("Si"), bulk("Po", "sc", a=3.3)]
         for atoms in crystals:
@@ -88,7 +88,7 @@ class EncoderTests:
         return [molecule("CH3CH2OH"), molecule("C6H6"), molecule("H2O"), Atoms("He"), *crystals]
 
     def batch(self, images: list[Atoms], dtype: torch.dtype = torch.float64, max_neighbors: int | None = -1) -> Batch:
-        """All of them in one segment."""
+        """A batch of all images in one segment."""
         structures = Structures.from_ase(images)
         limit = self.max_neighbors if max_neighbors == -1 else max_neighbors
         edges = find_edges(structures, self.options.cutoff, limit)
@@ -97,7 +97,7 @@ class EncoderTests:
     def predict(
         self, model: MultiBranch, images: list[Atoms], dtype: torch.dtype = torch.float64, limit: int | None = -1
     ) -> BatchPredictions:
-        """In evaluation mode, with stress."""
+        """Predictions in evaluation mode, with stress."""
         with torch.no_grad():
             return model(self.batch(images, dtype, limit), stress=True)
 
@@ -107,9 +107,9 @@ class EncoderTests:
 
     @pytest.fixture(params=["direct", "conservative"])
     def forces(self, request: Any) -> ForceKind:
-        """The kind of forces."""
+        """A kind of forces."""
         if request.param not in self.kinds():
-            pytest.skip("the encoder makes no vectors, so there are no direct forces")
+            pytest.skip("the encoder has no vectors, so there are no direct forces")
         return request.param
 
     def test_shapes_and_contract(self) -> None:
@@ -127,7 +127,7 @@ class EncoderTests:
         assert encoder.rounds >= 1
 
     def test_atoms_feel_one_another(self, forces: ForceKind) -> None:
-        """Else the other tests would say nothing."""
+        """The other tests are meaningful only if atoms interact."""
         found = self.predict(self.model(forces), self.images())
         assert found.forces.abs().max() > 0.02, "raise `gain`"
         assert found.forces.abs().max() < 1e3, "lower `gain`"
@@ -136,10 +136,12 @@ class EncoderTests:
     def test_rotation_and_reflection(self, forces: ForceKind, dtype: torch.dtype) -> None:
         model, images = self.model(forces, dtype), self.images()
         before = self.predict(model, images, dtype)
-        turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
-        for matrix in (turn * np.linalg.det(turn), -np.eye(3), np.diag([1.0, 1.0, -1.0])):
-            turned = [Atoms(a.numbers, a.positions @ matrix.T, cell=a.cell.array @ matrix.T, pbc=a.pbc) for a in images]
-            after, rotation = self.predict(model, turned, dtype), torch.tensor(matrix, dtype=dtype)
+        orthogonal = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+        for matrix in (orthogonal * np.linalg.det(orthogonal), -np.eye(3), np.diag([1.0, 1.0, -1.0])):
+            rotated = [
+                Atoms(a.numbers, a.positions @ matrix.T, cell=a.cell.array @ matrix.T, pbc=a.pbc) for a in images
+            ]
+            after, rotation = self.predict(model, rotated, dtype), torch.tensor(matrix, dtype=dtype)
             close(after.energy, before.energy)
             close(after.forces, before.forces @ rotation.T)
             if forces == "conservative":
@@ -148,7 +150,7 @@ class EncoderTests:
 
     @pytest.mark.parametrize("dtype", TOLERANCE)
     def test_translation_and_periodic_images(self, forces: ForceKind, dtype: torch.dtype) -> None:
-        """Moving everything, and moving single atoms by lattice vectors, changes nothing."""
+        """Predictions do not change under translations, or if single atoms move by lattice vectors."""
         model, images, rng = self.model(forces, dtype), self.images(), np.random.default_rng(3)
         before = self.predict(model, images, dtype)
         for atoms in images:
@@ -187,7 +189,7 @@ class EncoderTests:
         close(together.forces, torch.cat([p.forces for p in alone]))
 
     def test_without_edges(self, forces: ForceKind) -> None:
-        """Atoms out of reach of each other are as alone as one by itself, and bear no force."""
+        """Atoms beyond the cutoff of each other have the energies of single atoms, and no forces."""
         model, far = self.model(forces), 3 * self.options.cutoff
         apart = self.predict(model, [Atoms("HeOHe", positions=[[0, 0, 0], [far, 0, 0], [2 * far, 0, 0]])])
         alone = [self.energy(model, Atoms(symbol)) for symbol in ("He", "O", "He")]
@@ -196,7 +198,7 @@ class EncoderTests:
         assert apart.forces.abs().max() == 0
 
     def test_forces_are_minus_the_gradient(self) -> None:
-        """Also where a neighbourhood ends at `max_neighbors`, whose radius moves with the atoms."""
+        """Also with `max_neighbors`, where the adaptive cutoff depends on the positions."""
         model, images, rng = self.model("conservative"), self.images(), np.random.default_rng(0)
         forces = torch.split(self.predict(model, images).forces, [len(a) for a in images])
         for atoms, found in zip(images, forces, strict=True):
@@ -236,7 +238,7 @@ class EncoderTests:
         assert edge.forces.abs().max() < 1e-5
 
     def test_energy_is_smooth_where_neighbours_swap_ranks(self) -> None:
-        """Two atoms trade places as the last kept and the first left out: with a plain limit the energy would jump."""
+        """Two atoms exchange ranks at the neighbour limit: with a sharp limit the energy would be discontinuous."""
         model = self.model("conservative")
 
         def at(shift: float) -> Atoms:
@@ -244,17 +246,17 @@ class EncoderTests:
 
         ends = [self.energy(model, at(s), limit=1) for s in (-1e-7, 1e-7)]
         assert ends[0] == pytest.approx(ends[1], abs=1e-5)
-        assert abs(self.energy(model, at(1e-7), limit=None) - ends[0]) > 1e-4  # the limit did bite
+        assert abs(self.energy(model, at(1e-7), limit=None) - ends[0]) > 1e-4  # the limit has an effect
 
     def test_perfect_crystals_keep_their_symmetry(self) -> None:
-        """24 atoms of fcc stand equally far where the 20 nearest end: none may be preferred, forces stay zero."""
+        """In fcc, 24 atoms have equal distances at the limit of 20 neighbours: all count alike, and forces are zero."""
         found = self.predict(self.model("conservative"), [bulk("Cu", cubic=True)], limit=20)
         assert found.forces.abs().max() < 1e-9
         assert found.stress is not None
         close(found.stress[0], torch.eye(3, dtype=torch.float64) * found.stress[0, 0, 0])
 
     def test_tables_of_any_size(self) -> None:
-        """Without a limit of neighbours, and with one above all counts, a prediction is the same."""
+        """Predictions without a limit of neighbours and with one above all counts are equal."""
         model, images = self.model("conservative"), self.images()
         free, limited = (self.predict(model, images, limit=limit) for limit in (None, 1000))
         close(free.energy, limited.energy)
@@ -286,8 +288,8 @@ class EncoderTests:
     @pytest.mark.timeout(600)
     def test_compiled_passes_are_the_plain_ones(self, forces: ForceKind, monkeypatch: pytest.MonkeyPatch) -> None:
         """One program for batches of two sizes: predictions and gradients of all weights."""
-        monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # PyTorch's own operations: no C++ compiler is needed
-        monkeypatch.setattr(compiled, "MOST", 1)
+        monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # PyTorch's own operations: needs no C++ compiler
+        monkeypatch.setattr(compiled, "MAX_PROGRAMS", 1)
         model = self.model(forces, layers=min(2, self.options.layers)).train()
         program = CompiledModel(model, "default")
         for images in (self.images(), self.images()[:3]):
@@ -303,7 +305,7 @@ class EncoderTests:
         torch.compiler.reset()
 
     def test_cost_is_known_without_running(self, forces: ForceKind) -> None:
-        """On tensors without content, as `ramify plan` and the limits of predictions find out."""
+        """On tensors without content, as for `ramify plan` and for the limits of predictions."""
         model = self.model(forces, torch.float32)
         operations, memory = training_cost(model, "b", bf16=False, threads=1)
         assert operations.of(256, 4096, 4096) > 0
@@ -323,7 +325,7 @@ class EncoderTests:
 
 
 def close(found: Tensor | None, expected: Tensor | None, tolerance: float | None = None) -> None:
-    """Equal to what the precision allows, measured by the largest value."""
+    """Asserts equality within the precision, relative to the largest value."""
     assert found is not None
     assert expected is not None
     allowed = TOLERANCE[expected.dtype] if tolerance is None else tolerance
@@ -332,12 +334,12 @@ def close(found: Tensor | None, expected: Tensor | None, tolerance: float | None
 
 
 def near(found: float, numeric: float) -> None:
-    """A derivative against finite differences."""
+    """Asserts that a derivative agrees with finite differences."""
     assert found == pytest.approx(numeric, abs=1e-6, rel=1e-5)
 
 
 def gradients(model: MultiBranch, found: BatchPredictions) -> list[Tensor]:
-    """Of a function of energies and forces, with respect to all weights; zeros where it does not depend on one."""
+    """Gradients of a function of energies and forces with respect to all weights; zeros for unused weights."""
     model.zero_grad()
     (found.energy.square().sum() + found.forces.square().sum()).backward()
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]

@@ -1,4 +1,4 @@
-"""What a run says when it goes on by another recipe: what changes, and what becomes of the learning rate."""
+"""Messages of a run that resumes with another recipe: the changes, and their effect on the learning rate."""
 
 import math
 
@@ -8,37 +8,37 @@ from ramify.run.changes import Changes
 from ramify.train.optimization.schedules import Schedule
 
 RATE = ("train.epochs", "train.max_steps", "train.batch", "optimizer.lr")
-"""Keys that change the learning rate, besides those of the schedule."""
+"""Keys that affect the learning rate, besides those of the schedule."""
 
 
 def continuation_texts(checkpoint: Checkpoint, changes: Changes, schedule: Schedule) -> list[str]:
-    """One text for each change, and one for the learning rate where it is another one than before.
+    """One text for each change, and one for the learning rate where it may change.
 
     Args:
-        checkpoint: that the run goes on from.
+        checkpoint: from which the run resumes.
         changes: since it was written.
-        schedule: of the run from now on.
+        schedule: of the resumed run.
     """
     texts = [f"changed since the last session: {text}" for text in changes.texts()]
     if any(key in RATE or key.startswith("schedule.") for key in changes.keys):
         before, now = _last_rate(checkpoint), schedule.rate(checkpoint.step)
         text = f"learning rate: {before:.3g} in the last step, {now:.3g} in the next one"
         if now > before and "schedule.start" not in changes.keys:
-            text += f"; to begin the schedule anew, with a warm-up: schedule.start={checkpoint.step}"
+            text += f"; to restart the schedule with a warm-up: schedule.start={checkpoint.step}"
             text += f" schedule.warmup_steps={max(1, schedule.options.warmup_steps)}"
         texts.append(text)
     return texts
 
 
 def run_length(recipe: Recipe, steps_per_epoch: float, paced_at: int, epochs: float) -> int:
-    """Steps of a whole run, of which `paced_at` passed over the data `epochs` times."""
+    """Number of steps of the whole run, of which the first `paced_at` covered `epochs` passes over the data."""
     if recipe.train.max_steps is not None:
         return recipe.train.max_steps
     return max(1, paced_at + round((recipe.train.epochs - epochs) * steps_per_epoch))
 
 
 def _last_rate(checkpoint: Checkpoint) -> float:
-    """The learning rate of the step before a checkpoint, by the recipe of that step."""
+    """The learning rate of the step before a checkpoint, from the recipe of that step."""
     manifest = checkpoint.manifest
     recipe = parse_recipe(manifest["recipe"], str(checkpoint.path))
     structures = sum(manifest["datasets"][name]["splits"]["train"]["structures"] for name in recipe.datasets)

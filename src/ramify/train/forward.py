@@ -1,4 +1,4 @@
-"""How a training step predicts: by the model as it is, or by a compiled program on batches laid out for it."""
+"""The forward pass of training: by the model in eager mode, or by a compiled program on padded batches."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from ramify.store.manifest import Manifest
 
 @dataclass
 class Forward:
-    """What a step needs of the model.
+    """The forward pass of a training step.
 
     Attributes:
-        predict: of a batch, and whether stress is wanted; differentiable.
-        padding: how batches are filled up for it; None where they are not.
+        predict: (batch, stress=...) -> differentiable predictions.
+        padding: of the batches; None where they are not padded.
     """
 
     predict: Callable[..., BatchPredictions]
@@ -26,17 +26,17 @@ class Forward:
 def make_forward(
     model: MultiBranch, recipe: Recipe, layout: Layout, shares: Mapping[str, float], data: Mapping[str, Manifest]
 ) -> Forward:
-    """As `train.compile` says.
+    """The forward pass that `train.compile` selects.
 
     Args:
         model: on its device.
         recipe: of the run.
         layout: of this rank.
-        shares: each dataset's share of a batch.
-        data: the stores' manifests.
+        shares: fraction of each dataset in a batch.
+        data: manifests of the stores.
 
     Raises:
-        RamifyError: nothing can be compiled for the device.
+        RamifyError: there is no compiler for the device.
     """
     mode = recipe.train.compile
     if mode == "none":
@@ -50,7 +50,7 @@ def make_forward(
 
 
 def _atoms_of_rank(recipe: Recipe, layout: Layout, shares: Mapping[str, float], data: Mapping[str, Manifest]) -> float:
-    """Atoms of one turn of this rank, on average over the steps of the run."""
+    """Mean number of atoms of a micro-batch of this rank."""
     atoms = 0.0
     for dataset, branch in recipe.branch_of_datasets().items():
         if branch in layout.hosted:

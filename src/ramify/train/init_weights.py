@@ -1,7 +1,7 @@
-"""What a run starts from when it does not start from random numbers: the weights of a trained model.
+"""Initialisation of a fine-tuning run from the weights of a pretrained model.
 
-Every branch of that model either goes on in the run or is carried along untouched; none is ever replaced. Its
-reference energies and units come along with it.
+Every branch of that model is either trained further or kept unchanged; none is ever replaced. Its reference energies
+and units are kept with it.
 """
 
 from collections.abc import Mapping
@@ -22,31 +22,31 @@ from ramify.recipe import FinetuneOptions, Recipe
 from ramify.train.state import State
 
 FRESH = "fresh"
-"""Where a branch starts that takes over nothing."""
+"""Value of `finetune.start` for a branch that starts from random weights."""
 
 
-def choose_trained(model: MultiBranch, recipe: Recipe) -> None:
-    """Freezes the encoder, or gives it low-rank updates, as the mode of a fine-tuning says; before anything is made
-    that holds parameters."""
+def set_trainable(model: MultiBranch, recipe: Recipe) -> None:
+    """Freezes the encoder, or adds low-rank updates to it, following `finetune.mode`. Call it before optimizer and
+    averages are created."""
     if recipe.finetune.mode == "frozen-encoder":
         model.encoder.requires_grad_(False)
     elif recipe.finetune.mode == "lora":
         add_lora(model.encoder, recipe.finetune.rank, recipe.train.seed)
 
 
-def part_of_rate(options: FinetuneOptions, name: str) -> float:
-    """How much of the learning rate a parameter takes: `old_rate` of it where it belongs to the encoder or to a branch
-    that goes on, all of it where it is new."""
+def rate_factor(options: FinetuneOptions, name: str) -> float:
+    """Factor of the learning rate of a parameter: `old_rate` for the encoder and for branches that are trained further,
+    1 for new parameters."""
     branch = branch_of(name)
-    goes_on = branch is None or options.start.get(branch) == branch
-    return options.old_rate if options.mode is not None and goes_on and not is_lora_weight(name) else 1.0
+    pretrained = branch is None or options.start.get(branch) == branch
+    return options.old_rate if options.mode is not None and pretrained and not is_lora_weight(name) else 1.0
 
 
 def read_pretrained(options: FinetuneOptions) -> Saved:
     """The model that a fine-tuning starts from.
 
     Raises:
-        RamifyError: it is not there any more, or not the same; or the recipe was not made by `ramify finetune`.
+        RamifyError: it no longer exists or has changed; or the recipe was not created by `ramify finetune`.
     """
     if not options.weights:
         raise RamifyError(
@@ -56,19 +56,19 @@ def read_pretrained(options: FinetuneOptions) -> Saved:
     saved = read_saved(Path(options.model), options.checkpoint)
     if saved.weights_sha256 != options.weights:
         raise RamifyError(
-            f"the model in {options.model} has other weights than the one this run is to start from",
-            fix="bring it back, or start a new run with `ramify finetune`",
+            f"the weights of the model in {options.model} are not those from which this run starts",
+            fix="restore that model, or start a new run with `ramify finetune`",
         )
     return saved
 
 
 def load_pretrained(state: State, recipe: Recipe, saved: Saved) -> None:
-    """Puts the weights of `saved` into a state at step 0, to the bit; on this rank, for what it hosts.
+    """Loads the weights of `saved`, bit-identical, into the parts that this rank hosts, at step 0.
 
     Args:
-        state: at its beginning; the start is marked to be evaluated.
-        recipe: `finetune.start` says where each branch comes from.
-        saved: the model.
+        state: at step 0; the initial weights are marked for evaluation.
+        recipe: `finetune.start` names the source of each branch.
+        saved: the pretrained model.
 
     Raises:
         RamifyError: a part does not fit.
@@ -98,19 +98,19 @@ def load_pretrained(state: State, recipe: Recipe, saved: Saved) -> None:
 
 
 def _source(name: str, start: Mapping[str, str], saved: Saved) -> Tensor | None:
-    """What the tensor `name` starts from; None where it starts from random numbers."""
+    """The pretrained tensor from which the tensor `name` is initialised; None where its weights are random."""
     part, rest = split_name(name)
     branch = branch_of_part(part)
     if branch is None:
         return saved.weights[name]
-    origin = start.get(branch, FRESH)
-    if origin == FRESH:
+    source = start.get(branch, FRESH)
+    if source == FRESH:
         return None
-    # a branch without forces has nothing that a force head could start from, and no unit of forces
-    if rest.startswith("force") and origin != branch and not _has_forces(saved.branches[origin]):
+    # a source branch without forces has neither a force head nor a unit of forces
+    if rest.startswith("force") and source != branch and not _has_forces(saved.branches[source]):
         return None
-    target = f"{part_of_branch(origin)}.{rest}"
-    if rest.startswith("labels.") and target not in saved.weights:  # a label that the origin was not trained on
+    target = f"{part_of_branch(source)}.{rest}"
+    if rest.startswith("labels.") and target not in saved.weights:  # the source branch was not trained on this label
         return None
     return saved.weights.get(target, torch.empty(0))
 
@@ -121,8 +121,8 @@ def _has_forces(datasets: Mapping[str, DatasetInfo]) -> bool:
 
 def _must_fit(name: str, parameter: Tensor, source: Tensor, saved: Saved) -> None:
     if parameter.shape != source.shape:
-        found = tuple(source.shape) if source.numel() else "not there"
+        found = tuple(source.shape) if source.numel() else "missing"
         raise RamifyError(
-            f"{name} is {tuple(parameter.shape)}, in the model of {saved.path} it is {found}",
+            f"{name} has shape {tuple(parameter.shape)}, in the model of {saved.path} it is {found}",
             fix="a dataset with other labels than those of a branch needs a branch of its own: --mode new-branch",
         )

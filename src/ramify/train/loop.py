@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints; one loop for every run, on one process or on many."""
+"""The training loop: steps, evaluations and checkpoints, for one process and for many."""
 
 import math
 import time
@@ -28,7 +28,7 @@ from ramify.run.stop import Stop
 from ramify.store.manifest import Manifest
 from ramify.train.continuation import continuation_texts, run_length
 from ramify.train.forward import make_forward
-from ramify.train.init_weights import choose_trained, part_of_rate
+from ramify.train.init_weights import rate_factor, set_trainable
 from ramify.train.optimization.objective import Objective
 from ramify.train.optimization.optimizer import AveragedWeights, build_optimizer, guard, set_rate
 from ramify.train.optimization.precision import Precision
@@ -44,19 +44,20 @@ class Trainer:
     """Trains the model of a recipe; every rank of the run has one.
 
     Args:
-        recipe: everything that defines the run.
-        run: where it is kept.
-        data: the stores' manifests, of all datasets.
-        train, val: readers of the two splits, of the datasets whose branches are on this rank at least.
-        layout: which rank this is, and what it hosts.
-        stop: why this rank should end early.
-        watch: who is told.
+        recipe: of the run.
+        run: the run directory.
+        data: manifests of the stores of all datasets.
+        train, val: readers of the two splits, at least for the datasets whose branches are on this rank.
+        layout: of this rank.
+        stop: requests to stop this rank early.
+        callbacks: called during the run.
 
     Attributes:
-        progress: where the run stands.
+        progress: of the run.
         total_steps: of the whole run.
-        stopped_by: after `fit`: the signals or the time limit that stopped it before its end; empty otherwise.
-        continuation: after `restore`: what a user should know of how the run goes on.
+        stopping: whether a rank was requested to stop.
+        stopped_by: after `fit`, the signals or the time limit that stopped the run early; empty otherwise.
+        continuation: after `restore`, messages about the resumed run.
     """
 
     recipe: Recipe
@@ -84,7 +85,7 @@ class Trainer:
 
         spreads = {name: LabelSpread.of_manifest(self.data[name]) for name in self.branch_of}
         self.model = build_model(self.recipe, spreads, layout.hosted)
-        choose_trained(self.model, self.recipe)
+        set_trainable(self.model, self.recipe)
         self.model.to(layout.device)
         forceless = [name for name in self.train if self.model.branch(self.branch_of[name]).forces is None]
         units = {name: spread.unit for name, spread in spreads.items()}
@@ -93,8 +94,8 @@ class Trainer:
         self.forward = make_forward(self.model, self.recipe, layout, self.sampler.shares(), self.data)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
         self.gradients = GradientSync(self.model, layout, self.shards.part)
-        part = partial(part_of_rate, self.recipe.finetune)
-        self.optimizer = build_optimizer(self.model, self.recipe.optimizer, part)
+        factor = partial(rate_factor, self.recipe.finetune)
+        self.optimizer = build_optimizer(self.model, self.recipe.optimizer, factor)
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
         labels, self.logged = self.objective.labels, self.objective.names
@@ -104,116 +105,116 @@ class Trainer:
         )
         self.stopping, self.stopped_by = False, ""
         self.continuation: list[str] = []
-        self._pending: PendingMetrics | None = None
+        self._pending_metrics: PendingMetrics | None = None
         epoch, warmup = self.sampler.steps_per_epoch, self.recipe.schedule.warmup_steps
-        self.record = RunReporter(
+        self.reporter = RunReporter(
             self.run, layout, self.progress, steps_per_epoch=epoch, warmup=warmup, callbacks=self.callbacks
         )
 
     @property
     def validates(self) -> bool:
-        """Whether any dataset has a validation split. Without one nothing stops a training early, and the last weights
-        are the best."""
+        """Whether any dataset has a validation split. Without one there is no early stopping, and the last weights are
+        the best."""
         return any(self.data[name].splits["val"].structures for name in self.branch_of)
 
     def fit(self) -> list[dict[str, Any]]:
-        """Trains to the end: all steps, or until the metric stops improving, or until a rank is asked to stop
-        (`stopped_by` says why; the state is kept and can be gone on with). `progress` says where the run stands then.
+        """Trains until the last step, until the metric stops improving, or until a rank is requested to stop
+        (`stopped_by` holds the reason; the state is saved and can be resumed).
 
         Returns:
-            All evaluations of the run, of earlier sessions too, oldest first: the lines of kind `val` of metrics.jsonl.
+            All evaluations of the run, including earlier sessions, oldest first: the `val` lines of metrics.jsonl.
 
         Raises:
-            RamifyError: on all ranks: the loss is not finite; the state before that step is kept as the latest
+            RamifyError: on all ranks: the loss is not finite; the state before that step is saved as the latest
                 checkpoint. Or the run cannot be written, or another program has taken it over.
-            Stopped: on this rank alone: a signal, before the first step or while that is compiled.
+            Stopped: on this rank alone: a signal before the first step, or while it is compiled.
         """
         started = time.monotonic() - self.progress.seconds
         with ExitStack() as opened:
             with self.watchdog.working():
-                opened.enter_context(self.record.opened(lambda: self.stopped_by))
+                opened.enter_context(self.reporter.opened(lambda: self.stopped_by))
                 loader = opened.enter_context(self.loader())
             self.stop.begin()
             if self.recipe.train.patience is not None and not self.validates and self.layout.is_rank_zero:
                 self.callbacks.warned(
                     f"train.patience: {self.recipe.train.patience} has no effect: no dataset has a validation split"
                 )
-            if self._evaluation_is_due():  # a session before was stopped from it, or the start is to be known
+            if self._evaluation_is_due():  # the last session stopped before it, or initial weights
                 self._evaluate_and_save()
             while not self._is_over():
                 self.step(self._next(loader))
                 self.stop.stepped()
                 self.progress.seconds = time.monotonic() - started
-                self.record.stepped(self.total_steps)
+                self.reporter.stepped(self.total_steps)
                 if self._evaluation_is_due() or self._checkpoint_is_due():
-                    self.settle()
+                    self.finish_step()
                 if self.stopping:
                     self._stop()
                     break
                 self._evaluate_and_save()
             patience = self.recipe.train.patience
             if patience and not self.stopping and self._patience_is_over() and self.progress.step < self.total_steps:
-                self.record.ended_early(self.total_steps, patience)
-            on_rank_zero(self.layout, self.record.check)
-        return self.record.evaluations
+                self.reporter.ended_early(self.total_steps, patience)
+            on_rank_zero(self.layout, self.reporter.check)
+        return self.reporter.evaluations
 
     def loader(self) -> Loader:
-        """The work of this rank from the next step on."""
+        """The batches of this rank from the next step on."""
         data, device = self.recipe.data, self.layout.device
         ahead = data.workers * data.ahead
-        shares, padding = self._shares(), self.forward.padding
-        return Loader(self.train, shares, self.dtype, ahead, workers=data.workers, device=device, padding=padding)
+        assignments, padding = self._assignments(), self.forward.padding
+        return Loader(self.train, assignments, self.dtype, ahead, workers=data.workers, device=device, padding=padding)
 
     def _next(self, loader: Loader) -> StepBatches:
-        with self.watchdog.working():  # reading may take as long as it takes
+        with self.watchdog.working():  # slow reading is no hang
             return next(loader)
 
     def step(self, work: StepBatches) -> None:
-        """One optimizer step, on all ranks at once; `fit` takes them all.
+        """One optimizer step, on all ranks together; `fit` calls it for all steps.
 
-        What it comes to is known to the device alone when this returns, and read by `settle`, at the latest in the next
-        step: the device has work by then, and never waits for the host. A step is not taken where the one before it
-        says that a rank is `stopping`.
+        When it returns, the metrics of the step may still be on the device. `finish_step` reads them, at the latest
+        during the next step: by then the device has further work queued, so that it never idles. The step is skipped
+        where the metrics of the step before show that a rank is `stopping`.
         """
-        step_metrics = self._differentiate(work)
-        self.settle()
+        step_metrics = self._compute_gradients(work)
+        self.finish_step()
         if self.stopping:
             return
         step = self.progress.step
-        self._pending = step_metrics.close(
-            step, self.gradients.squared_norm(), stop=bool(self.stop.reason) or self.record.failed
+        self._pending_metrics = step_metrics.reduce(
+            step, self.gradients.squared_norm(), stop=bool(self.stop.reason) or self.reporter.failed
         )
-        guard(self.optimizer, self._pending.norm, self.recipe.optimizer.clip)
+        guard(self.optimizer, self._pending_metrics.norm, self.recipe.optimizer.clip)
         set_rate(self.optimizer, self.schedule.rate(step))
         self.optimizer.step()
         self.progress.step += 1
 
-    def settle(self) -> None:
-        """Reads what the last step came to, and does what follows from it; nothing where that is done.
+    def finish_step(self) -> None:
+        """Reads the metrics of the last step, updates the averaged weights and logs; does nothing a second time.
 
         Raises:
-            RamifyError: on all ranks: the loss was not finite. The step has changed nothing then, and is taken back.
+            RamifyError: on all ranks: the loss was not finite. The weights are unchanged, and the step is not counted.
         """
-        if self._pending is None:
+        if self._pending_metrics is None:
             return
-        step, outcome, self._pending = self._pending.step, self._pending.read(), None
-        if not math.isfinite(outcome.norm):
+        step, result, self._pending_metrics = self._pending_metrics.step, self._pending_metrics.read(), None
+        if not math.isfinite(result.norm):
             self.progress.step = step
-            self._refuse(outcome)
+            self._raise_not_finite(result)
         self.averages.update(step)
-        self.stopping = outcome.stopping > 0
+        self.stopping = result.stopping > 0
         if self._is_due(self.recipe.train.log_every):
-            self.record.trained(outcome, self.schedule.rate(step))
+            self.reporter.trained(result, self.schedule.rate(step))
 
     def save(self, *, best: bool) -> None:
         """Writes the state after the current step as a checkpoint; all ranks must call it."""
         self.watchdog.arrive(f"the checkpoint of step {self.progress.step}")
         best = best or not self.validates
-        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best, permit=self.record.check)
-        self.record.saved()
+        self.state.save(self.run.checkpoints, self.recipe, self.data, best=best, permit=self.reporter.check)
+        self.reporter.saved()
 
     def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
-        """Takes up the run where `checkpoint` was written, to the bit."""
+        """Restores the state of the run from `checkpoint`, bit-identical."""
         self.state.restore(checkpoint, changes)
         self.total_steps = self.schedule.total_steps = self._length()
         if changes is not None:
@@ -221,7 +222,7 @@ class Trainer:
 
     @property
     def over(self) -> str:
-        """Why there is no step to take any more; empty while there is one."""
+        """The reason why the run is complete; empty while steps remain."""
         if self._patience_is_over() and self.progress.step < self.total_steps:
             return (
                 f"early stopping at step {self.progress.step} of {self.total_steps}: no better metric in "
@@ -229,25 +230,25 @@ class Trainer:
             )
         return f"all {self.total_steps} steps are done" if self._is_over() else ""
 
-    def _differentiate(self, work: StepBatches) -> StepMetrics:
-        """The gradients of a step, added up over the ranks."""
+    def _compute_gradients(self, work: StepBatches) -> StepMetrics:
+        """Forward and backward passes of a step, with gradients summed over the ranks."""
         self.watchdog.arrive(f"step {work.assignment.step + 1}")
         self.model.train()
         step_metrics = StepMetrics(self.sampler.counts(work.assignment.step), self.logged, self.layout)
         self.gradients.clear({self.branch_of[name] for name in work.assignment.labels})
         with self.precision.products(), self.shards.gathered():
             for batch in work.batches[:-1]:
-                self._accumulate(batch, work, step_metrics)
-            last = work.batches[-1:]  # none where this rank has nothing to do in the step
+                self.accumulate_gradients(batch, work, step_metrics)
+            last = work.batches[-1:]  # empty where this rank has no structures in the step
             with self.gradients.summed([segment.name for batch in last for segment in batch.segments]):
                 for batch in last:
-                    self._accumulate(batch, work, step_metrics)
+                    self.accumulate_gradients(batch, work, step_metrics)
                 self.watchdog.arrive(f"the sums of step {work.assignment.step + 1}")
-                step_metrics.differentiated()
+                step_metrics.mark_backward_end()
         return step_metrics
 
-    def _accumulate(self, batch: Batch, work: StepBatches, step_metrics: StepMetrics) -> None:
-        """Forward and backward pass of one turn."""
+    def accumulate_gradients(self, batch: Batch, work: StepBatches, step_metrics: StepMetrics) -> None:
+        """Forward and backward pass of one micro-batch."""
         batch = batch.to(self.layout.device)
         with self.precision.forward():
             predictions = self.forward.predict(batch, stress=self.recipe.objective.stress > 0)
@@ -256,33 +257,33 @@ class Trainer:
         step_metrics.add(loss)
         self.watchdog.beat()
 
-    def _refuse(self, outcome: StepResult) -> None:
-        """Ends the run, on all ranks alike, before the step that would have ruined the weights."""
+    def _raise_not_finite(self, result: StepResult) -> None:
+        """Saves the state before the step and ends the run with an error on all ranks."""
         self.save(best=False)
-        parts = {name: [round(value, 4) for value in values.values()] for name, values in outcome.datasets.items()}
+        parts = {name: [round(value, 4) for value in values.values()] for name, values in result.datasets.items()}
         error = RamifyError(
-            f"step {self.progress.step + 1}: the loss is {outcome.loss} and its gradient {outcome.norm}; "
+            f"step {self.progress.step + 1}: the loss is {result.loss} and its gradient {result.norm}; "
             f"by dataset ({', '.join(self.logged)}): {parts}. The state before this step is kept as `latest`.",
-            fix="lower optimizer.lr, or look for wild labels with datasets.NAME.gates.max_force",
+            fix="lower optimizer.lr, or exclude outliers of the labels with datasets.NAME.gates.max_force",
         )
         error.everywhere = True
         raise error
 
     def _stop(self) -> None:
-        """Keeps the state as it is; an evaluation that is due is made up for when the run goes on."""
+        """Saves the state; an evaluation that is due follows when the run resumes."""
         self.stopped_by = ", ".join(sorted(set(self.layout.gather(self.stop.reason)) - {""}))
         self.save(best=False)
 
     def _evaluate_and_save(self) -> None:
-        """What is due after the current step."""
+        """Evaluates and saves a checkpoint, if they are due after the current step."""
         improved = self._evaluation_is_due() and self._evaluate()
         if improved or self._patience_is_over() or self._checkpoint_is_due():
             self.save(best=improved)
 
     def _evaluate(self) -> bool:
-        """Errors on the validation splits with the averaged weights; True when the metric is the best so far.
+        """Errors on the validation splits with the averaged weights; True if the metric is the best so far.
 
-        Products are not rounded here, whatever the precision of steps: errors are those that `ramify evaluate` finds.
+        Products are not rounded, for any precision of the steps: the errors equal those of `ramify evaluate`.
         """
         self.watchdog.arrive(f"the evaluation of step {self.progress.step}")
         with self._averaged(), self.shards.gathered(GATHERED):
@@ -294,11 +295,11 @@ class Trainer:
         else:
             self.progress.waited += 1
         self.schedule.observe(found.metric)
-        self.record.evaluated(found, best=improved)
+        self.reporter.evaluated(found, best=improved)
         return improved
 
     def _check_validation(self) -> None:
-        """Refuses a schedule that waits for a metric where no dataset has a validation split."""
+        """Refuses a schedule that depends on the metric where no dataset has a validation split."""
         if self.recipe.schedule.kind == "plateau" and not self.validates:
             raise RamifyError(
                 "schedule.kind: plateau needs validation structures, but no dataset has any",
@@ -306,11 +307,11 @@ class Trainer:
             )
 
     def _hosted(self, readers: Mapping[str, SplitReader]) -> dict[str, SplitReader]:
-        """Those of the branches on this rank, the datasets of one branch side by side."""
+        """The readers of the branches on this rank, with the datasets of one branch next to each other."""
         chosen = {n: r for n, r in readers.items() if self.branch_of[n] in self.layout.hosted}
         return dict(sorted(chosen.items(), key=lambda item: item[1].branch))
 
-    def _shares(self) -> Iterator[StepAssignment]:
+    def _assignments(self) -> Iterator[StepAssignment]:
         options = self.recipe.parallel
         budget = MicroBatchLimit(options.micro_batch_atoms or math.inf, options.micro_batch_edges or math.inf)
         stress = self.recipe.objective.stress > 0
@@ -318,7 +319,7 @@ class Trainer:
         return assigner.assignments(self.progress.step)
 
     def _length(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         progress = self.progress
         return run_length(self.recipe, self.sampler.steps_per_epoch, progress.paced_at, progress.epochs)
 
@@ -330,7 +331,7 @@ class Trainer:
         return patience is not None and self.progress.waited >= patience
 
     def _evaluation_is_due(self) -> bool:
-        """At this step, and not done yet."""
+        """Whether an evaluation is due at this step and has not been done."""
         due = self.validates and self._is_due(self._steps(self.recipe.train.evaluate_every))
         return due and self.progress.evaluated < self.progress.step
 
@@ -338,7 +339,7 @@ class Trainer:
         return self._is_due(self._steps(self.recipe.train.checkpoint_every))
 
     def _is_due(self, every: int) -> bool:
-        """Whether what is done every so many steps, and at the end, is to be done now."""
+        """Whether an action that is repeated every `every` steps, and at the end, is due now."""
         return self.progress.step % every == 0 or self.progress.step == self.total_steps
 
     def _steps(self, epochs: float) -> int:

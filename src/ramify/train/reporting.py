@@ -1,4 +1,4 @@
-"""What a run writes down and says while it goes on: lines of metrics, warnings, which program worked on it."""
+"""Reports of a run while it trains: lines of metrics, warnings, and the record of its sessions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,36 +17,36 @@ from ramify.train.validation import Validation
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What a caller may listen to while a run goes on; of several ranks only the first speaks.
+    """Functions that are called during a run, on rank zero only.
 
     Attributes:
         step: called after every step with (step, total steps).
         trained: called with each logged training entry.
         evaluated: called with each validation entry.
         warned: called with each warning.
-        said: called with what else is worth a line.
+        noted: called with each other message.
     """
 
     step: Callable[[int, int], None] = lambda step, total: None
     trained: Callable[[dict[str, Any]], None] = lambda entry: None
     evaluated: Callable[[dict[str, Any]], None] = lambda entry: None
     warned: Callable[[str], None] = lambda text: None
-    said: Callable[[str], None] = lambda text: None
+    noted: Callable[[str], None] = lambda text: None
 
 
 class RunReporter:
-    """The record of one run. Every rank has one; all but the first rank's are silent.
+    """Writes the metrics and the sessions of a run. Every rank has one; only that of rank zero writes and calls back.
 
     Args:
-        run: where it is kept.
-        layout: which rank this is, and what it hosts.
-        progress: where the run stands.
+        run: the run directory.
+        layout: of this rank.
+        progress: of the run.
         steps_per_epoch: of the run.
-        warmup: steps before which nobody expects a head to know anything.
-        watch: who is told.
+        warmup: steps before which heads are not compared with the trivial predictor.
+        callbacks: called during the run.
 
     Attributes:
-        evaluations: the lines of kind `val` of the whole run so far, oldest first; the same on all ranks.
+        evaluations: the `val` lines of the whole run so far, oldest first; the same on all ranks.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class RunReporter:
     ) -> None:
         self._run, self._layout, self._progress = run, layout, progress
         self._steps_per_epoch, self._warmup = steps_per_epoch, warmup
-        self._heard = callbacks if layout.is_rank_zero else Callbacks()
+        self._callbacks = callbacks if layout.is_rank_zero else Callbacks()
         self._log: MetricsLog | None = None
         self._failure: RamifyError | None = None
         self.evaluations: list[dict[str, Any]] = []
-        self._named: set[tuple[str, str]] = set()  # datasets and labels that the metric leaves out
+        self._warned: set[tuple[str, str]] = set()  # datasets and labels that the metric leaves out
 
     @contextmanager
     def opened(self, stopped_by: Callable[[], str]) -> Iterator[None]:
-        """Inside, entries are written. What this program does for the run is written down, with what `stopped_by` says
-        at its end, and the run is free for another one afterwards.
+        """Inside, entries are written. Records the session of this program, which ends with the reason `stopped_by`,
+        and unlocks the run afterwards.
 
         Raises:
             RamifyError: on all ranks: the files of the run cannot be written, or are damaged.
@@ -84,7 +84,7 @@ class RunReporter:
                 try:
                     yield
                 except BaseException:
-                    with suppress(RamifyError, OSError):  # must not hide why the run ends
+                    with suppress(RamifyError, OSError):  # must not hide the error that ends the run
                         self._log.close()
                     raise
                 self._log.close()
@@ -93,7 +93,7 @@ class RunReporter:
             self._run.unlock()
 
     def _open(self) -> list[dict[str, Any]]:
-        """On the first rank: the files, and the evaluations that earlier sessions have left there."""
+        """Opens the files, on rank zero; returns the evaluations of earlier sessions."""
         self._run.check_lock()
         placement = self._layout.placement
         about = {"placement": placement.kind, "hosts": placement.hosts, "reason": placement.reason}
@@ -104,78 +104,78 @@ class RunReporter:
 
     @property
     def failed(self) -> bool:
-        """Whether this rank knows of a reason that the run cannot be written any more, which `check` raises."""
+        """Whether the run can no longer be written, as far as this rank knows; `check` raises the error."""
         return self._failure is not None or self._run.lost
 
     def check(self) -> None:
-        """Before anything else is written, on the first rank.
+        """Checks that the run can be written; call it on rank zero before writing.
 
         Raises:
-            RamifyError: something could not be written, or the run is no longer this program's.
+            RamifyError: an earlier write has failed, or another program has taken over the run.
         """
         if self._failure is not None:
             raise self._failure
         self._run.check_lock()
 
     def saved(self) -> None:
-        """A checkpoint of the step that the run stands at is there."""
+        """Records that a checkpoint of the current step is complete."""
         with self._layout.watchdog.working():
             self._write(lambda: self._run.sessions.saved(self._progress.step))
 
     def stepped(self, total: int) -> None:
-        """One more of `total` steps is done."""
-        self._heard.step(self._progress.step, total)
+        """Reports that one more of `total` steps is complete."""
+        self._callbacks.step(self._progress.step, total)
 
-    def trained(self, outcome: StepResult, rate: float) -> None:
-        """The errors of one step, which had the learning rate `rate`."""
+    def trained(self, result: StepResult, rate: float) -> None:
+        """Writes the errors of one step with learning rate `rate`."""
         entry = self._entry("train") | {
-            "loss": outcome.loss,
+            "loss": result.loss,
             "lr": rate,
-            "grad_norm": outcome.norm,
-            "datasets": outcome.datasets,
+            "grad_norm": result.norm,
+            "datasets": result.datasets,
         }
         self._add(entry)
         if not self.failed:
-            self._heard.trained(entry)
+            self._callbacks.trained(entry)
 
     def evaluated(self, found: Validation, *, best: bool) -> None:
-        """The errors on the validation splits."""
+        """Writes the errors on the validation splits."""
         entry = self._entry("val") | {"metric": found.metric, "best": best, "datasets": found.datasets}
         if found.left_out:
             entry["left_out"] = found.left_out
         self.evaluations.append(finite(entry))
         self._add(entry)
-        if not self.failed:  # who listens may write into the run, too
-            self._heard.evaluated(entry)
-            self._warn_of_left_out(found.left_out)
+        if not self.failed:  # callbacks may write into the run too
+            self._callbacks.evaluated(entry)
+            self._warn_left_out(found.left_out)
             self._warn_if_trivial(found.datasets)
 
     def ended_early(self, total: int, patience: int) -> None:
-        """The run has ended before its last step, because the validation metric stopped improving."""
-        self._heard.said(
+        """Reports early stopping: the validation metric has stopped improving before the last step."""
+        self._callbacks.noted(
             f"stopped early, at step {self._progress.step} of {total}: none of the last {patience} evaluations "
             f"(train.patience) was better than that of step {self._progress.best_step}"
         )
 
-    def _warn_of_left_out(self, left_out: Mapping[str, list[str]]) -> None:
-        """Says once what the metric does not measure."""
+    def _warn_left_out(self, left_out: Mapping[str, list[str]]) -> None:
+        """Warns once of each label that the metric leaves out."""
         for name, labels in left_out.items():
-            for label in (LABELS[label] for label in labels if (name, label) not in self._named):
-                self._named.add((name, label.name))
-                self._heard.warned(
+            for label in (LABELS[label] for label in labels if (name, label) not in self._warned):
+                self._warned.add((name, label.name))
+                self._callbacks.warned(
                     f"{name}: the trivial predictor of {label.name} errs by less than {label.floor:g} "
                     f"{label.error_unit}, which is rounding: the metric leaves its {label.name} out"
                 )
 
     def _warn_if_trivial(self, datasets: Mapping[str, Any]) -> None:
-        """Says loudly which heads know nothing yet, once the warm-up is over."""
+        """Warns of heads that are no better than the trivial predictor after the warm-up."""
         if self._progress.step <= self._warmup:
             return
         for name, errors in datasets.items():
             for label in LABELS:
                 found, trivial = errors.get(mae(label)), errors.get(f"trivial_{mae(label)}")
                 if found is not None and trivial is not None and measurable(label, trivial) and not found < trivial:
-                    self._heard.warned(
+                    self._callbacks.warned(
                         f"{name}: the {label} head is no better than the trivial predictor "
                         f"({found:.4f} against {trivial:.4f}) after step {self._progress.step}"
                     )
@@ -191,8 +191,8 @@ class RunReporter:
                 self._write(lambda: log.add(entry))
 
     def _write(self, write: Callable[[], None]) -> None:
-        """Writes, on the first rank alone. What fails is kept for `check`: all ranks are to end by it, where they meet
-        next; one by itself ends here."""
+        """Calls `write` on rank zero only. Keeps an error for `check`, so that all ranks end with it at their next
+        synchronisation; a single process raises it here."""
         if not self._layout.is_rank_zero or self._failure is not None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Starting a run, taking one up again, and both at once; on one process or on several that do it together."""
+"""Starting and resuming runs, on one process or on several that call these functions together."""
 
 import ctypes
 import os
@@ -16,11 +16,11 @@ from ramify.checkpoint.checkpoint import Checkpoint, tidy
 from ramify.errors import RamifyError
 from ramify.parallel.layout import Layout
 from ramify.parallel.startup.launch import LaunchEnv, choose_device, detect_launcher
-from ramify.parallel.startup.rendezvous import joined
+from ramify.parallel.startup.rendezvous import connect
 from ramify.parallel.sync import each, on_rank_zero
 from ramify.parallel.world import World
 from ramify.planning.model_profile import ModelProfile
-from ramify.planning.plan import choose_placement, weighed_cost
+from ramify.planning.plan import choose_placement, placement_profile
 from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import Changes, compare
 from ramify.run.run import Run
@@ -37,11 +37,11 @@ EdgeProgress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of a run.
+    """The world of this process, and its stop requests.
 
     Attributes:
-        ranks: all of them.
-        stop: why it should end early.
+        ranks: of the run.
+        stop: requests to stop this process early.
     """
 
     ranks: World = field(default_factory=World)
@@ -50,21 +50,21 @@ class Process:
 
 @contextmanager
 def this_process(recipe: Recipe) -> Iterator[Process]:
-    """This process, from the moment it meets the others that the launcher started until they part.
+    """Connects this process to the others of its launcher, inside of a `with` block.
 
     Raises:
-        RamifyError: there is no such device, or the others do not come, or one of them is lost.
+        RamifyError: the device does not exist, or another rank does not connect or is lost.
     """
     launch_env, timeout = detect_launcher(), recipe.parallel.timeout
     device = _device(recipe, launch_env)
-    with Stop(recipe.train.time_limit, at_once=True) as stop, joined(launch_env, device, timeout) as world:
+    with Stop(recipe.train.time_limit, at_once=True) as stop, connect(launch_env, device, timeout) as world:
         yield Process(world, stop)
         with world.watchdog.waiting():
             close_shared_stores()
 
 
 def _device(recipe: Recipe, launch_env: LaunchEnv) -> torch.device:
-    """Where the model of this process lives, which must be able to do what the recipe asks for."""
+    """The device of this process, which must support the precision of the recipe."""
     device = choose_device(recipe.train.device, launch_env)
     Precision(recipe.train.precision, device)
     return device
@@ -77,14 +77,14 @@ def start_run(
     edges: EdgeProgress = lambda dataset, structures: None,
     process: Process | None = None,
 ) -> Trainer:
-    """Makes the run directory and a trainer at step 0; nothing is written when something is wrong with the data.
+    """Creates the run directory and a trainer at step 0; writes nothing if the data are invalid.
 
     Raises:
         RamifyError: see `require_fast_products`, `open_stores`, `choose_placement` and `Run.create`; on all ranks
             alike.
     """
     process = process or alone(recipe)
-    settle(recipe)
+    configure_process(recipe)
     _check_schedule(recipe, 0)
     on_rank_zero(process.ranks, lambda: Run.require_free(path))
     each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
@@ -98,10 +98,10 @@ def start_run(
 
 
 def _check_schedule(recipe: Recipe, step: int) -> None:
-    """Refuses a schedule that begins later than the run stands, on all ranks alike."""
+    """Refuses a schedule that begins after the current step, on all ranks."""
     if recipe.schedule.start > step:
         error = RamifyError(
-            f"schedule.start: {recipe.schedule.start}, but the run stands at step {step}; accepted: a step that the "
+            f"schedule.start: {recipe.schedule.start}, but the run is at step {step}; accepted: a step that the "
             "run has reached, 0 in a new one",
             fix=f"set schedule.start={step} to begin the schedule here",
         )
@@ -110,7 +110,7 @@ def _check_schedule(recipe: Recipe, step: int) -> None:
 
 
 def _begin(trainer: Trainer) -> None:
-    """Takes over the weights that a run starts from, where it does not start from random numbers."""
+    """Loads the pretrained weights of a fine-tuning run."""
     if trainer.recipe.finetune.mode is not None:
         load_pretrained(trainer.state, trainer.recipe, read_pretrained(trainer.recipe.finetune))
 
@@ -124,27 +124,26 @@ def resume_run(
     recipe: Recipe | None = None,
     automatic: bool = False,
 ) -> Trainer:
-    """A trainer at the latest checkpoint of a run; continues as if the run had never stopped.
+    """A trainer at the latest checkpoint of a run, which continues as if the run had never stopped.
 
     Args:
         path: of the run.
-        watch, edges: who is told.
-        process: this one, among any number of others.
-        recipe: to go on with; None for the run's own. It becomes the run's own.
-        automatic: nobody looks on: waits for a holder of the run's lock that may be gone, and a run that was ended
-            before its first checkpoint begins again at step 0.
+        callbacks, edges: called during the run, and while edges are computed.
+        process: this process; the number of ranks may differ from before.
+        recipe: to continue with; None for the run's own. It replaces the run's own recipe.
+        automatic: without a user: wait for the lock where its holder may be dead, and restart at step 0 a run that
+            ended before its first checkpoint.
 
     Raises:
-        RamifyError: no run or no checkpoint there, a damaged one, one that another process trains, a recipe or
-            stores that have changed since in a way that a run cannot, or slow products (`require_fast_products`); on
-            all ranks alike.
+        RamifyError: there is no run or no checkpoint, it is damaged, another process trains the run, the recipe or the
+            stores have changed in a way that is not allowed, or slow products (`require_fast_products`); on all ranks.
     """
     ranks = process.ranks if process is not None else World()
     run = each(ranks, lambda: Run.open(path))
     now, where = (recipe, "the recipe") if recipe else (each(ranks, run.recipe), str(run.path / "recipe.yaml"))
     on_rank_zero(ranks, lambda: run.lock(wait=automatic))
     try:
-        checkpoint, changes, stores = each(ranks, lambda: _look(run, now, where, automatic))
+        checkpoint, changes, stores = each(ranks, lambda: _read_run(run, now, where, automatic))
         return _resume(run, now, checkpoint, changes, stores, process or alone(now), callbacks, edges)
     except BaseException:
         run.unlock()
@@ -158,15 +157,17 @@ def continue_run(
     edges: EdgeProgress = lambda dataset, structures: None,
     process: Process | None = None,
 ) -> Trainer:
-    """Goes on with the run at `path` by `recipe` if there is one, else starts it. Raises as those two."""
+    """Resumes the run at `path` with `recipe` if there is one, else starts it. Raises as those two functions."""
     process = process or alone(recipe)
     if on_rank_zero(process.ranks, lambda: Run.exists(path)):
         return resume_run(path, callbacks, edges, process, recipe=recipe, automatic=True)
     return start_run(recipe, path, callbacks, edges, process)
 
 
-def _look(run: Run, now: Recipe, where: str, automatic: bool) -> tuple[Checkpoint | None, Changes, dict[str, Store]]:
-    """The checkpoint to go on from (None: from the beginning), what has changed since, and the stores."""
+def _read_run(
+    run: Run, now: Recipe, where: str, automatic: bool
+) -> tuple[Checkpoint | None, Changes, dict[str, Store]]:
+    """The checkpoint to resume from (None: start at step 0), the changes since it was written, and the stores."""
     if automatic and run.never_had_checkpoint():
         return None, compare(run.recipe(), now, where), open_stores(now)
     checkpoint = run.checkpoint("latest")
@@ -186,7 +187,7 @@ def _resume(
     callbacks: Callbacks,
     edges: EdgeProgress,
 ) -> Trainer:
-    settle(recipe)
+    configure_process(recipe)
     each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
     maker = _Maker(recipe, process, stores, callbacks, edges)
     layout = maker.layout()
@@ -204,8 +205,8 @@ def _resume(
 def _adopt(
     run: Run, recipe: Recipe, data: Mapping[str, Manifest], checkpoint: Checkpoint | None, changes: Changes
 ) -> None:
-    """Once everything of the run is restored: puts its checkpoints in order, keeps what the run leaves behind, and
-    makes the recipe the run's own."""
+    """After the run is restored: removes unneeded checkpoints, keeps the last checkpoint of each dropped dataset, and
+    writes the recipe into the run directory."""
     run.check_lock()
     if run.checkpoints.is_dir():
         kept = {f"with-{dataset}": f"step-{checkpoint.step:08d}" for dataset in changes.dropped} if checkpoint else {}
@@ -217,7 +218,7 @@ def _adopt(
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes what a rank needs to train."""
+    """Creates layout, readers and trainer of a rank."""
 
     recipe: Recipe
     process: Process
@@ -231,32 +232,31 @@ class _Maker:
         return {name: store.manifest for name, store in self.stores.items()}
 
     def layout(self) -> Layout:
-        """What this rank hosts."""
+        """The layout of this rank."""
         ranks = self.process.ranks
         ranks.watchdog.arrive("the plan of the ranks")
-        weighed = on_rank_zero(ranks, lambda: _as_data(weighed_cost(self.recipe, self.stores, ranks.size)))
-        model = None if weighed is None else ModelProfile.of_data(weighed)
+        profile = on_rank_zero(ranks, lambda: _as_data(placement_profile(self.recipe, self.stores, ranks.size)))
+        model = None if profile is None else ModelProfile.of_data(profile)
         placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.size, model))
         if ranks.size == 1:
             return Layout.alone(list(self.recipe.datasets_of_branches()), ranks.device)
         return Layout.spread(placement, ranks)
 
     def readers(self, layout: Layout) -> dict[str, Any]:
-        """Of both splits, for the datasets of hosted branches."""
+        """Readers of both splits, for the datasets of hosted branches."""
         branch_of = self.recipe.branch_of_datasets()
         stores = {name: store for name, store in self.stores.items() if branch_of[name] in layout.hosted}
-
         hosts = {name: layout.placement.hosts[branch_of[name]] for name in stores}
 
         def open_both() -> dict[str, Any]:
-            housed = place_stores(self.recipe, stores, hosts)
-            return {split: open_split(self.recipe, housed, split, self.edges) for split in ("train", "val")}
+            placed = place_stores(self.recipe, stores, hosts)
+            return {split: open_split(self.recipe, placed, split, self.edges) for split in ("train", "val")}
 
         layout.watchdog.arrive("reading stores and finding edges")
         return each(layout, open_both)
 
     def trainer(self, run: Run, layout: Layout, readers: Mapping[str, Any]) -> Trainer:
-        """At step 0."""
+        """The trainer at step 0."""
         stop, train, val = self.process.stop, readers["train"], readers["val"]
         layout.watchdog.arrive("making the model")
         return each(layout, lambda: Trainer(self.recipe, run, self.data, train, val, layout, stop, self.callbacks))
@@ -267,25 +267,26 @@ def _as_data(cost: ModelProfile | None) -> dict[str, Any] | None:
 
 
 def torchrun_restarts() -> int:
-    """How often torchrun (--max-restarts) has started the processes again after one of them failed."""
+    """Number of restarts by torchrun (--max-restarts) after a process failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def alone(recipe: Recipe) -> Process:
-    """One process by itself."""
+    """A single process."""
     return Process(World(device=_device(recipe, LaunchEnv())))
 
 
-def settle(recipe: Recipe) -> None:
-    """Threads and memory of this process, before anything large is made."""
+def configure_process(recipe: Recipe) -> None:
+    """Sets threads and memory allocation of this process; call it before large tensors are created."""
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Tells glibc to keep large freed blocks instead of returning them: a step frees and takes the same gigabyte again,
-    and fetching fresh pages for it costs up to a third of the step (M_TRIM_THRESHOLD = -1, M_MMAP_THRESHOLD = -3)."""
+    """Configures glibc to keep large freed blocks instead of returning them to the system: each step frees and
+    allocates the same gigabyte, and new pages for it cost up to a third of the step (M_TRIM_THRESHOLD = -1,
+    M_MMAP_THRESHOLD = -3)."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # glibc only

@@ -1,6 +1,6 @@
-"""All that a run must keep to go on as if it had never stopped, put into checkpoints and taken out of them.
+"""The complete state of a run, saved to checkpoints and restored from them.
 
-Checkpoints know nothing of ranks: every part is written by the rank that owns it, whole, and read by all that host it.
+Checkpoints do not depend on ranks: the owner of each part writes it unsharded, and all its hosts read it.
 """
 
 import math
@@ -27,27 +27,27 @@ from ramify.train.optimization.optimizer import AveragedWeights
 from ramify.train.optimization.schedules import Schedule
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
-"""What optimizers keep per parameter, under PyTorch's names: the first three AdamW, the last Muon. Steps differ: one
-without structures of a branch passes it by."""
+"""Optimizer state of a parameter, under PyTorch's names: the first three of AdamW, the last of Muon. Parameters have
+their own `step`: a step without structures of a branch does not update it."""
 
 
 AVERAGE = "average"
-"""What the average of a low-rank update is kept as, beside the update itself: the weights to use have it merged in."""
+"""Suffix of the averaged low-rank updates, which are kept besides the updates: the final weights have them merged."""
 
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands besides weights and moments; kept in the checkpoint's manifest, the same on all ranks.
+    """Counters of a run, kept in the checkpoint's manifest; the same on all ranks.
 
     Attributes:
-        step: optimizer steps taken.
-        evaluated: the last one after which the validation splits were evaluated; -1 where the start is to be evaluated
-            before any step.
-        best: lowest validation metric so far; `best_step` where.
-        waited: evaluations since then.
-        seconds: time spent training, over all sessions of the run.
-        born: the step that branches began at which joined the run later.
-        paced_at: the step since which an epoch has had as many steps as now; `epochs` before it.
+        step: number of optimizer steps.
+        evaluated: last step after which the validation splits were evaluated; -1 where the initial weights are to be
+            evaluated before any step.
+        best: lowest validation metric so far, reached at `best_step`.
+        waited: number of evaluations since then.
+        seconds: training time over all sessions of the run.
+        born: first step of each branch that was added to the run later.
+        paced_at: step of the last change of the number of steps per epoch; `epochs` were complete then.
     """
 
     step: int = 0
@@ -67,8 +67,8 @@ class TrainingProgress:
 
 @dataclass
 class Carried:
-    """What a run keeps of the model that it started from, untouched: the branches that it does not train, and what is
-    known of datasets that its branches were trained on before. Only the first rank has the weights.
+    """Unchanged parts of the pretrained model: the branches that the run does not train, and the metadata of datasets
+    that its branches were trained on before. Only rank zero has the weights.
 
     Attributes:
         weights: under the names of a `MultiBranch`.
@@ -81,7 +81,7 @@ class Carried:
 
 @dataclass(frozen=True)
 class State:
-    """What one rank holds of a run."""
+    """The state of a run on one rank."""
 
     layout: Layout
     model: MultiBranch
@@ -107,7 +107,7 @@ class State:
             folder: the run's `checkpoints`.
             recipe: of the run.
             data: manifests of all its stores, by dataset.
-            best: the weights to use are the best so far.
+            best: whether the averaged weights are the best so far.
             permit: see `save_checkpoint`.
 
         Raises:
@@ -143,37 +143,37 @@ class State:
         save_checkpoint(folder, step, weights, training, about, best=best, ranks=self.layout, permit=permit)
 
     def restore(self, checkpoint: Checkpoint, changes: Changes | None = None) -> None:
-        """Takes up the run where `checkpoint` was written, to the bit.
+        """Restores the state from `checkpoint`, bit-identical.
 
-        Branches that are not in it stay as they are, at their beginning. With other datasets, the search for the best
-        metric begins anew: it is a mean over datasets.
+        Branches that are not in it keep their initial weights. With other datasets, the best metric is reset, because
+        it is a mean over datasets.
 
         Args:
             checkpoint: of any placement.
-            changes: since it was written; None for none.
+            changes: since it was written; None if there are none.
 
         Raises:
             RamifyError: a file is damaged, or a part does not fit the model. On this rank alone.
         """
         found = [name for name in self.layout.hosted if name in checkpoint.branches]
-        self._put(checkpoint, checkpoint.weights(found), checkpoint.training(found))
+        self._load_tensors(checkpoint, checkpoint.weights(found), checkpoint.training(found))
         trainer = checkpoint.complete()["trainer"]
-        # a checkpoint of 0.1 does not say when it was evaluated: if that was due, then it was done
+        # checkpoints of 0.1 do not contain `evaluated`: an evaluation that was due had been done
         for key, value in ({"evaluated": checkpoint.step} | trainer["progress"]).items():
             setattr(self.progress, key, value)
         self.schedule.restore({"best": math.inf} | trainer["schedule"])
-        if "positions" in trainer:  # checkpoints of 0.1 have none: their datasets have not changed
+        if "positions" in trainer:  # missing in checkpoints of 0.1, whose datasets cannot have changed
             self.sampler.start_at(self.progress.step, trainer["positions"])
         if changes is not None:
-            self._go_on_by(changes)
-        self._count_from_birth(checkpoint)
+            self._apply_changes(changes)
+        self._register_new_branches(checkpoint)
         self.carried.datasets = checkpoint.manifest.get("carried", {})
         others = [branch for branch in self.carried.datasets if branch not in self.layout.placement.hosts]
         if self.layout.is_rank_zero and others:
             self.carried.weights = of_branches(checkpoint.weights(others), others)
 
-    def _go_on_by(self, changes: Changes) -> None:
-        """What progress so far is worth where the run goes on by another recipe."""
+    def _apply_changes(self, changes: Changes) -> None:
+        """Adapts progress and schedule to another recipe."""
         progress, schedule, keys = self.progress, self.schedule, changes.keys
         if "train.batch" in keys:
             before, now = keys["train.batch"]
@@ -184,15 +184,17 @@ class State:
         if "schedule.start" in keys:
             schedule.restore({"factor": 1.0, "waited": 0, "best": math.inf})
         stress = [bool(weight) for weight in keys.get("objective.stress", ())]
-        if changes.of_data or len(set(stress)) > 1:  # the metric is a mean over what is trained
+        if changes.of_data or len(set(stress)) > 1:  # the metric is a mean over trained datasets and labels
             progress.best, progress.best_step, progress.waited = math.inf, 0, 0
             schedule.restore(schedule.state() | {"best": math.inf, "waited": 0})
 
-    def _put(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
-        there = (None, *checkpoint.branches)
+    def _load_tensors(
+        self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]
+    ) -> None:
+        available = (None, *checkpoint.branches)
         named = zip(self.model.named_parameters(), self.averages.averages, strict=True)
-        parameters = [(name, p, average) for (name, p), average in named if branch_of(name) in there]
-        buffers = {name: buffer for name, buffer in self.buffers().items() if branch_of(name) in there}
+        parameters = [(name, p, average) for (name, p), average in named if branch_of(name) in available]
+        buffers = {name: buffer for name, buffer in self.buffers().items() if branch_of(name) in available}
         expected = {name: p.shape for name, p, _ in parameters if not is_lora_weight(name)}
         expected |= {name: b.shape for name, b in buffers.items()}
         _must_fit(checkpoint, expected, weights)
@@ -208,28 +210,29 @@ class State:
                     kept = {m: t if m == "step" else t.to(parameter.dtype) for m, t in moments.items()}
                     self.optimizer.state[parameter] = {m: distribute_like(parameter, t) for m, t in kept.items()}
 
-    def _count_from_birth(self, checkpoint: Checkpoint) -> None:
-        """Branches that have just joined begin here: the average of their weights must forget their random start."""
+    def _register_new_branches(self, checkpoint: Checkpoint) -> None:
+        """Records the first step of new branches: the decay of their averages starts low from there, so that the random
+        initial weights lose their influence."""
         for branch in self.layout.placement.hosts:
             if branch not in checkpoint.branches:
                 self.progress.born[branch] = self.progress.step
         for branch, step in self.progress.born.items():
             if branch in self.layout.hosted:
-                self.averages.began(self.model.branch(branch).parameters(), step)
+                self.averages.start_at(self.model.branch(branch).parameters(), step)
 
     def buffers(self) -> dict[str, Tensor]:
-        """What belongs to the model besides its parameters: the units that heads work in."""
+        """The buffers of the model: the units of its heads."""
         parameters = {name for name, _ in self.model.named_parameters()}
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in parameters}
 
     def _owns(self, name: str) -> bool:
-        """Whether this rank writes the tensor called `name`: the first one the encoder, the owner of a branch its."""
+        """Whether this rank writes the tensor `name`: rank zero writes the encoder, owners write their branches."""
         branch = branch_of(name)
         return self.layout.is_rank_zero if branch is None else self.layout.owns(branch)
 
 
 def _average_of(name: str, parameter: Tensor, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> Tensor:
-    """The averaged weight of a parameter. The weights to use are not that where low-rank updates are merged in."""
+    """The averaged weight of a parameter. The stored weights differ from it where low-rank updates are merged."""
     if is_lora_weight(name):
         return training[f"{name}/{AVERAGE}"]
     return weights[name] if parameter.requires_grad else training[name]
@@ -248,5 +251,5 @@ def _must_fit(checkpoint: Checkpoint, expected: Mapping[str, torch.Size], found:
         raise RamifyError(
             f"checkpoint {checkpoint.path} does not fit the model of the recipe: {wrong[0]}"
             + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""),
-            fix="a dataset with other labels than those of a branch needs a branch of its own; else start a new run",
+            fix="a dataset whose labels differ from those of a branch needs a branch of its own; else start a new run",
         )

@@ -1,4 +1,4 @@
-"""The validation metric: exact errors on the validation splits, the same to the bit however many ranks look at them."""
+"""The validation metric: exact errors on the validation splits, bit-identical for any number of ranks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,15 @@ from ramify.parallel.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        metric: the mean, over datasets and over the labels that are trained on, of the mean absolute error divided by
-            that of the trivial predictor: 0 is perfect, 1 is no better than knowing nothing. Where every label is left
-            out, errors are divided by the floors of their labels instead.
+        metric: the mean, over datasets and trained labels, of the mean absolute error divided by that of the trivial
+            predictor: 0 is perfect, 1 is no better than the trivial predictor. Where every label is left out, errors
+            are divided by the floors of their labels instead.
         datasets: by dataset, its branch, its errors and those of the trivial predictor.
-        left_out: by dataset, labels whose trivial error is rounding (`Label.floor`): the metric leaves them out.
+        left_out: by dataset, the labels that the metric leaves out, because their trivial error is rounding
+            (`Label.floor`).
     """
 
     metric: float
@@ -34,14 +35,14 @@ class Validation:
 
 
 class Validator:
-    """Shares the batches of every validation split out among the ranks that host its branch.
+    """Distributes the batches of every validation split over the ranks that host its branch.
 
     Args:
         readers: of the validation splits of the datasets on this rank.
         branch_of: the branch of every dataset of the run, in the recipe's order.
         layout: of this rank.
         dtype: of the batches.
-        labels: those that are trained on.
+        labels: the trained labels.
     """
 
     def __init__(
@@ -57,18 +58,18 @@ class Validator:
         self._trivial: dict[str, Errors] = {}
 
     def __call__(self, model: MultiBranch) -> Validation:
-        """Errors of the weights that `model` has now; all ranks must ask."""
+        """Errors of the current weights of `model`; a collective call."""
         model.eval()
         with self._layout.watchdog.working():
             own = {name: self._own_batches(model, name) for name in self._readers}
-        shares = self._layout.gather(own)
+        parts = self._layout.gather(own)
         if not self._trivial:
             self._trivial = self._trivial_errors()
         datasets: dict[str, dict[str, Any]] = {}
         left_out: dict[str, list[str]] = {}
         ratios, rounding = [], []
         for name, branch in self._branch_of.items():
-            found = add_in_order(part for share in shares for part in share.get(name, ()))
+            found = add_in_order(batch for part in parts for batch in part.get(name, ()))
             trivial = self._trivial[name]
             errors = {key(label): getattr(found, key.__name__)(label) for key in (mae, rmse) for label in self._labels}
             known = {f"trivial_{mae(label)}": trivial.mae(label) for label in self._labels}
@@ -86,23 +87,23 @@ class Validator:
         return Validation(sum(counted) / len(counted) if counted else math.nan, datasets, left_out)
 
     def _own_batches(self, model: MultiBranch, dataset: str) -> list[Numbered]:
-        """Every so many-th batch is this rank's; where to begin differs from dataset to dataset, so that ranks that
-        share several do not all get their odd ones."""
+        """Errors of this rank's batches: every n-th batch for n hosts. The first one differs between datasets, so that
+        the additional batches of several datasets do not all fall on the same rank."""
         reader, branch = self._readers[dataset], self._branch_of[dataset]
         hosts = self._layout.placement.hosts[branch]
         first = (hosts.index(self._layout.rank) + list(self._branch_of).index(dataset)) % len(hosts)
         totals = []
         for number, indices, batch in split_batches(reader, self._dtype, rank=first, world=len(hosts)):
             stress = "stress" in self._labels
-            seen = predict_batch(model, indices, batch, branch, self._layout.device, stress=stress)
-            totals.append((number, seen.errors().to_dict()))
+            predicted = predict_batch(model, indices, batch, branch, self._layout.device, stress=stress)
+            totals.append((number, predicted.errors().to_dict()))
             self._layout.watchdog.beat()
         return totals
 
     def _trivial_errors(self) -> dict[str, Errors]:
-        """They need no model: the owner of each dataset's branch works them out, once."""
+        """Errors of the trivial predictors: the owner of each dataset's branch computes them once, without a model."""
         owned = [name for name in self._readers if self._layout.owns(self._branch_of[name])]
         with self._layout.watchdog.working():
             own = {name: trivial_errors(self._readers[name]).to_dict() for name in owned}
         gathered = self._layout.gather(own)
-        return {name: Errors.from_dict(found) for share in gathered for name, found in share.items()}
+        return {name: Errors.from_dict(found) for part in gathered for name, found in part.items()}

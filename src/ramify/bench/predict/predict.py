@@ -13,7 +13,7 @@ from ramify.bench.predict.speed import Load, step_seconds
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.model.parts import branch_of_part
-from ramify.planning.costs import branch_work, cuts_of_encoder, rank_costs
+from ramify.planning.costs import branch_work, encoder_shards, rank_costs
 from ramify.planning.model_profile import ModelProfile, profile_model
 from ramify.planning.placement import Placement, place
 from ramify.planning.workload import DatasetSize, step_shares
@@ -129,7 +129,7 @@ def _load(cost: Any, placement: Placement, recipe: Recipe, model: ModelProfile) 
     """A planned rank. One that takes less than a structure per step has a whole one in the steps in which it has any,
     and the others wait for it; a rank meets at most as many branches as it has structures."""
     busy = max(1.0, 1.0 / cost.structures)
-    cuts = cuts_of_encoder(recipe.parallel, placement.ranks)
+    cuts = encoder_shards(recipe.parallel, placement.ranks)
     messages = []
     for what, size in cost.traffic.items():
         branch = branch_of_part(what)

@@ -1,4 +1,4 @@
-"""Addresses and network interfaces of this host: where it is reached from, and where it listens."""
+"""Addresses and network interfaces of this host, for connections to other ranks and for listening."""
 
 import fcntl
 import os
@@ -7,43 +7,44 @@ import struct
 from pathlib import Path
 
 GLOO = "GLOO_SOCKET_IFNAME"
-"""The interface that Gloo listens at. Unset, that of the host's own name, which many hosts resolve to loopback."""
+"""Variable that names the interface Gloo listens on. By default, Gloo uses the interface of the host name, which many
+hosts resolve to loopback."""
 
 SIOCGIFADDR = 0x8915
 """Linux's request for the IPv4 address of an interface, see netdevice(7)."""
 
 
 def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
-    """The addresses of a host, IPv4 first; empty where it has none."""
+    """The addresses of a host, IPv4 first; empty where the name does not resolve."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    pairs = [(family, (str(where[0]), port)) for family, _, _, _, where in found]
+    pairs = [(family, (str(address[0]), port)) for family, _, _, _, address in found]
     return sorted(pairs, key=lambda pair: pair[0] != socket.AF_INET)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address leads to the host itself, wherever it is asked."""
+    """Whether a name or address resolves to loopback addresses only."""
     found = resolve(host, 0)
-    return bool(found) and all(where[0].startswith("127.") or where[0] == "::1" for _, where in found)
+    return bool(found) and all(address[0].startswith("127.") or address[0] == "::1" for _, address in found)
 
 
 def listen(host: str, port: int, *, one_node: bool) -> socket.socket:
-    """A socket that listens at `host` alone.
+    """A socket that listens on the address of `host` alone.
 
-    It listens at all interfaces where other nodes could not come otherwise: if the address is not one of this host's
-    (behind address translation), or its name leads nowhere but to this host itself.
+    It listens on all interfaces where other nodes could not connect otherwise: if the address does not belong to this
+    host (address translation), or if its name resolves to loopback only.
 
     Raises:
         OSError: the port is taken.
     """
     only_here = is_loopback(host) and not one_node
-    for family, where in () if only_here else resolve(host, port):
+    for family, address in () if only_here else resolve(host, port):
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(where)
+            listener.bind(address)
         except OSError as error:
             listener.close()
             if error.errno not in _NOT_OURS:
@@ -59,11 +60,11 @@ _NOT_OURS = (99, 49)
 
 
 def address_towards(host: str) -> str:
-    """The address that this host sends from when it sends to `host`; empty where there is no way to it."""
-    for family, where in resolve(host, 9):
+    """The local address of connections from this host to `host`; empty where there is no route."""
+    for family, address in resolve(host, 9):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect(where)  # of datagrams: sends nothing
+                probe.connect(address)  # a datagram socket: sends nothing
                 return str(probe.getsockname()[0])
             except OSError:
                 continue
@@ -71,7 +72,7 @@ def address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str:
-    """The name of the interface that has an address; empty where none is found."""
+    """The name of the interface with an address; empty where there is none."""
     if ":" in address:
         packed = socket.inet_pton(socket.AF_INET6, address.split("%")[0]).hex()
         lines = Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines() if _HAS_INET6 else []
@@ -91,7 +92,7 @@ _HAS_INET6 = os.path.exists("/proc/net/if_inet6")
 
 
 def node() -> str:
-    """What tells this node, and on it this network, from all others."""
+    """A unique identifier of this node and its network namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{os.readlink('/proc/self/ns/net')}"

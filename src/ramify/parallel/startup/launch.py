@@ -1,7 +1,6 @@
-"""Where this process stands among those that were started together.
+"""Rank, number of ranks and rendezvous address of this process, from the environment of its launcher.
 
-Ranks come from the environment of whatever started the processes: torchrun, mpiexec or srun. A process that none of
-them started, or that is the only one, trains alone.
+Launchers are torchrun, mpiexec and srun. A process without a launcher, or the only process of one, trains alone.
 """
 
 import hashlib
@@ -16,12 +15,12 @@ import torch
 from ramify.errors import RamifyError
 
 PORTS = range(12000, 32000)
-"""Where processes meet that were not told a port: below those that Linux hands out to others by itself (from 32768)."""
+"""Ports for the rendezvous where none is set: below the ephemeral ports of Linux (from 32768)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """The variables that a launcher sets; of several names in one place the first that is there counts."""
+    """The variables that a launcher sets; where several names are given, the first that is set counts."""
 
     name: str
     rank: str
@@ -46,10 +45,10 @@ LAUNCHERS = (
         ("MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID"),
         ("MPI_LOCALNRANKS", "PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"),
     ),
-    # not SLURM_NTASKS: a batch script has that too, and a program that it starts without srun is alone
+    # not SLURM_NTASKS: batch scripts have it too, and a program started there without srun is a single process
     Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", ("SLURM_LOCALID",), ()),
 )
-"""In the order they are asked: torchrun may run inside srun, and mpiexec starts its own helpers by srun."""
+"""In order of precedence: torchrun may run inside srun, and mpiexec starts its own helpers with srun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +56,11 @@ class LaunchEnv:
     """One process of a run.
 
     Attributes:
-        rank, world: this process, from 0, and how many there are.
-        local_rank: this process among those on its node.
-        address, port: where rank 0 waits for the others; empty and 0 for a process alone.
-        launcher: what started it; empty for a process alone.
-        one_node: whether all processes are known to be on one node.
+        rank, world: index of this process, from 0, and number of processes.
+        local_rank: index of this process on its node.
+        address, port: of the rendezvous on rank zero; empty and 0 for a single process.
+        launcher: name of the launcher; empty for a single process.
+        one_node: whether all processes are known to run on one node.
     """
 
     rank: int = 0
@@ -77,7 +76,7 @@ def detect_launcher(environ: Mapping[str, str] = os.environ) -> LaunchEnv:
     """Reads the environment of this process.
 
     Raises:
-        RamifyError: a launcher has left something out, contradicts itself, or does not say where rank 0 is.
+        RamifyError: a variable of the launcher is missing or contradicts another, or the host of rank zero is unknown.
     """
     for launcher in LAUNCHERS:
         if launcher.world in environ or (launcher.rank in environ and launcher.name == "torchrun"):
@@ -90,14 +89,14 @@ def detect_launcher(environ: Mapping[str, str] = os.environ) -> LaunchEnv:
                 return LaunchEnv()
             local = next((name for name in launcher.local_rank if name in environ), launcher.local_rank[0])
             local_rank = _number(environ, launcher, local)
-            address, port = _meeting_point(environ, launcher, world)
+            address, port = _rendezvous(environ, launcher, world)
             one_node = _is_one_node(environ, launcher, world) or address in LOOPBACK
             return LaunchEnv(rank, world, local_rank, address, port, launcher.name, one_node)
     return LaunchEnv()
 
 
 def choose_device(wanted: str, launch_env: LaunchEnv, key: str = "train.device") -> torch.device:
-    """The device of this process: `auto`, `cpu`, `cuda` (NVIDIA, AMD) or `xpu` (Intel); `key` is where that is set.
+    """The device of this process: `auto`, `cpu`, `cuda` (NVIDIA, AMD) or `xpu` (Intel); `key` is named in messages.
 
     Raises:
         RamifyError: there is no such device, or there are more processes on the node than devices.
@@ -115,7 +114,9 @@ def choose_device(wanted: str, launch_env: LaunchEnv, key: str = "train.device")
             f"which has {found} devices",
             fix=f"start at most {found} processes on each node",
         )
-    device = torch.device(kind, launch_env.local_rank if found > 1 else 0)  # 1: each process is shown only its own
+    device = torch.device(
+        kind, launch_env.local_rank if found > 1 else 0
+    )  # 1: the launcher makes only its own device visible to each process
     getattr(torch, kind).set_device(device)
     return device
 
@@ -136,8 +137,8 @@ def _number(environ: Mapping[str, str], launcher: Launcher, name: str) -> int:
         raise RamifyError(f"{name}={environ[name]} is not a whole number", fix=_ANEW) from None
 
 
-def _meeting_point(environ: Mapping[str, str], launcher: Launcher, world: int) -> tuple[str, int]:
-    """Host of rank 0 and a port there: as stated, else as the job's own description suggests to all alike."""
+def _rendezvous(environ: Mapping[str, str], launcher: Launcher, world: int) -> tuple[str, int]:
+    """Host of rank zero and a port there: as set, else derived from variables that are the same in all processes."""
     if launcher.name == "torchrun":
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if name not in environ:
@@ -146,7 +147,7 @@ def _meeting_point(environ: Mapping[str, str], launcher: Launcher, world: int) -
     address = environ.get("MASTER_ADDR") or (LOOPBACK[0] if one_node else _first_node(environ))
     if not address:
         raise RamifyError(
-            f"{launcher.name} started {world} processes on several nodes and does not say where rank 0 is",
+            f"{launcher.name} started {world} processes on several nodes, but the host of rank 0 is not set",
             fix="set MASTER_ADDR to the host of rank 0, and MASTER_PORT to a free port there",
         )
     if "MASTER_PORT" in environ:
@@ -157,21 +158,21 @@ def _meeting_point(environ: Mapping[str, str], launcher: Launcher, world: int) -
 
 
 def _is_one_node(environ: Mapping[str, str], launcher: Launcher, world: int) -> bool:
-    """Whether the launcher says that all processes are on one node."""
+    """Whether variables of the launcher show that all processes run on one node."""
     return any(environ.get(name) == str(world) for name in launcher.local_world) or (
         launcher.name == "srun" and environ.get("SLURM_STEP_NUM_NODES") == "1"
     )
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Addresses that a process reaches only on its own node."""
+"""Loopback addresses: a process reaches them only on its own node."""
 
 JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PBS_JOBID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
-"""What tells this job and this start within it from others, the same in all its processes."""
+"""Variables that identify this job and this launch within it, the same in all its processes."""
 
 
 def _first_node(environ: Mapping[str, str]) -> str:
-    """The first node of the job, on which schedulers put rank 0; empty where nobody says."""
+    """The first node of the job, on which schedulers start rank zero; empty where it is unknown."""
     for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
         if name in environ:
             return first_of_nodelist(environ[name])

@@ -1,8 +1,9 @@
-"""How the processes of a run meet, and meet again after some of them were started anew.
+"""Rendezvous of the processes of a run, also after some of them were restarted.
 
-Rank 0 keeps a store at the address and port that the launcher states (torchrun keeps one itself). A rank counts once it
-has shown that it knows the secret of the run (`ramify.parallel.startup.secret`), and believes rank 0 once that has
-shown the same. From then on the watchdog watches, also while the process group is made."""
+Rank zero hosts a store at the address and port that the launcher sets (torchrun hosts one itself). Every rank must
+prove that it knows the secret of the run (`ramify.parallel.startup.secret`), and so must rank zero to the others. The
+watchdog is active from then on, also while the process group is created.
+"""
 
 import json
 import os
@@ -27,244 +28,251 @@ from ramify.parallel.watchdog import Watchdog
 from ramify.parallel.world import World
 
 NO_LIMIT = timedelta(days=30)
-"""How long a collective may take: the watchdog ends a run that hangs (`ramify.parallel.watchdog`); while a rank is only
-slow, no limit may."""
+"""Timeout of collectives: the watchdog ends a run that hangs (`ramify.parallel.watchdog`); slow ranks must not be ended
+by a timeout of PyTorch."""
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
-"""By kind of device; nccl is RCCL on AMD. Plain data always goes through Gloo."""
+"""Backends by device type; nccl is RCCL on AMD. Plain data are always sent with Gloo."""
 
-LOOKS = 0.01, 0.25
-"""Seconds between the first two looks at what the store holds, and at most: the first rank must not be kept busy by
-thousands of others that look."""
+POLL_INTERVALS = 0.01, 0.25
+"""First and largest number of seconds between two polls of the store: rank zero must not be overloaded by the polls of
+thousands of other ranks."""
 
 
 @contextmanager
-def joined(launch_env: LaunchEnv, device: torch.device, timeout: float) -> Iterator[World]:
-    """The processes of a run together, until the end of the `with`; one alone is its own world.
+def connect(launch_env: LaunchEnv, device: torch.device, timeout: float) -> Iterator[World]:
+    """Connects the processes of a run inside of a `with` block; a single process is a world of size 1.
 
     Args:
-        site: of this process.
-        device: of this process; it chooses the backend.
-        timeout: seconds to wait for the others to come, and for the watchdog.
+        launch_env: of this process.
+        device: of this process; its type determines the backend.
+        timeout: seconds to wait for the other ranks; also that of the watchdog.
 
     Raises:
-        RamifyError: the others do not come or do not know the secret, the port is taken, or a rank is lost later.
+        RamifyError: a rank does not connect or does not know the secret, the port is taken, or a rank is lost later.
     """
     if launch_env.world == 1:
         yield World(device=device)
         return
-    stated = os.environ.get(interfaces.GLOO)
-    met = _meet(launch_env, timeout)
-    with Watchdog(launch_env.rank, launch_env.world, met.watched, timeout) as watchdog:
+    interface_set = interfaces.GLOO in os.environ
+    stores = _rendezvous(launch_env, timeout)
+    with Watchdog(launch_env.rank, launch_env.world, stores.watchdog_store, timeout) as watchdog:
         try:
             with watchdog.waiting():
                 dist.init_process_group(
                     BACKENDS[device.type],
-                    store=met.store,
+                    store=stores.store,
                     rank=launch_env.rank,
                     world_size=launch_env.world,
                     timeout=NO_LIMIT,
                 )
             yield World(rank=launch_env.rank, size=launch_env.world, device=device, watchdog=watchdog)
         except RuntimeError as error:
-            if not _is_of_a_sum(error):
+            if not _is_collective_error(error):
                 raise
-            reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without lines of C++
+            reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". ")[
+                0
+            ]  # without the lines of the C++ stack
             raise RamifyError(
                 f"rank {launch_env.rank} of {launch_env.world} has lost another rank at {watchdog.place}: {reason}",
-                fix="look for the first error that another rank gave; then go on from the last checkpoint with "
+                fix="look for the first error message of another rank; then resume from the last checkpoint with "
                 "`ramify train --resume`",
             ) from error
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
-            if stated is None:
+            if not interface_set:
                 os.environ.pop(interfaces.GLOO, None)  # another world may need another interface
 
 
-def _is_of_a_sum(error: RuntimeError) -> bool:
-    """Whether ranks have lost each other: PyTorch's own error, or Gloo's, which has no type of its own."""
+def _is_collective_error(error: RuntimeError) -> bool:
+    """Whether a collective has failed: an error of PyTorch, or of Gloo, which has no exception type of its own."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-class _Met:
-    """What the ranks share once they have met.
+class _Stores:
+    """The stores of a run.
 
     Attributes:
         store: for the process group.
-        watched: for the watchdog, on a connection of its own.
+        watchdog_store: for the watchdog, with a connection of its own.
     """
 
-    def __init__(self, store: Store, own: Store, prefix: str) -> None:
-        self.store, self.watched = PrefixStore(prefix, store), PrefixStore(f"{prefix}/own", own)
+    def __init__(self, store: Store, second: Store, prefix: str) -> None:
+        self.store, self.watchdog_store = PrefixStore(prefix, store), PrefixStore(f"{prefix}/own", second)
 
 
-def _meet(launch_env: LaunchEnv, timeout: float) -> _Met:
-    """Brings the ranks together, and chooses the interface that Gloo listens at."""
+def _rendezvous(launch_env: LaunchEnv, timeout: float) -> _Stores:
+    """Connects to the store, verifies all ranks, and sets the interface that Gloo listens on."""
     where, secret = f"{launch_env.address}:{launch_env.port}", find_secret(launch_env)
     try:
-        store, own = _open_store(launch_env, timeout)
-        greeting = _Greeting(store, launch_env, secret, timeout)
-        start, answer = greeting.lead() if launch_env.rank == 0 else greeting.follow()
+        store, second = _open_store(launch_env, timeout)
+        handshake = _Handshake(store, launch_env, secret, timeout)
+        start, answer = handshake.lead() if launch_env.rank == 0 else handshake.follow()
     except (OSError, RuntimeError, ValueError) as error:  # torch.distributed's own errors are RuntimeErrors
         raise RamifyError(
             f"rank {launch_env.rank} of {launch_env.world} ({launch_env.launcher}) "
-            f"did not meet the others at {where}: {error}{_says_loopback(launch_env)}",
-            fix="see that all processes run and reach that host and port; set MASTER_ADDR and MASTER_PORT to choose "
-            "others, and parallel.timeout to wait longer",
+            f"did not meet the others at {where}: {error}{_loopback_hint(launch_env)}",
+            fix="check that all processes run and can connect to that host and port; set MASTER_ADDR and MASTER_PORT "
+            "to choose others, and parallel.timeout to wait longer",
         ) from error
     if launch_env.rank == 0 and answer["nodes"] > 1 and not secret.is_private:
         sys.stderr.write(
-            f"note: the ranks are on {answer['nodes']} nodes and share no secret: whoever reaches {where} can take the "
-            f"place of a rank. Set {VARIABLE} to the same random text for all of them (docs/clusters.md, Security)\n"
+            f"note: the ranks are on {answer['nodes']} nodes and share no secret: any program that can connect to "
+            f"{where} can act as a rank. Set {VARIABLE} to the same random text for all of them (docs/clusters.md, "
+            "Security)\n"
         )
     _choose_interface(launch_env, answer)
-    store.set_timeout(NO_LIMIT)  # of what ranks say while the process group is made: the watchdog sees to them
-    return _Met(store, own, f"ramify/{secret.sign('prefix', start)}")
+    store.set_timeout(NO_LIMIT)  # while the process group is created: the watchdog detects hangs
+    return _Stores(store, second, f"ramify/{secret.sign('prefix', start)}")
 
 
 def _open_store(launch_env: LaunchEnv, timeout: float) -> tuple[Store, Store]:
-    """The store of the run, and a second connection to it; rank 0 keeps it, where torchrun does not."""
-    patience = timedelta(seconds=timeout)
-    keeps = launch_env.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    """The store of the run, and a second connection to it; rank zero hosts it unless torchrun does."""
+    hosts = launch_env.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     listener = (
-        interfaces.listen(launch_env.address, launch_env.port, one_node=launch_env.one_node).detach() if keeps else None
+        interfaces.listen(launch_env.address, launch_env.port, one_node=launch_env.one_node).detach() if hosts else None
     )
 
-    def connect(listener: int | None = None) -> Store:
+    def open_connection(listener: int | None = None) -> Store:
         return dist.TCPStore(  # type: ignore[attr-defined]
             launch_env.address,
             launch_env.port,
             is_master=listener is not None,
-            timeout=patience,
+            timeout=timedelta(seconds=timeout),
             wait_for_workers=False,
             master_listen_fd=listener,
         )
 
-    return connect(listener), connect()
+    return open_connection(listener), open_connection()
 
 
-class _Greeting:
-    """Ranks find each other in a store, and show one another that they know the secret of the run.
+class _Handshake:
+    """Handshake of the ranks through a store: each proves that it knows the secret of the run.
 
-    torchrun keeps its store when it starts the ranks anew, with all keys of the start before in it: a rank that reads
-    those connects to processes that are gone, and waits. Its count of restarts does not tell starts apart: each node
-    counts its own. So each rank leaves a fresh word and waits for an answer to that very word; the first rank answers
-    every word that it finds, old ones in vain, until each of the others has shown that it belongs to the run.
+    torchrun keeps its store, with all keys of the previous launch, when it restarts the ranks: a rank that reads old
+    keys would connect to processes that no longer exist, and wait. The restart count does not distinguish launches,
+    because each node has its own. So each rank writes a new nonce (`word`) and waits for an answer to this nonce; rank
+    zero answers every nonce that it finds, including old ones, until each of the other ranks has authenticated.
 
-    A rank leaves its word again and again: a stranger may have written over it.
+    A rank writes its nonce repeatedly: another program may have overwritten it.
     """
 
     def __init__(self, store: Store, launch_env: LaunchEnv, secret: Secret, timeout: float) -> None:
-        self._store, self._site, self._secret, self._timeout = store, launch_env, secret, timeout
+        self._store, self._env, self._secret, self._timeout = store, launch_env, secret, timeout
         self._deadline = time.monotonic() + timeout
 
     def lead(self) -> tuple[str, dict[str, Any]]:
-        """Rank 0's part: the word of this start, and what is to be known of all ranks."""
-        start, missing = uuid4().hex, set(range(1, self._site.world))
+        """The part of rank zero.
+
+        Returns:
+            The identifier of this launch, and the number of nodes with the address of a peer.
+        """
+        start, missing = uuid4().hex, set(range(1, self._env.world))
         answered, strangers = set[str](), set[int]()
-        about = {0: _about(self._site)}
+        hosts = {0: _host_info(self._env)}
         while missing:
             for rank in sorted(missing):
-                word = self._read(f"word/{rank}")
-                if word and word not in answered:
-                    self._write(f"answer/{word}", start, "answer", word)
-                    answered.add(word)
-                shown = self._read(f"{start}/met/{rank}")
-                if shown and (told := self._checked(shown, "met", start, rank)) is not None:
-                    about[rank] = told
+                nonce = self._read(f"word/{rank}")
+                if nonce and nonce not in answered:
+                    self._write(f"answer/{nonce}", start, "answer", nonce)
+                    answered.add(nonce)
+                message = self._read(f"{start}/met/{rank}")
+                if message and (host := self._payload(message, "met", start, rank)) is not None:
+                    hosts[rank] = host
                     missing.discard(rank)
-                elif shown:
+                elif message:
                     strangers.add(rank)
             if missing and time.monotonic() > self._deadline:
-                text = self._who_is_missing(missing, strangers)
+                text = self._missing_ranks(missing, strangers)
                 self._write(f"{start}/go", {"error": text}, "go", start)
                 raise RuntimeError(text)
-            time.sleep(LOOKS[0])
-        here = about[0]["node"]
-        others = [told["address"] for told in about.values() if told["node"] != here and told["address"]]
-        answer = {"nodes": len({told["node"] for told in about.values()}), "peer": others[0] if others else ""}
+            time.sleep(POLL_INTERVALS[0])
+        own_node = hosts[0]["node"]
+        others = [host["address"] for host in hosts.values() if host["node"] != own_node and host["address"]]
+        answer = {"nodes": len({host["node"] for host in hosts.values()}), "peer": others[0] if others else ""}
         self._write(f"{start}/go", answer, "go", start)
         return start, answer
 
     def follow(self) -> tuple[str, dict[str, Any]]:
-        """The part of every other rank."""
-        rank, word = self._site.rank, uuid4().hex
-        given = self._wait(f"answer/{word}", lambda: self._store.set(f"ramify/word/{rank}", word), "rank 0")
-        start = self._believed(given, "answer", word)
-        about = _about(self._site)
-        given = self._wait(
-            f"{start}/go", lambda: self._write(f"{start}/met/{rank}", about, "met", start, rank), "all ranks"
+        """The part of every other rank. Returns as `lead`."""
+        rank, nonce = self._env.rank, uuid4().hex
+        message = self._wait(f"answer/{nonce}", lambda: self._store.set(f"ramify/word/{rank}", nonce), "rank 0")
+        start = self._verified(message, "answer", nonce)
+        host = _host_info(self._env)
+        message = self._wait(
+            f"{start}/go", lambda: self._write(f"{start}/met/{rank}", host, "met", start, rank), "all ranks"
         )
-        answer = dict(self._believed(given, "go", start))
+        answer = dict(self._verified(message, "go", start))
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return start, answer
 
-    def _wait(self, key: str, repeat: Callable[[], None], whom: str) -> str:
-        """What the store has under a key, as soon as it is there."""
-        pause = LOOKS[0]
+    def _wait(self, key: str, repeat: Callable[[], None], sender: str) -> str:
+        """Polls the store for a key and returns its value; calls `repeat` after each poll without result."""
+        pause = POLL_INTERVALS[0]
         while not (found := self._read(key)):
             if time.monotonic() > self._deadline:
-                raise RuntimeError(f"nothing from {whom} in {self._timeout:g} s")
+                raise RuntimeError(f"nothing from {sender} in {self._timeout:g} s")
             repeat()
             time.sleep(pause)
-            pause = min(2 * pause, LOOKS[1])
+            pause = min(2 * pause, POLL_INTERVALS[1])
         return found
 
     def _read(self, key: str) -> str:
-        """Empty where there is nothing."""
+        """The value of a key; empty where it is not set."""
         key = f"ramify/{key}"
         return self._store.get(key).decode(errors="replace") if self._store.check([key]) else ""
 
     def _write(self, key: str, value: Any, *topic: object) -> None:
-        """A message with its signature."""
+        """Stores a message with its signature."""
         self._store.set(f"ramify/{key}", json.dumps([value, self._secret.sign(*topic, value)]))
 
-    def _checked(self, text: str, *topic: object) -> Any:
-        """The value of a message; None where it is not signed by this run's secret."""
+    def _payload(self, text: str, *topic: object) -> Any:
+        """The value of a message; None where it is not signed with the secret of this run."""
         try:
             value, signature = json.loads(text)
         except (ValueError, TypeError):
             return None
         return value if self._secret.has_signed(signature, *topic, value) else None
 
-    def _believed(self, text: str, *topic: object) -> Any:
-        value = self._checked(text, *topic)
+    def _verified(self, text: str, *topic: object) -> Any:
+        value = self._payload(text, *topic)
         if value is None:
             raise RamifyError(
-                f"rank {self._site.rank} of {self._site.world}: whoever answers as rank 0 at {self._site.address}:"
-                f"{self._site.port} does not know the secret of this run ({self._secret.source})",
-                fix=f"choose another MASTER_PORT if another program holds it; set {VARIABLE} to the same random text "
+                f"rank {self._env.rank} of {self._env.world}: the process that answers as rank 0 at "
+                f"{self._env.address}:{self._env.port} does not know the secret of this run ({self._secret.source})",
+                fix=f"choose another MASTER_PORT if another program uses it; set {VARIABLE} to the same random text "
                 "for all ranks",
             )
         return value
 
-    def _who_is_missing(self, missing: set[int], strangers: set[int]) -> str:
+    def _missing_ranks(self, missing: set[int], strangers: set[int]) -> str:
         text = f"nothing from rank {', '.join(map(str, sorted(missing - strangers)[:8]))} in {self._timeout:g} s"
         if not strangers:
             return text
-        named = f"rank {', '.join(map(str, sorted(strangers)[:8]))}: who came does not know the secret of this run "
+        refused = ", ".join(map(str, sorted(strangers)[:8]))
+        named = f"rank {refused}: the process that connected does not know the secret of this run "
         return f"{named}({self._secret.source}){f'; {text}' if missing - strangers else ''}"
 
 
-def _about(launch_env: LaunchEnv) -> dict[str, str]:
-    """What the others must know of this process: its node, and the address it comes from."""
+def _host_info(launch_env: LaunchEnv) -> dict[str, str]:
+    """The node of this process, and the address of its connections to rank zero."""
     return {"node": interfaces.node(), "address": interfaces.address_towards(launch_env.address)}
 
 
 def _choose_interface(launch_env: LaunchEnv, answer: dict[str, Any]) -> None:
-    """Tells Gloo which interface to listen at: the one that leads to the others. Whatever the user has set stays.
+    """Sets the interface that Gloo listens on to the one with a route to the other ranks, unless the user has set it.
 
     Raises:
-        RamifyError: it is one that other nodes do not reach.
+        RamifyError: other nodes cannot reach the interface.
     """
-    several, stated = answer["nodes"] > 1, os.environ.get(interfaces.GLOO)
-    if not stated:
-        reached = launch_env.address if several else LOOPBACK[0]
+    several = answer["nodes"] > 1
+    if not os.environ.get(interfaces.GLOO):
+        peer = launch_env.address if several else LOOPBACK[0]
         if launch_env.rank == 0 and several:
-            reached = answer["peer"]
-        if name := interfaces.interface_of(interfaces.address_towards(reached)):
+            peer = answer["peer"]
+        if name := interfaces.interface_of(interfaces.address_towards(peer)):
             os.environ[interfaces.GLOO] = name
     name = os.environ.get(interfaces.GLOO, "")
     host = "" if name else os.uname().nodename
@@ -278,9 +286,9 @@ def _choose_interface(launch_env: LaunchEnv, answer: dict[str, Any]) -> None:
         )
 
 
-def _says_loopback(launch_env: LaunchEnv) -> str:
-    """Why nobody else comes, where that can be seen from here."""
+def _loopback_hint(launch_env: LaunchEnv) -> str:
+    """An explanation where the address of rank zero is a loopback address; else empty."""
     if launch_env.one_node or not interfaces.is_loopback(launch_env.address):
         return ""
-    addresses = ", ".join(sorted({where[0] for _, where in interfaces.resolve(launch_env.address, 0)}))
+    addresses = ", ".join(sorted({address[0] for _, address in interfaces.resolve(launch_env.address, 0)}))
     return f". {launch_env.address} resolves to {addresses} on this host, a loopback address that no other node reaches"

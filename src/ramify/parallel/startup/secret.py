@@ -1,6 +1,6 @@
-"""The secret that the processes of a run share, and signatures made with it.
+"""The shared secret of the processes of a run, and message signatures.
 
-Whoever reaches the port of a run could otherwise take the place of one of its ranks. The secret is never sent.
+Without it, any program that reaches the port of a run could act as one of its ranks. The secret is never sent.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from ramify.errors import RamifyError
 from ramify.parallel.startup.launch import JOB, LaunchEnv
 
 VARIABLE = "RAMIFY_SECRET"
-"""Text that a user sets for all processes of a run, as the job scripts in `examples/slurm` do."""
+"""Variable with a text that a user sets for all processes of a run, as the job scripts in `examples/slurm` do."""
 
 
 class Secret:
-    """What signs and checks messages.
+    """Signs and verifies messages.
 
     Args:
-        source: where the secret comes from, for error messages.
+        source: origin of the secret, for error messages.
         content: the secret itself.
-        is_private: whether other users of the machines cannot know it.
+        is_private: whether other users of the machines cannot read it.
     """
 
     def __init__(self, source: str, content: str, *, is_private: bool = True) -> None:
@@ -38,16 +38,16 @@ class Secret:
         return hmac.new(self._key, json.dumps(parts).encode(), hashlib.sha256).hexdigest()
 
     def has_signed(self, signature: object, *parts: object) -> bool:
-        """Whether `signature` is that of this message."""
+        """Whether `signature` is the signature of this message."""
         return isinstance(signature, str) and hmac.compare_digest(signature.encode(), self.sign(*parts).encode())
 
 
 def find_secret(launch_env: LaunchEnv, environ: Mapping[str, str] = os.environ) -> Secret:
     """The secret of the run that this process belongs to.
 
-    `RAMIFY_SECRET` where it is set; under torchrun the run's id, a random one with `--standalone`; on one node a file
-    that only this user can read. On several nodes without either, the numbers of the job: they keep runs apart, and
-    keep nobody out.
+    `RAMIFY_SECRET` where it is set; under torchrun the id of the run, which is random with `--standalone`; on one node
+    a file that only this user can read. On several nodes without either, the identifiers of the job: they separate
+    runs, but do not protect against other programs.
 
     Raises:
         RamifyError: others could read or replace the file.
@@ -60,19 +60,19 @@ def find_secret(launch_env: LaunchEnv, environ: Mapping[str, str] = os.environ) 
     if launch_env.one_node:
         path, content = _of_user()
         return Secret(str(path), content)
-    return Secret("the numbers of the job", "/".join(environ.get(name, "") for name in JOB), is_private=False)
+    return Secret("the identifiers of the job", "/".join(environ.get(name, "") for name in JOB), is_private=False)
 
 
 def _of_user() -> tuple[Path, str]:
-    """This user's secret on this machine: made when it is first needed, by whichever process comes first."""
+    """This user's secret on this machine: created by the first process that needs it."""
     user = os.getuid()
     folder = Path(tempfile.gettempdir()) / f"ramify-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != user or about.st_mode & 0o077:
         raise RamifyError(
-            f"{folder} must be a folder that belongs to user {user} and that nobody else can enter: it keeps what the "
-            "ranks of a run know one another by",
+            f"{folder} must be a folder that belongs to user {user} and that no other user can enter: it holds the "
+            "secret by which the ranks of a run authenticate each other",
             fix=f"remove it, or set {VARIABLE} to the same random text for all ranks",
         )
     path, mine = folder / "secret", folder / f".{os.getpid()}"
@@ -80,7 +80,7 @@ def _of_user() -> tuple[Path, str]:
         with os.fdopen(os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
         try:
-            os.link(mine, path)  # whole, and of several the first counts
+            os.link(mine, path)  # atomic: of several processes, the first succeeds
         except FileExistsError:
             pass
         finally:

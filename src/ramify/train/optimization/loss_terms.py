@@ -1,7 +1,7 @@
-"""The terms of a dataset's loss: what is compared, in which unit, and the error of one row.
+"""The terms of a dataset's loss: the compared quantities, their units, and the error of one row.
 
-A new term is a function here and its line in `TERMS`; a new form of error is a function and its line in `FORMS`, and
-its name in `ObjectiveOptions.form`.
+To add a term, define a function and list it in `TERMS`; to add a form of error, define a function, list it in `FORMS`
+and add its name to `ObjectiveOptions.form`.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ def mse(error: Tensor, options: ObjectiveOptions) -> Tensor:
 
 
 def l2norm(error: Tensor, options: ObjectiveOptions) -> Tensor:
-    """Norm of the error vector over the square root of its components; the root is not smooth at 0."""
+    """Norm of the error vector, divided by the square root of the number of components. Not smooth at 0."""
     return torch.sqrt(error.square().sum(1) + 1e-12) / error.shape[1] ** 0.5
 
 
 def huber(error: Tensor, options: ObjectiveOptions) -> Tensor:
-    """Quadratic below `huber_delta`, of slope 1 far out, as the absolute error has."""
+    """Quadratic below `huber_delta`, with slope 1 above it, as the absolute error."""
     zero, delta = torch.zeros_like(error), options.huber_delta
     return torch.nn.functional.huber_loss(error, zero, delta=delta, reduction="none").mean(1) / delta
 
@@ -45,13 +45,13 @@ FORMS: dict[str, Form] = {"mae": mae, "mse": mse, "l2norm": l2norm, "huber": hub
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Predictions beside labels of one dataset in a batch.
+    """Differences between predictions and labels of one dataset in a batch.
 
     Attributes:
         label: name.
         error: (rows, ...) prediction minus label in the label's unit of errors; 0 in rows that do not count.
-        known: (rows,) bool, which count: those whose label is whole and where a prediction is possible.
-        factor: (rows, 1) that `error` is multiplied by before it is measured in units of the dataset; None for 1.
+        known: (rows,) bool, the rows that count: those with a complete label and a possible prediction.
+        factor: (rows, 1) multiplies `error` before the conversion to units of the dataset; None for 1.
     """
 
     label: str
@@ -62,7 +62,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """One dataset in a batch, and what was predicted for it."""
+    """One dataset in a batch, and its predictions."""
 
     predictions: BatchPredictions
     batch: Batch
@@ -86,7 +86,7 @@ def forces(rows: Rows) -> Compared:
 
 
 def stress(rows: Rows) -> Compared:
-    """Stress x volume / atoms: the energy that goes with unit strain, comparable with an energy per atom."""
+    """Stress x volume / atoms: the energy per atom of unit strain, comparable with an energy per atom."""
     batch, structures = rows.batch, rows.segment.structures
     possible = rows.has_forces & (batch.volume[structures] > 0)
     assert rows.predictions.stress is not None
@@ -96,19 +96,19 @@ def stress(rows: Rows) -> Compared:
 
 
 TERMS: dict[str, Term] = {"energy": energy, "forces": forces, "stress": stress}
-"""By label; the terms of further labels are all `further`."""
+"""By label; all further labels use `further`."""
 
 
 def further(rows: Rows, label: str) -> Compared:
-    """A further label. A branch has a head of every label that its datasets have in their training splits."""
-    nothing = torch.full_like(rows.batch.energy, torch.nan)
-    found, there = rows.predictions.further.get(label, nothing), label in rows.predictions.further
-    error, known = difference(found, rows.batch.further.get(label, nothing), rows.segment.structures, there)
+    """A further label. A branch has a head for every label that its datasets have in their training splits."""
+    missing = torch.full_like(rows.batch.energy, torch.nan)
+    found, is_predicted = rows.predictions.further.get(label, missing), label in rows.predictions.further
+    error, known = difference(found, rows.batch.further.get(label, missing), rows.segment.structures, is_predicted)
     return Compared(label, error, known)
 
 
 def compare(label: str, rows: Rows) -> Compared:
-    """Predictions and labels of one kind."""
+    """Compares predictions with labels of one kind."""
     return TERMS[label](rows) if label in TERMS else further(rows, label)
 
 
@@ -120,8 +120,8 @@ def weight_of(label: str, options: ObjectiveOptions) -> float:
 
 
 def difference(predicted: Tensor, label: Tensor, rows: slice, possible: Tensor | bool = True) -> tuple[Tensor, Tensor]:
-    """Prediction minus label, 0 in rows that do not count; and which rows count, (rows,) bool: those whose label is
-    whole and where a prediction is `possible`."""
+    """Prediction minus label, 0 in rows that do not count; and a mask of the rows that count, (rows,): those with a
+    complete label where a prediction is `possible`."""
     p, q = predicted[rows], label[rows]
     known = ~torch.isnan(q).reshape(len(q), -1).any(1) & possible
     counted = known if q.ndim == 1 else known[:, None]

@@ -1,7 +1,7 @@
-"""The loss of a batch, dataset by dataset, and the errors worth logging.
+"""The loss of a batch, dataset by dataset, and the logged errors.
 
-A batch may be any part of a step: the means that the loss is made of are taken over the labels of the whole step, so
-that the losses of all parts, and their gradients, add up to those of the step.
+A batch may be any part of a step: the means in the loss are taken over the labels of the whole step, so that the losses
+of all micro-batches, and their gradients, add up to those of the step.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,12 +22,12 @@ LOSS = "loss"
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a batch adds to the loss of its step; tensors stay on the device until someone logs them.
+    """The contribution of a batch to the loss of its step; tensors stay on the device until they are logged.
 
     Attributes:
         total: scalar to differentiate.
-        datasets: by dataset, what it adds to its loss before weighting and to its mean absolute errors, under the names
-            `Objective.names`; NaN where the step has no such labels.
+        datasets: by dataset, the contributions to its loss before weighting and to its mean absolute errors, under the
+            names `Objective.names`; NaN where the step has no such labels.
     """
 
     total: Tensor
@@ -35,18 +35,18 @@ class Loss:
 
 
 class Objective:
-    """See `ObjectiveOptions` for the equation.
+    """The objective of a run; see `ObjectiveOptions` for the equation.
 
     Args:
         options: of the recipe.
-        scales: eV and eV/Å by dataset, the unit that its errors are measured in when `normalise` is set.
+        scales: eV and eV/Å by dataset, the unit of its errors with `normalise`.
         forceless: datasets whose branch has no force head.
-        further: mean absolute deviations of further labels, by dataset and label; theirs are the labels that are
-            trained on besides energies, forces and stress.
+        further: mean absolute deviations of further labels, by dataset and label; these labels are trained besides
+            energies, forces and stress.
 
     Attributes:
-        labels: those whose errors are logged, in the order of the table.
-        names: of what is logged of every dataset.
+        labels: the logged labels, in the order of the table.
+        names: of the logged values of every dataset.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Objective:
         self.names = (LOSS, *map(mae, self.labels))
 
     def __call__(self, predictions: BatchPredictions, batch: Batch, labels: Mapping[str, LabelCounts]) -> Loss:
-        """What `batch` adds to the loss of a step that has `labels` by dataset; absent labels (NaN) count nowhere.
+        """The contribution of `batch` to the loss of a step with `labels` by dataset; absent labels (NaN) are ignored.
 
-        A prediction that is NaN where there is a label makes the loss NaN: a broken model must not pass for a good one.
+        A NaN prediction where there is a label makes the loss NaN, so that a broken model is noticed.
         """
         total = predictions.energy.new_zeros(())
         datasets = {}
@@ -97,11 +97,11 @@ class Objective:
         return loss, errors
 
     def _unit(self, dataset: str, label: str) -> float:
-        """What errors are measured in; those of a further label always in its own spread, whose unit is its own."""
+        """The unit of errors; that of a further label is always its own spread, since its physical unit differs."""
         return self._scales[dataset] if label in BUILT_IN else self._further.get(dataset, {}).get(label) or 1.0
 
     def _mean(self, found: Compared, scale: float, labels: int) -> Tensor:
-        """Sum over known rows of the error of one row, over the labels of the step."""
+        """Sum of the row errors over known rows, divided by the number of labels of the step."""
         error = found.error.reshape(len(found.error), -1)
         scaled = error / scale if found.factor is None else error * (found.factor / scale)
         row = FORMS[self._options.form](scaled, self._options)
@@ -109,6 +109,6 @@ class Objective:
 
 
 def trained_labels(options: ObjectiveOptions, further: Sequence[str]) -> tuple[str, ...]:
-    """Labels that are trained on, in the order of the table; energies and forces are always looked at."""
+    """Trained labels, in the order of the table; energies and forces are always included."""
     others = [name for name in ("stress", *further) if weight_of(name, options) > 0]
     return in_order(["energy", "forces", *others])

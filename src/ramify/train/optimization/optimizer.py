@@ -1,4 +1,4 @@
-"""Groups of parameters, guarded steps, and the averaged weights."""
+"""Parameter groups, gradient clipping, and averaged weights."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,12 +12,12 @@ from ramify.train.optimization.optimizers import OPTIMIZERS
 
 
 def build_optimizer(
-    model: nn.Module, options: OptimizerOptions, part_of_rate: Callable[[str], float] = lambda name: 1.0
+    model: nn.Module, options: OptimizerOptions, rate_factor: Callable[[str], float] = lambda name: 1.0
 ) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over all parameters of `model` that are trained.
+    """The optimizer of a recipe over all trainable parameters of `model`.
 
-    Only what is a linear map decays (no biases, norms, embedding). A parameter called `name` takes `part_of_rate(name)`
-    of the learning rate, see `set_rate`.
+    Weight decay applies to linear maps only (no biases, norms, embeddings). The learning rate of a parameter `name` is
+    multiplied by `rate_factor(name)`, see `set_rate`.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
@@ -25,8 +25,8 @@ def build_optimizer(
         if p.requires_grad:
             decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
             hidden = id(p) not in embeddings and is_hidden(name, p)
-            # PyTorch takes no step on cut and whole ones together
-            groups.setdefault((decay, part_of_rate(name), is_sharded(p), hidden), []).append(p)
+            # PyTorch cannot update sharded and unsharded parameters in one group
+            groups.setdefault((decay, rate_factor(name), is_sharded(p), hidden), []).append(p)
     chosen = [
         {"params": members, "weight_decay": decay, "part": part, "hidden": hidden}
         for (decay, part, _, hidden), members in groups.items()
@@ -35,36 +35,36 @@ def build_optimizer(
 
 
 def is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix between layers: no vector, no output of a head, which has few rows or one, and no
-    half of a low-rank update."""
+    """Whether a parameter is a hidden matrix: not a vector, not the output of a head, which has few rows, and not a
+    factor of a low-rank update."""
     return parameter.ndim == 2 and min(parameter.shape) >= SMALLEST_SIDE and not is_lora_weight(name)
 
 
 SMALLEST_SIDE = 8
-"""Of a matrix that counts as hidden: the outputs of heads (1, or as many as vector channels) have no directions that
-would have to be kept apart."""
+"""Smallest dimension of a hidden matrix: the outputs of heads (1, or the number of vector channels) are too few for
+orthogonalisation to matter."""
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next step; every group of parameters takes its part of it."""
+    """Sets the learning rate of the next step; each parameter group multiplies it by its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["part"]
 
 
 def guard(optimizer: torch.optim.Optimizer, norm: Tensor, limit: float | None) -> None:
-    """Has the next step clip its gradients, or change nothing at all where they are not finite.
+    """Makes the next step clip its gradients, or skip the update where they are not finite.
 
-    Both are decided where the gradients are, by the update itself, in the way that `torch.amp.GradScaler` tells a fused
-    optimizer what to divide by and whether to pass: the host need not know the norm.
+    The fused update decides both on the device, with the attributes by which `torch.amp.GradScaler` passes a divisor
+    and a skip flag: the host does not need the norm.
 
     Args:
         optimizer: fused.
         norm: () of the whole gradient.
-        limit: that it is scaled down to, as `torch.nn.utils.clip_grad_norm_` does; None never scales.
+        limit: largest norm, as of `torch.nn.utils.clip_grad_norm_`; None for no clipping.
     """
     scale = None if limit is None else ((norm + 1e-6) / limit).clamp(min=1.0).float()
-    told = {"grad_scale": scale, "found_inf": (~torch.isfinite(norm)).float()}
-    for name, value in told.items():
+    attributes = {"grad_scale": scale, "found_inf": (~torch.isfinite(norm)).float()}
+    for name, value in attributes.items():
         setattr(optimizer, name, value)
 
 
@@ -72,7 +72,7 @@ class AveragedWeights:
     """Exponential moving average of all parameters.
 
     The decay starts low, min(decay, (1 + t) / (10 + t)) after t updates, so that early averages follow the weights
-    (the rule of tf.train.ExponentialMovingAverage). With decay 0 the averages are the weights themselves and take no
+    (the rule of tf.train.ExponentialMovingAverage). With decay 0 the averages are the weights themselves and need no
     memory.
     """
 
@@ -87,8 +87,8 @@ class AveragedWeights:
         """Of every parameter, in the order of the model."""
         return [p.detach() for p in self._parameters] if self._averages is None else self._averages
 
-    def began(self, parameters: Iterable[nn.Parameter], update: int) -> None:
-        """Says that some parameters have been there only since update number `update`; theirs count from there."""
+    def start_at(self, parameters: Iterable[nn.Parameter], update: int) -> None:
+        """Counts the updates t of these parameters from update number `update`."""
         chosen = {id(p) for p in parameters}
         moved = [k for k, p in enumerate(self._parameters) if id(p) in chosen]
         self._since = {since: [k for k in ks if k not in set(moved)] for since, ks in self._since.items()}
@@ -108,7 +108,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges weights and averages in place; a second call puts them back."""
+        """Exchanges weights and averages in place; a second call restores them."""
         if self._averages is None:
             return
         for parameter, average in zip(self._parameters, self._averages, strict=True):

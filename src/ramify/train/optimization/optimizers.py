@@ -1,12 +1,12 @@
-"""The methods that turn gradients into steps.
+"""The optimizers.
 
-A new method is a function that makes a `torch.optim.Optimizer` of groups of parameters, its line in `OPTIMIZERS`, and
-its name in the type of `optimizer.kind`. Each group has a `weight_decay` and says whether its parameters are `hidden`
-matrices. An optimizer must
+To add one, define a function that creates a `torch.optim.Optimizer` from parameter groups, list it in `OPTIMIZERS` and
+add its name to the type of `optimizer.kind`. Each group has a `weight_decay` and a flag `hidden` for hidden matrices.
+An optimizer must
 
-- scale gradients by 1 / `grad_scale` and leave out a step where `found_inf` is 1, both tensors that are set before
-  `step` (see `ramify.train.optimization.optimizer.guard`), so that the host need not know them;
-- keep its memory in `state[parameter]` under names that `ramify.train.state.MOMENTS` lists.
+- scale gradients by 1 / `grad_scale` and skip a step where `found_inf` is 1, both tensors that are set before `step`
+  (see `ramify.train.optimization.optimizer.guard`), so that the host does not need their values;
+- keep its state in `state[parameter]` under names that `ramify.train.state.MOMENTS` lists.
 """
 
 import math
@@ -32,22 +32,22 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/)."""
 ITERATIONS = 5
 SMALLEST = 1e-7
-"""Norm below which a gradient is taken as it is: what is rounding is not made large."""
+"""Smallest norm by which a matrix is divided, so that rounding errors are not amplified."""
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for hidden matrices, AdamW for all else.
 
-    The momentum of a matrix is replaced by (about) the nearest orthogonal matrix, so that all its directions are learnt
-    at one pace. Steps are scaled to the size of AdamW's, 0.2 sqrt(larger side) (Liu et al., arXiv:2502.16982), so that
-    one learning rate and one weight decay serve both.
+    The momentum of a matrix is replaced by (approximately) the nearest orthogonal matrix, so that all its directions
+    are learnt at the same rate. Steps are scaled to the size of AdamW's, 0.2 sqrt(larger side) (Liu et al.,
+    arXiv:2502.16982), so that one learning rate and one weight decay suit both.
 
-    `torch.optim.Muon` is not used: it iterates in bfloat16 whatever the precision of the run, so that ranks which add
-    up gradients in another order would drift apart, and it cannot leave out a step without asking the host.
+    `torch.optim.Muon` is not used: it iterates in bfloat16 for any precision of the run, so that ranks which sum
+    gradients in different orders would diverge, and it cannot skip a step without a synchronisation with the host.
 
     Args:
-        groups: see the module; those of `hidden` matrices take Muon's step.
-        options: `momentum` is Muon's; `betas` are those of AdamW.
+        groups: see the module; Muon updates those of `hidden` matrices.
+        options: `momentum` is for Muon; `betas` are for AdamW.
     """
 
     grad_scale: Tensor | None = None
@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(hidden or rest, {"lr": options.lr})
         self._adamw = adamw(rest, options) if rest else None
         if self._adamw is not None:
-            self._adamw.state = self.state  # one memory for both
+            self._adamw.state = self.state  # shared by both
             self.param_groups = [*(self.param_groups if hidden else ()), *self._adamw.param_groups]
 
     @torch.no_grad()
@@ -98,8 +98,8 @@ def muon(groups: Groups, options: OptimizerOptions) -> torch.optim.Optimizer:
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """About U Vᵀ of a matrix U S Vᵀ (singular values between 0.7 and 1.2): in bfloat16 on a GPU, where products in it
-    are fast and the result need not be exact, but in float64 where the matrix is."""
+    """Approximately U Vᵀ of a matrix U S Vᵀ (singular values between 0.7 and 1.2). In bfloat16 on a GPU, where such
+    products are fast and precision suffices; in float64 if the matrix is."""
     a, b, c = NEWTON_SCHULZ
     fast = matrix.dtype == torch.float32 and matrix.device.type != "cpu"
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

@@ -1,4 +1,4 @@
-"""What `train.precision` means: the type of the numbers of a step, and how its matrix products are taken."""
+"""Implements `train.precision`: the data type of a step, and the precision of its matrix products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +19,14 @@ AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Precision:
-    """Of the steps of a run on one device. Whatever is done outside them, evaluations too, is not touched by it.
+    """The precision of the steps of a run on one device; computations outside of steps, e.g. evaluations, ignore it.
 
     Attributes:
-        name: as `train.precision`.
+        name: value of `train.precision`.
         device: of this process.
 
     Raises:
-        RamifyError: the device has no such products.
+        RamifyError: the device does not support such products.
     """
 
     name: Name
@@ -42,14 +42,14 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, positions and labels."""
+        """Data type of weights, positions and labels."""
         return torch.float64 if self.name == "fp64" else torch.float32
 
     @contextmanager
     def products(self) -> Iterator[None]:
-        """Around all that may be rounded to TF32: forward and backward passes, and the product they are compared with.
+        """Context of all products that may be rounded to TF32: forward and backward passes, and reference benchmarks.
 
-        A setting of the whole process, so it is put back.
+        A setting of the whole process; it is restored at the end.
         """
         if self.name != "tf32":
             yield
@@ -62,14 +62,14 @@ class Precision:
             matmul.fp32_precision = before
 
     def forward(self) -> torch.autocast:
-        """Around forward passes. bf16: products in bfloat16; the model itself keeps geometry, sums and energies in
-        float32, and the backward pass follows the forward one."""
+        """Context of forward passes. With bf16, products are in bfloat16; the model keeps geometry, sums and energies
+        in float32, and the backward pass uses the types of the forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.name == "bf16")
 
 
 def require_fast_products(options: TrainOptions, device: torch.device) -> None:
-    """Refuses to train by bfloat16 products on a device that computes them more slowly than float32, unless the recipe
-    allows it. Products are measured only where the recipe asks for bfloat16 and does not allow slow ones.
+    """Refuses to train with bfloat16 products on a device where they are slower than float32, unless the recipe allows
+    it. Measures the rates only where the recipe sets bf16 and does not allow slow products.
 
     Raises:
         RamifyError: see `require_fast`.
@@ -79,20 +79,21 @@ def require_fast_products(options: TrainOptions, device: torch.device) -> None:
 
 
 def require_fast(rates: ProductRates, device: torch.device) -> None:
-    """
+    """Refuses rates at which bfloat16 is slower than float32.
+
     Raises:
-        RamifyError: bfloat16 products of these rates are slower than those in float32.
+        RamifyError: it is.
     """
     if rates.bf16_is_slower:
         raise RamifyError(
             f"train.precision: bf16 is slower than fp32 on {_described(device)}: matrix products reach "
             f"{rates.bf16 / 1e9:.3g} GFLOP/s in bfloat16 and {rates.fp32 / 1e9:.3g} GFLOP/s in float32 (measured now)",
-            fix="set train.precision to fp32, or train.slow_precision to allow to train by bf16 all the same",
+            fix="set train.precision to fp32, or train.slow_precision to allow to train with bf16 anyway",
         )
 
 
 def _or_bf16(device: torch.device) -> str:
-    """Advises bfloat16 where it is faster."""
+    """Recommends bf16 where it is faster."""
     rates = product_rates(device)
     return "" if rates.bf16_is_slower else f", or to bf16, whose products are {rates.speedup:.1f} times as fast here"
 

@@ -1,7 +1,7 @@
-"""How fast a device multiplies matrices in float32 and in bfloat16, measured.
+"""Measured rates of matrix products on a device in float32 and in bfloat16.
 
-Whether bfloat16 is worth its rounding cannot be read from a list of features: processors without instructions for it
-compute the same products all the same, converting every number, 20 to 50 times more slowly than in float32.
+A list of processor features cannot show whether bfloat16 is faster: processors without instructions for it emulate the
+products by converting every number, 20 to 50 times slower than float32.
 """
 
 import math
@@ -14,44 +14,44 @@ from functools import cache
 import torch
 
 SIZES = {"cpu": 256}
-"""Rows and columns of the products by kind of device: large enough for the rate that a layer reaches, small enough to
-take 0.3 ms in float32 on one core, and 10 to 40 ms in bfloat16 on a core that has no such products."""
+"""Rows and columns of the measured products by device type: large enough for the rate of a layer, small enough to take
+0.3 ms in float32 on one core, and 10 to 40 ms in bfloat16 on a core without native products."""
 ACCELERATOR = 2048
-"""The same on all other kinds of device."""
+"""The same for all other device types."""
 ROUNDS = 5
 BUDGET = 5e-3
-"""Seconds after which no further round begins. Two are always taken."""
+"""Seconds after which no further round begins. Two rounds are always measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProductRates:
-    """Of square matrices; operations per second, an addition and a multiplication counted as two."""
+    """Rates of square matrix products in operations per second; a multiplication and an addition count as two."""
 
     fp32: float
     bf16: float
 
     @property
     def bf16_is_slower(self) -> bool:
-        """Than float32."""
+        """Whether bfloat16 is slower than float32."""
         return self.bf16 < self.fp32
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as float32 bfloat16 is."""
+        """Rate of bfloat16 divided by that of float32."""
         return self.bf16 / self.fp32
 
 
 @cache
 def product_rates(device: torch.device) -> ProductRates:
-    """Measured on the first call of a process for this device, which takes 10 to 100 ms; CPUs by one thread.
+    """The rates of a device; the first call in a process measures them in 10 to 100 ms, on CPUs with one thread.
 
-    The two kinds of product take turns and the shortest time of each counts: other programs only make one longer.
+    Products of the two types alternate, and the shortest time of each counts: other programs can only delay them.
     """
     size = SIZES.get(device.type, ACCELERATOR)
     factors = [torch.ones(size, size, dtype=kind, device=device) for kind in (torch.float32, torch.bfloat16)]
     best = [math.inf, math.inf]
     with one_thread():
-        for a in factors:  # the first product of a kind prepares what the later ones use
+        for a in factors:  # warm-up: the first product of each type initialises libraries
             timed(lambda a=a: a @ a, device)  # type: ignore[misc]
         began = time.perf_counter()
         for done in range(ROUNDS):
@@ -64,7 +64,7 @@ def product_rates(device: torch.device) -> ProductRates:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, PyTorch computes with one thread of the CPU."""
+    """Inside, PyTorch uses one CPU thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -82,6 +82,6 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when the device has finished all work that was queued on it."""
+    """Returns when the device has finished all queued work."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)

@@ -1,6 +1,6 @@
-"""The learning rate over the run, the same on every rank.
+"""Learning rate schedules, the same on every rank.
 
-A new schedule is a function here, its line in `SCHEDULES`, and its name in the type of `schedule.kind`.
+To add one, define a function, list it in `SCHEDULES` and add its name to the type of `schedule.kind`.
 """
 
 import math
@@ -10,21 +10,21 @@ from dataclasses import asdict, dataclass
 from ramify.recipe import ScheduleOptions
 
 Shape = Callable[[ScheduleOptions, float, float], float]
-"""(options, progress from 0 to 1, what plateaus have lowered the rate to) -> factor of the rate, after the warm-up."""
+"""(options, progress from 0 to 1, current factor of `plateau`) -> factor of the learning rate after the warm-up."""
 
 
 def cosine(options: ScheduleOptions, progress: float, lowered: float) -> float:
-    """Half a cosine down to `final` (Loshchilov & Hutter, arXiv:1608.03983)."""
+    """Cosine decay to `final` (Loshchilov & Hutter, arXiv:1608.03983)."""
     return options.final + (1 - options.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def plateau(options: ScheduleOptions, progress: float, lowered: float) -> float:
-    """Lowered where the metric has stopped to improve, see `Schedule.observe`."""
+    """Reduced when the metric stops improving, see `Schedule.observe`."""
     return lowered
 
 
 def constant(options: ScheduleOptions, progress: float, lowered: float) -> float:
-    """Unchanged."""
+    """Constant."""
     return 1.0
 
 
@@ -33,12 +33,12 @@ SCHEDULES: dict[str, Shape] = {"cosine": cosine, "plateau": plateau, "constant":
 
 @dataclass
 class Schedule:
-    """Learning rate of each step; a pure function of the step except for `plateau`, which remembers.
+    """Learning rate of each step; a pure function of the step, except for the state of `plateau`.
 
     Attributes:
-        factor: what plateau has multiplied the rate by so far.
-        waited: evaluations since the best metric (plateau).
-        best: best metric seen (plateau).
+        factor: current factor of the learning rate (plateau).
+        waited: number of evaluations since the best metric (plateau).
+        best: best metric so far (plateau).
     """
 
     options: ScheduleOptions
@@ -57,7 +57,7 @@ class Schedule:
         return self.base * warm * SCHEDULES[o.kind](o, progress, self.factor)
 
     def observe(self, metric: float) -> None:
-        """Tells plateau the outcome of an evaluation."""
+        """Updates the state of plateau after an evaluation."""
         if SCHEDULES[self.options.kind] is not plateau:
             return
         if metric < self.best:
@@ -68,10 +68,10 @@ class Schedule:
             self.factor, self.waited = max(self.options.final, self.factor * self.options.factor), 0
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must keep."""
+        """The state for checkpoints."""
         kept = asdict(self)
         return {key: kept[key] for key in ("factor", "waited", "best")}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Takes up where `state` was taken."""
+        """Restores the result of `state`."""
         self.factor, self.waited, self.best = state["factor"], int(state["waited"]), state["best"]
