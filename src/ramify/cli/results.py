@@ -54,7 +54,7 @@ def evaluate(
     Starts under torchrun, srun and mpiexec, too. The errors are exact for any number of processes. Errors of a
     checkpoint, an export or a --file are printed; nothing is written.
     """
-    from ramify.evaluate.evaluate import Evaluator, met
+    from ramify.evaluate.evaluate import Evaluator, joined_ranks
     from ramify.recipe import load_recipe
     from ramify.report import tables as paper_tables
 
@@ -68,7 +68,7 @@ def evaluate(
     if dataset is not None or form is not None:
         raise RamifyError("--dataset and --format say how --file is read", fix="give --file, or leave them out")
     is_run = (run / "recipe.yaml").is_file()
-    with met(device) as ranks:
+    with joined_ranks(device) as ranks:
         quiet = as_json or not ranks.is_rank_zero
         with Steps(console, f"evaluate {escape(str(run))}", quiet=quiet) as steps:
             result = Evaluator(
