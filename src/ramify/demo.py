@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify import minicorpora
-from ramify.cli.console import Steps, own_errors_table, print_prepared, say_training
+from ramify.cli.console import Steps, own_errors_table, print_prepared, training_display
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.results import Evaluation
 from ramify.prepare.prepare import prepare_dataset
@@ -40,7 +40,7 @@ def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Traine
                 name, options, Path(recipe.stores), base=minicorpora.FOLDER, progress=steps.counted
             )
     print_prepared(console, manifests)
-    with Stop(recipe.train.time_limit, at_once=True) as stop, say_training(console) as (callbacks, edges):
+    with Stop(recipe.train.time_limit, at_once=True) as stop, training_display(console) as (callbacks, edges):
         trainer = start_run(recipe, path, callbacks, edges, replace(alone(recipe), stop=stop))
         trainer.fit()
     if trainer.stopped_by:

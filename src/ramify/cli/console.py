@@ -66,7 +66,7 @@ class Steps:
 
 
 @contextmanager
-def say_training(
+def training_display(
     console: Console, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
     """Shows a training: a bar of steps (lines where there is no terminal), a line per evaluation, warnings.
