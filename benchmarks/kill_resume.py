@@ -72,8 +72,8 @@ def start(folder: Path, recipe: Path, run: Path, world: int) -> list[subprocess.
     for rank in range(world):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
         env = os.environ | {"OMP_NUM_THREADS": "1"} | (place | {"MASTER_PORT": port} if world > 1 else {})
-        said = (folder / f"said-{rank}").open("wb")
-        ranks.append(subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT))
+        output = (folder / f"output-{rank}").open("wb")
+        ranks.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
     return ranks
 
 

@@ -47,8 +47,8 @@ def expected(sample: Path) -> dict[str, dict[str, object]]:
     for branch, info in model.branches.items():
         dataset = next(iter(info.datasets))
         for name in ASKED[branch]:
-            said = model.predict(STRUCTURES[name], branch, dataset=dataset)
-            plain = {k: None if v is None else np.asarray(v).tolist() for k, v in prediction_data(said).items()}
+            found = model.predict(STRUCTURES[name], branch, dataset=dataset)
+            plain = {k: None if v is None else np.asarray(v).tolist() for k, v in prediction_data(found).items()}
             found.setdefault(branch, {})[name] = plain
     return found
 

@@ -48,7 +48,7 @@ DATASETS = """\
 
 A mapping from names to datasets. A name consists of letters, digits, `-` and `_`; it becomes the name of a folder and
 of a branch. The keys in this table are common to all formats; each format has further keys.
-[Sources](sources.md) says what each format reads and which pitfalls it handles.
+[Sources](sources.md) describes the contents and pitfalls of each format.
 """
 
 Model = type[BaseModel]

@@ -106,13 +106,13 @@ def main() -> None:
         return
     memory = {}
     for form in FORMS:
-        said = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "benchmarks.step.forms", *sys.argv[1:], "--memory-of", form],
             capture_output=True,
             text=True,
             check=True,
         )
-        memory[form] = int(said.stdout)
+        memory[form] = int(done.stdout)
     shares = {form: memory[form] / memory["naive"] for form in FORMS}
     found = {**measure_times(recipe, given.steps), "memory": memory, "memory_of_naive": shares}
     print(json.dumps(found | {"threads": torch.get_num_threads(), "batch": given.batch}, indent=1))

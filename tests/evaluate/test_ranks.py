@@ -85,7 +85,7 @@ def test_a_device_that_is_not_there() -> None:
     with pytest.raises(RamifyError, match=r"--device: cuda, but PyTorch .* finds none here"), joined_ranks("cuda"):
         pass
     with joined_ranks("auto") as layout:
-        assert (layout.device, layout.rank, layout.world) == (torch.device("cpu"), 0, 1)
+        assert (layout.device, layout.rank, layout.size) == (torch.device("cpu"), 0, 1)
 
 
 def failing(at: int) -> Callable[..., None]:

@@ -160,7 +160,7 @@ def xtb_band(images: list[Atoms]) -> list[list[Array]]:
         image.calc = xtb()
     stages = []
     for steps in XTB_STAGES:
-        with suppress(CalculationFailed):  # no convergence on a strained image: go on with the path as it is
+        with suppress(CalculationFailed):  # no convergence on a strained image: keep the current path
             FIRE(NEB(images, k=1.0, method="improvedtangent"), logfile=None).run(fmax=0.05, steps=steps)
         stages.append([image.positions.copy() for image in images[1:-1]])
     return stages

@@ -23,7 +23,7 @@ from ramify.bench.figures import draw_memory
 from ramify.bench.measure import make_trainer, take_steps
 from ramify.bench.profiling.resident import forget_peak, peak_bytes, resident_bytes
 from ramify.bench.spawn import spawn
-from ramify.bench.synthetic import alike
+from ramify.bench.synthetic import equal_datasets
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.parallel.layout import Layout
@@ -160,7 +160,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _case(bench: MemoryBench, branches: int, placement: str, folder: Path) -> Case:
     if "+" in placement:
         raise RamifyError(f"placement {placement}: a single rank cannot shard an encoder", fix="leave out the +")
-    recipe, stores = alike(bench.recipe, branches, folder)
+    recipe, stores = equal_datasets(bench.recipe, branches, folder)
     return Case.of(
         recipe, stores, mode="memory", placement=placement, ranks=branches, batch=branches, warmup=0, steps=STEPS
     )

@@ -15,7 +15,7 @@ from ramify.bench.figures import draw_scaling
 from ramify.bench.measure import measure_case
 from ramify.bench.predict.speed import CALIBRATION
 from ramify.bench.spawn import spawn
-from ramify.bench.synthetic import alike, of_sizes
+from ramify.bench.synthetic import equal_datasets, of_sizes
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.parallel.startup.launch import detect_launcher
@@ -65,7 +65,7 @@ class Sweep:
     def data(self, folder: Path) -> tuple[Recipe, dict[str, Path]]:
         """The recipe and its stores; synthetic stores are made in `folder`."""
         if self.branches is not None:
-            return alike(self.recipe, self.branches, folder)
+            return equal_datasets(self.recipe, self.branches, folder)
         return of_sizes(self.recipe, self.sizes, folder)
 
     def cases(self, recipe: Recipe, stores: Mapping[str, Path], ranks: Sequence[int]) -> Iterator[Case]:
@@ -91,7 +91,7 @@ class Sweep:
         """Cases with few and many structures and one or several branches, which determine the costs per step, per
         branch and per operation."""
         for branches in CALIBRATED_BRANCHES:
-            recipe, stores = alike(self.recipe, branches, folder)
+            recipe, stores = equal_datasets(self.recipe, branches, folder)
             for batch in (CALIBRATED_BRANCHES[-1], 2 * CALIBRATED_BRANCHES[-1]):
                 yield Case.of(
                     recipe,

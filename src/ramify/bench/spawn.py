@@ -52,8 +52,8 @@ def _start(
     command = [sys.executable, "-m", "ramify", "bench", verb, str(folder / "case.json"), str(folder / "found.json")]
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     env = os.environ | meeting | {key: str(value) for key, value in (place | {"OMP_NUM_THREADS": threads}).items()}
-    with (folder / f"said-{rank}").open("wb") as said:
-        return subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT)
+    with (folder / f"output-{rank}").open("wb") as output:
+        return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, deadline: float, limit: float) -> None:
@@ -62,9 +62,9 @@ def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, deadline: floa
         ended = [process.poll() for process in processes]
         failed = [rank for rank, status in enumerate(ended) if status]
         if failed:
-            said = (folder / f"said-{failed[0]}").read_text(encoding="utf-8", errors="replace")
+            output = (folder / f"output-{failed[0]}").read_text(encoding="utf-8", errors="replace")
             raise RamifyError(
-                f"rank {failed[0]} of {len(processes)} ended with status {ended[failed[0]]}:\n{said[-2000:]}"
+                f"rank {failed[0]} of {len(processes)} ended with status {ended[failed[0]]}:\n{output[-2000:]}"
             )
         if all(status == 0 for status in ended):
             return

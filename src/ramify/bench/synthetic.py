@@ -31,7 +31,7 @@ ROUNDS = 12
 """Bisection steps for the side of the cube: to 1e-3 of the side, 1 % of the neighbours."""
 
 
-def alike(recipe: Recipe, branches: int, folder: Path) -> tuple[Recipe, dict[str, Path]]:
+def equal_datasets(recipe: Recipe, branches: int, folder: Path) -> tuple[Recipe, dict[str, Path]]:
     """The recipe with `branches` datasets of the size `ALIKE` instead of its own, each with its own branch.
 
     Returns:

@@ -24,8 +24,8 @@ app = typer.Typer(
 about = typer.Typer()
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         console.print(__version__)
         raise typer.Exit
 

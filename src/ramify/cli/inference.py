@@ -132,14 +132,14 @@ def relax(
     from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.relax import RelaxOptions, relax_file
 
-    def say(index: int, formula: str, found: "Relaxation | None", why: str) -> None:
+    def show(index: int, formula: str, found: "Relaxation | None", why: str) -> None:
         if not as_json:
             console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
 
     options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer)
     calculator = Calculator(_load(model, checkpoint, device, precision), branch, dataset=dataset)
     with _warnings_shown():
-        progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=say)
+        progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=show)
     _print_written(out, progress, as_json)
 
 
@@ -240,7 +240,7 @@ def _print_written(out: Path, progress: "OutputProgress", as_json: bool) -> None
 @contextmanager
 def _warnings_shown() -> Iterator[None]:
     """Prints Ramify's warnings as lines, each text once."""
-    said = set()
+    printed = set()
 
     def show(
         message: Warning | str,
@@ -250,8 +250,8 @@ def _warnings_shown() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, RamifyWarning) and str(message) not in said:
-            said.add(str(message))
+        if issubclass(category, RamifyWarning) and str(message) not in printed:
+            printed.add(str(message))
             console.print(f"[bold yellow]warning:[/bold yellow] {escape(str(message))}", soft_wrap=True)
 
     with warnings.catch_warnings():

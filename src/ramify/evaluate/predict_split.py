@@ -93,8 +93,8 @@ def split_batches(
     reader: SplitReader, dtype: torch.dtype, *, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
     """The batches of a split assigned to `rank` of `world`: (number in the split, indices, batch)."""
-    for turn, (indices, batch) in enumerate(reader.batches(ATOMS_AT_ONCE, dtype, first=rank, step=world)):
-        yield rank + turn * world, indices, batch
+    for k, (indices, batch) in enumerate(reader.batches(ATOMS_AT_ONCE, dtype, first=rank, step=world)):
+        yield rank + k * world, indices, batch
 
 
 Numbered = tuple[int, dict[str, Any]]

@@ -45,7 +45,7 @@ def write_part(
         arrays[name + PREDICTED] = np.concatenate([seen.predicted[name] for _, seen in kept]).astype(kind)
     with disk_full_named(folder):
         folder.mkdir(exist_ok=True)
-        np.savez(_part(folder, dataset, rank), **arrays)  # type: ignore[arg-type]  # the stubs know no names
+        np.savez(_part(folder, dataset, rank), **arrays)  # type: ignore[arg-type]  # the stubs lack keyword names
 
 
 def merge_parts(parts: Path, folder: Path, reader: SplitReader, trivial: Trivial, world: int) -> None:
@@ -71,7 +71,7 @@ def merge_parts(parts: Path, folder: Path, reader: SplitReader, trivial: Trivial
     joined["energy_trivial"] = shift / structures.n_atoms
     joined |= {"n_atoms": structures.n_atoms, "numbers": structures.numbers}
     joined["names"] = np.array([structures.name(i) for i in range(len(structures))])
-    np.savez_compressed(folder / f"{reader.dataset}.npz", **joined)  # type: ignore[arg-type]  # the stubs know no names
+    np.savez_compressed(folder / f"{reader.dataset}.npz", **joined)  # type: ignore[arg-type]  # the stubs lack keyword names
 
 
 def _part(folder: Path, dataset: str, rank: int) -> Path:

@@ -45,7 +45,7 @@ def subject_of_saved(saved: Saved, stores: Path | None) -> Subject:
         named = ", ".join(name for group in saved.branches.values() for name in group)
         raise RamifyError(
             f"{folder} holds no store of a dataset of {saved.path} ({named})",
-            fix="say where the stores are with --stores, or evaluate a file with labels with --file",
+            fix="name the folder of the stores with --stores, or evaluate a labelled file with --file",
         )
     branches = {branch: list(group) for branch, group in saved.branches.items()}
     return Subject(network, options.encoder, branches, found, saved.step)

@@ -53,7 +53,7 @@ def results(sums: Sums) -> dict[str, dict[str, float]]:
 
 def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Text for the terminal: one line per quantity."""
-    said = []
+    texts = []
     for name, unit in UNITS.items():
         if name in found:
             entry = found[name]
@@ -61,8 +61,8 @@ def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
             if name == "forces":
                 parts = [f"{axis} {found[f'forces_{axis}']['mae']:.4g}" for axis in AXES]
                 line += f" per component (MAE of {', '.join(parts)})"
-            said.append(f"{line}, {entry['count']:.0f} {'structures' if name.startswith('energy') else 'components'}")
-    return said
+            texts.append(f"{line}, {entry['count']:.0f} {'structures' if name.startswith('energy') else 'components'}")
+    return texts
 
 
 def _label(atoms: Atoms, name: str, shape: tuple[int, ...]) -> NDArray[np.float64] | None:

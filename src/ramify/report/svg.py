@@ -115,7 +115,7 @@ class Canvas:
     figure: Figure = field(init=False)
 
     def __enter__(self) -> Canvas:
-        self._style = rc_context(STYLE)  # type: ignore[arg-type]  # the stubs know only literal keys
+        self._style = rc_context(STYLE)  # type: ignore[arg-type]  # the stubs accept literal keys only
         self._style.__enter__()
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
         self.figure = Figure(figsize=(self.width / 72, self.height / 72), dpi=SVG_DPI, layout=layout)

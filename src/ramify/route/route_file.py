@@ -39,11 +39,11 @@ class Line:
         """Text for the terminal."""
         chosen, spread = self.choice, self.spread
         head = f"{self.index:5d} {self.formula}: "
-        said = f"{chosen.branch} ({chosen.confidence:.2f})" if chosen.branch else f"abstains, {chosen.why}"
+        result = f"{chosen.branch} ({chosen.confidence:.2f})" if chosen.branch else f"abstains, {chosen.why}"
         if spread.energy is None:
-            return head + said
+            return head + result
         apart = f"; {len(spread.branches)} branches apart by {spread.energy:.3f} eV/atom"
-        return head + said + apart + ("" if spread.forces is None else f", {spread.forces:.3f} eV/Å")
+        return head + result + apart + ("" if spread.forces is None else f", {spread.forces:.3f} eV/Å")
 
 
 def route_file(model: Model, path: Path, confident: float = CONFIDENT, form: str | None = None) -> Iterator[Line]:

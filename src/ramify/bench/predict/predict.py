@@ -87,7 +87,7 @@ class ScalingPrediction:
         """Strong scaling with the number of equal branches, with the mean size of the datasets."""
         ranks, found = GROWTH_RANKS, []
         for count in self.branches:
-            recipe, sizes = _alike(self.recipe, self.sizes, count)
+            recipe, sizes = _mean_datasets(self.recipe, self.sizes, count)
             model = profile_model(recipe, {name: size.spread for name, size in sizes.items()})
             seconds = self._seconds(recipe, sizes, model, ranks, self.total)
             parameters = {"encoder_parameters": model.encoder, "branch_parameters": sum(model.branches.values())}
@@ -142,7 +142,9 @@ def _load(cost: Any, placement: Placement, recipe: Recipe, model: ModelProfile) 
     return Load(busy * cost.operations, with_structures, cost.weights / model.itemsize, tuple(messages))
 
 
-def _alike(recipe: Recipe, sizes: Mapping[str, DatasetSize], count: int) -> tuple[Recipe, dict[str, DatasetSize]]:
+def _mean_datasets(
+    recipe: Recipe, sizes: Mapping[str, DatasetSize], count: int
+) -> tuple[Recipe, dict[str, DatasetSize]]:
     """The recipe with `count` datasets of the mean size of its own datasets."""
     known = list(sizes.values())
     if not known:
