@@ -1,5 +1,5 @@
 #!/bin/sh
-# All figures of docs/data.md, into a folder. Two free cores, 12 GB of memory; 4 GB of disk, and 15 GB for the last line.
+# Measures all results of docs/data.md. Needs two free cores, 12 GB of memory, 4 GB of disk, and 15 GB for the last part.
 #     benchmarks/data.sh results
 set -eu
 out=${1:-data-results}
@@ -12,7 +12,7 @@ done
 # training from every kind of store, and faults
 $python -m pytest -q --junit-xml "$out/tests.xml" tests/train/test_store_forms.py tests/store/test_forms.py \
     tests/store/test_store.py tests/store/test_replace.py tests/store/test_node_memory.py tests/store/test_distributed.py
-# 24 million structures, 15 GB of disk for some minutes; leave out with LARGE=0
+# 24 million structures, 15 GB of disk for some minutes; skipped with LARGE=0
 if [ "${LARGE:-24000000}" != 0 ]; then
     $python -m benchmarks.data --parts scale --large "${LARGE:-24000000}" --folder "$out" --out "$out/scale.json"
 fi

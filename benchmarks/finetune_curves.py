@@ -1,23 +1,24 @@
-"""What pre-training is worth: fine-tuning on few structures of one dataset against starting from random numbers.
+"""Benefit of pre-training: fine-tuning on few structures of one dataset, compared with training from scratch.
 
 For each of the five datasets of the benchmark `five` in turn: pre-trains on the other four, fine-tunes on 50, 100, 200
-and all training structures of this one, and trains from scratch on the same structures for as many steps. Then, with
-one number of structures, fine-tunes with replay, and measures what the old branches lose with it and without it.
+and all training structures of this one, and trains from scratch on the same structures for as many steps. Then,
+with one number of structures, it fine-tunes with replay, and measures the errors of the old branches with and without
+replay.
 
     python benchmarks/finetune_curves.py --data five --out finetune-curves
     python benchmarks/finetune_curves.py --data five --out finetune-curves --only qm7x        # one dataset
     python benchmarks/finetune_curves.py --data five --out finetune-curves --only pre-qm7x    # one part
 
-Every part is done once: its result lies in OUT/parts, and the program may be stopped and called again at any time.
-Writes OUT/curves.json, curves.md, curves.svg and curves.png from the parts that are there. All errors are those of the
-whole test splits, energy in eV/atom after references, forces in eV/Å per component; weights are the best ones by the
-whole validation split of the dataset, for both alike. Subsets are drawn at random and nested, after enough structures
-to see every element of the dataset once (19 of `mad`, 1 to 3 of the others).
+Every part is done once: its result is kept in OUT/parts, and the program can be stopped and restarted at any time.
+Writes OUT/curves.json, curves.md, curves.svg and curves.png from the finished parts. All errors are those on the whole
+test splits, energy in eV/atom after references, forces in eV/Å per component, with the best weights on the whole
+validation split of the dataset in both cases. Subsets are random and nested, and begin with enough structures to
+contain every element of the dataset (19 of `mad`, 1 to 3 of the others).
 
-Cost on one core, extrapolated from parts of 20 steps on a busy machine, for the default setting, which is the one to
-take: 25 minutes for the five pre-trainings of 8 passes, 15 for the 40 runs of 300 steps, 5 for replay, 5 for errors and
-stores; about 50 minutes in all. With `--layers 4 --width 128`, the model of the accuracy benchmark, two to three times
-as long.
+Cost on one core, extrapolated from parts of 20 steps on a busy machine, for the recommended default
+setting: 25 minutes for the five pre-trainings of 8 passes, 15 for the 40 runs of 300 steps, 5 for replay, 5 for errors
+and stores; about 50 minutes in total. With `--layers 4 --width 128`, the model of the accuracy benchmark, two to three
+times as long.
 """
 
 import argparse
@@ -48,14 +49,14 @@ from ramify.train.reporting import Callbacks
 from ramify.train.start import start_run
 
 START = {"wb97x": "qm7x", "qm7x": "wb97x", "orca_pbe": "wb97x", "mlearn": "mad", "mad": "mlearn"}
-"""The branch that each dataset's own starts from: the one whose structures are most like it."""
+"""The branch that the branch of each dataset starts from: the one with the most similar structures."""
 ALL = "all"
 PASSES = 4
-"""Evaluations during a fine-tuning or a training from scratch."""
+"""Number of evaluations during a fine-tuning or a training from scratch."""
 
 
 class Benchmark:
-    """The parts of the benchmark, by name; each is a function of the options and of the parts it needs."""
+    """The parts of the benchmark by name; each depends on the options and on other parts."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -67,7 +68,7 @@ class Benchmark:
             self.base["model"][head] |= {"layers": 2, "width": options.width}
 
     def parts(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """All parts in the order they are done in."""
+        """All parts in execution order."""
         found: dict[str, Callable[[], dict[str, Any]]] = {}
         for target in self.options.datasets:
             found[f"pre-{target}"] = lambda target=target: self.pretrain(target)
@@ -80,10 +81,10 @@ class Benchmark:
         return found
 
     def do(self, name: str) -> dict[str, Any]:
-        """The result of a part, worked out if it is not there yet."""
+        """The result of a part, computed if it is not available yet."""
         path = self.out / "parts" / f"{name}.json"
         if not path.is_file():
-            shutil.rmtree(self.out / "runs" / name, ignore_errors=True)  # of an attempt that was cut off
+            shutil.rmtree(self.out / "runs" / name, ignore_errors=True)  # left by an interrupted program
             begun = time.process_time()
             result = self.parts()[name]()
             seconds = round(time.process_time() - begun, 1)
@@ -93,7 +94,7 @@ class Benchmark:
         return found
 
     def pretrain(self, target: str) -> dict[str, Any]:
-        """Four datasets."""
+        """Pre-trains on the four other datasets."""
         others = [name for name in self.base["datasets"] if name != target]
         recipe = self.recipe(dict.fromkeys(others, ALL), epochs=self.options.passes, evaluate_every=1.0)
         trainer = start_run(recipe, self.out / "runs" / f"pre-{target}", Callbacks())
@@ -101,7 +102,7 @@ class Benchmark:
         return {"target": target, "kind": "pre", "steps": trainer.progress.step, "datasets": others}
 
     def tuned(self, target: str, size: str, mode: str) -> dict[str, Any]:
-        """Fine-tuned on `size` structures, with the old datasets mixed in or without."""
+        """Fine-tunes on `size` structures, with or without the old datasets."""
         self.do(f"pre-{target}")
         pre, path = self.out / "runs" / f"pre-{target}", self.out / "runs" / self.run_name(target, size, mode)
         datasets = {target: size}
@@ -128,7 +129,7 @@ class Benchmark:
         return result
 
     def scratch(self, target: str, size: str) -> dict[str, Any]:
-        """The same structures and steps, from random numbers."""
+        """Trains from scratch on the same structures for the same number of steps."""
         path = self.out / "runs" / f"{target}-{size}-scratch"
         recipe = self.recipe({target: size}, lr=self.options.scratch_lr, max_steps=self.options.steps)
         trainer = start_run(recipe, path, Callbacks())
@@ -139,11 +140,11 @@ class Benchmark:
 
     @staticmethod
     def run_name(target: str, size: str, mode: str) -> str:
-        """A run has the name of its part."""
+        """Name of the run of a part."""
         return f"{target}-{size}-{'replay' if mode == 'replay' else 'tuned'}"
 
     def test_error(self, run: Path, name: str) -> FinetuneRow:
-        """Of the best weights of a run on the whole test split of a dataset."""
+        """Error of the best weights of a run on the whole test split of a dataset."""
         recipe = load_recipe(run / "recipe.yaml")
         encoder = recipe.model.encoder
         store, branch = open_stores(recipe)[name], recipe.branch_of_datasets()[name]
@@ -152,12 +153,12 @@ class Benchmark:
         return OldData({(branch, name): reader}, ()).rows(load(run), World())[0]
 
     def recipe(self, datasets: Mapping[str, str], *, new: str | None = None, lr: float = 0.0, **train: Any) -> Recipe:
-        """A recipe over subsets of datasets, which are prepared if they are not yet.
+        """A recipe for subsets of datasets, which are prepared if necessary.
 
         Args:
-            datasets: size of each.
-            new: the dataset that makes up half of every batch, which is then twice as large.
-            lr: learning rate; that of `five` where it is 0.
+            datasets: size of each dataset.
+            new: the dataset that forms half of every batch, which is then twice as large.
+            lr: learning rate; that of `five` if 0.
             train: keys of `train`.
         """
         o = self.options
@@ -183,7 +184,7 @@ class Benchmark:
         return parse_recipe(content, "benchmark")
 
     def entry(self, name: str, size: str) -> dict[str, Any]:
-        """The recipe entry of a dataset cut down to `size` training structures."""
+        """The recipe entry of a dataset with `size` training structures."""
         data = Path(self.options.data) / name
         splits = {split: str(data / f"{split}.extxyz") for split in ("train", "val", "test")}
         if size != ALL:
@@ -191,7 +192,8 @@ class Benchmark:
         return {"format": "extxyz", "path": splits, "group_key": "group"}
 
     def prepared(self, name: str, size: str, stores: Path) -> int:
-        """Prepares a store below `stores`, or links to that of the whole dataset; its training structures."""
+        """Prepares a store below `stores`, or links to that of the whole dataset; returns its number of training
+        structures."""
         entry = parse_recipe({"datasets": {name: self.entry(name, size)}}, "benchmark").datasets[name]
         if size != ALL:
             self.cut(name, int(size))
@@ -215,7 +217,7 @@ class Benchmark:
 
 
 def split_frames(text: str) -> Iterator[str]:
-    """The frames of an extended XYZ file as they stand in it."""
+    """The frames of an extended XYZ file as text."""
     lines = text.splitlines(keepends=True)
     at = 0
     while at < len(lines):
@@ -225,8 +227,8 @@ def split_frames(text: str) -> Iterator[str]:
 
 
 def drawn(elements: Sequence[set[str]], seed: int) -> list[int]:
-    """All structures in a random order, but first enough to see every element: the rarest missing one again and again,
-    in the structure that brings most of the missing ones."""
+    """All structures in random order, after enough structures to contain every element: for the rarest missing element,
+    the structure with the most missing elements, repeatedly."""
     count: dict[str, int] = {}
     for symbols in elements:
         for symbol in sorted(symbols):
@@ -243,19 +245,19 @@ def drawn(elements: Sequence[set[str]], seed: int) -> list[int]:
 
 
 def results(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """Of all parts that are done."""
+    """The results of all finished parts."""
     paths = [benchmark.out / "parts" / f"{name}.json" for name in benchmark.parts()]
     return [json.loads(path.read_text()) for path in paths if path.is_file()]
 
 
 def ratio(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Geometric mean over energy and forces of the errors of `one` over those of `other`."""
+    """Geometric mean over energy and forces of the ratios of the errors of `one` to those of `other`."""
     test, against = one["test"], other["test"]
     return math.sqrt(test["energy_mae"] / against["energy_mae"] * test["forces_mae"] / against["forces_mae"])
 
 
 def lost(part: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """By old branch, how much larger its errors have become."""
+    """Increase of the errors of each old branch."""
     after = {row["branch"]: row for row in part["old_after"]}
     return [
         {
@@ -298,7 +300,7 @@ def markdown(parts: Sequence[Mapping[str, Any]], options: argparse.Namespace) ->
 
 
 def draw(parts: Sequence[Mapping[str, Any]], options: argparse.Namespace, out: Path) -> None:
-    """Errors against structures: a column for each dataset, energies above forces."""
+    """Draws errors against numbers of structures: a column for each dataset, energies above forces."""
     kinds = {"tuned": "fine-tuned", "scratch": "from scratch"}
     color = colors(list(kinds))
     words = []
@@ -326,22 +328,22 @@ def draw(parts: Sequence[Mapping[str, Any]], options: argparse.Namespace, out: P
 
 
 def arguments() -> argparse.Namespace:
-    """From the command line."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", required=True, help="folder with DATASET/{train,val,test}.extxyz")
     parser.add_argument("--out", default="finetune-curves")
     parser.add_argument("--only", default="", help="parts whose names are this or begin with `this-`")
     parser.add_argument("--datasets", nargs="+", default=list(START), choices=list(START))
     parser.add_argument("--sizes", nargs="+", default=["50", "100", "200", ALL])
-    parser.add_argument("--replayed", default="200", help="structures of the fine-tunings with and without replay")
-    parser.add_argument("--passes", type=float, default=8.0, help="over four datasets, in the pre-training")
-    parser.add_argument("--steps", type=int, default=300, help="of every fine-tuning and training from scratch")
+    parser.add_argument("--replayed", default="200", help="structures in fine-tunings with and without replay")
+    parser.add_argument("--passes", type=float, default=8.0, help="passes over four datasets in the pre-training")
+    parser.add_argument("--steps", type=int, default=300, help="steps of every fine-tuning and training from scratch")
     parser.add_argument("--replay-steps", type=int, default=1200)
     parser.add_argument("--replay-old-rate", type=float, default=0.25, help="finetune.old_rate of replay")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3, help="of fine-tunings")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of fine-tunings")
     parser.add_argument("--scratch-lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -349,14 +351,14 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Does what is left to do, and writes tables and figure."""
+    """Runs the missing parts, and writes tables and figure."""
     options = arguments()
     torch.set_num_threads(options.threads)
     benchmark = Benchmark(options)
     kept = benchmark.out / "setting.json"
     setting = {k: v for k, v in vars(options).items() if k not in ("only", "out", "datasets")}
     if kept.is_file() and json.loads(kept.read_text()) != setting:
-        raise SystemExit(f"{kept} says that the parts there were made with other options; choose another --out")
+        raise SystemExit(f"{kept}: these parts were made with other options; choose another --out")
     write_json(kept, setting)
     for name in benchmark.parts():
         if not options.only or name == options.only or name.startswith(f"{options.only}-"):

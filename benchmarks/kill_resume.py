@@ -1,13 +1,13 @@
-"""Kills a training of several ranks (SIGKILL) at random moments, again and again, and reads what is left. Prints JSON.
+"""Kills a training on several ranks (SIGKILL) repeatedly at random moments, and checks the checkpoints. Prints JSON.
 
-The ranks train on three embedded datasets, one branch each as far as they go, with a checkpoint every few steps of a
-model large enough that writing it takes a good part of the time. Each round waits for a random moment, kills one rank
-or all, reads everything that the run's latest and best checkpoint hold, and goes on with another number of ranks. At
-the end a run that nobody killed, on one process, is compared.
+The ranks train on three embedded datasets, one branch per rank if there are enough, with a checkpoint every few steps
+of a model so large that writing it takes a large part of the time. Each round waits for a random time, kills one rank
+or all, reads the latest and the best checkpoint of the run completely, and continues with another number of ranks.
+Finally, the result is compared with an uninterrupted run on one process.
 
     python benchmarks/kill_resume.py --kills 20
 
-Exits with status 1 where a run could not be read or gone on with, or more than one checkpoint interval was lost.
+Exits with status 1 if a run could not be read or continued, or if more than one checkpoint interval was lost.
 """
 
 import argparse
@@ -72,26 +72,26 @@ def start(folder: Path, recipe: Path, run: Path, world: int) -> list[subprocess.
     for rank in range(world):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
         env = os.environ | {"OMP_NUM_THREADS": "1"} | (place | {"MASTER_PORT": port} if world > 1 else {})
-        said = (folder / f"said-{rank}").open("wb")
-        ranks.append(subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT))
+        output = (folder / f"output-{rank}").open("wb")
+        ranks.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
     return ranks
 
 
 def reached(run: Path) -> int:
-    """The last step that metrics.jsonl tells of."""
+    """The last step in metrics.jsonl."""
     if not (run / "metrics.jsonl").exists():
         return 0
     steps = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
         try:
             steps.append(json.loads(line)["step"])
-        except ValueError:  # it was killed while it wrote
+        except ValueError:  # an incomplete line
             continue
     return max(steps, default=0)
 
 
 def read_all(run: Path) -> int:
-    """Reads both checkpoints whole; the step of the latest, 0 before the first."""
+    """Reads both checkpoints completely; returns the step of the latest, 0 before the first."""
     folder = run / "checkpoints"
     for name in (pointers := read_pointers(folder)):
         checkpoint = open_checkpoint(folder / name)
@@ -101,7 +101,7 @@ def read_all(run: Path) -> int:
 
 
 def kill_once(folder: Path, recipe: Path, run: Path, world: int, chance: random.Random) -> dict[str, Any]:
-    """One round: what was killed when, and what was left."""
+    """One round; returns the killed ranks, the time and the state of the run."""
     began, target = reached(run), chance.randint(1, 3 * EVERY)
     ranks = start(folder, recipe, run, world)
     first, taken = 0.0, 0
@@ -109,7 +109,7 @@ def kill_once(folder: Path, recipe: Path, run: Path, world: int, chance: random.
         time.sleep(0.002)
         taken = reached(run) - began
         first = first or (time.monotonic() if taken > 0 else 0.0)
-    # a moment within the next two steps, or the checkpoint between them
+    # a time within the next two steps, or in the checkpoint between them
     time.sleep(chance.uniform(0, 2) * (time.monotonic() - first) / max(1, taken - 1))
     victims = [chance.choice(ranks)] if chance.random() < 0.5 else ranks
     for victim in victims:
@@ -129,7 +129,7 @@ def kill_once(folder: Path, recipe: Path, run: Path, world: int, chance: random.
 
 
 def largest_difference(run: Path, other: Path) -> float:
-    """Of any weight or moment, relative to the largest number of its tensor."""
+    """Largest difference of a weight or moment, relative to the largest value in its tensor."""
     found, expected = (open_checkpoint(path / "checkpoints/latest").training() for path in (run, other))
     assert set(found) == set(expected)
     worst = 0.0
@@ -140,10 +140,10 @@ def largest_difference(run: Path, other: Path) -> float:
 
 
 def main() -> None:
-    """Does `--kills` rounds."""
+    """Runs `--kills` rounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3, 1], help="of one round after the other")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3, 1], help="numbers of ranks of successive rounds")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)

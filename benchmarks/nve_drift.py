@@ -1,4 +1,4 @@
-"""How well a conservative branch conserves energy: NVE from a relaxed structure. Prints JSON.
+"""Conservation of energy by a conservative branch: NVE from a relaxed structure. Prints JSON.
 
     python benchmarks/nve_drift.py --model runs/mtl --branch orca_pbe --structures five/orca_pbe/test.extxyz --index 0
 
@@ -35,7 +35,7 @@ def main() -> None:
     calculator = ramify.Calculator(ramify.load(options.model, precision=options.precision), options.branch)
     start = relax(ase.io.read(options.structures, options.index), calculator, RelaxOptions(fmax=0.01))
     atoms = start.atoms.copy()
-    # twice the temperature: half of the kinetic energy goes into the springs
+    # twice the temperature: half of the kinetic energy becomes potential energy
     how = DynamicsOptions(temperature=2 * options.temperature, timestep=options.timestep, steps=options.steps)
     searches, begun, cpu = calculator.neighbors.searches, time.perf_counter(), time.process_time()
     report = simulate(atoms, calculator, how)

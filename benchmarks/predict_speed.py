@@ -1,10 +1,10 @@
-"""How many structures per second batched prediction gives, against a loop over an ASE calculator. Prints JSON.
+"""Structures per second of batched prediction, compared with a loop over an ASE calculator. Prints JSON.
 
     OMP_NUM_THREADS=1 python benchmarks/predict_speed.py --model runs/mtl --branch orca_pbe
 
-The structures are molecules of ASE's G2 set of elements that the branch knows, up to `--largest` atoms, in turn, each
-moved a little. The loop runs over a part of them. Energies and forces are asked for; reading and writing files is not
-in it.
+The structures are molecules of the G2 set of ASE with elements of the branch and up to `--largest` atoms, repeated with
+small random displacements. The loop runs over a part of them. Energies and forces are predicted; reading and writing of
+files is not included.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from ramify.inference.model import Model
 
 
 def make_molecules(elements: set[str], count: int, largest: int) -> list[Atoms]:
-    """`count` molecules, each another."""
+    """`count` different molecules."""
     rng = np.random.default_rng(0)
     kinds = [molecule(name) for name in g2.names]
     kinds = [a for a in kinds if 2 <= len(a) <= largest and set(a.get_chemical_symbols()) <= elements]
@@ -37,14 +37,14 @@ def make_molecules(elements: set[str], count: int, largest: int) -> list[Atoms]:
 
 
 def batched(model: Model, branch: str, images: list[Atoms]) -> tuple[dict[str, float], np.ndarray]:
-    """All at once."""
+    """Predicts all structures in batches."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = model.predict(images, branch)
     return _rates(len(images), wall, cpu), found.energy
 
 
 def one_by_one(model: Model, branch: str, images: list[Atoms]) -> tuple[dict[str, float], np.ndarray]:
-    """By a calculator."""
+    """Predicts one structure after the other with a calculator."""
     calculator = ramify.Calculator(model, branch)
     energies = []
     wall, cpu = time.perf_counter(), time.process_time()
@@ -65,7 +65,7 @@ def main() -> None:
     arguments.add_argument("--model", type=Path, required=True)
     arguments.add_argument("--branch", required=True)
     arguments.add_argument("--count", type=int, default=10_000)
-    arguments.add_argument("--loop", type=int, default=500, help="structures of the loop")
+    arguments.add_argument("--loop", type=int, default=500, help="number of structures in the loop")
     arguments.add_argument("--largest", type=int, default=6, help="atoms")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--device", default="cpu")
@@ -75,7 +75,7 @@ def main() -> None:
     model = ramify.load(options.model, device=options.device)
     elements = {e for info in model.branches[options.branch].datasets.values() for e in info.elements}
     images = make_molecules(elements, options.count, options.largest)
-    batched(model, options.branch, images[:200])  # warm
+    batched(model, options.branch, images[:200])  # warm-up
     one_by_one(model, options.branch, images[:20])
     fast, energies = batched(model, options.branch, images)
     slow, same = one_by_one(model, options.branch, images[: options.loop])

@@ -1,13 +1,13 @@
-"""How fast `prepare` is: a large file in the layout of ANI-1x becomes a store, everything included. Prints JSON.
+"""Speed of `prepare` with a large file in the layout of ANI-1x, all stages included. Prints JSON.
 
-The file repeats the rows of the embedded corpus with a little noise on the positions; the energy follows to first
-order (dE = -F dx), so that no row is a duplicate and the energy-force slope stays 1. Preparing runs in a process
-of its own with one thread; the source file is read before, so that the disk is not what is measured.
+The file repeats the rows of the embedded corpus with small noise on the positions; the energy follows to first order
+(dE = -F dx), so that no row is a duplicate and the energy-force slope stays 1. Preparation runs in a separate process
+with one thread; the source file is read before, so that the disk is not measured.
 
     OMP_NUM_THREADS=1 python benchmarks/prepare_speed.py --structures 400000 --mptrj-mb 300 --workers 2
 
-`--mptrj-mb` prepares a large file in the layout of MPtrj too, beside merely cutting and parsing the same file. Its
-atoms stand at random, so the gates on distances and energies are opened wide; they do their work all the same.
+`--mptrj-mb` also prepares a large file in the layout of MPtrj, and compares with parsing the same file. Its atomic
+positions are random, so the gates on distances and energies have wide limits; they are still evaluated.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ROWS_AT_ONCE = 20_000
 
 
 def make_file(path: Path, structures: int) -> int:
-    """Writes at least `structures` usable rows, every composition as often as any other; returns their number."""
+    """Writes at least `structures` usable rows, equally many of every composition; returns their number."""
     rng = np.random.default_rng(0)
     made = 0
     with h5py.File(FILES["ani1x_mini"]) as source, h5py.File(path, "w") as target:
@@ -63,12 +63,12 @@ WIDE_GATES = {"gates": {"min_distance": 0, "energy_outlier": 1e9}}
 
 
 def prepare(source: Path, stores: Path, name: str = "ani1x", workers: int = 1) -> dict[str, Any]:
-    """Prepares the file and says how long it took, how much memory it needed and what came out."""
+    """Prepares the file; returns time, memory and the resulting numbers."""
     keys = {"format": name, "path": str(source)} | (WIDE_GATES if name == "mptrj" else {})
     options = formats()[name].options.model_validate(keys)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with start_workers(workers) as started:
-        list(started.results(abs, range(4 * workers)))  # starting them is not measured
+        list(started.results(abs, range(4 * workers)))  # starting the processes is not measured
         wall, cpu = time.perf_counter(), time.process_time()
         manifest = prepare_dataset(name, options, stores, base=Path(), workers=started)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -87,7 +87,7 @@ def prepare(source: Path, stores: Path, name: str = "ani1x", workers: int = 1) -
 
 
 def alone() -> ProcessPoolExecutor:
-    """A process of its own, so that its peak memory is known."""
+    """A separate process, so that its peak memory is known."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -95,8 +95,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--structures", type=int, default=400_000)
     arguments.add_argument("--mptrj-mb", type=float, default=0, metavar="MB")
-    arguments.add_argument("--workers", type=int, default=1, help="processes that read; processor time is of one only")
-    arguments.add_argument("--folder", type=Path, help="where the temporary files go")
+    arguments.add_argument("--workers", type=int, default=1, help="reading processes; processor time is of one")
+    arguments.add_argument("--folder", type=Path, help="folder for temporary files")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source = Path(name) / "ani1x-large.h5"

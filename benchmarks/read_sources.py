@@ -1,7 +1,8 @@
-"""How fast the readers are: ANI-1x in structures/s, QM7-X too, MPtrj beside merely parsing the same file. Prints JSON.
+"""Speed of the readers: ANI-1x and QM7-X in structures/s, MPtrj compared with parsing the same file. Prints JSON.
 
-The large files are made from the embedded corpora (positions with a little noise, so that no two rows are equal) in a
-temporary folder, outside the times given. Each reading runs in a process of its own, so that its peak memory is known.
+The large files are made from the embedded corpora (with small noise on the positions, so that no two rows are equal)
+in a temporary folder; this time is not included. Each reading runs in a separate process, so that its peak memory is
+known.
 
     python benchmarks/read_sources.py --ani1x 500000 --qm7x 20000 --mptrj-mb 300
 """
@@ -53,7 +54,7 @@ def make_qm7x(path: Path, structures: int) -> None:
 
 
 def make_mptrj(path: Path, megabytes: float) -> None:
-    """Writes materials of 4 to 60 atoms, 8 frames each, in MPtrj's layout until the file is that large."""
+    """Writes materials of 4 to 60 atoms, 8 frames each, in the layout of MPtrj, until the file has the size."""
     source = list(json.loads((CORPORA / "mptrj_mini/MPtrj_mini.json").read_text()).values())
     rng = np.random.default_rng(0)
     with path.open("w") as file:
@@ -76,19 +77,19 @@ def make_mptrj(path: Path, megabytes: float) -> None:
 
 
 def read(name: str, path: Path, keys: dict[str, Any]) -> int:
-    """Reads the whole file; returns the number of structures."""
+    """Reads the file; returns the number of structures."""
     found = formats()[name]
     chunks = found.read(path, found.options.model_validate({"format": name, "path": str(path)} | keys), Quarantine())
     return sum(len(chunk) for chunk in chunks)
 
 
 def parse(path: Path) -> int:
-    """Cuts and parses the JSON text and does nothing with it; returns the number of frames."""
+    """Splits and parses the JSON text only; returns the number of frames."""
     return sum(len(item.value) for item in items(path))
 
 
 def measured(work: Callable[..., int], *args: Any) -> dict[str, float]:
-    """Wall and processor time and peak memory of `work` in a process of its own."""
+    """Wall time, processor time and peak memory of `work` in a separate process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (work, args))
 
@@ -108,7 +109,7 @@ def main() -> None:
     arguments.add_argument("--ani1x", type=int, default=0, metavar="STRUCTURES")
     arguments.add_argument("--qm7x", type=int, default=0, metavar="STRUCTURES")
     arguments.add_argument("--mptrj-mb", type=float, default=0, metavar="MB")
-    arguments.add_argument("--folder", type=Path, help="where the temporary files go")
+    arguments.add_argument("--folder", type=Path, help="folder for temporary files")
     options = arguments.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -1,10 +1,10 @@
-"""Relaxes every crystal of the embedded corpora whose elements a branch knows; says of each whether it converged, and
-why not. Prints JSON.
+"""Relaxes every crystal of the embedded corpora with elements of a branch; reports convergence, or the reason for
+failure. Prints JSON.
 
     python benchmarks/relax_minicorpora.py --model runs/mtl --branch mad
 
-The corpora are trajectories of few materials, so many starts lead to one crystal; `--one-each` takes the first of each
-material.
+The corpora are trajectories of few materials, so many structures relax to the same crystal; `--one-each` uses the first
+of each material.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def crystals(name: str) -> Structures:
 
 
 def relaxed(structures: Structures, calculator: Calculator, options: RelaxOptions, one_each: bool) -> dict[str, Any]:
-    """What came of a corpus."""
+    """Results for a corpus."""
     counts: Counter[str] = Counter()
     steps, others, seen = [], [], set()
     begun = time.process_time()

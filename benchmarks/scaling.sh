@@ -1,5 +1,5 @@
 #!/bin/sh
-# All figures of docs/scaling.md that depend on the machine, into a folder. Two free cores, under seven minutes.
+# Measures all results of docs/scaling.md that depend on the machine. Needs two free cores and seven minutes.
 #     benchmarks/scaling.sh results
 set -eu
 out=${1:-scaling-results}

@@ -1,6 +1,6 @@
 #!/bin/sh
-# All figures of docs/step.md but the curves, into a folder. Two free cores, 20 minutes; STORES holds prepared
-# stores of the recipe `five`. Models of packages that are not installed are left out.
+# Measures all results of docs/step.md except the curves. Needs two free cores and 20 minutes; STORES contains the
+# prepared stores of the recipe `five`. Models of packages that are not installed are skipped.
 #     STORES=stores benchmarks/step.sh results
 set -eu
 out=${1:-step-results}

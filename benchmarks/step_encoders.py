@@ -1,4 +1,4 @@
-"""Training steps of several encoders, plain and compiled, in turn, in one process, on the same structures. Prints JSON.
+"""Alternating training steps of several encoders, plain and compiled, on the same structures. Prints JSON.
 
     OMP_NUM_THREADS=1 python benchmarks/step_encoders.py five --stores stores --steps 40 \\
         '{kind: egnn, vector_channels: 16, message_layers: 1}' '{kind: many_body}' --modes none default
@@ -28,7 +28,7 @@ def with_encoder(recipe: Recipe, encoder: dict[str, Any]) -> Recipe:
 
 
 def main() -> None:
-    """Parses, measures, prints."""
+    """Parses the arguments, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("encoders", nargs="+", help="keys of `model.encoder` as YAML")

@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 
 import pytest
-from ramify.cli_words import gigabytes
 from rich.console import Console
 
-from ramify.cli.console import Steps, say_training
+from ramify.cli.console import Steps, training_display
+from ramify.cli.options import gigabytes
 from ramify.cli.progress_lines import ProgressLines
 from ramify.errors import RamifyError
 from ramify.train.reporting import Callbacks
@@ -81,7 +81,7 @@ def test_short_jobs_and_terminals_get_no_lines() -> None:
 def test_a_training_in_a_job_log() -> None:
     console, kept = log()
     clock = Clock()
-    with say_training(console, clock) as (watch, edges):
+    with training_display(console, clock) as (watch, edges):
         clock.now = 40.0
         edges("qm7x", 300)
         watch.step(1, 200)

@@ -1,4 +1,4 @@
-"""Writes a sample of today's export format into `tests/inference/exports`, where the tests load it for good.
+"""Writes a sample of the current export format into `tests/inference/exports`, which the tests load permanently.
 
 Run once whenever `VERSION` in `src/ramify/inference/export/exported.py` is raised, from the root of the source
 tree; samples of earlier versions are left as they are.
@@ -41,19 +41,19 @@ def main() -> None:
 
 
 def expected(sample: Path) -> dict[str, dict[str, object]]:
-    """What the sample predicts, by branch and structure."""
+    """Predictions of the sample, by branch and structure."""
     model = load(sample)
     found: dict[str, dict[str, object]] = {}
     for branch, info in model.branches.items():
         dataset = next(iter(info.datasets))
         for name in ASKED[branch]:
-            said = model.predict(STRUCTURES[name], branch, dataset=dataset)
-            plain = {k: None if v is None else np.asarray(v).tolist() for k, v in said_of(said).items()}
+            found = model.predict(STRUCTURES[name], branch, dataset=dataset)
+            plain = {k: None if v is None else np.asarray(v).tolist() for k, v in prediction_data(found).items()}
             found.setdefault(branch, {})[name] = plain
     return found
 
 
-def said_of(prediction: object) -> dict[str, object]:
+def prediction_data(prediction: object) -> dict[str, object]:
     """Energy, forces and stress by name."""
     return {key: getattr(prediction, key) for key in ("energy", "forces", "stress")}
 

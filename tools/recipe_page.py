@@ -64,7 +64,7 @@ def page() -> str:
     for name, found in sorted(formats().items()):
         parts += [f"### `format: {name}`", _text(_docstrings(found.options).get("format", ""))]
         if found.theory:
-            parts.append(f"Level of theory unless `theory` says otherwise: {found.theory}.")
+            parts.append(f"Default level of theory (key `theory`): {found.theory}.")
         own = {k: field for k, field in found.options.model_fields.items() if k not in DatasetOptions.model_fields}
         parts.append(_table(found.options, own) if own else "No keys of its own.")
         for key, model in _nested(found.options):
@@ -112,7 +112,7 @@ def _encoders() -> list[str]:
 
 
 def _is_own(options: Model, key: str) -> bool:
-    """Whether a key is none of those that all encoders have, or has another default."""
+    """Whether a key is not common to all encoders, or has another default."""
     common = EncoderOptions.model_fields.get(key)
     return key != "kind" and (common is None or common.default != options.model_fields[key].default)
 
@@ -164,7 +164,7 @@ def _table(model: Model, fields: dict[str, FieldInfo] | None = None) -> str:
 
 
 def _docstrings(model: Model) -> dict[str, str]:
-    """The string under each field, in a class and those it inherits from, as they are read in the source."""
+    """The docstring of each field in the source of a class and its base classes."""
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls is BaseModel:
@@ -188,7 +188,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
-    """A type in words, with the limits that stand beside it."""
+    """A type in words, with its limits."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(inside[0], [*inside[1:], *metadata])
@@ -213,11 +213,11 @@ def _type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return "text"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "keys, see below"
-    raise TypeError(f"no words for {annotation!r}")
+    raise TypeError(f"no description for {annotation!r}")
 
 
 def _value(value: Any) -> str:
-    """A value as it is written in YAML, on one line."""
+    """A value in YAML on one line."""
     if isinstance(value, str):
         return f"`{value}`"
     if isinstance(value, float):
@@ -236,13 +236,13 @@ def _limits(metadata: list[Any] | tuple[Any, ...]) -> str:
 
 
 def _number(value: float) -> str:
-    """Large powers of two as such."""
+    """A number; large powers of two as powers."""
     exponent = int(value).bit_length() - 1
     return f"2^{exponent}" if value == 2**exponent > 10**6 else f"{value:g}"
 
 
 def _text(text: str) -> str:
-    """One line."""
+    """The text on one line."""
     return " ".join(text.split())
 
 

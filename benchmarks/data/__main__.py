@@ -1,4 +1,4 @@
-"""How fast structures come from each kind of store, as JSON, with the machine's own limits beside.
+"""Reading speed of each kind of store and limits of the machine, as JSON.
 
 OMP_NUM_THREADS=1 python -m benchmarks.data --parts mapped,adios --out data.json
 """
@@ -13,14 +13,14 @@ from ramify.files import write_json
 
 
 def main() -> None:
-    """Parses, measures, writes."""
+    """Parses the arguments, measures and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="mapped,adios,distributed,waiting", help=f"any of {', '.join(PARTS)}")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where stores are made; removed at the end")
+    parser.add_argument("--folder", type=Path, default=Path(), help="folder for temporary stores")
     parser.add_argument("--structures", type=int, default=1_000_000, help="molecules of the store, 600 bytes each")
     parser.add_argument("--large", type=int, default=24_000_000, help="structures of the store of the part scale")
     parser.add_argument("--ranks", default="2,4", help="numbers of processes of the part distributed")
-    parser.add_argument("--width", type=int, default=866, help="of the encoder of the part waiting")
+    parser.add_argument("--width", type=int, default=866, help="width of the encoder in the part waiting")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the result")
     given = parser.parse_args()
     bench = DataBench(

@@ -1,4 +1,4 @@
-"""A large store opened in a process of its own, to know its memory: `python -m benchmarks.data.large STORE`."""
+"""Opens a large store in a separate process to measure its memory: `python -m benchmarks.data.large STORE`."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 1 << 16
 
 
 def main(path: str) -> None:
-    """Prints what it took, as JSON."""
+    """Prints time and memory as JSON."""
     before = memory_bytes()
     begun = time.perf_counter()
     store = Store.open(path)
@@ -39,7 +39,7 @@ def main(path: str) -> None:
 
     rows = draws(size)
     begun = time.perf_counter()
-    store.take(next(rows))  # as a run begins: from the disk, and checked when first read
+    store.take(next(rows))  # as at the start of a run: from the disk, with checksums
     first_batch, count = time.perf_counter() - begun, 1
     while time.perf_counter() - begun < 10:
         store.take(next(rows))
@@ -52,7 +52,7 @@ def main(path: str) -> None:
     result = {
         "open_cold_s": cold,
         "open_warm_s": warm,
-        # the numbers of atoms are mapped; as nobody else maps them here, the system counts them as private
+        # the numbers of atoms are mapped by this process alone, so the system counts them as private
         "private_bytes_of_index": after["private"] - before["private"] - store.n_atoms.nbytes,
         "shared_bytes_of_index": store.n_atoms.nbytes,
         "order_first_batch_s": first,

@@ -1,4 +1,4 @@
-"""What this machine can do at best: how fast it copies memory, and writes and reads a file in sequence."""
+"""Limits of this machine: bandwidth of memory copies, and of sequential writing and reading of a file."""
 
 import mmap
 import os
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 COPIED = 1 << 28
-"""Bytes copied at a time: far more than any cache holds."""
+"""Bytes per copy: much more than any cache holds."""
 PIECE = 1 << 25
-"""Bytes written or read at a time."""
+"""Bytes per write or read."""
 
 
 def best_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """The shortest time that `work` took: what other programs do beside it only makes it longer."""
+    """The shortest time of `work`, since other programs only increase it."""
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
@@ -26,7 +26,7 @@ def best_seconds(work: Callable[[], Any], repeats: int) -> float:
 
 
 def copy_bandwidth() -> float:
-    """GB/s, bytes copied from memory to memory by one core."""
+    """GB/s of copies in memory by one core."""
     source, target = np.ones(COPIED, np.uint8), np.ones(COPIED, np.uint8)
     return COPIED / best_seconds(lambda: np.copyto(target, source), 5) / 1e9
 
@@ -34,8 +34,9 @@ def copy_bandwidth() -> float:
 def file_bandwidth(folder: Path, size: int) -> dict[str, float]:
     """GB/s of writing (to the disk, not only to memory) and reading back a file of about `size` bytes in sequence.
 
-    Reading is measured twice: into memory that is used again and again, and into fresh memory of that size, which the
-    system must first provide, as for whatever is to be kept.
+    Reading is measured twice: into reused memory, and into new memory, which the system must first allocate, as for
+        data
+    that are kept.
     """
     path = folder / ".bandwidth"
     try:
@@ -49,23 +50,23 @@ def file_bandwidth(folder: Path, size: int) -> dict[str, float]:
 
 
 def write_seconds(path: Path, size: int) -> float:
-    """Time of writing a file of about `size` bytes (whole pieces) in sequence, until it is on the disk."""
+    """Seconds for sequential writing of a file of about `size` bytes (whole pieces) to the disk."""
     piece = np.random.default_rng(0).integers(0, 255, PIECE, np.uint8)
     return timed(lambda: _write(path, piece, max(1, round(size / PIECE))))
 
 
 def read_seconds(path: Path, *, fresh: bool) -> float:
-    """Time of reading a file in sequence that the system keeps nothing of, into memory used again or fresh memory."""
+    """Seconds for sequential reading of an uncached file, into reused or new memory."""
     drop_from_cache(path)
     if fresh:
         return timed(lambda: _read(path, memoryview(mmap.mmap(-1, path.stat().st_size)), 1))
     piece = np.zeros(PIECE, np.uint8)
-    piece[:] = 1  # or its pages would be fresh too
+    piece[:] = 1  # allocates its pages
     return timed(lambda: _read(path, piece.data, 0))
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that `work` takes, begun when nothing waits to be written to the disk."""
+    """Seconds of `work`, started when no writes to the disk are pending."""
     os.sync()
     begun = time.perf_counter()
     work()
@@ -73,7 +74,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Lets the system forget what it keeps in memory of a file, or of all files in a folder."""
+    """Removes a file, or all files in a folder, from the page cache."""
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
         handle = os.open(file, os.O_RDONLY)
         try:
@@ -92,7 +93,7 @@ def _write(path: Path, piece: np.ndarray, count: int) -> None:
 
 
 def _read(path: Path, memory: memoryview, step: int) -> None:
-    """Reads piece after piece, each `step` pieces further on in `memory`."""
+    """Reads a file in pieces, each `step` pieces further in `memory`."""
     at = 0
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(memory[at : at + PIECE]):

@@ -1,4 +1,4 @@
-"""The parts of the benchmark of data: how fast structures come from a store, and what this machine does at best."""
+"""The parts of the data benchmark: reading speed of stores, and limits of the machine."""
 
 import json
 import os
@@ -36,32 +36,33 @@ CUTOFF = 5.0
 """Å."""
 MAX_NEIGHBORS = 20
 OF_SUCCESSORS = 544_000_000
-"""Structures that the largest trainings of this kind have used: what is measured on fewer is extrapolated to these."""
+"""Number of structures in the largest trainings of this kind, for extrapolation."""
 
 SOCKETS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
-"""MPICH then takes every rank for a node of its own, and its transport uses nothing but TCP."""
+"""Makes MPICH treat every rank as a separate node and use TCP only."""
 
 ROOT = Path(__file__).parents[2]
-"""From which processes of their own find this package."""
+"""Folder from which child processes import this package."""
 
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataBench:
-    """What is measured, and where.
+    """Options of the data benchmark.
 
     Attributes:
-        folder: for stores, which are removed in the end.
-        structures: molecules of the store that batches are drawn from; beside them a quarter as many crystals.
-        large: structures of the store of the part `scale`.
-        ranks: numbers of processes of the part `distributed`.
-        seconds: that the consumer of the part `waiting` is served.
-        width: of the encoder whose steps the part `waiting` takes.
-        steps: how many of them.
-        turns: of measuring files: the rates of single ones differ by a third.
-        file_bytes: of the file that the machine writes and reads by itself.
-        say: called with each part as it begins.
+        folder: folder for the stores, which are removed at the end.
+        structures: number of molecules in the store that batches are drawn from; a second store has a quarter as many
+            crystals.
+        large: number of structures in the store of the part `scale`.
+        ranks: numbers of processes in the part `distributed`.
+        seconds: duration of a measurement in the part `waiting`.
+        width: width of the encoder in the part `waiting`.
+        steps: number of steps in the part `waiting`.
+        turns: number of repetitions for files, since single rates differ by a third.
+        file_bytes: size of the file for the limits of the machine.
+        say: called with the name of each part at its start.
     """
 
     folder: Path
@@ -76,13 +77,13 @@ class DataBench:
     say: Callable[[str], None] = lambda text: None
 
     def run(self, parts: Sequence[str]) -> Result:
-        """Measures `parts`, a selection of `PARTS`, and the machine's own limits beside them.
+        """Measures `parts`, a selection of `PARTS`, and the limits of the machine.
 
         Raises:
-            RamifyError: no such part, or something that it needs is not installed.
+            RamifyError: there is no such part, or a package that it needs is not installed.
         """
         if unknown := sorted(set(parts) - set(PARTS)):
-            raise RamifyError(f"{', '.join(unknown)} is no part of the benchmark; accepted: {', '.join(PARTS)}")
+            raise RamifyError(f"{', '.join(unknown)} is not a part of the benchmark; accepted: {', '.join(PARTS)}")
         self.folder.mkdir(parents=True, exist_ok=True)
         made = self.folder / "bench-data"
         made.mkdir()
@@ -97,7 +98,7 @@ class DataBench:
         return result
 
     def store(self, kind: Kind) -> Path:
-        """A store of molecules or crystals, made when it is first asked for."""
+        """A store of molecules or crystals, made at the first call."""
         path = self.folder / "bench-data" / kind
         if not path.exists():
             self.say(f"making a store of {kind}")
@@ -121,7 +122,7 @@ def mapped(bench: DataBench) -> Result:
 
 def _batches(path: Path) -> Result:
     with Store.open(path) as store:
-        for start in range(0, len(store), 1 << 16):  # whatever is read for the first time is checked
+        for start in range(0, len(store), 1 << 16):  # checksums are verified at the first read
             store.take(np.arange(start, min(start + (1 << 16), len(store))))
         rows = draws(len(store))
 
@@ -145,10 +146,10 @@ def _batches(path: Path) -> Result:
 
 
 def adios(bench: DataBench) -> Result:
-    """A store into one ADIOS2 file, from there into shared memory, and back; what comes back is compared.
+    """Converts a store to one ADIOS2 file, reads it into shared memory, converts it back and compares the result.
 
-    Each is measured several times, in turns with the machine's own writing (until all is on the disk, as a conversion
-    does) and reading (of what is not in memory) of as many bytes; ratios are those of one turn.
+    Each is measured several times, alternating with plain writing (to the disk, as in a conversion) and reading
+    (uncached) of the same number of bytes; ratios are those within one repetition.
     """
     source, made = bench.store("molecules"), bench.folder / "bench-data"
     target, back, plain = made / "adios", made / "back", made / "plain"
@@ -174,8 +175,8 @@ def adios(bench: DataBench) -> Result:
 
 
 def _turn(source: Path, target: Path, plain: Path, size: int) -> dict[str, float]:
-    """GB/s of everything once; both files are written anew, each in the place of one removed just before, so that the
-    system has as much memory at hand for either."""
+    """GB/s of one repetition; each file is removed just before it is written, so that both have the same free
+    memory."""
     writing = write_seconds(plain, size)
     shutil.rmtree(target)
     seconds = {
@@ -191,7 +192,7 @@ def _turn(source: Path, target: Path, plain: Path, size: int) -> dict[str, float
 
 
 def _open_seconds(path: Path, *, preload: bool) -> float:
-    """Time until all columns of a store that the system keeps nothing of are in shared memory and checked."""
+    """Seconds to read all columns of an uncached store into shared memory and check them."""
     drop_from_cache(path)
     opened = []
     took = timed(lambda: opened.append(Store.open(path, preload=preload)))
@@ -217,7 +218,7 @@ def distributed(bench: DataBench) -> Result:
 
 
 def waiting(bench: DataBench) -> Result:
-    """Whether a step waits for data: real ones, and a consumer that only sleeps."""
+    """Waiting time for data in real steps, and in a consumer that only sleeps."""
     path = bench.store("molecules")
     return {
         "consumer": serve_consumers(path, (1, 2), bench.seconds),
@@ -226,7 +227,7 @@ def waiting(bench: DataBench) -> Result:
 
 
 def scale(bench: DataBench) -> Result:
-    """A store as large as the paper's: opening it, its memory, batches, and the order of an epoch."""
+    """A store of the size in the paper: opening, memory, batches, and the order of an epoch."""
     path = bench.folder / "bench-data" / "large"
     begun = time.perf_counter()
     make_store(path, "molecules", bench.large)
@@ -260,4 +261,4 @@ PARTS: dict[str, Callable[[DataBench], Result]] = {
     "waiting": waiting,
     "scale": scale,
 }
-"""What can be measured."""
+"""The parts by name."""

@@ -1,12 +1,12 @@
-"""How much memory this process takes."""
+"""Memory of this process."""
 
 import psutil
 
 
 def memory_bytes() -> dict[str, int]:
-    """Bytes of this process: `private` to it, and its part of what it shares with others (`proportional`, all in all).
+    """Bytes of this process: `private`, and `proportional`, which includes its share of shared memory.
 
-    As Linux counts them in `/proc/self/smaps_rollup`; nothing elsewhere.
+    From `/proc/self/smaps_rollup` of Linux; empty on other systems.
     """
     counted = psutil.Process().memory_full_info()
     return {"private": int(counted.uss), "proportional": int(getattr(counted, "pss", 0))}

@@ -13,7 +13,7 @@ from ramify.store.store import Store
 
 
 def main(path: str) -> None:
-    """Opens the store with all ranks, draws batches, and compares some with the mapped store's."""
+    """Opens the store on all ranks, draws batches, and compares some with those of the mapped store."""
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -44,7 +44,7 @@ def main(path: str) -> None:
 
 
 def _same(a: object, b: object) -> bool:
-    """Whether all columns are equal to the bit."""
+    """Whether all columns are bit-identical."""
     arrays = (
         (getattr(a, name), getattr(b, name)) for name in ("numbers", "positions", "forces", "energy", "cell", "row")
     )

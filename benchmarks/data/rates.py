@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 BATCH = 128
 ROUNDS, SECONDS = 5, 0.4
-"""A rate is the best of so many rounds of so long each: what else runs on the machine only makes it lower."""
+"""Number and duration of the rounds; the best rate counts, since other programs only reduce it."""
 
 
 def draws(size: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
-    """Random rows of a batch, ascending as the loader asks for them, again and again."""
+    """Yields random rows of batches, sorted as in the loader."""
     rng = np.random.default_rng(seed)
     while True:
         yield np.sort(rng.integers(0, size, BATCH))
 
 
 def rate(make: Callable[[], Any]) -> dict[str, float]:
-    """Structures per second of wall time and of processor time, when `make` makes one batch."""
+    """Structures per second of wall time and of processor time; `make` makes one batch."""
     make()
     wall, processor = [], []
     for _ in range(ROUNDS):

@@ -1,7 +1,7 @@
-"""Stores of synthetic structures, of any size, written as fast as the disk: what the data benchmarks read.
+"""Stores of synthetic structures of any size, written at the speed of the disk, for the data benchmarks.
 
 Geometries are about as dense as molecules (points of a grid, 1.45 Å wide) or crystals (8 atoms, 18 Å³ each, in cells
-sheared at random), so that atoms have as many neighbours as in real ones. A few thousand are made and then repeated.
+sheared at random), so that atoms have realistic numbers of neighbours. A few thousand are made and then repeated.
 """
 
 import platform
@@ -32,17 +32,17 @@ Kind = Literal["molecules", "crystals"]
 Columns = dict[str, NDArray[Any]]
 
 DISTINCT = 4096
-"""Structures that are made; the store repeats them."""
+"""Number of different structures, which the store repeats."""
 GRID = 1.45
-"""Å, about the distance of bonded atoms."""
+"""Å, about the length of a bond."""
 ELEMENTS = {"molecules": (1, 6, 7, 8), "crystals": (3, 8, 13, 22, 26, 29, 38, 56)}
 MOLECULE_ATOMS = (14, 27)
-"""Smallest, and largest plus one: 20 on average."""
+"""Smallest number of atoms, and largest plus one: 20 on average."""
 ATOM_VOLUME = 18.0
 """Å³ for each atom of a crystal."""
 GROUPS = 1000
 PIECE_ROWS = 1 << 20
-"""Rows written at a time."""
+"""Number of rows per write."""
 
 
 def make_store(path: Path, kind: Kind, structures: int, *, validation: float = 0.05, seed: int = 0) -> Manifest:
@@ -117,7 +117,7 @@ def column_bytes(manifest: Manifest) -> int:
 
 
 def _pieces(name: str, base: NDArray[Any], rows: int) -> Iterator[NDArray[Any]]:
-    """`base` again and again, `rows` rows in all; the columns that tell structures apart count them."""
+    """Repeats `base` to `rows` rows; columns that identify structures are numbered."""
     if name in ("row", "group"):
         for start in range(0, rows, PIECE_ROWS):
             number = np.arange(start, min(start + PIECE_ROWS, rows))
@@ -135,14 +135,14 @@ def _total(n_atoms: NDArray[np.integer], rows: int) -> int:
 
 
 def _counted(numbers: NDArray[np.integer], atoms: int) -> NDArray[np.int64]:
-    """(119,) atoms of each element among the first `atoms`."""
+    """(119,) number of atoms of each element among the first `atoms`."""
     times, rest = divmod(atoms, len(numbers))
     whole, part = (np.bincount(some, minlength=MAX_NUMBER + 1) for some in (numbers, numbers[:rest]))
     return times * whole + part
 
 
 def _molecules(seed: int) -> Columns:
-    """A third of the points of a grid that lie within an ellipsoid of random axes, moved a little."""
+    """A third of the grid points in an ellipsoid with random axes, with small displacements."""
     rng = np.random.default_rng(seed)
     n_atoms = rng.integers(*MOLECULE_ATOMS, DISTINCT)
     grid = np.array(list(product(range(-3, 4), repeat=3))) * GRID
@@ -172,7 +172,7 @@ def _crystals(seed: int) -> Columns:
 def _labelled(
     rng: np.random.Generator, n_atoms: NDArray[np.int64], positions: NDArray[np.float64], elements: tuple[int, ...]
 ) -> Columns:
-    """Columns of structures without cell or stress, with labels at random."""
+    """Columns of structures without cell or stress, with random labels."""
     S, N = len(n_atoms), len(positions)
     return {
         "n_atoms": n_atoms,

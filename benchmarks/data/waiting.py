@@ -1,4 +1,4 @@
-"""Whether a step waits for data: real steps of the paper's model, and a consumer that only sleeps."""
+"""Waiting time for data: in real steps of the paper's model, and in a consumer that only sleeps."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,16 @@ from ramify.store.store import Store
 CUTOFF = 5.0
 """Å."""
 STEP_STRUCTURES = 32
-"""Of a real step: what the paper gives one rank."""
+"""Batch of a real step: that of one rank in the paper."""
 WARMUP = 200
-"""Batches that the consumer does not count: every block of a column is checked when the first of its rows is read."""
+"""Number of uncounted batches, in which the blocks of the columns are checked at their first read."""
 TURNS = 3
-"""Of serving each consumer."""
+"""Number of repetitions for each consumer."""
 
 
 def serve_consumers(path: Path, workers: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """What each number of workers hands to a consumer that sleeps 0.5 ms in place of a step, with edges: medians of
-    several turns of `seconds`."""
+    """Rates of batches with edges for each number of workers, with a consumer that sleeps 0.5 ms instead of a step:
+    medians of several repetitions of `seconds`."""
     turns = [[_serve(path, number, seconds) for number in workers] for _ in range(TURNS)]
     return [
         {
@@ -41,7 +41,7 @@ def serve_consumers(path: Path, workers: Sequence[int], seconds: float) -> list[
 
 
 def _serve(path: Path, workers: int, seconds: float) -> tuple[float, float]:
-    """Structures/s, and the share of the time that the consumer waited for them."""
+    """Structures/s, and the fraction of time in which the consumer waits."""
     with Store.open(path) as store:
         reader = _reader(store, None)
         with Loader(
@@ -59,7 +59,7 @@ def _serve(path: Path, workers: int, seconds: float) -> tuple[float, float]:
 
 
 def step_waits(path: Path, steps: int, width: int) -> dict[str, Any]:
-    """The share of the time of steps (forward, backward, AdamW) of an encoder of `width` that goes into waiting."""
+    """The fraction of the time of steps (forward, backward, AdamW) of an encoder of `width` spent waiting for data."""
     recipe = _recipe(width)
     with Store.open(path) as store:
         reader = _reader(store, recipe.model.encoder.max_neighbors)
@@ -70,7 +70,7 @@ def step_waits(path: Path, steps: int, width: int) -> dict[str, Any]:
         with Loader({"bench": reader}, _shares(reader, STEP_STRUCTURES), torch.float32, ahead=2) as loader:
             waited, begun = 0.0, 0.0
             for step in range(steps + 1):
-                if step == 1:  # the first warms up
+                if step == 1:  # the first step is a warm-up
                     waited, begun = loader.waited, time.perf_counter()
                 batch = next(loader).batches[0]
                 found = model(batch)
@@ -88,7 +88,7 @@ def step_waits(path: Path, steps: int, width: int) -> dict[str, Any]:
 
 
 def _recipe(width: int) -> Recipe:
-    """A recipe with the paper's model, 4 layers of 866 and heads of 889, or with narrower ones."""
+    """A recipe with the paper's model, 4 layers of 866 and heads of 889, or with narrower layers."""
     head = {"layers": 3, "width": width + 23}
     return parse_recipe(
         {
@@ -108,7 +108,7 @@ def _reader(store: Store, max_neighbors: int | None) -> SplitReader:
 
 
 def _shares(reader: SplitReader, batch: int) -> Iterator[StepAssignment]:
-    """Random structures, each once in a pass."""
+    """Random structures, each once per pass."""
     stream, step = BatchSampler({"bench": len(reader)}, {"bench": 1.0}, batch, 0), 0
     while True:
         yield StepAssignment(step, ({"bench": stream.rows("bench", step * batch, batch)},), {})

@@ -1,10 +1,10 @@
-"""Compiled training steps against plain ones, in turn, in one process, on the same batches. Prints JSON.
+"""Compiled training steps compared with plain ones, alternating, on the same batches. Prints JSON.
 
     OMP_NUM_THREADS=1 python -m benchmarks.step.compiled five --stores stores
     OMP_NUM_THREADS=1 python -m benchmarks.step.compiled paper --datasets qm7x --stores stores train.batch=32
 
-The program is made in the first step, whose seconds are given by themselves. Both models start alike; how far their
-weights are apart at the end is given too.
+The model is compiled in the first step, which is reported separately. Both models start with the same weights; the
+final difference of their weights is reported as well.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def make(recipe: Recipe, mode: str) -> Trainer:
 
 
 def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:
-    """Seconds of every mode, steps in turn; and the share of padding."""
+    """Seconds of every mode with alternating steps, and the fraction of padding."""
     trainers = {mode: make(recipe, mode) for mode in modes}
     spreads = {name: LabelSpread.of_manifest(data) for name, data in trainers[modes[0]].data.items()}
     cost = profile_model(recipe, spreads)
@@ -78,13 +78,13 @@ def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parses, measures, prints."""
+    """Parses the arguments, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--datasets", default="", help="only these, separated by commas")
+    parser.add_argument("--datasets", default="", help="only these datasets, separated by commas")
     parser.add_argument("--stores", required=True)
-    parser.add_argument("--modes", default="default", help="of train.compile: default,cuda-graphs")
+    parser.add_argument("--modes", default="default", help="values of train.compile: default,cuda-graphs")
     parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_intermixed_args()
     recipe = load_recipe(given.recipe, [*given.overrides, f"stores={given.stores}"])

@@ -1,9 +1,9 @@
-"""The product's training step against the naive form of its layer (`naive_egnn.py`), in one run. Prints JSON.
+"""Ramify's training step compared with a naive form of its layer (`naive_egnn.py`), in one run. Prints JSON.
 
     OMP_NUM_THREADS=1 python -m benchmarks.step.forms paper --datasets qm7x --stores stores
 
-Steps of both forms and products of the machine take turns on the same batches. Memory is that of fresh processes, one
-for each form: the largest that was held, less what was held before there was a model.
+Steps of both forms and matrix products alternate on the same batches. Memory is measured in a new process for each
+form: the peak minus the memory before the model is built.
 """
 
 import argparse
@@ -37,7 +37,7 @@ FORMS = ("product", "product-bf16", "naive")
 
 
 def make(form: str, recipe: Recipe) -> Trainer:
-    """A trainer whose model has the layers of that form."""
+    """A trainer with the layers of that form."""
     content = recipe.model_dump(mode="json")
     content["train"]["precision"] = "bf16" if form.endswith("bf16") else "fp32"
     changed = parse_recipe(content, "benchmark")
@@ -53,7 +53,7 @@ def measure_memory(form: str, recipe: Recipe) -> int:
     """Bytes of model and step, in this process."""
     stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
     profile_model(recipe, {n: LabelSpread.of_manifest(s.manifest) for n, s in stores.items()})
-    before = process_memory()  # with all libraries that a step needs
+    before = process_memory()  # after loading all libraries
     forget_peak()
     trainer = make(form, recipe)
     with trainer.loader() as loader:
@@ -63,7 +63,7 @@ def measure_memory(form: str, recipe: Recipe) -> int:
 
 
 def measure_times(recipe: Recipe, steps: int) -> dict[str, dict[str, Any]]:
-    """Seconds of every form, steps in turn, and the machine's products beside them."""
+    """Seconds of every form with alternating steps, and of matrix products."""
     trainers = {form: make(form, recipe) for form in FORMS}
     seconds: dict[str, list[float]] = {form: [] for form in FORMS}
     rates: dict[str, list[float]] = {"fp32": [], "bf16": []}
@@ -73,7 +73,7 @@ def measure_times(recipe: Recipe, steps: int) -> dict[str, dict[str, Any]]:
         for form, trainer in trainers.items():
             began = time.perf_counter()
             trainer.step(work)
-            if number:  # the first takes memory and fills caches
+            if number:  # the first step is a warm-up
                 seconds[form].append(time.perf_counter() - began)
         for precision, found in rates.items():
             found.append(product_rate(torch.device("cpu"), precision))
@@ -88,7 +88,7 @@ def measure_times(recipe: Recipe, steps: int) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Parses, measures, prints."""
+    """Parses the arguments, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
@@ -106,13 +106,13 @@ def main() -> None:
         return
     memory = {}
     for form in FORMS:
-        said = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "benchmarks.step.forms", *sys.argv[1:], "--memory-of", form],
             capture_output=True,
             text=True,
             check=True,
         )
-        memory[form] = int(said.stdout)
+        memory[form] = int(done.stdout)
     shares = {form: memory[form] / memory["naive"] for form in FORMS}
     found = {**measure_times(recipe, given.steps), "memory": memory, "memory_of_naive": shares}
     print(json.dumps(found | {"threads": torch.get_num_threads(), "batch": given.batch}, indent=1))

@@ -1,11 +1,12 @@
-"""A training step of widely used models beside the product's, on the same molecules and the same edges. Prints JSON.
+"""A training step of widely used models and of Ramify, on the same molecules and edges. Prints JSON.
 
     OMP_NUM_THREADS=1 python -m benchmarks.step.models paper five --dataset qm7x --stores stores
 
-Models of packages that are not installed are left out, and the output names the package: SchNet and DimeNet++ need
+Models of packages that are not installed are skipped, and the output names the package: SchNet and DimeNet++ need
 `torch_geometric`, an equivariant network of tensor products needs `e3nn`. None needs compiled extensions: edges come
-from the store, and the triplets of DimeNet++ are made here. Sizes are their published defaults. Every step takes
-energies, forces as their derivatives, a loss of mean absolute errors, its gradient and an update by AdamW, in float32.
+from the store, and the triplets of DimeNet++ are made here. Sizes are their published defaults. Every step
+computes energies, forces as their derivatives, a loss of mean absolute errors, its gradient and an update by AdamW, in
+float32.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def dimenet(_: Batch) -> tuple[nn.Module, Energies]:
 
 
 def triplets(sender: Tensor, receiver: Tensor) -> tuple[Tensor, ...]:
-    """Pairs of edges k -> j -> i with k other than i, as PyG's function of the same name gives them."""
+    """Pairs of edges k -> j -> i with k other than i, as the PyG function of the same name."""
     counts = torch.bincount(receiver, minlength=int(sender.max()) + 1)  # receivers are sorted
     starts, into = counts.cumsum(0) - counts, counts[sender]
     second = torch.arange(len(sender)).repeat_interleave(into)  # j -> i
@@ -110,7 +111,7 @@ OTHERS = {
 
 
 class Other:
-    """Takes steps with a model of another package."""
+    """Training steps of a model of another package."""
 
     def __init__(self, build: Callable[[Batch], tuple[nn.Module, Energies]], batch: Batch) -> None:
         torch.manual_seed(0)
@@ -118,7 +119,7 @@ class Other:
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
     def step(self, work: StepBatches) -> None:
-        """Forward, backward, update."""
+        """Forward pass, backward pass and update."""
         (batch,) = work.batches
         positions = batch.positions.detach().requires_grad_()
         energy = self._energies(self.model, batch, positions)
@@ -130,19 +131,20 @@ class Other:
 
 
 class Own:
-    """Takes steps with the product's trainer."""
+    """Training steps of Ramify."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._trainer = make("product", recipe)
         self.model = self._trainer.model
 
     def step(self, work: StepBatches) -> None:
-        """As in training, averages of weights included."""
+        """A step as in training, with averages of weights."""
         self._trainer.step(work)
 
 
 def measure(steppers: Mapping[str, Own | Other], works: list[StepBatches]) -> dict[str, dict[str, Any]]:
-    """Seconds of every model, steps in turn; the first three do not count, in which TorchScript settles."""
+    """Seconds of every model with alternating steps; the first three are untimed, since TorchScript optimises in
+    them."""
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     for number, work in enumerate([works[0]] * 3 + works):
         for name, stepper in steppers.items():
@@ -160,9 +162,9 @@ def measure(steppers: Mapping[str, Own | Other], works: list[StepBatches]) -> di
 
 
 def main() -> None:
-    """Parses, measures, prints."""
+    """Parses the arguments, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="+", help="of the product's models")
+    parser.add_argument("recipes", nargs="+", help="recipes of Ramify's models")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--stores", required=True)
     parser.add_argument("--batch", type=int, default=32)
@@ -177,7 +179,7 @@ def main() -> None:
     missing = []
     for name, (package, build) in OTHERS.items():
         if find_spec(package) is None:
-            missing.append(f"{name}: left out, since `{package}` is not installed (pip install {package})")
+            missing.append(f"{name}: skipped, since `{package}` is not installed (pip install {package})")
         else:
             steppers[name] = Other(build, works[0].batches[0])
     found = {

@@ -1,8 +1,8 @@
-"""The layer of `ramify.model.encoders.egnn` as one writes it down: what the product's form is measured against.
+"""A straightforward form of the layer of `ramify.model.encoders.egnn`, as a reference for speed.
 
-The inputs of the first edge layer are put side by side on every edge, [h_i, h_j, basis, projections], and take one
-product; every step is an operation of PyTorch's own; sums over neighbours are scattered. Weights are copies of the
-product's, so that both give the same numbers (`tests/model/test_messages.py` compares them to 1e-10 in float64).
+The inputs of the first edge layer are concatenated on every edge, [h_i, h_j, basis, projections], for one matrix
+product; all operations are standard PyTorch; sums over neighbours are scattered. Weights are copies of those of the
+original layer, so that both give the same numbers (`tests/model/test_messages.py` compares them to 1e-10 in float64).
 """
 
 import torch
@@ -57,7 +57,7 @@ class NaiveLayer(nn.Module):
 
 
 def make_naive(model: MultiBranch) -> MultiBranch:
-    """Puts the naive layers into `model`, which is changed and returned."""
+    """Replaces the layers of `model` by naive ones; returns the changed model."""
     encoder = model.encoder
     assert isinstance(encoder, EGNN)
     layers = [layer for layer in encoder.layers if isinstance(layer, EGNNLayer)]

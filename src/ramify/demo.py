@@ -1,4 +1,4 @@
-"""`ramify demo`: the whole way on the embedded datasets."""
+"""`ramify demo`: all stages on the embedded datasets."""
 
 import json
 from dataclasses import replace
@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify import minicorpora
-from ramify.cli.console import Steps, print_prepared, say_training
+from ramify.cli.console import Steps, own_errors_table, print_prepared, training_display
 from ramify.evaluate.evaluate import Evaluator
+from ramify.evaluate.results import Evaluation
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import RECIPES, load_recipe
 from ramify.report import tables
@@ -19,18 +20,18 @@ from ramify.train.start import alone, start_run
 
 
 def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Trainer, Path | None]:
-    """Prepares, trains, evaluates and reports into a new folder.
+    """Prepares, trains, evaluates and writes the report into a new folder.
 
     Args:
         path: the run directory, see `free_path`.
         overrides: recipe keys.
-        console: where progress and tables go.
+        console: for progress and tables.
 
     Returns:
-        The trainer, and the path of report.html; None where the training was stopped by a signal.
+        The trainer, and the path of report.html; None if a signal stopped the training.
     """
     stores = path.with_name(f"{path.name}-stores")
-    # a path may hold characters that YAML takes for something else; as JSON it is taken as it stands
+    # JSON quotes characters of the path that have a meaning in YAML
     recipe = load_recipe(RECIPES / "demo.yaml", [f"stores={json.dumps(str(stores))}", *overrides])
     manifests = {}
     for name, options in recipe.datasets.items():
@@ -39,14 +40,15 @@ def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Traine
                 name, options, Path(recipe.stores), base=minicorpora.FOLDER, progress=steps.counted
             )
     print_prepared(console, manifests)
-    with Stop(recipe.train.time_limit, at_once=True) as stop, say_training(console) as (callbacks, edges):
+    with Stop(recipe.train.time_limit, at_once=True) as stop, training_display(console) as (callbacks, edges):
         trainer = start_run(recipe, path, callbacks, edges, replace(alone(recipe), stop=stop))
         trainer.fit()
     if trainer.stopped_by:
         return trainer, None
     with Steps(console, "evaluate") as steps:
-        Evaluator(path, progress=lambda dataset, branch, done: steps.counted(done)).evaluate()
-    tables.write(path).render(console)
+        result = Evaluator(path, progress=lambda dataset, branch, done: steps.counted(done)).evaluate()
+    tables.write(path)
+    console.print(own_errors_table(Evaluation.model_validate(result)))
     return trainer, write_report(path)
 
 

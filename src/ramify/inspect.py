@@ -1,6 +1,6 @@
-"""`ramify inspect`: what a store, a run directory, a checkpoint or an export holds.
+"""`ramify inspect`: the contents of a store, a run directory, a checkpoint or an export.
 
-Each kind imports its own reader: PyTorch takes seconds to load, and a store is read without it.
+Readers are imported when they are needed: PyTorch takes seconds to load, and reading a store does not need it.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
-    """A title and the facts worth knowing.
+    """A title and the main facts.
 
     Args:
-        path: of a store, a run, a checkpoint or an export.
-        verify: read everything and compare checksums.
+        path: a store, a run, a checkpoint or an export.
+        verify: read all files and compare checksums.
 
     Raises:
-        RamifyError: none of these, or damaged.
+        RamifyError: `path` is none of these, or it is damaged.
     """
     path = resolve(path)
     if (path / "recipe.yaml").is_file():
@@ -40,7 +40,7 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
             return f"checkpoint {path}", _checkpoint(path, verify)
         if kind == "ramify-model":
             return f"model {path}", _export(path)
-    raise RamifyError(f"{path} is neither a store nor a run directory nor a checkpoint nor an export")
+    raise RamifyError(f"{path} is not a store, a run directory, a checkpoint or an export")
 
 
 def _store(path: Path, verify: bool) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _store(path: Path, verify: bool) -> dict[str, Any]:
         "dropped",
         "remarks",
     )
-    return {key: manifest[key] for key in (*shown, "moved_to_train", "sources", "versions")}
+    return {key: manifest[key] for key in (*shown, "moved_to_train", "sources", "versions") if key in manifest}
 
 
 def _run(run: "Run", verify: bool) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _export(path: Path) -> dict[str, Any]:
 
 
 def _sizes(weights: Mapping[str, Any]) -> dict[str, int]:
-    """Numbers in the encoder and in each branch."""
+    """Numbers of parameters of the encoder and of each branch."""
     sizes: dict[str, int] = {}
     for name, tensor in weights.items():
         part = branch_of(name) or ENCODER

@@ -38,7 +38,7 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
         patched.setattr(Trainer, "step", interrupted)
         said = ramify("train", path, "--run", "run", "train.seed=1")
     assert said.status == 130
-    assert "interrupted; the latest checkpoint is step-00000011, go on with `ramify train --resume run`" in said.err
+    assert "interrupted; the latest checkpoint is step-00000011, resume with `ramify train --resume run`" in said.err
     said = ramify("train", "--resume", "run")
     assert said.status == 0
     assert "continuing at step 11 of 20" in said.out  # 0.1 epochs are 11 steps

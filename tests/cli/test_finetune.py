@@ -56,7 +56,7 @@ def test_what_is_wrong_is_said(ramify: Ramify, finished: Path, tmp_path: Path) -
     refused(ramify("finetune", finished / "run", new, "--mode", "lora"), "--run DIR")
     refused(
         ramify("finetune", finished / "run", new, "--mode", "lora", "--run", "tuned"),
-        "what does the new branch 'ani1x' start from?",
+        "the start of the new branch 'ani1x' is not stated",
         "--from BRANCH, one of",
     )
     refused(ramify("train", new, "finetune.mode=lora", "--run", "tuned"), "finetune.mode")

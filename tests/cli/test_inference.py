@@ -107,7 +107,7 @@ def test_evaluate_on_a_file_and_of_an_export(ramify: Ramify, finished: Path, tmp
     assert "qm7x*" in shown.out
     assert "skipped: 1 " in shown.out
     assert files_of(finished / "run") == before
-    refused(ramify("evaluate", finished / "run", "--dataset", "qm7x"), "--dataset and --format say how --file is read")
+    refused(ramify("evaluate", finished / "run", "--dataset", "qm7x"), "--format define how --file is read")
     ramify("export", finished / "run", "-o", "model")
     refused(ramify("evaluate", "model"), "holds no store of a dataset of model", "--stores")
     rows = json.loads(ramify("evaluate", "model", "--stores", finished / "stores", "--json").out)["rows"]

@@ -13,7 +13,7 @@ from tests.small import make_recipe, prepare_stores, train
 
 from ramify.errors import RamifyError
 from ramify.evaluate import predict_split, predictions_file
-from ramify.evaluate.evaluate import Evaluator, met
+from ramify.evaluate.evaluate import Evaluator, joined_ranks
 
 CUT = 60
 """Atoms per batch here, so that the small splits have 4 to 9 batches."""
@@ -82,10 +82,10 @@ def test_any_number_of_ranks(run: Path, alone: dict[str, Any], monkeypatch: pyte
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(RamifyError, match=r"--device: cuda, but PyTorch .* finds none here"), met("cuda"):
+    with pytest.raises(RamifyError, match=r"--device: cuda, but PyTorch .* finds none here"), joined_ranks("cuda"):
         pass
-    with met("auto") as layout:
-        assert (layout.device, layout.rank, layout.world) == (torch.device("cpu"), 0, 1)
+    with joined_ranks("auto") as layout:
+        assert (layout.device, layout.rank, layout.size) == (torch.device("cpu"), 0, 1)
 
 
 def failing(at: int) -> Callable[..., None]:

@@ -124,7 +124,7 @@ def test_the_third_table(trained: Path, untrained: Path) -> None:
     trivial = Results.open(trained).evaluation.trivial_of("mptrj").stress_mae
     assert trivial is not None
     assert f"| *Trivial* | {tables.format_error(trivial)} |" in text
-    assert "Stress: MTL-All (untrained) predicts it without having been trained on it." in made.footnotes
+    assert "Stress: MTL-All (untrained) predicts it without being trained on it." in made.footnotes
     assert not any("(untrained)" in note and "stress" in note for note in made.notes)
     assert "stress" in report.verdict(Results.open(trained))
     assert "stress" not in report.verdict(Results.open(untrained))

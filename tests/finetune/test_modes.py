@@ -11,7 +11,7 @@ from ramify.batches.open import open_stores
 from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.errors import RamifyError
 from ramify.finetune.resolve import FinetuneRequest, resolve
-from ramify.finetune.run import Finetuning, finetune, go_on
+from ramify.finetune.run import Finetuning, finetune, resume
 from ramify.inference.model import load, read_saved
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import parse_recipe
@@ -40,7 +40,7 @@ def test_a_branch_that_goes_on_keeps_its_references_and_units(tune: Tune, folder
     assert float(batch.energy[0]) == pytest.approx((raw - water) / 3, abs=1e-6)
     tuning.fit()
     assert tuning.report is not None
-    assert "before any step the energies of branch 'ani1x' are off by" in tuning.report.warnings()[0]
+    assert "before the first step the energy MAE of branch 'ani1x' is" in tuning.report.warnings()[0]
     branch = load(tmp_path / "run").branches["ani1x"]
     assert set(branch.datasets) == {"ani1x", "bare"}
     assert branch.datasets["bare"].references == old.references
@@ -159,7 +159,7 @@ def test_one_that_was_killed_before_its_first_checkpoint_begins_again(tune: Tune
     """From the model, not from random numbers."""
     tune("qm7x", mode="new-branch", start="ani1x", steps=0).trainer.run.unlock()
     assert not any((tmp_path / "run/checkpoints").iterdir())
-    go_on(
+    resume(
         tmp_path / "run", Callbacks(), lambda dataset, structures: None, Process(), measured=lambda report: None
     ).fit()
     assert_same(predictions(tmp_path / "run"), predictions(folder / "base"))
@@ -195,19 +195,19 @@ def test_a_store_prepared_anew_does_not_bring_its_own_references(folder: Path, t
 
 
 REFUSED = [
-    ("new-branch", ("ani1x",), None, {}, "has a branch 'ani1x' already"),
-    ("new-branch", ("qm7x",), None, {}, "what does the new branch 'qm7x' start from"),
+    ("new-branch", ("ani1x",), None, {}, "already has a branch 'ani1x'"),
+    ("new-branch", ("qm7x",), None, {}, "start of the new branch 'qm7x' is not stated"),
     ("new-branch", ("qm7x",), "ani1", {}, "has no branch 'ani1', did you mean 'ani1x'"),
-    ("new-branch", ("ani1x",), "mptrj", {"branches": {"b": ["ani1x"]}}, "was read by branch 'ani1x' of the model"),
+    ("new-branch", ("ani1x",), "mptrj", {"branches": {"b": ["ani1x"]}}, "belongs to branch 'ani1x' of the model"),
     ("keep-branch", ("qm7x",), None, {}, "the model has no branch 'qm7x'"),
     ("keep-branch", ("qm7x",), "ani1x", {}, "dataset 'qm7x' holds Cl, S; the branch that it is to go on with has"),
-    ("keep-branch", ("ani1x", "mptrj"), "ani1x", {}, "dataset 'mptrj' was read by branch 'mptrj'"),
+    ("keep-branch", ("ani1x", "mptrj"), "ani1x", {}, "dataset 'mptrj' belongs to branch 'mptrj'"),
     ("replay", ("qm7x", "ani1x"), "ani1x", {}, "the recipe has none for mptrj"),
     ("replay", ("ani1x", "mptrj"), None, {}, "no new dataset"),
     ("lora", ("qm7x",), "fresh", {"stated": {"encoder": {"width": 9}}}, r"model.encoder.width: 9, the model has 8"),
     ("lora", ("qm7x",), "fresh", {"train__precision": "fp64"}, "trained in fp32; its predictions would change"),
     ("lora", ("qm7x",), "fresh", {"parallel__shard": "encoder"}, "mode lora leaves no encoder to cut up"),
-    ("lora", ("ani1x",), None, {"finetune": {"start": {"ani1x": "mptrj"}}}, "goes on from itself"),
+    ("lora", ("ani1x",), None, {"finetune": {"start": {"ani1x": "mptrj"}}}, "continues its own weights"),
     ("loar", ("ani1x",), None, {}, "mode 'loar' is unknown, did you mean 'lora'"),
 ]
 

@@ -143,7 +143,7 @@ def test_another_job_does_not_go_on(
         with pytest.raises(KeyboardInterrupt):
             predict_file(conservative, source, tmp_path / "out.extxyz", ["qm7x"])
     for model, branches in ((conservative, ["mixed"]), (direct, ["ani1x"])):
-        with pytest.raises(RamifyError, match=r"out\.extxyz\.part was begun with another input, model, branch"):
+        with pytest.raises(RamifyError, match=r"out\.extxyz\.part was started with another input, model, branch"):
             predict_file(model, source, tmp_path / "out.extxyz", branches, dataset="ani1x")
     done = predict_file(direct, source, tmp_path / "out.extxyz", ["ani1x"], restart=True)
     assert done.written == 42
@@ -213,7 +213,7 @@ def test_files_that_cannot_be_read(conservative: Model, source: Path, tmp_path: 
         predict_file(conservative, tmp_path / "POSCAR", target, ["qm7x"])
     for name in ("empty.cif", "empty.extxyz"):
         (tmp_path / name).write_text("" if name.endswith("xyz") else "data_x\n")
-        with pytest.raises(RamifyError, match=rf"{name} holds no structure"):
+        with pytest.raises(RamifyError, match=rf"{name} has no structure"):
             predict_file(conservative, tmp_path / name, target, ["qm7x"])
     cut = tmp_path / "cut.extxyz"
     cut.write_text("\n".join(source.read_text().splitlines()[:-2]))

@@ -77,7 +77,7 @@ def test_a_rise_of_the_energy_is_marked(silicon: tuple[Atoms, Calculator], monke
     assert rise > 0
     monkeypatch.setattr(Climbing, "gradient_converged", lambda self, gradient: self.nsteps > 0)
     found = relax(low.atoms, calculator, RelaxOptions(fmax=1e9, steps=1))
-    assert (found.converged, found.why) == (True, f"the energy rose by {rise:.4f} eV: forces vanish at maxima, too")
+    assert (found.converged, found.why) == (True, f"the energy rose by {rise:.4f} eV: forces also vanish at maxima")
 
 
 def test_too_few_steps(silicon: tuple[Atoms, Calculator]) -> None:

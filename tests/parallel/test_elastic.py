@@ -74,7 +74,7 @@ def test_on_other_ranks_after_every_stop(write_recipe: WriteRecipe, tmp_path: Pa
         assert done.statuses == [0 if at is None else STOPPED] * world, done.said
         if at is not None:
             name = {TERM: "SIGTERM", USR1: "SIGUSR1"}[at["signal"]]
-            assert f"stopped ({name}) before step 18; go on with `ramify train --resume {path}`" in done.said[0]
+            assert f"stopped ({name}) before step 18; resume with `ramify train --resume {path}`" in done.said[0]
             assert open_checkpoint(path / "checkpoints" / "latest").step == at["step"]
         assert all(said == "" for said in done.said[1:])
         assert ("changed since the last session: parallel.placement: " in done.said[0]) == (

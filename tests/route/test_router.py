@@ -80,7 +80,7 @@ def test_it_goes_with_an_export(run: Path, asked: Path, tmp_path: Path) -> None:
     found = [list(route_file(load(path), asked)) for path in (run, tmp_path / "model", tmp_path / "crystals")]
     assert found[1] == found[0]
     assert found[2][0].choice.branch is None
-    assert "branch 'ani1x', which this model leaves out" in found[2][0].choice.why
+    assert "branch 'ani1x', which this model does not have" in found[2][0].choice.why
     assert found[2][1].choice.branch == "mptrj"
     (tmp_path / "model" / ROUTER).write_bytes(b"no")
     with pytest.raises(RamifyError, match=r"router\.safetensors is damaged: its checksum"):
@@ -92,7 +92,7 @@ def test_a_router_belongs_to_its_weights(run: Path, tmp_path: Path) -> None:
         router_of(load(run / "checkpoints/best"))
     shutil.copytree(run, tmp_path / "other", symlinks=True)
     replace(Router.read(run / ROUTER), encoder_sha256="0" * 64).write(tmp_path / "other" / ROUTER)
-    with pytest.raises(RamifyError, match="fitted for other weights"):
+    with pytest.raises(RamifyError, match="fitted to other weights"):
         router_of(load(tmp_path / "other"))
 
 

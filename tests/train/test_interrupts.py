@@ -61,7 +61,7 @@ def test_ctrl_c_keeps_a_checkpoint(recipe: Path, tmp_path: Path, world: int) -> 
     done = run(tmp_path, world, "train", recipe, "--run", path, at=at)
     assert done.statuses == [INTERRUPTED] * world
     assert step_of(path) == 7  # not 6, the last one that was due
-    assert f"stopped (SIGINT) before step 10000; go on with `ramify train --resume {path}`" in done.said[0]
+    assert f"stopped (SIGINT) before step 10000; resume with `ramify train --resume {path}`" in done.said[0]
     assert "step 7" in done.said[0]
     assert "Traceback" not in "".join(done.said)
     assert not (path / "lock.json").exists()
@@ -84,7 +84,7 @@ def test_a_second_ctrl_c_aborts(recipe: Path, tmp_path: Path) -> None:
     assert done.statuses == [INTERRUPTED]
     assert step_of(path) == 3
     assert (
-        f"interrupted; the latest checkpoint is step-00000003, go on with `ramify train --resume {path}`"
+        f"interrupted; the latest checkpoint is step-00000003, resume with `ramify train --resume {path}`"
         in done.said[0]
     )
     assert not (path / "lock.json").exists()
@@ -145,7 +145,7 @@ def test_a_signal_in_the_first_seconds(recipe: Path, tmp_path: Path, after: floa
     assert "Traceback" not in err
     assert not (path / "lock.json").exists()
     kept = (path / "checkpoints" / "pointers.json").exists()
-    assert ("go on with" in err) == kept
+    assert ("resume with" in err) == kept
 
 
 def test_ctrl_c_in_the_demo(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_ctrl_c_in_a_fine_tuning(recipe: Path, tmp_path: Path) -> None:
     done = run(tmp_path, 1, *words, at={"rank": 0, "step": 2, "signal": INT})
     assert done.statuses == [INTERRUPTED], done.said
     assert step_of(path) == 2
-    assert "go on with the same command and --continue" in done.said[0]
+    assert "resume with the same command and --continue" in done.said[0]
     assert run(tmp_path, 1, *words, "--continue").statuses == [0]
     assert json.loads((path / "finetune.json").read_text())["after"] is not None
 

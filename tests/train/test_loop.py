@@ -172,14 +172,14 @@ def test_infinite_numbers_are_null_in_the_log(small: MakeRecipe, tmp_path: Path)
 
 
 def test_heads_no_better_than_trivial_are_warned_of(small: MakeRecipe, tmp_path: Path) -> None:
-    """A model that hardly learns: after the warm-up, a warning for exactly the heads whose errors are not below."""
+    """A model that hardly learns: one warning at the end for each head whose last errors are not below."""
     warnings: list[str] = []
     entries: list[dict[str, Any]] = []
     callbacks = Callbacks(warned=warnings.append, evaluated=entries.append)
     train(small("qm7x", "mptrj", "bare", optimizer__lr=1e-9, train__max_steps=12), tmp_path / "run", callbacks)
     expected = [
         (entry["step"], name, label)
-        for entry in entries
+        for entry in entries[-1:]
         for name, errors in entry["datasets"].items()
         for label in ("energy", "forces")
         if entry["step"] > 3
@@ -188,7 +188,8 @@ def test_heads_no_better_than_trivial_are_warned_of(small: MakeRecipe, tmp_path:
     ]
     found = [(int(w.split()[-1]), w.split(":")[0], w.split(": the ")[1].split()[0]) for w in warnings]
     assert found == expected
-    assert 0 < len(expected) < 5 * len(entries)
+    assert len(entries) > 1
+    assert 0 < len(expected) < 5
     assert "head is no better than the trivial predictor (" in warnings[0]
 
 

@@ -18,7 +18,7 @@ ELEMENTS = {WB97X: ("H", "C", "N", "O"), PBE0: ("H", "C", "N", "O", "S", "Cl")}
 
 
 def main() -> None:
-    """Computes and writes all of them."""
+    """Computes and writes all energies."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, required=True)
     out = arguments.parse_args().out

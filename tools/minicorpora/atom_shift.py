@@ -2,8 +2,8 @@
 
     /usr/bin/python3 tools/minicorpora/atom_shift.py --out tools/minicorpora
 
-GPAW energies are relative to the PBE atoms of the PAW data sets, in a PBEsol run too. Taking this constant per element
-off makes the energies of alexandria_mini relative to PBEsol atoms; forces stay as they are. Writes
+GPAW energies are relative to the PBE atoms of the PAW data sets, also in a PBEsol run. Subtracting this constant per
+element makes the energies of alexandria_mini relative to PBEsol atoms; forces do not change. Writes
 OUT/pbesol_atom_shift.json: {unit, shift_eV: {element: eV per atom}}.
 """
 

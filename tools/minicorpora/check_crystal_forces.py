@@ -1,4 +1,4 @@
-"""Compares labels of the crystal corpora with central differences of the energy, by the labelling code itself.
+"""Compares labels of the crystal corpora with central differences of the energy, computed by the labelling code.
 
     /usr/bin/python3 tools/minicorpora/check_crystal_forces.py mptrj --out OUT zincblende_Ga-As rocksalt_Na-Cl
     /usr/bin/python3 tools/minicorpora/check_crystal_forces.py alexandria --out OUT rocksalt_Li-Cl
@@ -67,7 +67,7 @@ def main() -> None:
     for name in args.materials:
         result = load_result(args.out / "work" / args.corpus, name)
         if name not in crystals or result is None:
-            options.error(f"{name} is no finished material of {args.corpus}")
+            options.error(f"{name} is not a finished material of {args.corpus}")
         figures = {
             "finite_difference": round(force_difference(result, corpus, crystals[name]), 6),
             "stored": round(float(np.linalg.norm(result["forces"][STRUCTURE])), 6),

@@ -1,9 +1,9 @@
-"""Checks the five corpora with h5py, json, bz2 and numpy alone, apart from the readers of ramify.
+"""Checks the five corpora with h5py, json, bz2 and numpy only, independently of the readers of ramify.
 
     python tools/minicorpora/check_files.py [--root FOLDER]
 
-Prints one line of JSON per corpus and exits with status 1 when a corpus breaks a limit: finite labels, net force,
-closest pair, no structure twice, and an energy-force slope near 1. That slope is the regression of dE on
+Prints one line of JSON per corpus and exits with status 1 if a corpus violates a limit: finite labels, net force,
+closest pair, no duplicates, and an energy-force slope near 1. That slope is the regression of dE on
 -(F_i + F_j)/2 . dx over pairs of neighbouring structures of one system in one cell (crystals: all pairs with one cell).
 """
 
@@ -145,7 +145,7 @@ CORPORA: dict[str, tuple[str, Callable[[Path], Iterator[System]]]] = {
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ValueError(message) unless the condition holds (an assert would vanish under `python -O`)."""
+    """Raises ValueError(message) unless the condition holds (`python -O` would remove an assert)."""
     if not condition:
         raise ValueError(message)
 
@@ -158,7 +158,7 @@ def closest_pair(positions: np.ndarray, cell: np.ndarray | None) -> float:
 
 
 def neighbours(system: System) -> Iterator[tuple[float, float]]:
-    """Energy difference and what the forces say about it, eV, for every pair of neighbouring structures."""
+    """Energy difference and its estimate from the forces, eV, for every pair of neighbouring structures."""
     for i, j in combinations(range(len(system.energy)), 2):
         change = system.positions[j] - system.positions[i]
         if system.cell is None:
@@ -172,7 +172,7 @@ def neighbours(system: System) -> Iterator[tuple[float, float]]:
 
 @dataclass
 class Report:
-    """What a corpus holds, gathered system by system."""
+    """Statistics of a corpus, accumulated over systems."""
 
     systems: int = 0
     structures: int = 0
@@ -188,7 +188,7 @@ class Report:
     seen: set[tuple[bytes, ...]] = field(default_factory=set)
 
     def add(self, system: System) -> None:
-        """Checks the shapes of `system` and takes it into account."""
+        """Checks the shapes of `system` and adds it."""
         S, N = len(system.energy), len(system.numbers)
         require(system.positions.shape == system.forces.shape == (S, N, 3), f"{system.name}: shapes disagree")
         finite = all(np.isfinite(a).all() for a in (system.positions, system.energy, system.forces))
@@ -211,7 +211,7 @@ class Report:
             self.seen.add(record)
 
     def summary(self) -> dict[str, Any]:
-        """The figures, ready for JSON."""
+        """The statistics as plain data."""
         change, work = np.array(self.pairs).T
         return {
             "systems": self.systems,
@@ -233,7 +233,7 @@ class Report:
 
 
 def broken_limits(summary: dict[str, Any]) -> list[str]:
-    """The limits that a corpus does not keep."""
+    """The limits that a corpus violates."""
     limits = {
         "net_force": summary["net_force"] <= MAX_NET_FORCE,
         "closest_pair": summary["closest_pair"] >= MIN_DISTANCE,

@@ -1,4 +1,5 @@
-"""Compares stored forces of the molecular corpora with central differences of the energy, by the labelling code itself.
+"""Compares stored forces of the molecular corpora with central differences of the energy, computed by the labelling
+code.
 
     python tools/minicorpora/check_molecule_forces.py [--root FOLDER] [--structures 3]
 

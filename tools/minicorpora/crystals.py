@@ -18,7 +18,7 @@ Points = list[tuple[float, float, float]]
 Q, H = 0.25, 0.5
 CENTRED: Points = [(0, 0, 0), (H, H, H)]
 FCC_CELL = 0.5 * (np.ones((3, 3)) - np.eye(3))  # primitive, for lattice constant 1
-# prototypes on a cubic lattice: which of the elements sits at which fractional position
+# prototypes on a cubic lattice: the element at each fractional position
 FCC_PROTOTYPES: dict[str, tuple[tuple[int, ...], Points]] = {
     "rocksalt": ((0, 1), CENTRED),
     "zincblende": ((0, 1), [(0, 0, 0), (Q, Q, Q)]),

@@ -26,13 +26,13 @@ INITIAL_MOMENT = 2.3  # Bohr magnetons, of bcc Fe
 
 @dataclass(frozen=True)
 class Corpus:
-    """What differs between the two corpora.
+    """Options of a corpus.
 
     Attributes:
-        name: enters the seeds.
-        functional: as GPAW calls it.
+        name: part of the random seeds.
+        functional: its name in GPAW.
         crystals: the materials.
-        relax_volume: whether the symmetric crystal is brought to its best volume first and becomes the first structure.
+        relax_volume: whether the volume of the symmetric crystal is relaxed first, giving the first structure.
         scan_width: relative change of the lattice constants in the first scan of the energy.
         max_strain: largest component of the strain.
         amplitude: largest displacement of an atom, Å: drawn between the two.
@@ -61,7 +61,7 @@ CORPORA = {
         max_strain=0.04,
         amplitude=(0.09, 0.15),
         grid_margin=1.03,
-        # like a relaxation: strain and displacement fall
+        # like a relaxation: strain and displacement decrease
         schedule=((1, 1), (1, 0.65), (1, 0.35), (0.5, 0.6), (0.5, 0.35), (0.5, 0.15), (0, 0.25), (0, 0.06)),
     ),
     "alexandria": Corpus(
@@ -260,7 +260,7 @@ def cost(crystal: Crystal) -> float:
 
 
 def main() -> None:
-    """Labels what is not labelled yet."""
+    """Labels the missing materials."""
     options = parser(__doc__, assembles=False)
     options.add_argument("corpus", choices=CORPORA)
     args = options.parse_args()

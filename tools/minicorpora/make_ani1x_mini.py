@@ -55,7 +55,7 @@ def label_molecule(task: Molecule) -> Arrays:
             moved = thermal(minimum, modes, 1.0, rng, rattle=rng.uniform(0.02, 0.15))
         if not is_sane(numbers, moved):
             continue
-        moved = moved.astype("f4").astype("f8")  # label exactly what the file will hold
+        moved = moved.astype("f4").astype("f8")  # label exactly the positions in the file
         if len(positions) < task.conformers:
             e, f, density = label(numbers, moved, WB97X, density)
             energy.append(e)
@@ -65,7 +65,7 @@ def label_molecule(task: Molecule) -> Arrays:
 
 
 def in_file_order(result: Arrays) -> Arrays:
-    """`result` without strained geometries, atoms by falling atomic number: the same order for all isomers."""
+    """`result` without strained geometries, atoms by decreasing atomic number: the same order for all isomers."""
     keep = np.abs(result["forces"]).max((1, 2)) < MAX_FORCE
     order = np.argsort(-result["numbers"], kind="stable")
     return {
@@ -121,7 +121,7 @@ def assemble(work: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Labels what is not labelled yet and writes the file."""
+    """Labels the missing tasks and writes the file."""
     args = parser(__doc__).parse_args()
     work = args.out / "work" / "ani1x"
     if not args.assemble_only:

@@ -99,14 +99,14 @@ def alexandria_entry(
 
 
 def write_mptrj(work: Path, path: Path, earlier: Path | None) -> None:
-    """Writes the JSON file of all finished materials of the list, and of those in an earlier file that are not."""
+    """Writes the JSON file of all finished materials, and of the others in an earlier file."""
     materials = json.loads(earlier.read_text()) if earlier else {}
     for i, crystal in enumerate(MPTRJ, 1):
         result = load_result(work, crystal.name)
         if result is None:
             continue
         if abs(np.trace(result["stress"][-1])) / 3 > MAX_PRESSURE_AS_LISTED:
-            print(f"{crystal.name} is left out: its lattice constants are not those of a crystal at rest")
+            print(f"{crystal.name} is left out: its lattice constants are not relaxed")
             continue
         materials[f"rm-{i}"] = mptrj_material(result, crystal, f"rm-{i}")
     materials = dict(sorted(materials.items(), key=lambda item: int(item[0].removeprefix("rm-"))))
@@ -138,7 +138,7 @@ def main() -> None:
     """Writes both files."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, required=True, help="folder that label_crystals.py was given")
-    options.add_argument("--earlier", type=Path, help="an MPtrj_mini.json: its materials stay where there is no result")
+    options.add_argument("--earlier", type=Path, help="an MPtrj_mini.json: its materials fill gaps")
     options.add_argument("--shift", type=Path, default=SHIFT, help="file of atom_shift.py")
     args = options.parse_args()
     write_mptrj(args.out / "work" / "mptrj", args.out / "mptrj_mini" / "MPtrj_mini.json", args.earlier)

@@ -83,7 +83,7 @@ def assemble(work: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Labels what is not labelled yet and writes the file."""
+    """Labels the missing tasks and writes the file."""
     args = parser(__doc__).parse_args()
     work = args.out / "work" / "qm7x"
     if not args.assemble_only:

@@ -160,7 +160,7 @@ def xtb_band(images: list[Atoms]) -> list[list[Array]]:
         image.calc = xtb()
     stages = []
     for steps in XTB_STAGES:
-        with suppress(CalculationFailed):  # no convergence on a strained image: go on with the path as it is
+        with suppress(CalculationFailed):  # no convergence on a strained image: keep the current path
             FIRE(NEB(images, k=1.0, method="improvedtangent"), logfile=None).run(fmax=0.05, steps=steps)
         stages.append([image.positions.copy() for image in images[1:-1]])
     return stages
@@ -252,7 +252,7 @@ def assemble(work: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Labels what is not labelled yet and writes the file."""
+    """Labels the missing tasks and writes the file."""
     args = parser(__doc__).parse_args()
     work = args.out / "work" / "t1x"
     if not args.assemble_only:

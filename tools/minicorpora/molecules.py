@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 GRID_LEVEL = 2
 CONVERGENCE = 1e-9  # Hartree
 SOFTEST_MODE = 0.05  # eV/Å²/amu, 117 1/cm: softer modes are stiffened to this, or they would overshoot
-ZERO_MODE = 0.005  # eV/Å²/amu: what is softer is a translation or a rotation
+ZERO_MODE = 0.005  # eV/Å²/amu: softer modes are translations or rotations
 
 
 @dataclass(frozen=True)

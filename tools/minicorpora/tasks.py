@@ -1,7 +1,7 @@
-"""Resumable tasks in worker processes: what every generator script shares.
+"""Resumable tasks in worker processes, shared by all generator scripts.
 
 A task is one molecule, reaction or material. Its result is one `.npz` in the work folder, written when it is finished,
-so that a run can be stopped at any time and goes on where it was.
+so that a run can be stopped and resumed at any time.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def seed_of(*parts: object) -> int:
 
 
 def parser(description: str | None, *, assembles: bool = True) -> argparse.ArgumentParser:
-    """The options of a generator; `assembles` says whether it also writes the file of its corpus."""
+    """The options of a generator; `assembles` is true if it also writes the file of its corpus."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, required=True, help="folder for the corpora: OUT/<corpus>/<file>, OUT/work/")
     made.add_argument("--workers", type=int, default=1, help="worker processes, one thread each")

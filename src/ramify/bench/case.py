@@ -1,4 +1,4 @@
-"""One case of a benchmark: what is measured, as data that processes hand to each other."""
+"""A benchmark case, as data passed between processes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from ramify.recipe import Recipe, parse_recipe
 from ramify.store.store import Store
 
 SHARDED = "+shard"
-"""After the name of a placement: with the encoder sharded among all ranks (`parallel.shard: encoder`)."""
+"""Suffix of a placement: with the encoder sharded over all ranks (`parallel.shard: encoder`)."""
 
 PLACEMENTS = ("auto", "replicated", "per-branch", "per-branch-even", "balanced")
 
@@ -21,17 +21,17 @@ Mode = Literal["weak", "strong"]
 
 @dataclass(frozen=True)
 class Case:
-    """One layout, measured once.
+    """One layout to measure.
 
     Attributes:
-        recipe: trained by; `train.batch` and `parallel` are the case's own.
-        stores: by dataset.
-        model: what it costs, found out once for all processes.
+        recipe: the recipe, with the values of `train.batch` and `parallel` of the case.
+        stores: paths of the stores by dataset.
+        model: cost profile of the model, computed once for all processes.
         mode: `weak` (structures per rank held constant) or `strong` (structures per step held constant).
-        placement: as asked for, e.g. `per-branch` or `per-branch+shard`.
-        ranks: how many.
-        warmup: steps that are not counted, in which memory is taken and caches fill.
-        steps: that are counted.
+        placement: requested placement, e.g. `per-branch` or `per-branch+shard`.
+        ranks: number of ranks.
+        warmup: number of untimed steps, in which memory is allocated and caches fill.
+        steps: number of timed steps.
     """
 
     recipe: Recipe
@@ -59,12 +59,12 @@ class Case:
         """A case of `recipe` with `batch` structures per step.
 
         Raises:
-            RamifyError: no such placement.
+            RamifyError: there is no such placement.
         """
         kind = placement.removesuffix(SHARDED)
         if kind not in PLACEMENTS:
             raise RamifyError(
-                f"placement {placement}: accepted are {', '.join(PLACEMENTS)}, each with {SHARDED} after it or without"
+                f"placement {placement}: accepted are {', '.join(PLACEMENTS)}, each with or without {SHARDED}"
             )
         content = recipe.model_dump(mode="json")
         content["train"]["batch"] = batch
@@ -79,7 +79,7 @@ class Case:
         return cls(changed, dict(stores), cost, mode, placement, ranks, warmup, steps)
 
     def open_stores(self) -> dict[str, Store]:
-        """The store of every dataset; one that several datasets share is opened once."""
+        """The store of every dataset; a store shared by several datasets is opened once."""
         opened = {path: Store.open(path) for path in set(self.stores.values())}
         return {name: opened[self.stores[name]] for name in self.recipe.datasets}
 
@@ -98,7 +98,7 @@ class Case:
 
     @classmethod
     def from_data(cls, content: Mapping[str, Any]) -> Self:
-        """What `to_data` gave."""
+        """Inverse of `to_data`."""
         recipe = parse_recipe(content["recipe"], "benchmark")
         stores = {name: Path(path) for name, path in content["stores"].items()}
         cost = ModelProfile.of_data(content["model"])

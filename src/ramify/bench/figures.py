@@ -1,4 +1,4 @@
-"""Figures of scaling: seconds per step against ranks on logarithmic axes, as the paper's Figure 4, with ideal lines."""
+"""Figures of scaling: seconds per step against ranks on logarithmic axes with ideal lines, as Figure 4 of the paper."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -15,10 +15,10 @@ MARKERS = "osD^vP*X"
 def draw_scaling(content: Mapping[str, Any], out: Path) -> None:
     """Writes `scale.svg` and `scale.png` of measured cases: one panel per mode, one line per placement.
 
-    Points are medians, bars the quartiles, dashes the ideal that starts from the fewest ranks.
+    Points are medians, bars the quartiles, dashed lines the ideal scaling from the smallest number of ranks.
     """
     modes = [mode for mode in TITLES if any(case["mode"] == mode for case in content["cases"])]
-    if not modes:  # only calibrated so far
+    if not modes:  # only calibration cases so far
         return
     with Canvas(330 * len(modes), 250) as canvas:
         panels = canvas.figure.subplots(1, len(modes), squeeze=False)[0]
@@ -70,7 +70,7 @@ def _finish(axes: Any, ranks: Sequence[int], title: str, what: str = "ranks") ->
 
 
 def draw_memory(content: Mapping[str, Any], out: Path) -> None:
-    """Writes `memory.svg` and `memory.png`: bytes of the fullest rank against branches, measured and planned."""
+    """Writes `memory.svg` and `memory.png`: largest memory of a rank against branches, measured and planned."""
     rows = [row for row in content["rows"] if row["alone"]]
     first = [row for row in rows if row["branches"] == 1]
     placements = list(dict.fromkeys(row["placement"] for row in rows))
@@ -93,12 +93,12 @@ def draw_memory(content: Mapping[str, Any], out: Path) -> None:
             )
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("branches, on as many ranks")
-        axes.set_ylabel("GB held by the fullest rank")
+        axes.set_ylabel("largest memory of a rank, GB")
         axes.legend(
             frameon=False, fontsize=8, labelcolor=MUTED, title="points measured, lines planned", title_fontsize=8
         )
         words = "; ".join(f"{r['placement']}, {r['branches']} branches: {r['process'] / 1e9:.2f} GB" for r in rows)
-        canvas.drawing(f"Memory of the fullest rank: {words}").save(out / "memory.svg")
+        canvas.drawing(f"Largest memory of a rank: {words}").save(out / "memory.svg")
         canvas.figure.savefig(out / "memory.png", dpi=PNG_DPI, facecolor="white")
 
 

@@ -1,4 +1,4 @@
-"""Takes real training steps in this process, among the ranks that were started with it, and says what they took."""
+"""Measures real training steps in this process and the other ranks."""
 
 import gc
 import platform
@@ -30,14 +30,14 @@ from ramify.train.optimization.product_rates import wait_for
 from ramify.train.start import Process, configure_process
 
 NOWHERE = "benchmark"
-"""Name of the run of a benchmark's trainer, of which nothing is ever written."""
+"""Name of the run of a benchmark; nothing is written to it."""
 
 UPDATES = 5
-"""Times that the optimizer's update is timed by itself."""
+"""Number of separate timings of the optimizer update."""
 
 
 def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout, process: Process) -> Trainer:
-    """A trainer at step 0 as `ramify train` makes it, but for the run directory."""
+    """A trainer at step 0 as in `ramify train`, without a run directory."""
     branch_of = recipe.branch_of_datasets()
     readers = open_split(recipe, {n: s for n, s in stores.items() if branch_of[n] in layout.hosted}, "train")
     data = {name: store.manifest for name, store in stores.items()}
@@ -45,7 +45,7 @@ def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout, proce
 
 
 def take_steps(trainer: Trainer, steps: int) -> Iterator[StepBatches]:
-    """Takes so many steps, giving after each what this rank did in it."""
+    """Takes `steps` steps; yields the batches of this rank after each step."""
     with trainer.loader() as loader:
         for _ in range(steps):
             work = next(loader)
@@ -54,7 +54,7 @@ def take_steps(trainer: Trainer, steps: int) -> Iterator[StepBatches]:
 
 
 def measure_case(case: Case, process: Process) -> dict[str, Any]:
-    """What a case takes, by every rank, on every rank; all ranks must call it.
+    """Measures a case; returns the results of all ranks on every rank, and must be called by all.
 
     Raises:
         RamifyError: the placement is not possible on these ranks.
@@ -87,7 +87,7 @@ def measure_case(case: Case, process: Process) -> dict[str, Any]:
 
 
 def _time_steps(trainer: Trainer, case: Case, model: ModelProfile) -> dict[str, Any]:
-    """Seconds of the counted steps, and what this rank did and sent in them on average."""
+    """Seconds of the timed steps, and mean amounts of work and communication of this rank."""
     layout, warmup = trainer.layout, case.warmup
     times: list[float] = []
     done: Counter[str] = Counter()
@@ -114,8 +114,8 @@ def _time_steps(trainer: Trainer, case: Case, model: ModelProfile) -> dict[str, 
 
 
 def amounts(batch: Batch, model: ModelProfile) -> dict[str, int]:
-    """What a batch holds, padding not counted, and the operations that a step on it takes; segments are branches that
-    have structures."""
+    """Numbers of structures, atoms and edges of a batch without padding, and the operations of a step on it; segments
+    are the branches with structures."""
     found = dict.fromkeys(("structures", "atoms", "edges"), 0)
     operations = 0.0
     for segment in batch.segments:
@@ -129,7 +129,7 @@ def amounts(batch: Batch, model: ModelProfile) -> dict[str, int]:
 
 
 def _time_update(trainer: Trainer) -> float:
-    """Median seconds of the optimizer's update and the averages', by themselves: a step takes it at any size."""
+    """Median seconds of the update of weights and averages alone, which does not depend on the size of a step."""
     times = []
     for _ in range(UPDATES):
         wait_for(trainer.layout.device)
@@ -144,7 +144,7 @@ def _time_update(trainer: Trainer) -> float:
 def _result(
     case: Case, kind: str, device: torch.device, everyone: list[dict[str, Any]], planned: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    times = Tensor([row["seconds"] for row in everyone]).double().amax(0)  # all wait for each other in every step
+    times = Tensor([row["seconds"] for row in everyone]).double().amax(0)  # ranks wait for each other in every step
     median = float(times.median())
     structures = sum(row["structures"] for row in everyone)
     return {
@@ -169,7 +169,7 @@ def _result(
 
 
 def describe(device: torch.device) -> str:
-    """What kind of device it is."""
+    """Name of the device."""
     if device.type == "cpu":
         return f"cpu {platform.machine()}"
     return str(getattr(torch, device.type).get_device_name(device))

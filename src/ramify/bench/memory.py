@@ -1,13 +1,13 @@
-"""`ramify bench memory`: what a rank holds, measured, against the number of branches.
+"""`ramify bench memory`: measured memory of a rank against the number of branches.
 
-The figure is the difference that the model makes to the process as the system counts it (its resident set): before the
-model is built, and after two training steps, free memory handed back both times. Beside it stands the sum of the
-tensors that stay from step to step. A step on a narrow model goes before, so that libraries are loaded already.
+The measured value is the increase of the resident set of the process from before the model is built to after two
+training steps; free memory is returned to the system both times. The sum of the tensors that persist between steps is
+reported as well. A step on a narrow model is taken first, so that libraries are already loaded.
 
-Most layouts need more ranks than a machine has. So one rank of the layout is measured, by itself: it has the placement,
-the branches and the buckets of gradients that it would have among the others, and goes through the same sums, in a
-group that only it is in. What it computes is worth nothing; what it holds is what it would hold, but for what the
-network's library keeps for every other rank. `check` measures a layout with all its ranks there, in the same way.
+Most layouts need more ranks than a machine has. Therefore one rank of the layout is measured alone: it has the same
+placement, branches and gradient buckets as in the full layout, and does the same all-reduces in a group of its own. Its
+results are meaningless, but its memory is that of the full layout, except for the buffers that the communication
+library keeps for each other rank. `check` measures a layout with all its ranks in the same way.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from ramify.bench.figures import draw_memory
 from ramify.bench.measure import make_trainer, take_steps
 from ramify.bench.profiling.resident import forget_peak, peak_bytes, resident_bytes
 from ramify.bench.spawn import spawn
-from ramify.bench.synthetic import alike
+from ramify.bench.synthetic import equal_datasets
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.parallel.layout import Layout
@@ -36,7 +36,7 @@ from ramify.train.start import Process, configure_process, this_process
 
 RESULT = "memory.json"
 STEPS = 2
-"""After the first, optimizer state and averages are there; the second finds them so."""
+"""The first step allocates the optimizer state and averages; the second is measured with them."""
 NARROW = 16
 """Width of the model that is trained before the measurement."""
 
@@ -46,10 +46,10 @@ class MemoryBench:
     """What `ramify bench memory` measures.
 
     Attributes:
-        recipe: of the model.
-        branches: numbers of branches, each measured on as many ranks.
-        placements: see `Case.placement`, but without a cut-up encoder.
-        check: number of branches and ranks of which all ranks are there; 0 for none.
+        recipe: recipe of the model.
+        branches: numbers of branches, each on the same number of ranks.
+        placements: see `Case.placement`; without a sharded encoder.
+        check: number of branches and ranks of a layout measured with all ranks; 0 for none.
     """
 
     recipe: Recipe
@@ -59,7 +59,7 @@ class MemoryBench:
 
 
 def run_memory(bench: MemoryBench, out: Path, say: Callable[[dict[str, Any]], None], limit: float) -> dict[str, Any]:
-    """Measures all layouts, each in fresh processes; writes `memory.json`, `memory.svg` and `memory.png` into `out`."""
+    """Measures all layouts, each in new processes; writes `memory.json`, `memory.svg` and `memory.png` into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     layouts = [(branches, True) for branches in bench.branches] + ([(bench.check, False)] if bench.check else [])
@@ -76,23 +76,23 @@ def run_memory(bench: MemoryBench, out: Path, say: Callable[[dict[str, Any]], No
 
 
 def run_rank(source: Path, target: Path) -> None:
-    """Measures the layout in the file `source`: this rank of it, by itself or among the others."""
+    """Measures this rank of the layout in the file `source`, alone or with the other ranks."""
     content = read_json(source)
     alone, case = content.pop("alone"), Case.from_data(content)
     with this_process(case.recipe) as process:
-        with _met(process, alone):
+        with _process_group(process, alone):
             found = measure_memory(case, process, alone=alone)
         if process.ranks.rank == 0:
             write_json(target, found)
 
 
 def measure_memory(case: Case, process: Process, *, alone: bool) -> dict[str, Any]:
-    """What every rank that is there holds; all of them must call it.
+    """Memory of every running rank; all of them must call it.
 
     Args:
-        case: its number of ranks is that of the layout.
-        process: this one.
-        alone: whether it is the only one that is there.
+        case: the case, with the number of ranks of the layout.
+        process: this process.
+        alone: whether this is the only running rank.
     """
     configure_process(case.recipe)
     stores = case.open_stores()
@@ -108,10 +108,10 @@ def measure_memory(case: Case, process: Process, *, alone: bool) -> dict[str, An
 
 
 def _train(case: Case, layout: Layout, process: Process) -> tuple[dict[str, int], int, int]:
-    """Bytes of tensors by kind, of the process after some steps, and at most."""
+    """Bytes of tensors by kind, of the process after the steps, and of the process at its peak."""
     trainer = make_trainer(case.recipe, case.open_stores(), layout, process)
     for work in take_steps(trainer, STEPS):
-        del work  # else its batches would be counted
+        del work  # its batches must not be counted
     return resident_bytes(trainer), process_memory(), peak_bytes(layout.device)
 
 
@@ -136,7 +136,7 @@ def _row(case: Case, plan: Plan, everyone: list[dict[str, Any]], alone: bool) ->
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How flat `per-branch` is, how steep `replicated`, and how far the plan is off."""
+    """Memory per branch of each placement, and the largest error of the plan."""
     content: dict[str, Any] = {
         "largest_error_of_plan": max(abs(row["process"] / row["planned"] - 1.0) for row in rows),
     }
@@ -159,15 +159,15 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _case(bench: MemoryBench, branches: int, placement: str, folder: Path) -> Case:
     if "+" in placement:
-        raise RamifyError(f"placement {placement}: a rank by itself cannot share an encoder", fix="leave out the +")
-    recipe, stores = alike(bench.recipe, branches, folder)
+        raise RamifyError(f"placement {placement}: a single rank cannot shard an encoder", fix="leave out the +")
+    recipe, stores = equal_datasets(bench.recipe, branches, folder)
     return Case.of(
         recipe, stores, mode="memory", placement=placement, ranks=branches, batch=branches, warmup=0, steps=STEPS
     )
 
 
 def _layout(placement: Placement, process: Process, alone: bool) -> Layout:
-    """Rank 0 of the placement in a group of its own, or this rank among all of them."""
+    """Rank 0 of the placement in a group of its own, or this rank with all others."""
     if not alone:
         return Layout.spread(placement, process.ranks)
     groups = {branch: dist.group.WORLD if len(placement.hosts[branch]) > 1 else None for branch in placement.hosted(0)}
@@ -175,8 +175,8 @@ def _layout(placement: Placement, process: Process, alone: bool) -> Layout:
 
 
 @contextmanager
-def _met(process: Process, alone: bool) -> Iterator[None]:
-    """Inside, there is a process group; for a rank by itself one that only it is in."""
+def _process_group(process: Process, alone: bool) -> Iterator[None]:
+    """Opens a process group; for a single rank, a group of its own."""
     if not alone:
         yield
         return

@@ -1,8 +1,8 @@
-"""`ramify bench scale`: weak and strong scaling over numbers of ranks and placements, by real training steps.
+"""`ramify bench scale`: weak and strong scaling with numbers of ranks and placements, measured with training steps.
 
-On one machine every case gets fresh processes, started as torchrun would. Under a launcher (srun, mpiexec, torchrun)
-the processes that are there measure the layout that they are, and add it to what the folder holds: the same command
-once per number of ranks gives the whole curve of a cluster.
+On one machine every case gets new processes, started as by torchrun. Under a launcher (srun, mpiexec, torchrun) the
+started processes measure their own layout and add it to the results in the folder: running the same command once per
+number of ranks gives the curve of a cluster.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from ramify.bench.figures import draw_scaling
 from ramify.bench.measure import measure_case
 from ramify.bench.predict.speed import CALIBRATION
 from ramify.bench.spawn import spawn
-from ramify.bench.synthetic import alike, of_sizes
+from ramify.bench.synthetic import equal_datasets, of_sizes
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.parallel.startup.launch import detect_launcher
@@ -27,10 +27,10 @@ from ramify.train.start import this_process
 RESULT = "scale.json"
 
 CALIBRATED_BRANCHES = (1, 6)
-"""Numbers of branches, and the larger one structures: one of each branch at least."""
+"""Numbers of branches; the larger is also a number of structures, at least one of each branch."""
 
 KEY = ("mode", "placement", "ranks", "branches", "batch")
-"""What tells one case from another; measured again, the newer one stays."""
+"""Keys that identify a case; a new measurement replaces the old one."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class Sweep:
     """What `ramify bench scale` measures.
 
     Attributes:
-        recipe: of the model and the training.
+        recipe: recipe of the training.
         ranks: numbers of ranks.
         placements: see `Case.placement`.
         modes: `weak`, `strong`.
         batch: structures per rank in weak scaling.
         total: structures per step in strong scaling.
-        branches: equal synthetic datasets instead of the recipe's.
-        sizes: of synthetic datasets; the others need stores.
-        warmup, steps: of each case.
-        calibrate: also the cases on one rank that the cost model is fitted to (`ramify.bench.predict.speed`).
+        branches: number of equal synthetic datasets instead of those of the recipe.
+        sizes: sizes of synthetic datasets; the others need stores.
+        warmup, steps: numbers of untimed and timed steps of each case.
+        calibrate: also measure the cases on one rank that the cost model is fitted to (`ramify.bench.predict.speed`).
     """
 
     recipe: Recipe
@@ -63,13 +63,13 @@ class Sweep:
     calibrate: bool = False
 
     def data(self, folder: Path) -> tuple[Recipe, dict[str, Path]]:
-        """The recipe with its stores; synthetic ones in `folder` where there are none."""
+        """The recipe and its stores; synthetic stores are made in `folder`."""
         if self.branches is not None:
-            return alike(self.recipe, self.branches, folder)
+            return equal_datasets(self.recipe, self.branches, folder)
         return of_sizes(self.recipe, self.sizes, folder)
 
     def cases(self, recipe: Recipe, stores: Mapping[str, Path], ranks: Sequence[int]) -> Iterator[Case]:
-        """For these numbers of ranks. One rank hosts all branches however it is called, and is measured once."""
+        """Cases for these numbers of ranks. On one rank all placements are the same, and are measured once."""
         for mode in self.modes:
             if mode not in ("weak", "strong"):
                 raise RamifyError(f"mode {mode}: accepted are weak and strong")
@@ -88,10 +88,10 @@ class Sweep:
                     )
 
     def calibration(self, folder: Path) -> Iterator[Case]:
-        """Few and many structures, of one branch and of several: what a step costs by itself, by branch and by
-        operation can be told apart."""
+        """Cases with few and many structures and one or several branches, which determine the costs per step, per
+        branch and per operation."""
         for branches in CALIBRATED_BRANCHES:
-            recipe, stores = alike(self.recipe, branches, folder)
+            recipe, stores = equal_datasets(self.recipe, branches, folder)
             for batch in (CALIBRATED_BRANCHES[-1], 2 * CALIBRATED_BRANCHES[-1]):
                 yield Case.of(
                     recipe,
@@ -109,13 +109,13 @@ def run_scale(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None], li
     """Measures all cases; writes `scale.json`, `scale.svg` and `scale.png` into `out`, after every case.
 
     Args:
-        sweep: what to measure.
-        out: a folder, new or of an earlier sweep, whose other cases stay.
-        say: called with every case as it is measured.
-        limit: seconds that a case may take.
+        sweep: the cases.
+        out: a folder, new or with results of an earlier sweep, which are kept.
+        say: called with every measured case.
+        limit: time limit of a case in seconds.
 
     Returns:
-        What `scale.json` holds; None on all ranks but the first of those that a launcher started.
+        The content of `scale.json`; None on all ranks but rank zero under a launcher.
     """
     if detect_launcher().world > 1:
         return _by_launcher(sweep, out, say)
@@ -130,7 +130,7 @@ def run_scale(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None], li
 
 
 def run_case(source: Path, target: Path) -> None:
-    """Measures the case in the file `source` in this process, one of its ranks; the first writes what was found."""
+    """Measures the case in the file `source` as one of its ranks; rank zero writes the results."""
     case = Case.from_data(read_json(source))
     with this_process(case.recipe) as process:
         found = measure_case(case, process)
@@ -144,7 +144,7 @@ def _by_launcher(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None])
         on_rank_zero(ranks, lambda: [None, sweep.data(out / "stores")][0])
         recipe, stores = sweep.data(out / "stores")
         content = _before(out)
-        for case in sweep.cases(recipe, stores, [ranks.size]):  # nothing to calibrate: that takes one rank
+        for case in sweep.cases(recipe, stores, [ranks.size]):  # calibration cases need one rank
             found = measure_case(case, process)
             if ranks.rank == 0:
                 content = _keep(content, found, out)
@@ -153,13 +153,13 @@ def _by_launcher(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None])
 
 
 def _before(out: Path) -> dict[str, Any]:
-    """What the folder holds already."""
+    """The results already in the folder."""
     out.mkdir(parents=True, exist_ok=True)
     return dict(read_json(out / RESULT)) if (out / RESULT).exists() else {"cases": []}
 
 
 def _keep(content: Mapping[str, Any], found: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Writes the cases with one more among them, in a fixed order, and the figure."""
+    """Adds a case, and writes all cases in a fixed order and the figure."""
     key = [found[name] for name in KEY]
     others = [case for case in content["cases"] if [case[name] for name in KEY] != key]
     cases = sorted([*others, dict(found)], key=lambda case: [case[name] for name in KEY])

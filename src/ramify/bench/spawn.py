@@ -1,4 +1,4 @@
-"""Starts the ranks of a case on this machine, as torchrun would, and brings back what they found."""
+"""Starts the ranks of a case on this machine, as torchrun does, and returns their results."""
 
 import json
 import os
@@ -16,21 +16,21 @@ from ramify.files import read_json
 from ramify.parallel.startup.secret import VARIABLE
 
 POLL = 0.05
-"""Seconds between looks at the ranks."""
+"""Seconds between checks of the ranks."""
 
 
 def spawn(verb: str, content: dict[str, Any], ranks: int, *, threads: int = 1, limit: float = 600.0) -> dict[str, Any]:
-    """What `ramify bench VERB` writes as rank 0 of `ranks` processes that it is started as; each is a fresh one.
+    """Runs `ramify bench VERB` in `ranks` new processes and returns the result that rank zero writes.
 
     Args:
-        verb: hidden verb that reads a file and writes one.
-        content: of the file.
-        ranks: processes.
-        threads: of each.
-        limit: seconds until they are ended.
+        verb: hidden command that reads a file and writes one.
+        content: content of the file to read.
+        ranks: number of processes.
+        threads: number of threads per process.
+        limit: time limit in seconds.
 
     Raises:
-        RamifyError: a process failed, with the end of what it said, or they took too long.
+        RamifyError: a process failed, with the end of its output, or the time limit was exceeded.
     """
     with tempfile.TemporaryDirectory(prefix="ramify-bench-") as name:
         folder = Path(name)
@@ -52,25 +52,25 @@ def _start(
     command = [sys.executable, "-m", "ramify", "bench", verb, str(folder / "case.json"), str(folder / "found.json")]
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     env = os.environ | meeting | {key: str(value) for key, value in (place | {"OMP_NUM_THREADS": threads}).items()}
-    with (folder / f"said-{rank}").open("wb") as said:
-        return subprocess.Popen(command, env=env, stdout=said, stderr=subprocess.STDOUT)
+    with (folder / f"output-{rank}").open("wb") as output:
+        return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, deadline: float, limit: float) -> None:
-    """Until all have ended well."""
+    """Waits until all processes have ended successfully."""
     while True:
         ended = [process.poll() for process in processes]
         failed = [rank for rank, status in enumerate(ended) if status]
         if failed:
-            said = (folder / f"said-{failed[0]}").read_text(encoding="utf-8", errors="replace")
+            output = (folder / f"output-{failed[0]}").read_text(encoding="utf-8", errors="replace")
             raise RamifyError(
-                f"rank {failed[0]} of {len(processes)} ended with status {ended[failed[0]]}:\n{said[-2000:]}"
+                f"rank {failed[0]} of {len(processes)} ended with status {ended[failed[0]]}:\n{output[-2000:]}"
             )
         if all(status == 0 for status in ended):
             return
         if time.monotonic() > deadline:
             raise RamifyError(
-                f"{len(processes)} ranks took longer than {limit:g} s", fix="take fewer --steps or a smaller --batch"
+                f"{len(processes)} ranks took longer than {limit:g} s", fix="use fewer --steps or a smaller --batch"
             )
         time.sleep(POLL)
 

@@ -1,7 +1,7 @@
-"""`ramify bench step`: what one training step costs on one process, beside what the machine can do.
+"""`ramify bench step`: cost of a training step on one process, compared with the limits of the machine.
 
-Every case gets a fresh process, so that its largest memory is its own. Steps and the machine's matrix product take
-turns, since the speed of a machine changes from second to second when others work on it.
+Every case gets a new process, so that its peak memory is measured separately. Steps alternate with matrix products,
+since the speed of a machine varies when other programs use it.
 """
 
 import time
@@ -37,10 +37,10 @@ RESULT = "step.json"
 TRACE = "trace-{precision}-{forces}.json"
 
 CONTENTS = ("structures", "atoms", "edges", "operations", "atoms_padded", "edges_padded")
-"""What is counted of every step."""
+"""Quantities counted in every step."""
 
 UPDATE = ("clipping", "optimizer", "averages")
-"""The phases that do not grow with the batch."""
+"""The phases whose time does not grow with the batch."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class StepBench:
     """What `ramify bench step` measures.
 
     Attributes:
-        recipe: of the model and the training.
-        datasets: only these of the recipe; none for all.
-        sizes: of synthetic datasets; the others need stores.
-        precisions, forces: a case for every pair of them; none for the recipe's own.
-        warmup, steps: of each case, that do not count and that do.
-        profile: also a trace and the most expensive operations.
+        recipe: recipe of the training.
+        datasets: datasets of the recipe to use; empty for all.
+        sizes: sizes of synthetic datasets; the others need stores.
+        precisions, forces: a case for every pair of them; empty for those of the recipe.
+        warmup, steps: numbers of untimed and timed steps of each case.
+        profile: also write a trace and the most expensive operations.
     """
 
     recipe: Recipe
@@ -66,7 +66,7 @@ class StepBench:
     profile: bool = False
 
     def cases(self, out: Path) -> Iterator[dict[str, Any]]:
-        """As plain data, for the processes that measure them.
+        """The cases as plain data, for the processes that measure them.
 
         Raises:
             RamifyError: the recipe has no such dataset, precision or kind of forces.
@@ -88,7 +88,7 @@ class StepBench:
 
 
 def chosen(recipe: Recipe, datasets: Sequence[str]) -> Recipe:
-    """The recipe with some of its datasets only, each with a branch of its own; all of it when none are named."""
+    """The recipe with only these datasets, each with its own branch; the whole recipe if none are named."""
     if not datasets:
         return recipe
     if unknown := [name for name in datasets if name not in recipe.datasets]:
@@ -107,10 +107,10 @@ def run_bench(bench: StepBench, out: Path, say: Callable[[dict[str, Any]], None]
     """Measures all cases, each in a process of its own; writes `step.json` into `out` after every one.
 
     Args:
-        bench: what to measure.
+        bench: the cases.
         out: a folder; its `step.json` is replaced.
-        say: called with every case as it is measured.
-        limit: seconds that a case may take.
+        say: called with every measured case.
+        limit: time limit of a case in seconds.
     """
     out.mkdir(parents=True, exist_ok=True)
     threads = bench.recipe.train.threads or 1
@@ -123,7 +123,7 @@ def run_bench(bench: StepBench, out: Path, say: Callable[[dict[str, Any]], None]
 
 
 def run_case(source: Path, target: Path) -> None:
-    """Measures the case in the file `source` in this process and writes what was found."""
+    """Measures the case in the file `source` in this process and writes the results."""
     case = read_json(source)
     recipe = parse_recipe(case["recipe"], "benchmark")
     with this_process(recipe) as process:
@@ -143,20 +143,20 @@ def run_case(source: Path, target: Path) -> None:
 
 
 def _plain(recipe: Recipe) -> Recipe:
-    """The recipe whose operations count: nothing is calculated a second time to save memory."""
+    """The recipe without activation checkpointing, whose operations are counted."""
     content = recipe.model_dump(mode="json")
     content["train"]["checkpointing"] = "none"
     return parse_recipe(content, "benchmark")
 
 
 def measure_steps(trainer: Trainer, cost: ModelProfile, warmup: int, steps: int, before: int = 0) -> dict[str, Any]:
-    """Takes steps, each beside a measurement of the machine's matrix product.
+    """Takes steps, each followed by a measurement of the matrix product.
 
     Args:
-        trainer: on one process.
-        cost: whose operations count, those of the cheapest form.
-        warmup, steps: that do not count, and that do.
-        before: bytes of the process before there was a trainer.
+        trainer: trainer on one process.
+        cost: profile with the operations to count, those of the cheapest form of the model.
+        warmup, steps: numbers of untimed and timed steps.
+        before: bytes of the process before the trainer was created.
     """
     device, precision = trainer.layout.device, trainer.recipe.train.precision
     phases, rows = Phases(device), list[dict[str, Any]]()
@@ -165,7 +165,7 @@ def measure_steps(trainer: Trainer, cost: ModelProfile, warmup: int, steps: int,
         for _ in range(warmup):
             _one_step(trainer, next(loader), phases)
         if trainer.recipe.train.compile != "none":
-            forget_peak()  # that of the compiler, which worked in the first step
+            forget_peak()  # memory of the compiler in the first step
         rate = product_rate(device, precision)
         for _ in range(steps):
             work = next(loader)
@@ -173,7 +173,7 @@ def measure_steps(trainer: Trainer, cost: ModelProfile, warmup: int, steps: int,
             after = product_rate(device, precision)
             rows.append({**_contents(work, cost), "seconds": seconds, "product": 0.5 * (rate + after)})
             rate = after
-        peak = peak_bytes(device)  # of later steps too: the optimizer's state comes with the first
+        peak = peak_bytes(device)  # includes later steps, since the first allocates the optimizer state
         stop = phases.listen(trainer)
         split = [_split_step(trainer, loader, phases) for _ in range(steps)]
         stop()
@@ -193,13 +193,13 @@ def _split_step(trainer: Trainer, loader: Iterator[StepBatches], phases: Phases)
     work = next(loader)
     phases.mark("data")
     trainer.step(work)
-    trainer.finish_step()  # the averages follow the weights here, not in the next step
+    trainer.finish_step()  # updates the averages now, not in the next step
     phases.mark("averages")
     return phases.taken()
 
 
 def _contents(work: StepBatches, cost: ModelProfile) -> dict[str, int]:
-    """What a step holds, over all its turns; and how many atoms and edges with padding."""
+    """Contents of all micro-batches of a step, and numbers of atoms and edges with padding."""
     found = [
         amounts(batch, cost) | {"atoms_padded": len(batch.numbers), "edges_padded": len(batch.receiver)}
         for batch in work.batches
@@ -244,7 +244,7 @@ def _summary(
 
 
 def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Quartiles and the median between them."""
+    """First quartile, median and third quartile."""
     found = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
     low, middle, high = found.tolist()
     return low, middle, high

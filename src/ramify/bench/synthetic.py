@@ -1,7 +1,7 @@
-"""Synthetic datasets of a stated size, prepared like any other: what a benchmark trains on where there are no data.
+"""Synthetic datasets of a stated size, prepared like any other, for benchmarks without data.
 
-A structure is a periodic cube of randomly placed atoms; its side is chosen such that atoms have as many neighbours as
-asked for. Labels are random. Speed and memory depend on the numbers of atoms and edges, not on the labels.
+A structure is a periodic cube of randomly placed atoms; its side is chosen to give the requested number of
+neighbours. Labels are random. Speed and memory depend on the numbers of atoms and edges, not on the labels.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from ramify.store.store import Store
 from ramify.structures import Structures
 
 STRUCTURES = 256
-"""Structures of a synthetic dataset: a benchmark may take them again and again, and makes them in a second."""
+"""Number of structures of a synthetic dataset; a benchmark uses them repeatedly."""
 
 ALIKE = StatedSize(structures=1_000_000, atoms=20, neighbors=15)
-"""Every dataset of `--branches N`: between the paper's molecules and its crystals."""
+"""Size of every dataset of `--branches N`: between the molecules and the crystals of the paper."""
 
 ELEMENTS = np.array([1, 6, 7, 8, 14, 16, 26, 29], np.uint8)
 ROUNDS = 12
-"""Halvings of the interval in which the side of the cube lies: to 1e-3 of the side, 1 % of the neighbours."""
+"""Bisection steps for the side of the cube: to 1e-3 of the side, 1 % of the neighbours."""
 
 
-def alike(recipe: Recipe, branches: int, folder: Path) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe with `branches` datasets of the size `ALIKE` instead of its own, each with a branch of its own.
+def equal_datasets(recipe: Recipe, branches: int, folder: Path) -> tuple[Recipe, dict[str, Path]]:
+    """The recipe with `branches` datasets of the size `ALIKE` instead of its own, each with its own branch.
 
     Returns:
-        The recipe, and the store of every dataset. All of them are one, so that many branches take little room.
+        The recipe, and the store of every dataset. All datasets use the same store, which saves disk space.
     """
     content = recipe.model_dump(mode="json")
     store = _prepare("alike", ALIKE, recipe, folder)
@@ -49,7 +49,7 @@ def alike(recipe: Recipe, branches: int, folder: Path) -> tuple[Recipe, dict[str
 def of_sizes(recipe: Recipe, stated: Mapping[str, StatedSize], folder: Path) -> tuple[Recipe, dict[str, Path]]:
     """The recipe with synthetic structures for every dataset that has a stated size; the others keep their stores.
 
-    A step takes as much from each dataset as it would from datasets of the stated sizes.
+    A step uses as many structures of each dataset as with datasets of the stated sizes.
     """
     content = recipe.model_dump(mode="json")
     stores = {}
@@ -67,7 +67,7 @@ def of_sizes(recipe: Recipe, stated: Mapping[str, StatedSize], folder: Path) -> 
 
 
 def make_structures(size: StatedSize, cutoff: float, max_neighbors: int | None, seed: int) -> Structures:
-    """`STRUCTURES` cubes with means of `size`; the neighbours as near to it as the limits allow."""
+    """`STRUCTURES` cubes with the means of `size`; the number of neighbours is as close as the limits allow."""
     rng = np.random.default_rng(seed)
     n_atoms = np.floor(size.atoms + rng.random(STRUCTURES)).astype(np.int64)
     total = int(n_atoms.sum())
@@ -80,7 +80,7 @@ def make_structures(size: StatedSize, cutoff: float, max_neighbors: int | None, 
     }
     places = rng.random((total, 3))
     sample = Structures.make(**_placed(made, places, 1.0)).span(0, 32)
-    low, high = 1.5, 12.0  # Å, side of the cube that holds one atom: far denser and far thinner than matter
+    low, high = 1.5, 12.0  # Å, side of a cube with one atom: much denser and much thinner than matter
     for _ in range(ROUNDS):
         side = 0.5 * (low + high)
         found = _neighbors(sample, side, cutoff, max_neighbors)
@@ -89,7 +89,7 @@ def make_structures(size: StatedSize, cutoff: float, max_neighbors: int | None, 
 
 
 def _neighbors(sample: Structures, side: float, cutoff: float, max_neighbors: int | None) -> float:
-    """Per atom, with cubes of another size."""
+    """Mean number of neighbours per atom with cubes of another size."""
     scaled = Structures.make(
         n_atoms=sample.n_atoms,
         numbers=sample.numbers,
@@ -101,7 +101,7 @@ def _neighbors(sample: Structures, side: float, cutoff: float, max_neighbors: in
 
 
 def _placed(made: Mapping[str, Any], places: NDArray[np.float64], side: float) -> dict[str, Any]:
-    """Columns with cubes in which an atom has a volume of `side`³."""
+    """Columns with cubes of a volume of `side`³ per atom."""
     sides = side * np.cbrt(made["n_atoms"])
     return {
         **made,
@@ -111,7 +111,7 @@ def _placed(made: Mapping[str, Any], places: NDArray[np.float64], side: float) -
 
 
 def _prepare(name: str, size: StatedSize, recipe: Recipe, folder: Path) -> Path:
-    """The store of a synthetic dataset; taken as it is where it has been made before."""
+    """The store of a synthetic dataset; an existing store is reused."""
     from ase.io import write
 
     encoder = recipe.model.encoder
@@ -130,7 +130,7 @@ def _prepare(name: str, size: StatedSize, recipe: Recipe, folder: Path) -> Path:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """The recipe's entry of a synthetic dataset; gates open, for random places may be close to each other."""
+    """The recipe entry of a synthetic dataset, with open gates, since random positions may be close to each other."""
     return {
         "format": "extxyz",
         "path": str(path.resolve()),

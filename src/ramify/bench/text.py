@@ -1,4 +1,4 @@
-"""What benchmarks found, in a line each."""
+"""Benchmark results as lines of text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,20 +7,20 @@ from ramify.bench.limits import PRODUCT
 
 
 def scale_line(case: Mapping[str, Any]) -> str:
-    """One case of scaling."""
+    """One scaling case."""
     low, high = case["quartiles"]
     sent = max(sum(row["traffic"].values()) for row in case["rows"])
     held = max(sum(row["resident"].values()) for row in case["rows"])
     return (
         f"{case['mode']:6} {case['placement']:16} {case['ranks']:5} ranks  {case['seconds']:.4g} s/step "
         f"({low:.4g}-{high:.4g})  {case['structures_per_second']:.4g} structures/s  {sent / 1e6:.1f} MB sent, "
-        f"{held / 1e6:.0f} MB held by the fullest rank"
+        f"{held / 1e6:.0f} MB on the fullest rank"
         + "".join(f"; {note}" for note in _slow_products(case["rows"][0]["limits"]))
     )
 
 
 def step_lines(case: Mapping[str, Any]) -> list[str]:
-    """One case of a step, with its phases and, where it was profiled, its most expensive operations."""
+    """One case of `bench step`, with its phases and, if profiled, its most expensive operations."""
     low, high = case["quartiles"]
     whole = sum(case["phases"].values())
     phases = ", ".join(f"{name} {100 * seconds / whole:.1f} %" for name, seconds in case["phases"].items() if seconds)
@@ -33,7 +33,7 @@ def step_lines(case: Mapping[str, Any]) -> list[str]:
         f"{case['precision']} {case['forces']}, checkpointing {case['checkpointing']}{compiled}, "
         f"{case['threads']} threads: {case['seconds']:.4g} s/step ({low:.4g}-{high:.4g}), "
         f"{case['structures_per_second']:.4g} structures/s, {case['edges_per_second']:.4g} edges/s",
-        f"  {case['flops'] / 1e9:.4g} GFLOP/s of {case['product_flops'] / 1e9:.4g} that a matrix product reaches: "
+        f"  {case['flops'] / 1e9:.4g} GFLOP/s of {case['product_flops'] / 1e9:.4g} in a matrix product: "
         f"{100 * case['ratio']:.1f} %",
         *(f"  {note}" for note in _slow_products(case)),
         f"  {phases}",
@@ -45,7 +45,7 @@ def step_lines(case: Mapping[str, Any]) -> list[str]:
 
 
 def _slow_products(found: Mapping[str, Any]) -> list[str]:
-    """Says that a smaller product was measured, and why. Results of versions before do not state its size."""
+    """A note that a smaller matrix product was measured. Results of older versions do not state its size."""
     size = found.get("product_size", PRODUCT)
     if size == PRODUCT:
         return []
@@ -53,8 +53,8 @@ def _slow_products(found: Mapping[str, Any]) -> list[str]:
 
 
 def memory_line(row: Mapping[str, Any]) -> str:
-    """One layout whose memory was measured."""
-    there = "one rank by itself" if row["alone"] else f"all {row['ranks']} ranks"
+    """Measured memory of one layout."""
+    there = "one rank alone" if row["alone"] else f"all {row['ranks']} ranks"
     return (
         f"{row['placement']:12} {row['branches']:3} branches, {row['hosted']:3} on the rank: "
         f"{row['process'] / 1e6:8.1f} MB, tensors {row['tensors'] / 1e6:8.1f} MB, "
@@ -64,7 +64,7 @@ def memory_line(row: Mapping[str, Any]) -> str:
 
 
 def memory_summary(content: Mapping[str, Any]) -> str:
-    """How memory grows."""
+    """Growth of the memory with the number of branches."""
     lines = [f"largest difference from the plan: {100 * content['largest_error_of_plan']:.1f} %"]
     for placement, found in content.items():
         if isinstance(found, Mapping) and "bytes_per_branch" in found:
@@ -77,7 +77,7 @@ def memory_summary(content: Mapping[str, Any]) -> str:
 
 
 def check_lines(checked: Mapping[str, Any]) -> list[str]:
-    """How far the cost model is off."""
+    """Errors of the cost model."""
     speed = checked["speed"]
     lines = [
         f"one rank: {1e3 * speed['step']:.3g} ms per step, {1e3 * speed['branch']:.3g} ms per branch, "
@@ -93,7 +93,7 @@ def check_lines(checked: Mapping[str, Any]) -> list[str]:
 
 
 def prediction_lines(content: Mapping[str, Any]) -> list[str]:
-    """Predicted times, and where per-branch wins."""
+    """Predicted times, and the sizes from which on per-branch is faster."""
     placements = list(content["scaling"][0]["seconds"])
     lines = [f"{content['machine']['name']}: ms per step", " " * 14 + "".join(f"{name:>18}" for name in placements)]
     for row in content["scaling"]:

@@ -1,6 +1,6 @@
-"""The command line. A verb is a function in the file of its group: it parses, calls into the package, and prints.
+"""The command line. A command is a function in the file of its group: it parses, calls the package and prints.
 
-`entry.py` puts the groups together; `options.py` holds what verbs share.
+`entry.py` combines the groups; `options.py` has the shared arguments and options.
 """
 
 from ramify.cli.entry import app, main

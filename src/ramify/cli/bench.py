@@ -1,4 +1,4 @@
-"""The verbs of `ramify bench`, each a thin call into `ramify.bench`."""
+"""The commands of `ramify bench`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ def bench_scale(
         Path, typer.Option(help="Directory for scale.json, scale.svg and scale.png; new cases are added.")
     ] = Path("bench-scale"),
     ranks: Annotated[
-        str, typer.Option(help="Numbers of ranks to start on this machine; ignored under srun and mpiexec.")
+        str, typer.Option(help="Numbers of ranks to start on this machine; not used under srun and mpiexec.")
     ] = "1,2",
     placements: Annotated[
         str, typer.Option(help="Values of parallel.placement; append +shard to shard the encoder.")
@@ -49,7 +49,7 @@ def bench_scale(
 ) -> None:
     """Measure weak and strong scaling with real training steps, by number of ranks and by placement.
 
-    Starts under srun and mpiexec, too.
+    Also runs under srun and mpiexec.
     """
     from ramify.bench.scale import Sweep, run_scale
     from ramify.bench.text import scale_line
@@ -71,11 +71,11 @@ def bench_scale(
         calibrate,
     )
 
-    def say(found: dict[str, Any]) -> None:
+    def show(found: dict[str, Any]) -> None:
         if not as_json:
             console.print(scale_line(found), markup=False, highlight=False, soft_wrap=True)
 
-    content = run_scale(sweep, out, say, limit)
+    content = run_scale(sweep, out, show, limit)
     if content is not None and as_json:
         print_json(content)
 
@@ -111,20 +111,20 @@ def bench_step(
     resolved = load_recipe(recipe, [*(overrides or []), *placed, f"train.batch={batch}"])
     measured = StepBench(
         resolved,
-        _words(datasets),
+        _items(datasets),
         read_sizes(sizes, resolved) if sizes else {},
-        _words(precision),
-        _words(forces),
+        _items(precision),
+        _items(forces),
         warmup,
         steps,
         profile,
     )
 
-    def say(found: dict[str, Any]) -> None:
+    def show(found: dict[str, Any]) -> None:
         if not as_json:
             console.print("\n".join(step_lines(found)), markup=False, highlight=False, soft_wrap=True)
 
-    content = run_bench(measured, out, say, limit)
+    content = run_bench(measured, out, show, limit)
     if as_json:
         print_json(content)
 
@@ -140,13 +140,11 @@ def bench_memory(
         str, typer.Option(help="Numbers of synthetic branches, each on as many ranks.")
     ] = "1,4,8,16,32",
     placements: Annotated[str, typer.Option(help="Values of parallel.placement.")] = "replicated,per-branch",
-    check: Annotated[
-        int, typer.Option(help="Repeat with this many branches and all ranks running; 0: do not.", min=0)
-    ] = 0,
+    check: Annotated[int, typer.Option(help="Repeat with this many branches and all ranks; 0: do not.", min=0)] = 0,
     limit: Annotated[float, typer.Option(help="Time limit of one layout in seconds.")] = 600.0,
     as_json: Json = False,
 ) -> None:
-    """Measure the memory of the fullest rank by number of branches, and compare it with the plan."""
+    """Measure the largest memory of a rank by number of branches, and compare it with the plan."""
     from ramify.bench.memory import MemoryBench, run_memory
     from ramify.bench.text import memory_line, memory_summary
     from ramify.recipe import load_recipe
@@ -155,11 +153,11 @@ def bench_memory(
         load_recipe(recipe, overrides or []), _numbers("--branches", branches), placements.split(","), check
     )
 
-    def say(found: dict[str, Any]) -> None:
+    def show(found: dict[str, Any]) -> None:
         if not as_json:
             console.print(memory_line(found), markup=False, highlight=False, soft_wrap=True)
 
-    content = run_memory(measured, out, say, limit)
+    content = run_memory(measured, out, show, limit)
     if as_json:
         print_json(content)
     else:
@@ -188,7 +186,7 @@ def bench_predict(
 ) -> None:
     """Predict step times on up to 1,920 ranks and with up to 64 branches by a cost model.
 
-    Prints how far the model is off where there are measurements.
+    Prints the error of the model if there are measurements.
     """
     from ramify.bench.predict.predict import run_prediction
     from ramify.bench.text import check_lines, prediction_lines
@@ -207,7 +205,7 @@ def bench_predict(
 
 @verbs.command("rank", hidden=True)
 def bench_rank(source: Path, target: Path) -> None:
-    """One rank of a layout of `bench memory`, as that starts it."""
+    """One rank of a layout, started by `bench memory`."""
     from ramify.bench.memory import run_rank
 
     run_rank(source, target)
@@ -215,7 +213,7 @@ def bench_rank(source: Path, target: Path) -> None:
 
 @verbs.command("step-case", hidden=True)
 def bench_step_case(source: Path, target: Path) -> None:
-    """A case of `bench step`, as that starts it."""
+    """One case, started by `bench step`."""
     from ramify.bench.step import run_case
 
     run_case(source, target)
@@ -223,14 +221,14 @@ def bench_step_case(source: Path, target: Path) -> None:
 
 @verbs.command("case", hidden=True)
 def bench_case(source: Path, target: Path) -> None:
-    """One rank of a case of `bench scale`, as that starts it."""
+    """One rank of a case, started by `bench scale`."""
     from ramify.bench.scale import run_case
 
     run_case(source, target)
 
 
-def _words(text: str | None) -> list[str]:
-    """The words in `a,b`."""
+def _items(text: str | None) -> list[str]:
+    """The items of `a,b`."""
     return [word.strip() for word in text.split(",")] if text else []
 
 

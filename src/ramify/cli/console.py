@@ -1,8 +1,8 @@
-"""How long jobs look on the terminal: progress bars that stay honest, lines that stay short."""
+"""Terminal output: progress bars, tables and summary lines of long jobs."""
 
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,15 +25,17 @@ from ramify.cli.progress_lines import ProgressLines
 from ramify.labels import BUILT_IN, LABELS, mae, measurable
 from ramify.prepare.checks.consistency import ACCEPTED
 from ramify.prepare.checks.gates import CONFLICT
+from ramify.report.table_format import MARK
 from ramify.store.manifest import SPLITS, Manifest
 
-if TYPE_CHECKING:  # these bring PyTorch, which takes seconds to load: not for every verb
+if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
+    from ramify.evaluate.results import Evaluation
     from ramify.inference.jobs.relax import Relaxation
     from ramify.train.reporting import Callbacks
 
 
 class Steps:
-    """A running count, for jobs whose length is not known beforehand."""
+    """A progress counter for jobs of unknown length."""
 
     def __init__(self, console: Console, title: str, unit: str = "structures", *, quiet: bool = False) -> None:
         done = "[green]✓[/green]"
@@ -48,7 +50,7 @@ class Steps:
         self._done = 0.0
 
     def counted(self, more: float) -> None:
-        """`more` are done."""
+        """Adds `more` to the count."""
         self._done += more
         self._progress.advance(self._task, more)
         self._lines.at(self._done)
@@ -64,12 +66,12 @@ class Steps:
 
 
 @contextmanager
-def say_training(
+def training_display(
     console: Console, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
     """Shows a training: a bar of steps (lines where there is no terminal), a line per evaluation, warnings.
 
-    Gives (watch, listener for edges being found).
+    Yields the callbacks of the training, and the callback for the progress of the neighbour search.
     """
     from ramify.train.reporting import Callbacks
 
@@ -85,6 +87,7 @@ def say_training(
     training = progress.add_task("train", total=None, visible=False)
     finding = progress.add_task("neighbour lists", total=None)
     found, loss = 0, ""
+    evaluations = EvaluationLines()
     steps = ProgressLines(console, "train", "step", clock=clock)
     edges = ProgressLines(console, "neighbour lists", "structures", clock=clock)
 
@@ -109,7 +112,7 @@ def say_training(
             Callbacks(
                 step=on_step,
                 trained=on_trained,
-                evaluated=lambda entry: console.print(evaluation_text(entry, console.width), highlight=False),
+                evaluated=lambda entry: console.print(evaluations.text(entry, console.width), highlight=False),
                 noted=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
                 warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
             ),
@@ -119,7 +122,7 @@ def say_training(
 
 @contextmanager
 def step_bar(console: Console, title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar of steps; gives what is to be called with the number of steps done."""
+    """A progress bar of steps; yields a function to call with the number of completed steps."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=quiet) as progress:
         task = progress.add_task(title, total=total)
@@ -133,7 +136,7 @@ def step_bar(console: Console, title: str, total: int, *, quiet: bool = False) -
 
 
 def relaxation_line(index: int, formula: str, found: "Relaxation | None", why: str) -> str:
-    """One relaxation, short; a structure without a result has only its reason."""
+    """One line about a relaxation; only the reason where a structure has no result."""
     if found is None:
         return f"{index:5d} {formula}: skipped, {why}"
     done = "converged" if found.converged else "NOT CONVERGED"
@@ -143,19 +146,34 @@ def relaxation_line(index: int, formula: str, found: "Relaxation | None", why: s
     return f"{line}; {why}" if why else line
 
 
-def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
-    """One evaluation, short: the metric, then each dataset's errors in percent of the trivial ones, by label.
+class EvaluationLines:
+    """Validation errors as a table that grows by one line per evaluation; its heading comes with the first line."""
 
-    One line where it fits into `width`; otherwise the datasets follow on lines of their own.
+    def __init__(self) -> None:
+        self._heading = ""
+
+    def text(self, entry: Mapping[str, Any], width: int) -> str:
+        """The line of `entry`, below the heading where that is new; `evaluation_text` where the table is too wide."""
+        labels, errors = _relative_errors(entry)
+        widths = [max(len(name), 4 * len(labels.split("/")) - 1) for name in entry["datasets"]]
+        if 15 + sum(2 + w for w in widths) > width:
+            return evaluation_text(entry, width)
+        heading = f"epoch  metric {_columns(entry['datasets'], widths)}"
+        line = f"{entry['epoch']:5.1f} {entry['metric']:7.3f}{_best_mark(entry)}{_columns(errors, widths)}"
+        if heading == self._heading:
+            return line
+        self._heading = heading
+        return f"Validation MAE, {labels} in % of trivial; * best so far\n{heading}\n{line}"
+
+
+def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
+    """One evaluation without a heading: the metric, then the errors of each dataset in % of the trivial ones.
+
+    One line where it fits into `width`; otherwise the datasets follow on further lines.
     """
-    labels = [label for label in LABELS if any(mae(label) in errors for errors in entry["datasets"].values())]
-    parts = [
-        f"{name} {'/'.join(_percent(label, e.get(mae(label)), e.get(f'trivial_{mae(label)}')) for label in labels)}"
-        for name, e in entry["datasets"].items()
-    ]
-    symbols = "/".join(LABELS[label].symbol or label for label in labels)
-    mark = "*" if entry["best"] else " "
-    start = f"epoch {entry['epoch']:5.1f} metric {entry['metric']:.3f}{mark} {symbols} in % of trivial:"
+    labels, errors = _relative_errors(entry)
+    parts = [f"{name} {text}" for name, text in zip(entry["datasets"], errors, strict=True)]
+    start = f"epoch {entry['epoch']:5.1f} metric {entry['metric']:.3f}{_best_mark(entry)} {labels} in % of trivial:"
     line = f"{start} {'  '.join(parts)}"
     if len(line) <= width:
         return line
@@ -163,8 +181,26 @@ def evaluation_text(entry: Mapping[str, Any], width: int) -> str:
     return "\n".join([start, *(f"    {text}".replace("\0", " ") for text in below)])
 
 
+def _relative_errors(entry: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Symbols of the evaluated labels, e.g. `E/F`, and for each dataset its errors in % of the trivial ones."""
+    found = entry["datasets"].values()
+    labels = [label for label in LABELS if any(mae(label) in errors for errors in found)]
+    return "/".join(LABELS[label].symbol or label for label in labels), [
+        "/".join(_percent(label, errors.get(mae(label)), errors.get(f"trivial_{mae(label)}")) for label in labels)
+        for errors in found
+    ]
+
+
+def _columns(texts: Iterable[str], widths: Iterable[int]) -> str:
+    return "".join(f"  {text:>{width}}" for text, width in zip(texts, widths, strict=True))
+
+
+def _best_mark(entry: Mapping[str, Any]) -> str:
+    return "*" if entry["best"] else " "
+
+
 def evaluation_table(result: Mapping[str, Any]) -> Table:
-    """Errors of every branch on every dataset, the trivial predictor's below them."""
+    """Errors of every branch on every dataset, followed by those of the trivial predictor."""
     on = result.get("file", f"the {result['split']} split")
     table = Table(title=f"Errors on {on}", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("dataset", "branch", "structures"):
@@ -182,10 +218,31 @@ def evaluation_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def counts_table(manifests: Mapping[str, Manifest]) -> Table:
-    """What prepare kept and dropped, by dataset; in 80 columns only the reasons of what was dropped wrap."""
-    table = Table(
-        title="Prepared",
+def own_errors_table(evaluation: "Evaluation") -> Table:
+    """Errors of each dataset's own branch and of the trivial predictor: one line per dataset, in 80 columns."""
+    table = _plain_table(f"MAE on the {evaluation.split} split; trivial: one energy per element, no forces")
+    table.caption_justify = "left"
+    table.add_column("dataset", no_wrap=True)
+    labels = [name for name in BUILT_IN[:2] if any(row.mae(name) is not None for row in evaluation.rows)]
+    for label in labels:
+        for heading in (f"{LABELS[label].symbol} {LABELS[label].error_unit}", "trivial", "%"):
+            table.add_column(heading, justify="right", no_wrap=True)
+    for trivial in evaluation.trivial:
+        row = evaluation.row(evaluation.branch_of.get(trivial.dataset), trivial.dataset)
+        cells = []
+        for label in labels:
+            found, known = None if row is None else row.mae(label), trivial.mae(label)
+            marked = found is not None and known is not None and not found < known
+            cells += [_error(found), _error(known), _percent(label, found, known) + (f" {MARK}" if marked else "")]
+            if marked:
+                table.caption = f"{MARK} no better than trivial"
+        table.add_row(trivial.dataset, *cells)
+    return table
+
+
+def _plain_table(title: str) -> Table:
+    return Table(
+        title=title,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -193,16 +250,20 @@ def counts_table(manifests: Mapping[str, Manifest]) -> Table:
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )
-    for heading in ("dataset", "train/val/test", "elements", "labels E/F/S", "slope"):
+
+
+def counts_table(manifests: Mapping[str, Manifest]) -> Table:
+    """Numbers of structures that `prepare` kept and dropped: one line per dataset, in 80 columns."""
+    table = _plain_table("Prepared")
+    for heading in ("dataset", "train/val/test", "elements", "labels E/F/S", "slope", "dropped"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("dropped", overflow="fold", min_width=8)
     for name, manifest in manifests.items():
         table.add_row(*_counts(name, manifest))
     return table
 
 
 def remark_lines(manifests: Mapping[str, Manifest]) -> list[str]:
-    """What a user should know of structures that were kept: labels left out, labels that are doubtful."""
+    """Remarks on structures that were kept: labels left out, labels that are doubtful."""
     return [
         f"{name}: {reason}: {count} structure{'s' if count != 1 else ''}"
         for name, manifest in manifests.items()
@@ -211,8 +272,11 @@ def remark_lines(manifests: Mapping[str, Manifest]) -> list[str]:
 
 
 def print_prepared(console: Console, manifests: Mapping[str, Manifest]) -> None:
-    """`counts_table`, and below it one line for each remark and each inconsistency, with the key that corrects it."""
+    """`counts_table`, then one line for each dataset with dropped structures, each remark and each inconsistency."""
     console.print(counts_table(manifests))
+    for name, manifest in manifests.items():
+        if manifest.dropped:
+            console.print(escape(f"{name}: dropped {_reasons(manifest)}"), highlight=False, soft_wrap=True)
     for line in remark_lines(manifests):
         console.print(escape(line), soft_wrap=True, style="yellow")
     for name, manifest in manifests.items():
@@ -225,7 +289,7 @@ def print_prepared(console: Console, manifests: Mapping[str, Manifest]) -> None:
 
 
 def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
-    """The row of one dataset."""
+    """The cells of one dataset."""
     labels = manifest.labels.counts
     return (
         name,
@@ -233,9 +297,13 @@ def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
         str(len(manifest.elements)),
         ", ".join([" / ".join(str(labels[kind]) for kind in BUILT_IN), *_further_counts(labels)]),
         _slope(manifest.consistency.slope),
-        ", ".join(f"{count} {reason}{_apart(reason, manifest)}" for reason, count in manifest.dropped.items())
-        or "nothing",
+        f"{sum(manifest.dropped.values()):,}",
     )
+
+
+def _reasons(manifest: Manifest) -> str:
+    """Numbers of dropped structures, by reason."""
+    return ", ".join(f"{count} {reason}{_apart(reason, manifest)}" for reason, count in manifest.dropped.items())
 
 
 def _further_counts(labels: Mapping[str, int]) -> list[str]:
@@ -243,7 +311,7 @@ def _further_counts(labels: Mapping[str, int]) -> list[str]:
 
 
 def _apart(reason: str, manifest: Manifest) -> str:
-    """How far labels of equal geometries lie apart."""
+    """The largest difference between the labels of equal geometries."""
     found = manifest.conflicts
     if reason != CONFLICT or found is None:
         return ""
@@ -252,7 +320,7 @@ def _apart(reason: str, manifest: Manifest) -> str:
 
 
 def print_look(console: Console, found: Mapping[str, Any]) -> None:
-    """What a file holds (`ramify.sources.look.Look`)."""
+    """Prints the summary of an original file (`ramify.sources.look.Look`)."""
     console.print(f"{found['path']}: format {found['format']}", style="bold", markup=False, soft_wrap=True)
     for name, kind in found["keys"].items():
         console.print(f"  {name}: {kind}", markup=False, highlight=False, soft_wrap=True)
@@ -274,7 +342,7 @@ def print_look(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def errors_table(report: Mapping[str, Any]) -> Table:
-    """Errors before a fine-tuning, and after it if it has ended (`finetune.json`), beside the trivial predictor's."""
+    """Errors before a fine-tuning, after it if it has ended (`finetune.json`), and of the trivial predictor."""
     ended = report["after"] is not None
     title = "before and after fine-tuning" if ended else "before the first step"
     table = Table(title=f"Errors on the {report['split']} splits {title}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -299,14 +367,14 @@ def _error(value: float | None) -> str:
 
 
 def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
-    """A plan (as `ramify.planning.report` gives it): its datasets, its ranks, what else was considered, and why."""
+    """Prints a plan made by `ramify.planning.report`: datasets, ranks, placements considered, reason for the choice."""
     for table in (_datasets_table(plan), _ranks_table(plan), _considered_table(plan)):
         console.print(table)
     model, machine = plan["model"], plan["machine"]
     ema = ", averaged weights" if plan["rows"][0]["bytes"]["averages"] else ""
     lines = [
         f"placement: [bold]{plan['placement']['kind']}[/bold], {plan['placement']['reason']}",
-        f"imbalance: the busiest rank has {100 * plan['imbalance']:.1f} % more to do than the mean",
+        f"imbalance: the busiest rank has {100 * plan['imbalance']:.1f} % more work than the mean",
         f"regime: {plan['regime']['text']}",
         f"{model['bytes_per_parameter']} bytes per parameter: weight, gradient, AdamW's two averages{ema}; "
         f"{model['gradient_bytes_per_parameter']} all-reduced",
@@ -388,7 +456,7 @@ def _slope(slope: float | None) -> str:
 
 
 def _percent(label: str, found: float | None, trivial: float | None) -> str:
-    """`-` where there is no such error, or nothing to measure it against."""
+    """`-` where the label or the prediction is missing, or the trivial error is too small to compare with."""
     if found is None or trivial is None or not measurable(label, trivial):
         return "-"
     return f"{100 * found / trivial:.0f}"

@@ -1,4 +1,4 @@
-"""The verbs that read original files and make stores: look, prepare, convert."""
+"""The commands for original files and stores: look, prepare, convert."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ def look(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what an original file holds: format, keys, a sample of its structures, doubts, and a recipe to paste."""
+    """Summarise an original file: format, keys, a sample of its structures, possible problems, a recipe to copy."""
     from ramify.sources.look import look as look_at
 
     found = look_at(file, form)
@@ -49,7 +49,7 @@ def prepare(
 ) -> None:
     """Convert original files to stores: units, quality gates, reference energies, splits.
 
-    Prints how many structures were dropped, and why.
+    Prints the numbers of dropped structures, with the reasons.
     """
     from ramify.prepare.prepare import prepare_dataset
     from ramify.prepare.workers import Served, start_workers
@@ -64,7 +64,7 @@ def prepare(
                         name, options, Path(resolved.stores), base=Path.cwd(), force=force, form=form,
                         workers=reading, progress=steps.counted,
                     )  # fmt: skip
-    except Served:  # of several ranks the first one has prepared and says so
+    except Served:  # rank zero has prepared the store and prints the result
         return
     if as_json:
         print_json({name: manifest.to_json() for name, manifest in manifests.items()})
@@ -80,7 +80,7 @@ def convert(
         Path | None, typer.Option("--out", "-o", help="Directory of the new store; by default it replaces the old one.")
     ] = None,
 ) -> None:
-    """Convert a store to its other form. All values stay the same to the bit; every checksum is compared."""
+    """Convert a store to its other form. All values stay bit-identical; every checksum is compared."""
     from ramify.store.convert import convert_store
 
     written = convert_store(store, to, out)
@@ -88,7 +88,7 @@ def convert(
 
 
 def _workers(text: str) -> int | Literal["mpi"]:
-    """What `--workers` says."""
+    """The value of `--workers`."""
     if text == "mpi":
         return "mpi"
     if not text.isdecimal() or not int(text):

@@ -1,4 +1,4 @@
-"""The verb that runs every stage on embedded datasets: demo."""
+"""The command that runs all stages on embedded datasets: demo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,13 +18,13 @@ def demo(
     ),
     overrides: Overrides = None,
 ) -> None:
-    """Run every stage on the five embedded datasets: prepare, train, evaluate, report. Takes minutes on a laptop."""
+    """Run all stages on the five embedded datasets: prepare, train, evaluate, report. Takes minutes on a laptop."""
     from ramify.demo import free_path, run_demo
 
     path = free_path(run)
-    go_on = f"`ramify train --resume {path}`, then `ramify evaluate {path}` and `ramify report {path}`"
-    with interrupted_training(path, go_on):
+    continued = f"`ramify train --resume {path}`, then `ramify evaluate {path}` and `ramify report {path}`"
+    with interrupted_training(path, continued):
         trainer, report = run_demo(path, overrides or [], console)
     if report is None:
-        training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, go_on, say=True)
+        training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, continued, say=True)
     console.print(f"report: [bold]{escape(str(report))}[/bold]", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command line: its groups of verbs put together, and how it ends when something goes wrong."""
+"""The command line: groups of commands, and handling of errors."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ from ramify.run.stop import INTERRUPTED, VERBS, Stopped, listening
 
 app = typer.Typer(
     help="Pre-train one graph neural network on many first-principles datasets at once.\n\n"
-    "A verb ends an error with one message; add --debug to see the traceback.",
+    "An error is printed as one message; add --debug to see the traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,19 +24,19 @@ app = typer.Typer(
 about = typer.Typer()
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         console.print(__version__)
         raise typer.Exit
 
 
 @app.callback()
-def every_verb(
+def every_command(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_say_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Options that stand before a verb."""
+    """Options before the command."""
 
 
 @about.command(rich_help_panel=MACHINE)
@@ -52,41 +52,41 @@ app.add_typer(about)
 
 
 def main() -> None:
-    """Runs a verb; what a user can act on ends as one message and exit status 1, a traceback only with --debug."""
+    """Runs a command; an expected error gives one message and exit status 1, and a traceback with --debug."""
     with listening(sys.argv[1:]):
         try:
-            _run_verb()
+            _run_command()
         except BaseException as error:
-            if "ramify.batches.open" in sys.modules:  # a verb that may have left other ranks waiting
+            if "ramify.batches.open" in sys.modules:  # other ranks may be waiting
                 from ramify.batches.open import end_sharing_ranks
 
                 end_sharing_ranks("" if isinstance(error, SystemExit | Stopped) else traceback.format_exc())
             raise
 
 
-def _run_verb() -> None:
+def _run_command() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         app(args=arguments, prog_name="ramify")
-    except (RamifyError, OSError) as error:  # OSError: what the system refuses, e.g. permissions; it names the file
+    except (RamifyError, OSError) as error:  # OSError, e.g. missing permissions, names the file
         if debug:
             raise
-        if getattr(error, "everywhere", False) and not _speaks():
+        if getattr(error, "everywhere", False) and not _prints_errors():
             sys.exit(1)
         errors.print("[bold red]error:[/bold red]", end=" ")
         text = "\n  ".join([str(error), *getattr(error, "__notes__", ())])
         errors.print(text, markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except SystemExit as end:
-        if end.code == INTERRUPTED and not set(arguments) & set(VERBS):  # these say what they have left
-            errors.print("interrupted; predict and relax go on when they are called again", soft_wrap=True)
+        if end.code == INTERRUPTED and not set(arguments) & set(VERBS):  # these print their own message
+            errors.print("interrupted; predict and relax resume when they are called again", soft_wrap=True)
         raise
 
 
-def _speaks() -> bool:
-    """Whether this process prints what all of them could. The others give the one that does a moment to do it: a
-    launcher ends all as soon as one has failed."""
+def _prints_errors() -> bool:
+    """Whether this process prints errors that all ranks have. Other ranks wait a moment before they exit, since a
+    launcher ends all processes as soon as one has failed."""
     from ramify.parallel.startup.launch import detect_launcher
 
     if detect_launcher().rank == 0:

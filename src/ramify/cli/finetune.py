@@ -1,4 +1,4 @@
-"""The verb that trains a trained model on new data: finetune."""
+"""The command that trains a trained model on new data: finetune."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +10,7 @@ from ramify.cli.console import errors_table
 from ramify.cli.options import (
     MAKING,
     CheckpointOption,
-    GoOn,
+    ContinueOption,
     Json,
     ModelArgument,
     NewRun,
@@ -19,7 +19,7 @@ from ramify.cli.options import (
     console,
     interrupted_training,
     print_json,
-    training_said,
+    training_output,
     training_stopped,
 )
 from ramify.errors import RamifyError
@@ -45,12 +45,12 @@ def finetune(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Number of optimizer steps; 0 only evaluates.", min=0)] = None,
     checkpoint: CheckpointOption = "best",
-    go_on: GoOn = False,
+    continued: ContinueOption = False,
     as_json: Json = False,
 ) -> None:
     """Train a trained model on new data, and compare its errors before and after.
 
-    Starts under torchrun, srun and mpiexec, too. If a signal or train.time_limit stops the run, the exit status is 75;
+    Also runs under torchrun, srun and mpiexec. If a signal or train.time_limit stops the run, the exit status is 75;
     the same command with --continue continues it.
     """
     from ramify.finetune import run as finetuning
@@ -68,20 +68,20 @@ def finetune(
             f"--mode {mode}, but finetune.mode of the recipe: {resolved.finetune.mode}",
             fix="give one --mode: new-branch, keep-branch, frozen-encoder, lora or replay",
         )
-    go_on_by = "the same command and --continue"
+    resume_hint = "the same command and --continue"
     with (
-        interrupted_training(run, go_on_by),
+        interrupted_training(run, resume_hint),
         this_process(resolved) as process,
-        training_said(process.ranks.rank == 0 and not as_json) as (callbacks, edges),
+        training_output(process.ranks.rank == 0 and not as_json) as (callbacks, edges),
     ):
 
         def measured(report: "Report") -> None:
             if not as_json:
-                _say(report)
+                _print_errors(report)
 
         request = FinetuneRequest(chosen, str(model), start, steps, checkpoint)
-        if (go_on or torchrun_restarts()) and Run.exists(run):
-            found = finetuning.go_on(run, callbacks, edges, process, measured=measured)
+        if (continued or torchrun_restarts()) and Run.exists(run):
+            found = finetuning.resume(run, callbacks, edges, process, measured=measured)
         else:
             found = finetuning.finetune(request, resolved, run, callbacks, edges, process, measured=measured)
         found.fit()
@@ -91,20 +91,20 @@ def finetune(
             print_json(found.report.to_dict())
         else:
             console.print(errors_table(found.report.to_dict()))
-            _say_end(found.report, run)
+            _print_end(found.report, run)
     if trainer.stopped_by:
         step, total = trainer.progress.step, trainer.total_steps
-        training_stopped(trainer.stopped_by, step, total, go_on_by, say=trainer.layout.is_rank_zero)
+        training_stopped(trainer.stopped_by, step, total, resume_hint, say=trainer.layout.is_rank_zero)
 
 
-def _say(report: "Report") -> None:
-    """The errors before the first step."""
+def _print_errors(report: "Report") -> None:
+    """Prints the errors before the first step."""
     console.print(errors_table(report.to_dict()))
     for text in report.warnings():
         console.print(f"[bold yellow]warning:[/bold yellow] {escape(text)}", highlight=False, soft_wrap=True)
 
 
-def _say_end(report: "Report", run: Path) -> None:
+def _print_end(report: "Report", run: Path) -> None:
     if not report.best_step:
-        console.print("the best weights are those of the start: no evaluation afterwards was better", soft_wrap=True)
+        console.print("no evaluation was better than that before the first step", soft_wrap=True)
     console.print(f"best weights of step {report.best_step}; run: [bold]{escape(str(run))}[/bold]", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The verbs that use a trained model: export, predict, relax, md."""
+"""The commands that use a trained model: export, predict, relax, md."""
 
 import warnings
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from ramify.cli.options import (
 )
 from ramify.errors import RamifyError, RamifyWarning
 
-if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`
+if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
     from ramify.inference.jobs.relax import Relaxation
     from ramify.inference.jobs.resumable import OutputProgress
     from ramify.inference.model import Model
@@ -40,7 +40,7 @@ DatasetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="Device by PyTorch's name, e.g. cuda.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="fp32 or fp64; by default that of the training.")]
-RestartOption = Annotated[bool, typer.Option("--restart", help="Start over instead of continuing an interrupted file.")]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Start again instead of resuming an interrupted file.")]
 
 verbs = typer.Typer()
 
@@ -58,7 +58,7 @@ def export(
         typer.Option("--format", help="metatomic: one branch, for LAMMPS and other programs."),
     ] = "ramify",
     dataset: DatasetOption = None,
-    precision: Annotated[str, typer.Option(help="Of metatomic: that of the network, fp32 or fp64.")] = "fp64",
+    precision: Annotated[str, typer.Option(help="With metatomic: precision of the network, fp32 or fp64.")] = "fp64",
 ) -> None:
     """Write a small self-contained model with a model card; it needs neither the run nor its data."""
     from ramify.inference.export.exported import write_export
@@ -89,16 +89,16 @@ def predict(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory for a batch, e.g. 16GB; by default all that is free.")
+        str | None, typer.Option(help="Memory for a batch, e.g. 16GB; by default all free memory.")
     ] = None,
     restart: RestartOption = False,
     as_json: Json = False,
 ) -> None:
-    """Predict energies, forces and stress of every structure of a file; continues an interrupted file."""
+    """Predict energies, forces and stress of every structure of a file; resumes an interrupted file."""
     from ramify.inference.jobs.predict_file import predict_file
 
     if all_branches and branch:
-        raise RamifyError("--branch and --all-branches exclude one another", fix="give one of them")
+        raise RamifyError("--branch and --all-branches cannot be combined", fix="give one of them")
     loaded = _load(model, checkpoint, device, precision)
     names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
     limit = None if memory is None else 1e9 * gigabytes(memory)
@@ -107,7 +107,7 @@ def predict(
             loaded, file, out, names, dataset=dataset, form=form, memory=limit, restart=restart,
             progress=steps.counted,
         )  # fmt: skip
-    _say_written(out, progress, as_json)
+    _print_written(out, progress, as_json)
 
 
 @verbs.command(rich_help_panel=USING)
@@ -121,26 +121,26 @@ def relax(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
-    fmax: Annotated[float, typer.Option(help="Converged when no force is larger than this, eV/Å.")] = 0.05,
+    fmax: Annotated[float, typer.Option(help="Convergence criterion: largest force, eV/Å.")] = 0.05,
     steps: Annotated[int, typer.Option(help="Largest number of steps.")] = 500,
-    cell: Annotated[bool, typer.Option("--cell", help="Relax the cell, too.")] = False,
+    cell: Annotated[bool, typer.Option("--cell", help="Also relax the cell.")] = False,
     optimizer: Annotated[Literal["fire", "bfgs", "lbfgs"], typer.Option(help="fire is the most robust.")] = "fire",
     restart: RestartOption = False,
     as_json: Json = False,
 ) -> None:
-    """Relax every structure of a file. Prints for each whether it converged, and if not, why."""
+    """Relax every structure of a file; resumes an interrupted file. Prints for each whether it converged."""
     from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.relax import RelaxOptions, relax_file
 
-    def say(index: int, formula: str, found: "Relaxation | None", why: str) -> None:
+    def show(index: int, formula: str, found: "Relaxation | None", why: str) -> None:
         if not as_json:
             console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
 
     options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer)
     calculator = Calculator(_load(model, checkpoint, device, precision), branch, dataset=dataset)
     with _warnings_shown():
-        progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=say)
-    _say_written(out, progress, as_json)
+        progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=show)
+    _print_written(out, progress, as_json)
 
 
 @verbs.command(rich_help_panel=USING)
@@ -190,8 +190,8 @@ def md(
         )
     if report.stopped:
         raise RamifyError(
-            f"the simulation ended early: {report.stopped}; what came before is in {out}",
-            fix="take a shorter --timestep or a lower --temperature, or relax the structure first",
+            f"the simulation ended early: {report.stopped}; the trajectory so far is in {out}",
+            fix="use a shorter --timestep or a lower --temperature, or relax the structure first",
         )
 
 
@@ -201,8 +201,8 @@ def _load(model: Path, checkpoint: str, device: str, precision: str | None) -> "
     return load(model, checkpoint=checkpoint, device=device, precision=precision)
 
 
-def _say_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:
-    """What came of a file: how many, what was left out and why, errors where it has labels, what to doubt."""
+def _print_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:
+    """Prints the result for a file: numbers, skipped structures, errors if it has labels, warnings."""
     from ramify.inference.label_errors import lines as label_lines
     from ramify.inference.label_errors import results as label_results
 
@@ -231,16 +231,16 @@ def _say_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if progress.warnings:
         console.print(
-            f"[bold yellow]warning:[/bold yellow] {progress.warnings} are to be doubted, see `warning` or `why` in "
-            "their frames",
+            f"[bold yellow]warning:[/bold yellow] {progress.warnings} structures have a warning: see `warning` "
+            "or `why` in their frames",
             soft_wrap=True,
         )
 
 
 @contextmanager
 def _warnings_shown() -> Iterator[None]:
-    """Shows Ramify's warnings as lines, each text once."""
-    said = set()
+    """Prints Ramify's warnings as lines, each text once."""
+    printed = set()
 
     def show(
         message: Warning | str,
@@ -250,8 +250,8 @@ def _warnings_shown() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, RamifyWarning) and str(message) not in said:
-            said.add(str(message))
+        if issubclass(category, RamifyWarning) and str(message) not in printed:
+            printed.add(str(message))
             console.print(f"[bold yellow]warning:[/bold yellow] {escape(str(message))}", soft_wrap=True)
 
     with warnings.catch_warnings():

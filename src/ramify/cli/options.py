@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs share, and the consoles that verbs print on."""
+"""Arguments, options and consoles shared by several commands."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 
-from ramify.cli.console import say_training
+from ramify.cli.console import training_display
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ MAKING = "From data to a trained model"
 RESULTS = "Errors and contents of a run"
 USING = "Use a trained model"
 MACHINE = "About this installation"
-"""Groups of verbs in `ramify --help`."""
+"""Groups of commands in `ramify --help`."""
 
 WIDE = 200
-"""Columns of tables in pipes and job logs, which have no width of their own: nothing is cut there."""
+"""Width of tables in pipes and job logs, so that nothing is cut off."""
 
 
 def _console(stream: TextIO, *, stderr: bool) -> Console:
-    """Writes to a terminal in its width, to anything else wide enough for every table; COLUMNS overrides."""
+    """A console with the width of the terminal, or a width for all tables without a terminal; COLUMNS overrides."""
     wide = not stream.isatty() and "COLUMNS" not in os.environ
     return Console(stderr=stderr, width=WIDE if wide else None)
 
@@ -45,10 +45,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to over
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 NewRun = Annotated[
     Path | None,
-    # torchrun of Python 3.11 takes `--run` for a short form of its own `--run-path`, wherever it stands
+    # torchrun with Python 3.11 reads `--run` as an abbreviation of its option `--run-path`
     typer.Option("--run", "--run-dir", help="Directory of the new run. Under torchrun write --run-dir."),
 ]
-GoOn = Annotated[bool, typer.Option("--continue", help="With --run: continue the run if it exists.")]
+ContinueOption = Annotated[bool, typer.Option("--continue", help="With --run: continue the run if it exists.")]
 ModelArgument = Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")]
 ModelOption = Annotated[Path, typer.Option("--model", "-m", help="A run directory, a checkpoint or an export.")]
 CheckpointOption = Annotated[str, typer.Option(help="Checkpoint of a run: best, latest or e.g. step-00000500.")]
@@ -60,10 +60,10 @@ SplitOption = Annotated[str, typer.Option(help="Split to evaluate: train, val or
 
 
 @contextmanager
-def training_said(aloud: bool) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
-    """`say_training`, on the one process that speaks."""
-    if aloud:
-        with say_training(console) as listeners:
+def training_output(visible: bool) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
+    """`training_display`, on rank zero only."""
+    if visible:
+        with training_display(console) as listeners:
             yield listeners
     else:
         from ramify.train.reporting import Callbacks
@@ -71,27 +71,27 @@ def training_said(aloud: bool) -> Iterator[tuple["Callbacks", Callable[[str, int
         yield Callbacks(), lambda dataset, structures: None
 
 
-def training_stopped(reason: str, step: int, total: int, go_on: str, *, say: bool) -> None:
-    """Ends the program as one that stopped before its end.
+def training_stopped(reason: str, step: int, total: int, resume_by: str, *, say: bool) -> None:
+    """Ends the program after a training that stopped early.
 
     Args:
-        reason: of the trainer.
-        step: that the run stands at, of which there is a checkpoint.
-        total: steps of the whole run.
-        go_on: how it goes on.
-        say: whether this process is the one that speaks.
+        reason: reason given by the trainer.
+        step: current step of the run, which has a checkpoint.
+        total: number of steps of the whole run.
+        resume_by: the command that resumes the run.
+        say: whether this process prints the message.
     """
     from ramify.run.stop import exit_status
 
     if say:
-        text = f"stopped ({reason}) before step {total}; go on with {go_on} (checkpoint of step {step})"
+        text = f"stopped ({reason}) before step {total}; resume with {resume_by} (checkpoint of step {step})"
         errors.print(text, markup=False, soft_wrap=True)
     raise typer.Exit(exit_status(reason))
 
 
 @contextmanager
-def interrupted_training(run: Path | None, go_on: str) -> Iterator[None]:
-    """Around a training: says what an abort at the keyboard has left of it."""
+def interrupted_training(run: Path | None, resume_by: str) -> Iterator[None]:
+    """Prints the state of the run if the training is interrupted at the keyboard."""
     try:
         yield
     except KeyboardInterrupt:
@@ -99,9 +99,9 @@ def interrupted_training(run: Path | None, go_on: str) -> Iterator[None]:
 
         kept = step_folders(run / "checkpoints") if run is not None else []
         if kept:
-            text = f"interrupted; the latest checkpoint is {kept[-1].name}, go on with {go_on}"
+            text = f"interrupted; the latest checkpoint is {kept[-1].name}, resume with {resume_by}"
         elif run is not None and run.exists():
-            text = f"interrupted before the first checkpoint of {run}: start it again, with --continue"
+            text = f"interrupted before the first checkpoint of {run}: start it again with --continue"
         else:
             text = "interrupted; nothing was written"
         errors.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -109,15 +109,15 @@ def interrupted_training(run: Path | None, go_on: str) -> Iterator[None]:
 
 
 def print_json(content: Any) -> None:
-    """The one thing that a verb prints with --json."""
+    """Prints the only output of a command with --json."""
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 
 
 def gigabytes(text: str) -> float:
-    """The number of GB in `64GB`, `64 GB`, `80GiB`, `512MB`, `1e3GB` or `64` (GB), as `--memory` says it.
+    """The number of GB in a value of `--memory`: `64GB`, `64 GB`, `80GiB`, `512MB`, `1e3GB` or `64` (GB).
 
     Raises:
-        RamifyError: it is none.
+        RamifyError: the text is not such a value.
     """
     units = {"": 1.0, "GB": 1.0, "MB": 1e-3, "TB": 1e3, "GIB": 2**30 / 1e9, "MIB": 2**20 / 1e9, "TIB": 2**40 / 1e9}
     match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", text)

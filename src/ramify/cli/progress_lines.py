@@ -1,4 +1,4 @@
-"""Progress as lines of text, for pipes and job logs, where a bar that is drawn again and again cannot be seen."""
+"""Progress as lines of text, for pipes and job logs, where no progress bar is shown."""
 
 import time
 from collections.abc import Callable
@@ -6,20 +6,20 @@ from collections.abc import Callable
 from rich.console import Console
 
 FIRST = 30.0
-"""Seconds before the first line, and at least between two."""
+"""Seconds before the first line, and shortest time between two lines."""
 PART = 0.05
-"""Of the time that has passed, at least between two lines: a job of a day writes about a hundred."""
+"""Shortest time between two lines as a fraction of the elapsed time: a job of a day writes about a hundred lines."""
 
 
 class ProgressLines:
-    """Says now and then how far a job has come; nothing on a terminal, where a bar does.
+    """Prints the progress of a job at increasing intervals, unless the console is a terminal, which shows a bar.
 
     Args:
-        console: where lines go.
-        title: of the job.
-        unit: of what is counted.
-        quiet: say nothing.
-        clock: seconds.
+        console: the console.
+        title: title of the job.
+        unit: name of the counted objects.
+        quiet: print nothing.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class ProgressLines:
         self._first: float | None = None
 
     def at(self, done: float, total: float | None = None, note: str = "") -> None:
-        """So many are done, of `total` where that is known."""
+        """Reports that `done` objects are completed, of `total` if known."""
         now = self._clock()
         if self._first is None:
-            self._first = done  # a run that goes on has done some before
+            self._first = done  # steps before a resume do not count for the rate
         if self._quiet or now - self._last < max(FIRST, PART * (now - self._begun)):
             return
         self._last = now

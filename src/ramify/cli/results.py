@@ -1,4 +1,4 @@
-"""The verbs that show errors and contents: evaluate, tables, report, inspect."""
+"""The commands that show errors and contents: evaluate, tables, report, inspect."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from ramify.cli.options import (
 )
 from ramify.errors import RamifyError
 
-if TYPE_CHECKING:  # PyTorch takes seconds to load: not for `ramify --help`
+if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
     from ramify.evaluate.evaluate import Subject
 
 verbs = typer.Typer()
@@ -34,15 +34,11 @@ def evaluate(
     split: SplitOption = "test",
     checkpoint: CheckpointOption = "best",
     others: Annotated[str | None, typer.Option(help="Evaluate the datasets of this recipe as well.")] = None,
-    stores: Annotated[
-        Path | None, typer.Option(help="Folder of the stores; by default the one that the recipe names.")
-    ] = None,
+    stores: Annotated[Path | None, typer.Option(help="Folder of the stores; by default that of the recipe.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="Evaluate on this labelled file, read like the files of --dataset.")
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="With --file: the dataset of the model with its level of theory.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="With --file: the dataset with the same level of theory.")] = None,
     form: Annotated[
         str | None, typer.Option("--format", help="With --file: another format, by its name in recipes.")
     ] = None,
@@ -51,10 +47,10 @@ def evaluate(
 ) -> None:
     """Measure the errors of every branch on every dataset; writes evaluation.json and tables.
 
-    Starts under torchrun, srun and mpiexec, too. The errors are exact for any number of processes. Errors of a
-    checkpoint, an export or a --file are printed; nothing is written.
+    Also runs under torchrun, srun and mpiexec; the errors do not depend on the number of processes. With a checkpoint,
+    an export or --file the errors are printed and nothing is written.
     """
-    from ramify.evaluate.evaluate import Evaluator, met
+    from ramify.evaluate.evaluate import Evaluator, joined_ranks
     from ramify.recipe import load_recipe
     from ramify.report import tables as paper_tables
 
@@ -66,9 +62,9 @@ def evaluate(
         _evaluate_file(run, checkpoint, file, dataset, form, device, as_json=as_json)
         return
     if dataset is not None or form is not None:
-        raise RamifyError("--dataset and --format say how --file is read", fix="give --file, or leave them out")
+        raise RamifyError("--dataset and --format define how --file is read", fix="give --file, or leave them out")
     is_run = (run / "recipe.yaml").is_file()
-    with met(device) as ranks:
+    with joined_ranks(device) as ranks:
         quiet = as_json or not ranks.is_rank_zero
         with Steps(console, f"evaluate {escape(str(run))}", quiet=quiet) as steps:
             result = Evaluator(
@@ -104,7 +100,7 @@ def _subject(path: Path, stores: Path | None) -> "Subject":
 def _evaluate_file(
     run: Path, checkpoint: str, file: Path, dataset: str | None, form: str | None, device: str, *, as_json: bool
 ) -> None:
-    """Errors on a labelled file."""
+    """Prints the errors on a labelled file."""
     from ramify.inference.evaluate_model import evaluate_file
     from ramify.inference.model import load
     from ramify.parallel.startup.launch import choose_device, detect_launcher
@@ -127,7 +123,7 @@ def tables(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the paper's Tables 1 and 2 for several runs side by side, with trivial predictors below."""
+    """Print the paper's Tables 1 and 2 for one or several runs, with the trivial predictor in the last row."""
     from ramify.report import tables as paper_tables
 
     built = paper_tables.build(runs)
@@ -150,10 +146,10 @@ def report(run: RunArgument) -> None:
 @verbs.command(rich_help_panel=RESULTS)
 def inspect(
     path: Annotated[Path, typer.Argument(help="Directory of a store, a run, a checkpoint or an export.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Compare all checksums, too.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Also compare all checksums.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a store, a run, a checkpoint or an export holds."""
+    """Show the contents of a store, a run, a checkpoint or an export."""
     from ramify.inspect import describe
 
     title, facts = describe(path, verify=verify)

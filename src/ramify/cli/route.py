@@ -1,4 +1,4 @@
-"""The verb that finds the branch that suits a structure: route."""
+"""The command that finds the branch that suits a structure: route."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -25,9 +25,9 @@ def route(
     form: FormatOption = None,
     as_json: Json = False,
 ) -> None:
-    """Find the branch that suits each structure of a file, with a confidence; abstains where none is likely.
+    """Find the branch that suits each structure of a file, with a confidence, or abstain.
 
-    Only advice: predictions always use the branch that you name.
+    The result is advice: predictions always use the branch that you name.
     """
     if (fit is None) == (file is None) or (file is not None and model is None):
         raise RamifyError("route needs a file of structures and --model, or --fit RUN")
@@ -58,7 +58,7 @@ def _fit(run: Path, as_json: bool) -> None:
         return
     by_branch = ", ".join(f"{name} {100 * share:.0f} %" for name, share in measured["accuracy_by_branch"].items())
     console.print(
-        f"on {measured['structures']} validation structures: {100 * measured['accuracy']:.1f} % right ({by_branch}), "
+        f"on {measured['structures']} validation structures: {100 * measured['accuracy']:.1f} % correct ({by_branch}), "
         f"mean confidence {100 * measured['mean_confidence']:.1f} %, expected calibration error "
         f"{100 * measured['calibration_error']:.1f} %; router: [bold]{escape(str(run / ROUTER))}[/bold]",
         highlight=False,

@@ -1,4 +1,4 @@
-"""The verbs that train a model: plan, train."""
+"""The commands that train a model: plan, train."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +9,7 @@ from rich.markup import escape
 from ramify.cli.console import print_plan
 from ramify.cli.options import (
     MAKING,
-    GoOn,
+    ContinueOption,
     Json,
     NewRun,
     Overrides,
@@ -18,12 +18,12 @@ from ramify.cli.options import (
     gigabytes,
     interrupted_training,
     print_json,
-    training_said,
+    training_output,
     training_stopped,
 )
 from ramify.errors import RamifyError
 
-if TYPE_CHECKING:  # brings PyTorch
+if TYPE_CHECKING:  # imports PyTorch
     from ramify.train.loop import Trainer
     from ramify.train.state import TrainingProgress
 
@@ -44,7 +44,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose which ranks host which branches, before anything runs.
+    """Plan which ranks host which branches, without running a training.
 
     Prints memory, traffic and work of every rank, the placements considered, and the reason for the choice.
     """
@@ -73,9 +73,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Continue the run in this directory; by default with its own recipe.")
     ] = None,
-    go_on: GoOn = False,
+    continued: ContinueOption = False,
 ) -> None:
-    """Train a model into a new run directory, or continue a run. Starts under torchrun, srun and mpiexec, too.
+    """Train a model into a new run directory, or continue a run. Also runs under torchrun, srun and mpiexec.
 
     If a signal or train.time_limit stops the run, the exit status is 75; the same command with --continue continues it.
     """
@@ -83,39 +83,39 @@ def train(
     from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
 
     words = arguments or []
-    # the path of a recipe may hold a "=", too
+    # the path of a recipe may contain a "="
     source = words.pop(0) if words and ("=" not in words[0] or Path(words[0]).is_file()) else None
-    if (resume is None) == (run is None) or (run is not None and source is None) or (resume is not None and go_on):
-        taken = f"; '{words[0]}' is no file, so it counts as a key to override" if words and source is None else ""
+    if (resume is None) == (run is None) or (run is not None and source is None) or (resume is not None and continued):
+        taken = f"; '{words[0]}' is not a file, so it is read as a key to override" if words and source is None else ""
         raise RamifyError(f"train needs a recipe and --run DIR, or --resume DIR with or without a recipe{taken}")
     if run is not None:
         recipe = load_recipe(str(source), words)
     else:
         recipe = load_recipe(source or _recipe_of(Path(str(resume))), words)
     path = Path(str(run if resume is None else resume))
-    go_on_by = f"`ramify train --resume {path}`"
+    resume_hint = f"`ramify train --resume {path}`"
     with (
-        interrupted_training(path, go_on_by),
+        interrupted_training(path, resume_hint),
         this_process(recipe) as process,
-        training_said(process.ranks.rank == 0) as (callbacks, edges),
+        training_output(process.ranks.rank == 0) as (callbacks, edges),
     ):
         if resume is not None:
             own = source is None and not words
             trainer = resume_run(
                 path, callbacks, edges, process, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
             )
-        elif go_on or torchrun_restarts():
+        elif continued or torchrun_restarts():
             trainer = continue_run(recipe, path, callbacks, edges, process)
         else:
             trainer = start_run(recipe, path, callbacks, edges, process)
-        lead = trainer.layout.is_rank_zero
-        if lead:
-            _say_start(trainer)
+        rank_zero = trainer.layout.is_rank_zero
+        if rank_zero:
+            _print_start(trainer)
         trainer.fit()
     progress = trainer.progress
     if trainer.stopped_by:
-        training_stopped(trainer.stopped_by, progress.step, trainer.total_steps, go_on_by, say=lead)
-    if lead:
+        training_stopped(trainer.stopped_by, progress.step, trainer.total_steps, resume_hint, say=rank_zero)
+    if rank_zero:
         if trainer.over.startswith("early"):
             console.print(trainer.over, highlight=False, soft_wrap=True)
         console.print(
@@ -126,8 +126,8 @@ def train(
         )
 
 
-def _say_start(trainer: "Trainer") -> None:
-    """Where a run goes on, what has changed, and where its branches are."""
+def _print_start(trainer: "Trainer") -> None:
+    """Prints the step at which a run continues, changed keys, and the placement."""
     if trainer.progress.step:
         console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
     for text in trainer.continuation:
@@ -144,7 +144,7 @@ def _best_of(progress: "TrainingProgress") -> str:
 
 
 def _recipe_of(run: Path) -> Path:
-    """The recipe that a run keeps."""
+    """Path of the recipe in a run directory."""
     from ramify.run.run import Run
 
     return Run.open(run).path / "recipe.yaml"

@@ -1,4 +1,4 @@
-"""`ramify evaluate`: every branch on every dataset, exact over a whole split, on one process or on many."""
+"""`ramify evaluate`: exact errors of every branch on every dataset over a whole split, on one or many processes."""
 
 import math
 import shutil
@@ -34,12 +34,12 @@ from ramify.untrusted import is_name
 UNITS = {name: LABELS[name].error_text for name in BUILT_IN}
 
 Totals = dict[str, dict[str, list[Numbered]]]
-"""By dataset and branch: the errors of every batch."""
+"""The errors of every batch, by dataset and branch."""
 
 
 def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
-    """The model of a checkpoint, with the weights to use; needs no store. Without branches that a fine-tuning carries
-    along: they read no dataset of its recipe."""
+    """The recipe and the model of a checkpoint, with the weights for inference; needs no store. Branches that a
+    fine-tuning keeps untrained are left out: they read no dataset of its recipe."""
     manifest, datasets = checkpoint.complete(), checkpoint.datasets
     recipe = parse_recipe(manifest["recipe"], where=f"{checkpoint.path}/manifest.json")
     branches = recipe.datasets_of_branches()
@@ -51,14 +51,14 @@ def load_model(checkpoint: Checkpoint) -> tuple[Recipe, MultiBranch]:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A trained model that is evaluated, and the data to evaluate it on.
+    """A trained model to evaluate, and the data to evaluate it on.
 
     Attributes:
-        network: with the weights to use.
-        encoder: its options.
-        branches: the datasets that each branch read.
-        stores: of these datasets, as far as they are evaluated.
-        step: optimizer steps taken.
+        network: the model with its weights.
+        encoder: options of the encoder.
+        branches: the datasets that each branch was trained on.
+        stores: the stores of these datasets that are evaluated.
+        step: number of optimizer steps taken.
     """
 
     network: MultiBranch
@@ -74,16 +74,16 @@ class Subject:
 
 
 def subject_of_run(run: Path, which: str, stores: Path | None = None) -> Subject:
-    """A checkpoint of a run, and the stores that it was trained on.
+    """A checkpoint of a run, and the stores that the run was trained on.
 
     Args:
         run: the run directory.
         which: `best`, `latest` or the name of a checkpoint folder.
-        stores: the folder of its stores; None for the one that the recipe names, relative to the working directory or
-            to a folder that the run lies in: the run may be evaluated from anywhere.
+        stores: the folder of its stores; None for the folder named in the recipe, relative to the working directory or
+            to a parent folder of the run, so that a run can be evaluated from any working directory.
 
     Raises:
-        RamifyError: no checkpoint, or a missing or changed store.
+        RamifyError: there is no checkpoint, or a store is missing or has changed.
     """
     if not is_name(which):
         raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX")
@@ -96,14 +96,14 @@ def subject_of_run(run: Path, which: str, stores: Path | None = None) -> Subject
 
 
 def _folder_of_stores(recipe: Recipe, run: Path, trained: Mapping[str, Manifest]) -> Path:
-    """The first folder that holds the data of the training, or else some store of each dataset."""
+    """The first folder that contains the training data, or else any store of each dataset."""
     named = Path(recipe.stores)
     folders = [named] if named.is_absolute() else [named, *(folder / named for folder in run.resolve().parents)]
     whole = [
         folder for folder in folders if all((folder / name / "manifest.json").is_file() for name in recipe.datasets)
     ]
     for folder in whole:
-        with suppress(RamifyError):  # of another version, or damaged
+        with suppress(RamifyError):  # a store of another version, or a damaged one
             now = {name: read_manifest(folder / name) for name in recipe.datasets}
             if all(now[name].columns == trained[name].columns for name in recipe.datasets):
                 return folder
@@ -111,14 +111,14 @@ def _folder_of_stores(recipe: Recipe, run: Path, trained: Mapping[str, Manifest]
 
 
 @contextmanager
-def met(device: str = "auto") -> Iterator[World]:
-    """The processes that a launcher (torchrun, srun, mpiexec) started together, or this one alone, each on its device.
+def joined_ranks(device: str = "auto") -> Iterator[World]:
+    """The processes started together by a launcher (torchrun, srun, mpiexec), or this process, each on its device.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `xpu`.
 
     Raises:
-        RamifyError: there is no such device, or the others do not come, or one of them is lost.
+        RamifyError: there is no such device, or another process does not connect or is lost.
     """
     launch_env = detect_launcher()
     chosen = choose_device(device, launch_env, key="--device")
@@ -128,21 +128,21 @@ def met(device: str = "auto") -> Iterator[World]:
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """One checkpoint on one split.
+    """Evaluates one checkpoint on one split.
 
-    Several processes share the batches of every split. Each batch is computed by one of them, whole, and the first
-    process adds up all in the order of the split: the result does not depend on how many there are.
+    The batches of every split are distributed over the processes. Each batch is computed by one process, and rank zero
+    adds the sums of all batches in the order of the split: the result does not depend on the number of processes.
 
     Args:
-        run: the run directory, which all processes see.
+        run: the run directory, on a file system shared by all processes.
         split: `train`, `val` or `test`.
         which: `best`, `latest` or the name of a checkpoint folder.
-        others: a recipe whose datasets are evaluated too, besides those of the run.
-        stores: the folder of the run's stores; None to find it, see `subject_of_run`.
-        subject: opens what is evaluated in place of a checkpoint of the run; then nothing is written.
-        device: where this process computes.
+        others: a recipe whose datasets are evaluated in addition to those of the run.
+        stores: the folder of the stores of the run; None to find it, see `subject_of_run`.
+        subject: opens another model and its data instead of a checkpoint of the run; then nothing is written.
+        device: the device of this process.
         ranks: the processes that evaluate together.
-        progress: called with (dataset, branch, structures done by this process since the last call).
+        progress: called with (dataset, branch, structures completed by this process since the last call).
     """
 
     run: Path
@@ -156,19 +156,19 @@ class Evaluator:
     progress: Callable[[str, str, int], None] = lambda dataset, branch, structures: None
 
     def evaluate(self) -> dict[str, Any]:
-        """Writes evaluation.json and predictions/ into the run (the first process does) and returns the former.
+        """Writes evaluation.json and predictions/ into the run (on rank zero) and returns the content of the former.
 
         Raises:
-            RamifyError: no checkpoint, a missing or changed store, an empty split, or a model whose errors are not
-                finite; on all processes if on one.
+            RamifyError: on all processes: there is no checkpoint, a store is missing or has changed, a split is empty,
+                or the errors of the model are not finite.
         """
         opened: list[_Opened] = []
         on_all(self.ranks, lambda: opened.append(self._open()))
         parts = None if self.subject is not None else self.run / "predictions.parts"
-        on_rank_zero(self.ranks, lambda: _remove(parts))  # of an evaluation that was killed
+        on_rank_zero(self.ranks, lambda: _remove(parts))  # left by an evaluation that was killed
         try:
-            shares = on_all(self.ranks, lambda: self._share(opened[0], parts))
-            return on_rank_zero(self.ranks, lambda: self._finish(opened[0], shares, parts))
+            totals = on_all(self.ranks, lambda: self._evaluate_assigned(opened[0], parts))
+            return on_rank_zero(self.ranks, lambda: self._finish(opened[0], totals, parts))
         finally:
             if self.ranks.rank == 0:
                 _remove(parts)
@@ -186,8 +186,8 @@ class Evaluator:
             )
         return _Opened(subject, subject.network.to(self.device), readers)
 
-    def _share(self, opened: "_Opened", parts: Path | None) -> Totals:
-        """Works on this process's batches: returns errors, leaves what the datasets' own branches say in `parts`."""
+    def _evaluate_assigned(self, opened: "_Opened", parts: Path | None) -> Totals:
+        """Evaluates the batches of this process: returns errors, writes predictions to `parts`."""
         totals: Totals = {}
         own, dtype = opened.subject.branch_of, next(opened.model.parameters()).dtype
         for dataset, reader in opened.readers.items():
@@ -208,13 +208,13 @@ class Evaluator:
                 predictions_file.write_part(parts, dataset, self.ranks.rank, kept, written)
         return totals
 
-    def _finish(self, opened: "_Opened", shares: Sequence[Totals], parts: Path | None) -> dict[str, Any]:
-        """Adds up, and writes what the run keeps."""
+    def _finish(self, opened: "_Opened", by_rank: Sequence[Totals], parts: Path | None) -> dict[str, Any]:
+        """Adds the errors of all processes and writes the results into the run."""
         trivial = {dataset: trivial_predictors(reader) for dataset, reader in opened.readers.items()}
         result = {
             "split": self.split,
             "units": {name: label.error_text for name, label in LABELS.items()},
-            "rows": [_row(branch, dataset, shares) for dataset in opened.readers for branch in opened.subject.branches],
+            "rows": [_row(branch, name, by_rank) for name in opened.readers for branch in opened.subject.branches],
             "trivial": [_trivial_row(dataset, found) for dataset, found in trivial.items()],
             "branch_of": opened.subject.branch_of,
             "step": opened.subject.step,
@@ -233,7 +233,7 @@ class Evaluator:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What an evaluation works on."""
+    """Model and data of an evaluation."""
 
     subject: Subject
     model: MultiBranch
@@ -246,12 +246,12 @@ def _remove(folder: Path | None) -> None:
 
 
 ABSENT: dict[str, Any] = {mae(STRESS.name): None, rmse(STRESS.name): None}
-"""Stated of every dataset, with stress or without."""
+"""Entries that every dataset has, with or without stress labels."""
 
 
-def _row(branch: str, dataset: str, shares: Sequence[Totals]) -> dict[str, Any]:
-    """Errors of one branch on one dataset, refused where they are not numbers, which a model that diverged has."""
-    errors = add_in_order(part for totals in shares for part in totals.get(dataset, {}).get(branch, ()))
+def _row(branch: str, dataset: str, by_rank: Sequence[Totals]) -> dict[str, Any]:
+    """Errors of one branch on one dataset; an error if they are not finite, as those of a model that diverged."""
+    errors = add_in_order(part for totals in by_rank for part in totals.get(dataset, {}).get(branch, ()))
     results = ABSENT | errors.results()
     if broken := [key for key, value in results.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise RamifyError(

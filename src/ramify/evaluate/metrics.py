@@ -1,4 +1,4 @@
-"""Exact errors over whole splits: sums and counts that add up, so that batches and ranks leave no trace."""
+"""Exact errors over whole splits: additive sums and counts, independent of batches and ranks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ramify.elements import MAX_NUMBER, SYMBOLS
 from ramify.labels import ENERGY, FORCES, LABELS
 
 REFERENCES, LEAST_SQUARES = "reference energies", "least squares"
-"""The trivial predictors of energies, as `evaluation.json` calls them: the store's own, and plain ones."""
+"""The trivial predictors of energies in `evaluation.json`: the references of the store, and plain least squares."""
 TRUE, PREDICTED = "_true", "_predicted"
-"""What the names of arrays in `predictions/` end with, behind that of a label."""
+"""Suffixes of the names of arrays in `predictions/`, after the name of the label."""
 
 
 @dataclass(slots=True)
 class Sums:
-    """Errors of one label: how many, their absolute values and their squares added up."""
+    """Error sums of one label: the count, the sum of absolute errors, and the sum of squared errors."""
 
     count: float = 0.0
     absolute: float = 0.0
@@ -40,11 +40,11 @@ class Sums:
 
 
 class Errors:
-    """Sums of errors over any number of structures; two of them merge into what one would have gathered alone.
+    """Sums of errors over any number of structures. Merging two gives the sums over both sets of structures.
 
     Attributes:
-        structures, atoms: added, labelled or not.
-        sums: by label. Everything is additive (counts are exact up to 2^53).
+        structures, atoms: numbers added, labelled or not.
+        sums: by label. All sums are additive (counts are exact up to 2^53).
     """
 
     __slots__ = ("atoms", "structures", "sums")
@@ -54,7 +54,7 @@ class Errors:
         self.sums: dict[str, Sums] = {name: Sums() for name in LABELS}
 
     def count(self, structures: int, atoms: int) -> None:
-        """So many more were looked at."""
+        """Adds to the numbers of evaluated structures and atoms."""
         self.structures += structures
         self.atoms += atoms
 
@@ -64,8 +64,8 @@ class Errors:
         Args:
             label: its name.
             error: (rows, *shape of the label) prediction minus label; NaN where there is no label (or no head).
-            labelled: bool of the same shape, which of them have a label. Without it, NaN means "no label"; with it, a
-                NaN that a broken model predicts for a labelled structure makes the result NaN instead of vanishing.
+            labelled: bool of the same shape, true where there is a label. Without it, NaN means "no label"; with it, a
+                NaN predicted for a labelled structure makes the result NaN and is not ignored.
 
         Raises:
             ValueError: a shape is wrong.
@@ -82,7 +82,7 @@ class Errors:
         sums.squared += float(np.square(counted).sum())
 
     def merge(self, other: Errors) -> None:
-        """Adds everything that `other` has gathered."""
+        """Adds the sums of `other`."""
         self.count(other.structures, other.atoms)
         for name, more in other.sums.items():
             sums = self.sums[name]
@@ -99,18 +99,18 @@ class Errors:
         return self.sums[label].rmse
 
     def means(self) -> dict[str, float | None]:
-        """All errors under the names that `evaluation.json` uses; other ones than of energy and forces only where
-        there are any."""
+        """All errors under their names in `evaluation.json`; labels other than energy and forces only if they are
+        present."""
         there = [name for name, sums in self.sums.items() if sums.count or name in (ENERGY.name, FORCES.name)]
         maes: dict[str, float | None] = {labels.mae(name): self.mae(name) for name in there}
         return maes | {labels.rmse(name): self.rmse(name) for name in there}
 
     def results(self) -> dict[str, float | int | None]:
-        """The errors, and how much they were measured on."""
+        """The errors, and the numbers of structures and atoms that they are measured on."""
         return self.means() | {"structures": self.structures, "atoms": self.atoms}
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, from which `from_dict` makes the same to the bit."""
+        """The sums as plain data; `from_dict` restores them bit for bit."""
         return {
             "structures": self.structures,
             "atoms": self.atoms,
@@ -119,7 +119,7 @@ class Errors:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Errors:
-        """From `to_dict`."""
+        """Inverse of `to_dict`."""
         errors = cls()
         errors.count(content["structures"], content["atoms"])
         errors.sums |= {name: Sums(**sums) for name, sums in content["sums"].items()}
@@ -128,12 +128,12 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class ElementErrors:
-    """Errors on the atoms of one element, and on the structures that hold it."""
+    """Errors on the atoms of one element, and on the structures that contain it."""
 
     atoms: int
     structures: int
     energy_mae: float | None
-    """Mean over the labelled structures that hold the element, eV/atom."""
+    """Mean over the labelled structures that contain the element, eV/atom."""
     forces_mae: float | None
     """Mean over the labelled force components on atoms of the element, eV/Å."""
 
@@ -155,7 +155,7 @@ def element_errors(
     size = MAX_NUMBER + 1
     atom_number = numbers.astype(np.int64)
     structure = np.repeat(np.arange(len(n_atoms), dtype=np.int64), n_atoms)
-    held = np.unique(structure * size + atom_number)  # each pair (structure, element in it) once
+    held = np.unique(structure * size + atom_number)  # each pair (structure, element) once
     energy_mae, structures = _mean_by(held % size, np.abs(energy_error.astype(np.float64))[held // size])
     forces = np.abs(forces_error.astype(np.float64)).reshape(-1)
     forces_mae, atoms = _mean_by(np.repeat(atom_number, 3), forces)
@@ -174,7 +174,7 @@ def _root(square: float | None) -> float | None:
 
 
 def _mean_by(index: NDArray[np.int64], error: NDArray[np.float64]) -> tuple[list[float | None], NDArray[np.int64]]:
-    """Mean of the labelled errors of each index, and how often the index occurs at all."""
+    """Mean of the labelled errors of each index, and the number of occurrences of the index."""
     size = MAX_NUMBER + 1
     labelled = ~np.isnan(error)
     total = np.bincount(index[labelled], error[labelled], minlength=size)

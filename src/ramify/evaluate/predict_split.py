@@ -1,7 +1,7 @@
 """Exact errors of a model over whole splits, any branch on any dataset.
 
-A split is cut into batches that depend on the split alone. The errors of each are added up by themselves, and then all
-of them in the order of the split: the result is the same to the bit whoever worked on which batch.
+A split is divided into batches that depend on the split alone. The errors are summed within each batch, and the sums of
+the batches are added in the order of the split: the result is bit-identical for any assignment of batches to ranks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,15 +23,15 @@ ATOMS_AT_ONCE = 1500
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Predictions beside labels, for one batch, as float64 arrays; energies per atom after references.
+    """Predictions and labels of one batch as float64 arrays; energies per atom after reference energies.
 
     Attributes:
         indices: (S,) positions in the split.
         n_atoms: (S,).
         numbers: (N,).
-        predicted: by label, (S, ...) or (N, ...); NaN where the branch predicts none or nobody asked.
-        labels: the same of what is known; NaN where there is no label.
-        possible: by label, which rows the branch predicts: all, none, or (rows,) bool.
+        predicted: by label, (S, ...) or (N, ...); NaN where the branch predicts none or none was requested.
+        labels: the labels in the same form; NaN where there is none.
+        possible: by label, the rows that the branch predicts: all, none, or (rows,) bool.
     """
 
     indices: NDArray[np.int64]
@@ -42,7 +42,7 @@ class Labelled:
     possible: Mapping[str, NDArray[np.bool_] | bool]
 
     def errors(self) -> Errors:
-        """The errors of this batch. A prediction that is NaN where there is a label makes them NaN."""
+        """The errors of this batch; NaN if a prediction with a label is NaN."""
         errors = Errors()
         errors.count(len(self.n_atoms), len(self.numbers))
         for name, predicted in self.predicted.items():
@@ -61,15 +61,15 @@ def predict_batch(
     *,
     stress: bool = False,
 ) -> Labelled:
-    """What one branch says about a batch, beside its labels.
+    """Predictions of one branch on a batch, with its labels.
 
     Args:
         model: in evaluation mode.
         indices: (S,) of the structures of the batch in the split.
-        batch: of any datasets; all of it is read by `branch`.
+        batch: of any datasets; all its structures are read by `branch`.
         branch: its name.
-        device: where the model lives.
-        stress: predict stress too, where the branch can.
+        device: the device of the model.
+        stress: also predict stress if the branch can.
     """
     heads = model.branch(branch)
     stress = stress and heads.forces == "conservative"
@@ -92,9 +92,9 @@ def predict_batch(
 def split_batches(
     reader: SplitReader, dtype: torch.dtype, *, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
-    """The batches of a split that `rank` of `world` works on: (number in the split, indices, batch)."""
-    for turn, (indices, batch) in enumerate(reader.batches(ATOMS_AT_ONCE, dtype, first=rank, step=world)):
-        yield rank + turn * world, indices, batch
+    """The batches of a split assigned to `rank` of `world`: (number in the split, indices, batch)."""
+    for k, (indices, batch) in enumerate(reader.batches(ATOMS_AT_ONCE, dtype, first=rank, step=world)):
+        yield rank + k * world, indices, batch
 
 
 Numbered = tuple[int, dict[str, Any]]
@@ -102,7 +102,7 @@ Numbered = tuple[int, dict[str, Any]]
 
 
 def add_in_order(parts: Iterable[Numbered]) -> Errors:
-    """The errors of a split from those of its batches, in whatever order they come."""
+    """The errors of a split from those of its batches, given in any order."""
     errors = Errors()
     for _, found in sorted(parts, key=lambda part: part[0]):
         errors.merge(Errors.from_dict(found))

@@ -1,4 +1,4 @@
-"""predictions/DATASET.npz: what a dataset's own branch says, beside the labels; written in parts, one by each rank."""
+"""predictions/DATASET.npz: predictions of a dataset's own branch and the labels, written in one part per rank."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ from ramify.references import reference_energy
 def write_part(
     folder: Path, dataset: str, rank: int, kept: Sequence[tuple[int, Labelled]], labels: Sequence[str]
 ) -> None:
-    """Writes what `rank` predicted, if anything, with the number of each batch in its split.
+    """Writes the predictions of `rank`, if any, with the number of each batch in its split.
 
     Args:
-        folder: of all parts.
+        folder: the folder of all parts.
         dataset: its name.
-        rank: this one.
-        kept: number of each batch, and what was predicted.
-        labels: those to write; energies are kept in float64, from which their errors are small differences.
+        rank: this rank.
+        kept: number of each batch, and its predictions.
+        labels: the labels to write; energies in float64, since their errors are small differences.
 
     Raises:
         RamifyError: the disk is full.
@@ -45,14 +45,14 @@ def write_part(
         arrays[name + PREDICTED] = np.concatenate([seen.predicted[name] for _, seen in kept]).astype(kind)
     with disk_full_named(folder):
         folder.mkdir(exist_ok=True)
-        np.savez(_part(folder, dataset, rank), **arrays)  # type: ignore[arg-type]  # the stubs know no names
+        np.savez(_part(folder, dataset, rank), **arrays)  # type: ignore[arg-type]  # the stubs lack keyword names
 
 
 def merge_parts(parts: Path, folder: Path, reader: SplitReader, trivial: Trivial, world: int) -> None:
-    """Joins the parts of all ranks in the order of the split, and adds what is known of its structures.
+    """Joins the parts of all ranks in the order of the split, and adds numbers, sizes and names of the structures.
 
     Raises:
-        RamifyError: a part is not here.
+        RamifyError: a part is missing.
     """
     pieces: dict[str, dict[int, NDArray[Any]]] = {}
     for rank in range(world):
@@ -71,7 +71,7 @@ def merge_parts(parts: Path, folder: Path, reader: SplitReader, trivial: Trivial
     joined["energy_trivial"] = shift / structures.n_atoms
     joined |= {"n_atoms": structures.n_atoms, "numbers": structures.numbers}
     joined["names"] = np.array([structures.name(i) for i in range(len(structures))])
-    np.savez_compressed(folder / f"{reader.dataset}.npz", **joined)  # type: ignore[arg-type]  # the stubs know no names
+    np.savez_compressed(folder / f"{reader.dataset}.npz", **joined)  # type: ignore[arg-type]  # the stubs lack keyword names
 
 
 def _part(folder: Path, dataset: str, rank: int) -> Path:
@@ -79,7 +79,7 @@ def _part(folder: Path, dataset: str, rank: int) -> Path:
 
 
 def _collect(part: Any, pieces: dict[str, dict[int, NDArray[Any]]]) -> None:
-    """Cuts the arrays of a part into batches again."""
+    """Splits the arrays of a part into batches."""
     for name in set(part.files) - {"batch", "structures", "atoms"}:
         label = LABELS[name.removesuffix(TRUE).removesuffix(PREDICTED)]
         sizes = part["atoms" if label.per_atom else "structures"]

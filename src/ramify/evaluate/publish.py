@@ -1,9 +1,9 @@
-"""`evaluation.json` and `predictions/` of a run change together: whoever reads them finds both old or both new.
+"""Replaces `evaluation.json` and `predictions/` of a run together: readers find both old or both new.
 
-Two paths cannot be replaced in one operation. A new evaluation is therefore written whole into a folder beside them
-first; then the old `evaluation.json` goes, the predictions are replaced, and the new `evaluation.json` comes last. A
-program that is killed in between leaves no `evaluation.json` in the run, never one of other predictions, and what it
-has written is read from that folder until the next evaluation.
+Two paths cannot be replaced in one operation. A new evaluation is therefore first written completely into a staging
+folder next to them; then the old `evaluation.json` is deleted, the predictions are replaced, and the new
+`evaluation.json` is moved last. A program that is killed in between leaves no `evaluation.json` in the run, never one
+that belongs to other predictions, and readers use the staging folder until the next evaluation.
 """
 
 import shutil
@@ -22,14 +22,14 @@ def write_evaluation(run: Path, content: Mapping[str, Any], write_predictions: C
 
     Args:
         run: the run directory.
-        content: of `evaluation.json`.
-        write_predictions: writes the files of `predictions/` into the folder that it is given.
+        content: the content of `evaluation.json`.
+        write_predictions: writes the files of `predictions/` into the folder passed to it.
 
     Raises:
-        RamifyError: the disk is full; the old evaluation is still there then.
+        RamifyError: the disk is full; the old evaluation is kept.
     """
     _finish(run)
-    for left in (*run.glob(f".{STAGED}.partial-*"), run / "predictions.new"):  # by programs that were killed
+    for left in (*run.glob(f".{STAGED}.partial-*"), run / "predictions.new"):  # left by programs that were killed
         shutil.rmtree(left, ignore_errors=True)
     with whole_folder(run / STAGED) as partial:
         (partial / PREDICTIONS).mkdir()
@@ -40,25 +40,25 @@ def write_evaluation(run: Path, content: Mapping[str, Any], write_predictions: C
 
 
 def evaluation_folder(run: Path) -> Path:
-    """Where `evaluation.json` is: in the run, or where an interrupted program has left it. It need not be there."""
+    """The folder of `evaluation.json`: the run, or the staging folder of an interrupted program. It may be missing."""
     staged = run / STAGED
     return staged if not (run / ERRORS).is_file() and (staged / ERRORS).is_file() else run
 
 
 def predictions_folder(run: Path) -> Path:
-    """Where the predictions of the same evaluation are."""
+    """The folder of the predictions of the same evaluation."""
     staged = evaluation_folder(run) / PREDICTIONS
     return staged if staged.is_dir() else run / PREDICTIONS
 
 
 def _finish(run: Path) -> None:
-    """Puts a new evaluation in its place where the old one is gone; throws it away where the old one still stands."""
+    """Moves a staged evaluation into place if the old one has been deleted, and discards it otherwise."""
     staged = run / STAGED
     if not (run / ERRORS).exists() and (staged / ERRORS).is_file():
         if (staged / PREDICTIONS).is_dir():
             shutil.rmtree(run / PREDICTIONS, ignore_errors=True)
             (staged / PREDICTIONS).rename(run / PREDICTIONS)
-        sync(run)  # the predictions are there before the errors that speak of them
+        sync(run)  # predictions are on disk before the errors that belong to them
         (staged / ERRORS).rename(run / ERRORS)
         sync(run)
     shutil.rmtree(staged, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a run directory holds, read and checked: recipe, `evaluation.json`, `data.json`, history, predictions."""
+"""Reads and checks a run directory: recipe, `evaluation.json`, `data.json`, history, predictions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TrivialRow(Means):
     """Errors of the trivial predictors on one dataset: no forces, no stress, and one energy per element."""
 
     energy_predictor: str = REFERENCES
-    """Which predictor of energies was the better one, whose errors these are."""
+    """The better predictor of energies; the errors are its errors."""
     energy_mae_by: dict[str, float | None] = {}
     """Mean absolute error, eV/atom, by predictor of energies."""
 
@@ -73,7 +73,7 @@ class Evaluation(BaseModel):
     model: dict[str, Any] = {}
 
     def row(self, branch: str | None, dataset: str) -> ErrorRow | None:
-        """What `branch` did on `dataset`, or None if that was not evaluated."""
+        """Errors of `branch` on `dataset`, or None if they were not evaluated."""
         return next((r for r in self.rows if r.branch == branch and r.dataset == dataset), None)
 
     def trivial_of(self, dataset: str) -> TrivialRow:
@@ -95,8 +95,8 @@ class StoredPredictions:
             (N, 3) in eV/Å; NaN without label or head.
         n_atoms: (S,).
         numbers: (N,).
-        names: (S,) where each structure comes from.
-        energy_trivial: (S,) what the better trivial predictor says: 0 where that is the reference energies themselves.
+        names: (S,) the origin of each structure.
+        energy_trivial: (S,) of the better trivial predictor; 0 where the reference energies are the better one.
     """
 
     true: dict[str, NDArray[np.floating]]
@@ -111,7 +111,7 @@ class StoredPredictions:
         return self.predicted[label].astype(np.float64) - self.true[label]
 
     def error_norms(self, label: str) -> NDArray[np.float64]:
-        """(rows,) size of each row's error."""
+        """(rows,) norm of the error of each row."""
         error = self.error(label)
         return np.abs(error) if error.ndim == 1 else np.linalg.norm(error.reshape(len(error), -1), axis=1)
 
@@ -138,7 +138,7 @@ class Results:
 
     @classmethod
     def open(cls, path: Path) -> Results:
-        """Reads a run directory (the predictions only when they are asked for).
+        """Reads a run directory, except for the predictions, which `predictions` reads.
 
         Raises:
             RamifyError: it is not a run directory, it has not been evaluated, or a file in it is damaged.
@@ -174,14 +174,14 @@ class Results:
 
     @property
     def trained_on(self) -> list[str]:
-        """Datasets that the model has seen, in the order of the recipe."""
+        """Datasets that the model was trained on, in the order of the recipe."""
         branches = self.recipe.get("branches")
         if isinstance(branches, dict):
             return [dataset for group in branches.values() for dataset in group]
         return list(self.recipe.get("datasets") or self.evaluation.branch_of)
 
     def trained_on_label(self, label: str) -> bool:
-        """Whether a label was part of what the model was trained on."""
+        """Whether the model was trained on a label."""
         objective = self.recipe.get("objective") or {}
         if label in labels.BUILT_IN:
             return bool(objective.get(label, labels.LABELS[label].weight))
@@ -191,13 +191,13 @@ class Results:
 
     @property
     def datasets(self) -> list[str]:
-        """Datasets trained on or evaluated, in the order of the recipe, evaluated ones that it does not name last."""
+        """Datasets trained on or evaluated, in the order of the recipe; those that it does not name come last."""
         named = [*(self.recipe.get("datasets") or ()), *(t.dataset for t in self.evaluation.trivial)]
         return list(dict.fromkeys([*named, *(r.dataset for r in self.evaluation.rows)]))
 
     @property
     def name(self) -> str:
-        """The recipe's `name`, else what the paper would call the model."""
+        """The `name` of the recipe, or else the name of such a model in the paper."""
         if self.recipe.get("name"):
             return str(self.recipe["name"])
         trained, branches = self.trained_on, self.evaluation.branches
@@ -217,7 +217,7 @@ class Results:
         return self.evaluation.row(self.own_branch(dataset), dataset)
 
     def predictions(self, dataset: str) -> StoredPredictions | None:
-        """Saved predictions of a dataset, or None if the run kept none, as for what cannot be the name of a dataset.
+        """Saved predictions of a dataset, or None if the run has none or the name is not valid.
 
         Raises:
             RamifyError: the file is damaged.
@@ -257,19 +257,19 @@ def _manifests(path: Path) -> dict[str, Manifest]:
 
 
 def _history(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines by kind. A step logged twice (a resumed run repeats some) counts as logged last."""
+    """The lines by kind. Of a step logged twice (a resumed run repeats steps) the last line counts."""
     steps: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "val": {}}
     if not path.is_file():
         return {"train": [], "val": []}
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
-            break  # a line that is still being written
+            break  # an incomplete line, which is still being written
         try:
             record = parse_json(line)
             if record["kind"] in steps:
                 steps[record["kind"]][int(record["step"])] = record
         except (ValueError, KeyError, TypeError) as error:
             raise RamifyError(
-                f"{path}, line {number}, is no record of a run: {type(error).__name__}: {error}", fix="remove that line"
+                f"{path}, line {number}, is not a run record: {type(error).__name__}: {error}", fix="remove that line"
             ) from None
     return {kind: [found[step] for step in sorted(found)] for kind, found in steps.items()}

@@ -1,10 +1,9 @@
-"""Predictors that know nothing but the composition: what every model is measured against.
+"""Trivial predictors, which use only the composition: the baseline for every model.
 
 Forces and stress: zero. Further labels: their mean over the training split. Energies: one energy per element, of two
 kinds where they differ: the reference energies of the store, and plain least squares on the same training split. They
-differ where a recipe regularises the references (`reference_ridge`), which leaves the model more to learn and makes the
-references alone a weaker opponent, and where the references are those of a branch that was trained before. The better
-of the two on the evaluated split is the one to beat.
+differ if a recipe regularises the references (`reference_ridge`), which makes the references alone a weaker baseline,
+and if the references are those of a pretrained branch. The better of the two on the evaluated split is the baseline.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,9 +29,9 @@ class Trivial:
 
     Attributes:
         errors: of zero forces, zero stress, and of the better predictor of energies (by mean absolute error).
-        predictor: which that is, `REFERENCES` or `LEAST_SQUARES`.
+        predictor: its name, `REFERENCES` or `LEAST_SQUARES`.
         references: (119,) eV per element, those of `predictor`.
-        energy_mae: eV/atom by predictor; only `REFERENCES` where plain least squares would be the same.
+        energy_mae: eV/atom by predictor; only `REFERENCES` where plain least squares gives the same energies.
     """
 
     errors: Errors
@@ -45,7 +44,7 @@ def trivial_predictors(reader: SplitReader) -> Trivial:
     """The trivial predictors on the split of `reader`.
 
     Raises:
-        RamifyError: the split holds an element that the training split does not.
+        RamifyError: the split contains an element that the training split does not.
     """
     references = {REFERENCES: reader.store.references}
     if reader.store.manifest.options.get("reference_ridge") or not reader.store.fitted:
@@ -85,7 +84,7 @@ def least_squares_references(store: Store) -> NDArray[np.float64]:
 
 
 def _pieces(store: Store, rows: range) -> Iterator[Structures]:
-    """The structures at `rows` in parts of about `ATOMS_AT_ONCE` atoms."""
+    """The structures at `rows` in chunks of about `ATOMS_AT_ONCE` atoms."""
     n_atoms = store.n_atoms[rows.start : rows.stop]
     for part in pieces_of(n_atoms, ATOMS_AT_ONCE):
         yield store.take(np.arange(rows.start + part.start, rows.start + part.stop))

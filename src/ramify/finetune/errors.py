@@ -1,4 +1,4 @@
-"""Errors of a model before and after a fine-tuning, on the new data and on the old, as far as those are at hand."""
+"""Errors of a model before and after a fine-tuning, on the new data and on available old data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ class FinetuneRow:
         branch, dataset: their names.
         trained: whether the fine-tuning trains the branch on the dataset.
         energy_mae: eV/atom after references; forces_mae: eV/Å per component; None without labels.
-        trivial_energy_mae, trivial_forces_mae: those of the trivial predictor.
+        trivial_energy_mae, trivial_forces_mae: the trivial errors.
     """
 
     branch: str
@@ -42,7 +42,7 @@ class FinetuneRow:
 
 
 def trained_rows(entry: Mapping[str, Any]) -> list[FinetuneRow]:
-    """What an evaluation of the run says (a `val` line of metrics.jsonl)."""
+    """The errors in an evaluation of the run (a `val` line of metrics.jsonl)."""
     labels = ("energy_mae", "forces_mae", "trivial_energy_mae", "trivial_forces_mae")
     return [
         FinetuneRow(found["branch"], name, True, **{label: found[label] for label in labels})
@@ -52,18 +52,18 @@ def trained_rows(entry: Mapping[str, Any]) -> list[FinetuneRow]:
 
 @dataclass(frozen=True, slots=True)
 class OldData:
-    """Data that the model was trained on before and that the run does not train on.
+    """Data that the model was trained on and that the run does not train on.
 
     Attributes:
-        readers: of those at hand, by branch and dataset.
-        missing: datasets that are not at hand.
+        readers: readers of the available datasets, by branch and dataset.
+        missing: datasets that are not available.
     """
 
     readers: Mapping[tuple[str, str], SplitReader]
     missing: Sequence[str]
 
     def rows(self, model: Model, ranks: World) -> list[FinetuneRow]:
-        """Errors of `model` on them; the ranks share the work, and all must ask."""
+        """Errors of `model` on the old data; the work is distributed, so all ranks must call it."""
         totals = {}
         for (branch, dataset), reader in self.readers.items():
             with ranks.watchdog.working():
@@ -71,7 +71,7 @@ class OldData:
                     (number, predict_batch(model.network, indices, batch, branch, model.device).errors().to_dict())
                     for number, indices, batch in split_batches(reader, model.dtype, rank=ranks.rank, world=ranks.size)
                 ]
-            totals[branch, dataset] = [part for share in ranks.gather(mine) for part in share]
+            totals[branch, dataset] = [part for parts in ranks.gather(mine) for part in parts]
         return [self._row(pair, parts) for pair, parts in totals.items()]
 
     def _row(self, pair: tuple[str, str], parts: Sequence[Any]) -> FinetuneRow:
@@ -82,13 +82,13 @@ class OldData:
 
 
 def old_data(saved: Saved, recipe: Recipe, split: str) -> OldData:
-    """The old datasets that are at hand: in the folder of stores of `recipe` or of the model's own recipe, with the
-    very manifest that the model was trained by.
+    """The available old datasets: in the folder of stores of `recipe` or of the recipe of the model, with the manifest
+    of the training.
 
     Args:
         saved: the model.
-        recipe: of the fine-tuning; what it trains on is left out.
-        split: of the stores.
+        recipe: recipe of the fine-tuning; its datasets are left out.
+        split: split of the stores.
     """
     readers, missing = {}, []
     encoder = recipe.model.encoder
@@ -107,7 +107,7 @@ def old_data(saved: Saved, recipe: Recipe, split: str) -> OldData:
                 branch,
                 cutoff=encoder.cutoff,
                 max_neighbors=encoder.max_neighbors,
-                edge_cache=0.0,  # each structure is read twice at most, long apart
+                edge_cache=0.0,  # each structure is read at most twice, at different times
             )
     return OldData(readers, missing)
 
@@ -121,7 +121,7 @@ def _find(saved: Saved, recipe: Recipe, info: DatasetInfo) -> Store | None:
             if stated is not None:
                 store = store.on_scale(Scale.model_validate(stated))
         except RamifyError:
-            continue  # not at hand, and said so
+            continue  # not available; reported as missing
         if store.manifest.sha256 == info.manifest_sha256:
             return store
     return None

@@ -1,7 +1,7 @@
-"""The whole recipe of a fine-tuning, from a trained model and a recipe that states the new data and how to train.
+"""The complete recipe of a fine-tuning, from a trained model and a recipe with the new data and training keys.
 
-What the model fixes (its shape, its precision, references and units of branches that go on) comes from the model. A
-recipe that contradicts it is refused, never overruled in silence.
+Options, precision, reference energies and units of continued branches come from the model. A recipe that contradicts
+the model is refused, never overridden silently.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,14 +20,14 @@ MODES = ("new-branch", "keep-branch", "frozen-encoder", "lora", "replay")
 
 @dataclass(frozen=True, slots=True)
 class FinetuneRequest:
-    """What a user asks of a fine-tuning, besides model and recipe.
+    """Options of a fine-tuning besides the recipe.
 
     Attributes:
         mode: one of `MODES`.
-        start: what `--from` names: a branch of the model, `fresh`, or nothing.
-        steps: optimizer steps; None for what the recipe says.
-        model: where the model is, as the user gave it.
-        checkpoint: of the model, where that is a run.
+        start: the value of `--from`: a branch of the model, `fresh`, or empty.
+        steps: optimizer steps; None for those of the recipe.
+        model: path of the model, as given by the user.
+        checkpoint: checkpoint of the model, if it is a run.
     """
 
     mode: str
@@ -43,12 +43,12 @@ def resolve(saved: Saved, recipe: Recipe, stores: Mapping[str, Store], request: 
     Args:
         saved: the model.
         recipe: new data and training keys.
-        stores: of the recipe's datasets.
-        wish: what else was said.
+        stores: stores of the datasets of the recipe.
+        request: further options.
 
     Raises:
-        RamifyError: an unknown mode or branch, a recipe that contradicts the model or the mode, a new branch of which
-            nobody said what it starts from, or data that do not fit a branch.
+        RamifyError: the mode or a branch is unknown, the recipe contradicts the model or the mode, the start of a new
+            branch is not stated, or data do not fit a branch.
     """
     if request.mode not in MODES:
         hint = nearest(request.mode, MODES)
@@ -77,7 +77,7 @@ def resolve(saved: Saved, recipe: Recipe, stores: Mapping[str, Store], request: 
 
 
 def _agree(recipe: Recipe, model: ModelOptions, saved: Saved) -> None:
-    """Refuses keys below `model` that the recipe states otherwise than the model is."""
+    """Refuses keys below `model` that differ from those of the trained model."""
     stated = _flat(recipe.model.model_dump(mode="json", exclude_unset=True), "model.")
     found = _flat(model.model_dump(mode="json"), "model.")
     # another kind of encoder has other keys
@@ -94,7 +94,7 @@ def _agree(recipe: Recipe, model: ModelOptions, saved: Saved) -> None:
 
 
 def _precision(saved: Saved, recipe: Recipe) -> str:
-    """That of the model where the recipe says nothing; bf16 and fp32 have the same weights."""
+    """The precision of the recipe, or else of the model; bf16 and fp32 have the same weights."""
     stated = recipe.train.precision if "precision" in recipe.train.model_fields_set else saved.precision
     if (stated == "fp64") != (saved.precision == "fp64"):
         raise RamifyError(
@@ -105,8 +105,8 @@ def _precision(saved: Saved, recipe: Recipe) -> str:
 
 
 def _branches(saved: Saved, recipe: Recipe, request: FinetuneRequest) -> dict[str, list[str]]:
-    """The datasets of each branch. `--from` names the branch that goes on where that is the mode; datasets that a
-    branch of the model was trained on stay with it, unless the recipe states branches."""
+    """The datasets of each branch. With keep-branch, `--from` names the branch to continue; datasets that a branch of
+    the model was trained on stay with it, unless the recipe states branches."""
     if request.mode == "keep-branch" and request.start is not None:
         _must_have(saved, request.start)
         if recipe.branches != "per-dataset" and list(recipe.datasets_of_branches()) != [request.start]:
@@ -122,30 +122,31 @@ def _branches(saved: Saved, recipe: Recipe, request: FinetuneRequest) -> dict[st
 
 
 def _check_names(saved: Saved, branches: Mapping[str, list[str]]) -> None:
-    """A dataset stands in one branch only, also counting those that the model keeps."""
+    """Checks that each dataset has one branch only, including branches that the model keeps."""
     for branch, datasets in branches.items():
         for owner, group in saved.branches.items():
             if owner != branch and (both := sorted(set(group) & set(datasets))):
                 raise RamifyError(
-                    f"dataset '{both[0]}' was read by branch '{owner}' of the model, and is to be read by '{branch}'",
-                    fix=f"rename it in the recipe, or let branch '{owner}' go on with it",
+                    f"dataset '{both[0]}' belongs to branch '{owner}' of the model, but the recipe assigns it to "
+                    f"branch '{branch}'",
+                    fix=f"rename it in the recipe, or continue branch '{owner}' with it",
                 )
 
 
 def _check_mode(saved: Saved, branches: Mapping[str, list[str]], request: FinetuneRequest) -> None:
-    """Whether the branches of the recipe are those that the mode is for."""
+    """Checks that the branches of the recipe fit the mode."""
     listed = ", ".join(saved.branches)
     old = [branch for branch in branches if branch in saved.branches]
     new = [branch for branch in branches if branch not in saved.branches]
     if request.mode == "new-branch" and old:
         raise RamifyError(
-            f"the model has a branch '{old[0]}' already, which --mode new-branch would train",
-            fix="give the new dataset (or its branch) another name, or take --mode keep-branch, or --mode replay",
+            f"the model already has a branch '{old[0]}', which --mode new-branch would train",
+            fix="give the new dataset (or its branch) another name, or use --mode keep-branch or --mode replay",
         )
     if request.mode == "keep-branch" and new:
         raise RamifyError(
             f"--mode keep-branch: the model has no branch '{new[0]}'{nearest(new[0], saved.branches)}",
-            fix=f"say which branch goes on: --from BRANCH, one of {listed}; or take --mode new-branch",
+            fix=f"name the branch to continue: --from BRANCH, one of {listed}; or use --mode new-branch",
         )
     missing = [branch for branch in saved.branches if branch not in branches]
     if request.mode == "replay" and missing:
@@ -156,18 +157,18 @@ def _check_mode(saved: Saved, branches: Mapping[str, list[str]], request: Finetu
             "of the model: ramify export MODEL --branch NAME",
         )
     if request.mode == "replay" and not new and all(set(saved.branches[b]) >= set(branches[b]) for b in old):
-        raise RamifyError("--mode replay: the recipe has no new dataset", fix="add one, or take --mode keep-branch")
+        raise RamifyError("--mode replay: the recipe has no new dataset", fix="add one, or use --mode keep-branch")
 
 
 def _start(saved: Saved, recipe: Recipe, branches: Mapping[str, list[str]], request: FinetuneRequest) -> dict[str, str]:
-    """Where each branch comes from. Old ones go on; of a new one somebody must have said it."""
+    """The start of each branch. Old branches continue; the start of a new one must be stated."""
     start = {}
     for branch in branches:
         stated = recipe.finetune.start.get(branch)
         if branch in saved.branches:
             if stated not in (None, branch):
                 raise RamifyError(
-                    f"finetune.start.{branch}: {stated}; but branch '{branch}' of the model goes on from itself",
+                    f"finetune.start.{branch}: {stated}; but branch '{branch}' of the model continues its own weights",
                     fix="leave it out, or give the new branch another name",
                 )
             start[branch] = branch
@@ -175,9 +176,9 @@ def _start(saved: Saved, recipe: Recipe, branches: Mapping[str, list[str]], requ
         origin = stated or request.start
         if origin is None:
             raise RamifyError(
-                f"what does the new branch '{branch}' start from?",
-                fix=f"--from BRANCH, one of {', '.join(saved.branches)}: the one whose data are most like the new; "
-                f"or --from {FRESH}: from random numbers",
+                f"the start of the new branch '{branch}' is not stated",
+                fix=f"--from BRANCH, one of {', '.join(saved.branches)}: the one with the most similar data; "
+                f"or --from {FRESH}: random weights",
             )
         if origin != FRESH:
             _must_have(saved, origin)
@@ -188,7 +189,7 @@ def _start(saved: Saved, recipe: Recipe, branches: Mapping[str, list[str]], requ
 def _scales(
     saved: Saved, branches: Mapping[str, list[str]], stores: Mapping[str, Store]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """References and units of the datasets that an old branch goes on with; none where the store has the same."""
+    """References and units of the datasets of continued branches; none if the store has the same."""
     for branch, datasets in branches.items():
         for name in datasets:
             if branch not in saved.branches:
@@ -208,11 +209,11 @@ def _scales(
 
 
 def _only_scale(branch: str, group: Mapping[str, DatasetInfo], name: str) -> DatasetInfo:
-    """The energy scale that a dataset new to a branch is measured on."""
+    """The energy scale of a dataset that is new to a branch."""
     first = next(iter(group.values()))
     if any(info.references != first.references for info in group.values()):
         raise RamifyError(
-            f"branch '{branch}' has several energy scales ({', '.join(group)}); which is that of dataset '{name}'?",
+            f"branch '{branch}' has several energy scales ({', '.join(group)}); that of dataset '{name}' is not stated",
             fix="give the dataset in the recipe the name of the one whose scale it shares",
         )
     return first

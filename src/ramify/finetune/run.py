@@ -1,4 +1,4 @@
-"""A fine-tuning from its beginning to its end: a run like any other, with errors measured before and after."""
+"""Fine-tuning: a run with errors measured before and after."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,15 +30,15 @@ REPORT = "finetune.json"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a fine-tuning did; kept in its run as `finetune.json`.
+    """The results of a fine-tuning; kept in its run as `finetune.json`.
 
     Attributes:
-        mode: of the fine-tuning.
+        mode: mode of the fine-tuning.
         start: the branch of the model (or `fresh`) that each trained branch started from.
         before, after: errors on the validation splits before the first step, and of the best weights; None while the
             run has not ended.
-        missing: old datasets that were not at hand, so that nobody knows the errors on them.
-        best_step: that the errors after belong to.
+        missing: old datasets that are not available, so that the errors on them are unknown.
+        best_step: step of the weights that the errors after the fine-tuning belong to.
     """
 
     mode: str
@@ -49,22 +49,22 @@ class Report:
     best_step: int = 0
 
     def warnings(self) -> list[str]:
-        """What a user should look at before going on."""
+        """Warnings for the user."""
         found = [
-            f"{row.dataset}: before any step the energies of branch '{row.branch}' are off by {row.energy_mae:.3f} "
-            f"eV/atom, more than least squares on the composition is ({row.trivial_energy_mae:.3f}). If the data are "
-            "of another level of theory, give them a branch of their own: --mode new-branch"
+            f"{row.dataset}: before the first step the energy MAE of branch '{row.branch}' is {row.energy_mae:.3f} "
+            f"eV/atom, more than that of least squares on the composition ({row.trivial_energy_mae:.3f}). If the data "
+            "have another level of theory, use a new branch: --mode new-branch"
             for row in self.before
             if self.start.get(row.branch) == row.branch and row.trained and _worse(row)
         ]
         if self.missing:
             found.append(
-                f"not at hand, so errors on them stay unknown: {', '.join(self.missing)} (looked for in `stores`)"
+                f"not available, so errors on them are unknown: {', '.join(self.missing)} (looked for in `stores`)"
             )
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, numbers that are not finite as null."""
+        """As plain data, with null for numbers that are not finite."""
         return {
             "mode": self.mode,
             "start": dict(self.start),
@@ -78,12 +78,12 @@ class Report:
 
 @dataclass
 class Finetuning:
-    """A fine-tuning that can go on.
+    """A fine-tuning that can be continued.
 
     Attributes:
-        trainer: of the run.
+        trainer: trainer of the run.
         old: data of branches that the run does not train.
-        report: what is known so far; None before the errors at the start are.
+        report: the results so far; None before the initial errors are measured.
     """
 
     trainer: Trainer
@@ -91,7 +91,7 @@ class Finetuning:
     report: Report | None
 
     def fit(self) -> None:
-        """Trains to the end, and measures the best weights; all ranks must call it."""
+        """Trains to the end and evaluates the best weights; all ranks must call it."""
         evaluations = self.trainer.fit()
         if self.trainer.stopped_by:
             return
@@ -116,18 +116,18 @@ def finetune(
     *,
     measured: Callable[[Report], None] = lambda report: None,
 ) -> Finetuning:
-    """Makes the run directory of a fine-tuning and its trainer at step 0.
+    """Creates the run directory of a fine-tuning and its trainer at step 0.
 
     Args:
-        wish: the model, and how to train on.
+        request: the model and the options of the fine-tuning.
         recipe: new data and training keys.
-        path: of the run; must be free.
-        watch, edges: who is told.
-        process: this one, among the others of the run.
-        measured: hears the errors before the first step, on the first rank.
+        path: path of the run; must not exist.
+        callbacks, edges: called with the progress.
+        process: this process of the run.
+        measured: called on rank zero with the errors before the first step.
 
     Raises:
-        RamifyError: see `load`, `resolve` and `start_run`; on all ranks alike.
+        RamifyError: see `load`, `resolve` and `start_run`; on all ranks.
     """
     process = process or alone(recipe)
     configure_process(recipe)
@@ -138,15 +138,15 @@ def finetune(
     whole = each(ranks, lambda: resolve(model.saved, own, _validated(open_stores(own)), request))
     each(ranks, lambda: require_fast_products(whole.train, process.ranks.device))  # before old data are evaluated
     old, rows = _old(model, whole, ranks)
-    hearer = _Hearer(callbacks, whole, rows, old.missing, path, measured)
-    trainer = start_run(whole, path, replace(callbacks, evaluated=hearer.evaluated), edges, process)
+    initial = _InitialErrors(callbacks, whole, rows, old.missing, path, measured)
+    trainer = start_run(whole, path, replace(callbacks, evaluated=initial.evaluated), edges, process)
     found = Finetuning(trainer, old, None)
-    hearer.tell = lambda report: setattr(found, "report", report)
+    initial.keep = lambda report: setattr(found, "report", report)
     return found
 
 
 def _validated(stores: dict[str, Store]) -> dict[str, Store]:
-    """The stores, of which one at least has structures to measure errors on before and after."""
+    """The stores; an error if none has validation structures to measure errors on."""
     if not any(len(store.range(SPLIT)) for store in stores.values()):
         raise RamifyError(
             f"a fine-tuning measures its errors on the {SPLIT} splits, but {', '.join(stores)} have none",
@@ -155,10 +155,10 @@ def _validated(stores: dict[str, Store]) -> dict[str, Store]:
     return stores
 
 
-def go_on(
+def resume(
     path: Path, callbacks: Callbacks, edges: EdgeProgress, process: Process, *, measured: Callable[[Report], None]
 ) -> Finetuning:
-    """Takes up the fine-tuning in `path` where it was interrupted. Arguments and errors as for `finetune`."""
+    """Resumes the interrupted fine-tuning in `path`. Arguments and errors as for `finetune`."""
     ranks = process.ranks
     recipe = each(ranks, lambda: Run.open(path).recipe())
     if recipe.finetune.mode is None:
@@ -168,22 +168,22 @@ def go_on(
     options = recipe.finetune
     model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=process.ranks.device))
     old, rows = _old(model, recipe, ranks)
-    hearer = _Hearer(callbacks, recipe, rows, old.missing, path, measured)
-    trainer = continue_run(recipe, path, replace(callbacks, evaluated=hearer.evaluated), edges, process)
+    initial = _InitialErrors(callbacks, recipe, rows, old.missing, path, measured)
+    trainer = continue_run(recipe, path, replace(callbacks, evaluated=initial.evaluated), edges, process)
     found = Finetuning(trainer, old, _read(path))
-    hearer.tell = lambda report: setattr(found, "report", report)
+    initial.keep = lambda report: setattr(found, "report", report)
     return found
 
 
 def _old(model: Model, recipe: Recipe, ranks: World) -> tuple[OldData, list[FinetuneRow]]:
-    """Old data at hand, and the errors on them before the first step."""
+    """The available old data, and the errors on them before the first step."""
     old = each(ranks, lambda: old_data(model.saved, recipe, SPLIT))
     return old, old.rows(model, ranks)
 
 
 @dataclass
-class _Hearer:
-    """Puts the evaluation of the start beside the errors on old data."""
+class _InitialErrors:
+    """Combines the evaluation before the first step with the errors on old data."""
 
     callbacks: Callbacks
     recipe: Recipe
@@ -191,7 +191,7 @@ class _Hearer:
     missing: Sequence[str]
     path: Path
     measured: Callable[[Report], None]
-    tell: Callable[[Report], None] = lambda report: None
+    keep: Callable[[Report], None] = lambda report: None
 
     def evaluated(self, entry: dict[str, Any]) -> None:
         if entry["step"]:
@@ -201,12 +201,12 @@ class _Hearer:
         before = [*trained_rows(entry), *self.rows]
         report = Report(str(options.mode), options.start, before, None, self.missing)
         write_json(self.path / REPORT, report.to_dict())
-        self.tell(report)
+        self.keep(report)
         self.measured(report)
 
 
 def _read(path: Path) -> Report | None:
-    """What an earlier session has kept."""
+    """The report of an earlier session."""
     if not (path / REPORT).is_file():
         return None
     return parsed(Report, read_json(path / REPORT), path / REPORT, fix="restore the file from a copy of the run")

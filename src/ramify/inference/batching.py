@@ -1,4 +1,4 @@
-"""Batches within a budget: structures in the order they come, as many at a time as the budget of edges lets in."""
+"""Batches within a memory budget: consecutive structures, up to the allowed numbers of atoms and edges."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from ramify.packing import filled
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """What one batch may hold; a single larger structure makes a batch of its own.
+    """Limits of one batch; a single larger structure forms a batch of its own.
 
     Attributes:
-        atoms, edges: at most.
+        atoms, edges: largest numbers.
         memory: bytes that the computation of one batch may take.
     """
 
@@ -25,12 +25,12 @@ class MemoryBudget:
 
 
 def plan(n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64], budget: MemoryBudget) -> Iterator[slice]:
-    """Cuts a row of structures into batches: consecutive structures that keep to the budget together."""
+    """Divides a sequence of structures into batches of consecutive structures within the budget."""
     return filled((n_atoms, n_edges), (budget.atoms, budget.edges))
 
 
 def edges_of_span(edges: Edges, first: int, last: int) -> Edges:
-    """The edges of the atoms `first` to `last`, which share none with other atoms, numbered from `first`."""
+    """The edges of the atoms `first` to `last`, numbered from `first`; no edge connects them to other atoms."""
     a, b = np.searchsorted(edges.receiver, (first, last))
     c, d = np.searchsorted(edges.cutoff_pairs.receiver, (first, last))
     cutoff_pairs = edges.cutoff_pairs

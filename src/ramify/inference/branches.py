@@ -1,4 +1,4 @@
-"""What a trained branch knows: the datasets it read, their elements, reference energies and levels of theory."""
+"""Facts about a trained branch: its datasets, their elements, reference energies and levels of theory."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -20,17 +20,17 @@ from ramify.untrusted import Element, Name, parsed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetInfo:
-    """What a model keeps of a dataset it was trained on.
+    """Facts about a training dataset that a model stores.
 
     Attributes:
-        name: of the dataset.
-        theory: level of theory, empty where nobody stated it.
-        references: eV by element symbol, of every element in the training split.
-        rank: independent compositions the references were fitted on.
-        spread: of its labels, the units the branch works in.
-        structures, atoms: in the training split.
-        min_distance: Å, the closest two atoms in the dataset; None where every structure is one isolated atom.
-        manifest_sha256: checksum of what its manifest says (`Manifest.sha256`).
+        name: name of the dataset.
+        theory: level of theory; empty if not stated.
+        references: eV by element symbol, for every element of the training split.
+        rank: number of independent compositions that the references were fitted to.
+        spread: spread of its labels, the units of the branch.
+        structures, atoms: numbers in the training split.
+        min_distance: Å, smallest distance in the dataset; None if every structure is one isolated atom.
+        manifest_sha256: checksum of the content of its manifest (`Manifest.sha256`).
     """
 
     name: str
@@ -45,11 +45,11 @@ class DatasetInfo:
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """Symbols of the elements that training saw, by atomic number."""
+        """Symbols of the elements in the training data, by atomic number."""
         return tuple(sorted(self.references, key=NUMBERS.__getitem__))
 
     def reference_table(self) -> NDArray[np.float64]:
-        """(119,) eV by atomic number, NaN for elements that training did not see."""
+        """(119,) eV by atomic number, NaN for elements that are not in the training data."""
         table = np.full(MAX_NUMBER + 1, np.nan)
         for symbol, energy in self.references.items():
             table[NUMBERS[symbol]] = energy
@@ -57,7 +57,7 @@ class DatasetInfo:
 
     @classmethod
     def of_manifest(cls, name: str, manifest: Manifest) -> Self:
-        """From a store's manifest."""
+        """Made from the manifest of a store."""
         train = manifest.splits["train"]
         return cls(
             name=name,
@@ -77,14 +77,14 @@ class DatasetInfo:
 
     @classmethod
     def from_dict(cls, name: str, content: Mapping[str, Any], file: Path) -> Self:
-        """From `to_dict`, of dataset `name` in `file`.
+        """Inverse of `to_dict`, for dataset `name` in `file`.
 
         Raises:
-            RamifyError: it is damaged.
+            RamifyError: the content is damaged.
         """
-        kept = parsed(_Kept, dict(content), file).model_dump()
+        kept = parsed(_StoredInfo, dict(content), file).model_dump()
         if kept["name"] != name:
-            raise RamifyError(f"{file} is damaged at '{name}': it says it is '{kept['name']}'")
+            raise RamifyError(f"{file} is damaged at '{name}': its name there is '{kept['name']}'")
         return cls(**{**kept, "spread": LabelSpread.from_dict(kept["spread"])})
 
 
@@ -98,7 +98,7 @@ class _Spread(BaseModel):
     labels: dict[str, dict[str, float]] = {}
 
 
-class _Kept(BaseModel):
+class _StoredInfo(BaseModel):
     """`DatasetInfo` as plain data, in checkpoints and exports."""
 
     model_config = ConfigDict(extra="forbid")
@@ -115,11 +115,11 @@ class _Kept(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class BranchInfo:
-    """One branch.
+    """Facts about one branch.
 
     Attributes:
-        name: of the branch.
-        datasets: those it was trained on, by name.
+        name: name of the branch.
+        datasets: the datasets it was trained on, by name.
         forces: `direct`, `conservative` (-dE/dx, with stress), or None where no dataset of the branch has forces.
     """
 
@@ -129,25 +129,26 @@ class BranchInfo:
 
     @property
     def stress(self) -> bool:
-        """Whether the branch gives the stress of periodic structures."""
+        """Whether the branch predicts the stress of periodic structures."""
         return self.forces == "conservative"
 
 
 def choose_branch(branches: Mapping[str, BranchInfo], name: str | None) -> BranchInfo:
-    """The branch called `name`; None is enough where there is only one.
+    """The branch `name`; None selects the only branch.
 
     Raises:
-        RamifyError: several branches and no name, or a name that none has.
+        RamifyError: there are several branches and no name is given, or no branch has the name.
     """
     return branches[_choose("branch", branches, name, "the model")]
 
 
 def choose_dataset(branch: BranchInfo, name: str | None) -> DatasetInfo:
-    """The dataset on whose scale total energies are given; None is enough where the branch has only one scale: it read
-    one dataset, or went on with others on the scale of the first. Of these, the one with the closest atoms counts.
+    """The dataset whose energy scale is used for total energies. None is accepted if the branch has only one scale: it
+    was trained on one dataset, or fine-tuned on others on the scale of the first. Of these, the dataset with the
+    smallest interatomic distance is returned.
 
     Raises:
-        RamifyError: several scales and no name, or a name that none has.
+        RamifyError: there are several scales and no name is given, or no dataset has the name.
     """
     group = list(branch.datasets.values())
     if name is None and all(info.references == group[0].references for info in group):

@@ -1,4 +1,4 @@
-"""Edges as vectors that are subtracted in float64, so that a model in float32 does not see where a structure lies."""
+"""Edge vectors computed in float64, so that float32 predictions do not depend on the position of a structure."""
 
 from dataclasses import replace
 
@@ -12,11 +12,11 @@ from ramify.structures import Structures
 
 
 def with_edge_vectors(batch: Batch, structures: Structures, edges: Edges) -> Batch:
-    """The batch with every atom at the origin and what lies between two atoms in the shift of their edge.
+    """The batch with every atom at the origin and the vector between two atoms in the shift of their edge.
 
-    A model reads positions only as x_j + shift - x_i, and differentiates that: energies, forces and stress stay what
-    they are. But at 10,000 Å two positions in float32 are each off by up to 5e-4 Å, and so is a shift by 2,000 cells;
-    their difference in float64, cast afterwards, is exact to 1e-7 of an edge.
+    A model uses positions only as x_j + shift - x_i and differentiates this expression: energies, forces and stress do
+    not change. At 10,000 Å, the float32 rounding error of a position is up to 5e-4 Å, and so is that of a shift by
+    2,000 cells; their difference in float64, cast afterwards, has a relative error of 1e-7.
 
     Args:
         batch: made of `structures` and `edges`.

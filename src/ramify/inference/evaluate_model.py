@@ -1,4 +1,4 @@
-"""Errors of a model away from its run: of an export on stores, and of any model on a file with labels."""
+"""Errors of a model without its run: of an export on stores, and of any model on a labelled file."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,14 +25,14 @@ from ramify.structures import Structures
 
 
 def subject_of_saved(saved: Saved, stores: Path | None) -> Subject:
-    """A checkpoint or an export, and those stores of its datasets that are at hand.
+    """A checkpoint or an export, and the stores of its datasets that are available.
 
     Args:
         saved: the model.
-        stores: the folder of the stores; None for the one that its recipe names.
+        stores: the folder of the stores; None for the folder named in its recipe.
 
     Raises:
-        RamifyError: none of its datasets has a store there, or one holds other data than it was trained on.
+        RamifyError: none of its datasets has a store there, or a store contains other data than the training data.
     """
     options, network = saved.build()
     folder = stores or Path(str(saved.recipe.get("stores", "stores")))
@@ -45,14 +45,14 @@ def subject_of_saved(saved: Saved, stores: Path | None) -> Subject:
         named = ", ".join(name for group in saved.branches.values() for name in group)
         raise RamifyError(
             f"{folder} holds no store of a dataset of {saved.path} ({named})",
-            fix="say where the stores are with --stores, or evaluate a file with labels with --file",
+            fix="name the folder of the stores with --stores, or evaluate a labelled file with --file",
         )
     branches = {branch: list(group) for branch, group in saved.branches.items()}
     return Subject(network, options.encoder, branches, found, saved.step)
 
 
 def _on_scale(store: Store, info: DatasetInfo) -> Store:
-    """The store, if it is the one that the model was trained on, measured by the references of the model."""
+    """The store with the reference energies of the model; an error if the model was not trained on it."""
     train = store.manifest.splits["train"]
     if (train.structures, train.atoms) != (info.structures, info.atoms):
         raise RamifyError(
@@ -76,19 +76,19 @@ def evaluate_file(
     """Errors of every branch on the structures of a labelled file, e.g. a published test set.
 
     Args:
-        model: any.
-        path: the file; it is read as the original files of `dataset` were: by the same keys, units and signs.
-        dataset: of the model, on whose energy scale the labels are; may be None where there is only one.
-        form: another format of the recipe's formats, with its default keys.
-        memory: bytes that one batch may take; None for all that is free.
-        progress: called with the number of structures done by a branch since the last call.
+        model: the model.
+        path: the file; it is read like the original files of `dataset`: with the same keys, units and signs.
+        dataset: dataset of the model with the energy scale of the labels; may be None if there is only one.
+        form: another file format, by its name in recipes, with its default keys.
+        memory: bytes that one batch may take; None for all free memory.
+        progress: called with the number of structures predicted by a branch since the last call.
 
     Returns:
-        What `evaluation.json` holds, with `split: file`; energies after the reference energies of `dataset`. `skipped`
-        counts what was not read or not predicted, by reason.
+        The content of `evaluation.json`, with `split: file`; energies after the reference energies of `dataset`.
+        `skipped` counts the structures that were not read or not predicted, by reason.
 
     Raises:
-        RamifyError: no such file or dataset, a file of another format, or one without any structure that is predicted.
+        RamifyError: there is no such file or dataset, the file has another format, or it has no valid structure.
     """
     name, info, own = _choose(model, dataset)
     quarantine = Quarantine()
@@ -113,7 +113,7 @@ def evaluate_file(
         skipped[reason] = skipped.get(reason, 0) + count
     if not errors[own].structures:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it is empty"
-        raise RamifyError(f"{path} holds no structure that is read and predicted: {reasons}", fix="correct the file")
+        raise RamifyError(f"{path} has no structure that can be read and predicted: {reasons}", fix="correct the file")
     no_stress = {"stress_mae": None, "stress_rmse": None}
     return {
         "split": "file",
@@ -134,7 +134,7 @@ def evaluate_file(
 def _add(
     errors: Errors, model: Model, branch: BranchInfo, info: DatasetInfo, structures: Structures, memory: float | None
 ) -> list[str]:
-    """Adds the errors of one branch; returns why structures have no prediction, a reason for each."""
+    """Adds the errors of one branch; returns the reasons of the structures without a prediction."""
     predictor = Predictor(model.network, model.options, branch, info)
     budget = budget_for(model.options, branch.forces, model.device, memory)
     found = predictor.predict(structures, budget)
@@ -149,18 +149,20 @@ def _add(
 
 
 def _choose(model: Model, dataset: str | None) -> tuple[str, DatasetInfo, str]:
-    """The dataset on whose scale labels are, what is known of it, and the branch that read it."""
+    """Name of the dataset with the energy scale of the labels, its stored facts, and the branch trained on it."""
     known = {name: (info, branch.name) for branch in model.branches.values() for name, info in branch.datasets.items()}
     if dataset is None and len(known) == 1:
         dataset = next(iter(known))
     if dataset is None:
         raise RamifyError(
-            f"the model knows {len(known)} datasets: {', '.join(known)}; like which one is the file?",
+            f"the model was trained on {len(known)} datasets ({', '.join(known)}), and the level of theory of the file "
+            "is not stated",
             fix=f"name it: --dataset {next(iter(known))}",
         )
     if dataset not in known:
         raise RamifyError(
-            f"the model knows no dataset '{dataset}'{nearest(dataset, known)}", fix=f"name one of: {', '.join(known)}"
+            f"the model was not trained on a dataset '{dataset}'{nearest(dataset, known)}",
+            fix=f"name one of: {', '.join(known)}",
         )
     return dataset, *known[dataset]
 
@@ -168,13 +170,13 @@ def _choose(model: Model, dataset: str | None) -> tuple[str, DatasetInfo, str]:
 def _read(
     recipe: Mapping[str, Any], dataset: str, path: Path, form: str | None, quarantine: Quarantine
 ) -> Iterator[Structures]:
-    """The structures of a file, in chunks, read by the keys of a dataset of a recipe, or by those of a format."""
+    """The structures of a file, in chunks, read with the keys of a dataset of the recipe, or those of a format."""
     if not path.is_file():
         raise RamifyError(f"{path} does not exist", fix="correct the path of --file")
     entry: dict[str, Any] = dict(recipe["datasets"].get(dataset, {})) if form is None else {"format": form}
     if not entry:
         raise RamifyError(
-            f"the recipe of the model has no dataset '{dataset}', so nobody knows how its files are read",
+            f"the recipe of the model has no dataset '{dataset}', so the format of the file is not known",
             fix="name the format with --format, one of: " + ", ".join(sorted(formats())),
         )
     try:

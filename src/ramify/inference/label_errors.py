@@ -1,7 +1,7 @@
-"""Errors of predictions against the labels that a file of structures brings, as sums that add up chunk by chunk.
+"""Errors of predictions against the labels in a file of structures, as sums accumulated over chunks.
 
-Labels are those of ASE: `energy` (eV, total), `forces` (eV/Å), `stress` (eV/Å³, tension positive), as a calculator's
-results or, where that has none, as `REF_energy`, `REF_forces`, `REF_stress`.
+Labels are those of ASE: `energy` (eV, total), `forces` (eV/Å), `stress` (eV/Å³, tension positive), as results of
+a calculator or, if it has none, as `REF_energy`, `REF_forces`, `REF_stress`.
 """
 
 import math
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from ramify.inference.predictions import Prediction
 
 Sums = dict[str, list[float]]
-"""By quantity: how many numbers, the sum of their absolute errors, and of their squares."""
+"""By quantity: the count, the sum of absolute errors, and the sum of squared errors."""
 
 UNITS = {"energy": "eV", "energy_per_atom": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
-"""Of the quantities; forces and stress by component."""
+"""Units of the quantities; forces and stress per component."""
 AXES = ("x", "y", "z")
 
 
 def add_errors(sums: Sums, atoms: Atoms, found: Prediction) -> None:
-    """Adds one structure: predictions where there is a label of the right shape that is a number."""
+    """Adds one structure; only labels that are finite and have the right shape count."""
     n = len(atoms)
     energy = _label(atoms, "energy", ())
     if energy is not None:
@@ -43,7 +43,7 @@ def add_errors(sums: Sums, atoms: Atoms, found: Prediction) -> None:
 
 
 def results(sums: Sums) -> dict[str, dict[str, float]]:
-    """MAE and RMSE by quantity, and the count of numbers that they are over (structures, or components)."""
+    """MAE and RMSE by quantity, and the number of structures or components they are averaged over."""
     return {
         name: {"mae": absolute / count, "rmse": math.sqrt(squares / count), "count": int(count)}
         for name, (count, absolute, squares) in sums.items()
@@ -52,8 +52,8 @@ def results(sums: Sums) -> dict[str, dict[str, float]]:
 
 
 def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """For people: one line per quantity."""
-    said = []
+    """Text for the terminal: one line per quantity."""
+    texts = []
     for name, unit in UNITS.items():
         if name in found:
             entry = found[name]
@@ -61,12 +61,12 @@ def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
             if name == "forces":
                 parts = [f"{axis} {found[f'forces_{axis}']['mae']:.4g}" for axis in AXES]
                 line += f" per component (MAE of {', '.join(parts)})"
-            said.append(f"{line}, {entry['count']:.0f} {'structures' if name.startswith('energy') else 'components'}")
-    return said
+            texts.append(f"{line}, {entry['count']:.0f} {'structures' if name.startswith('energy') else 'components'}")
+    return texts
 
 
 def _label(atoms: Atoms, name: str, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
-    """The label of a structure; None where it has none of this shape, or one that is no number."""
+    """The label of a structure; None if it is missing, not finite or of another shape."""
     stated: Any = None if atoms.calc is None else atoms.calc.results.get(name)
     if stated is None:
         stated = (atoms.arrays if name == "forces" else atoms.info).get(f"REF_{name}")

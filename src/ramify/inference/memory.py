@@ -1,4 +1,4 @@
-"""How much memory a prediction takes, how much there is, and what a batch may therefore hold."""
+"""Memory that a prediction takes, memory that is available, and the resulting limits of a batch."""
 
 from functools import cache
 
@@ -13,34 +13,34 @@ from ramify.model.profile import Cost, prediction_memory
 from ramify.recipe import ModelOptions
 
 MARGIN = 2.0
-"""Memory of a process over that of the tensors that are alive: glibc's allocator takes 1.2 to 1.7 times as much
-(measured for EGNN of 1 to 3 layers with direct and conservative forces; 1.0 where it gives back all that is freed)."""
+"""Ratio of process memory to the memory of live tensors: 1.2 to 1.7 with the allocator of glibc (measured for EGNN of
+1 to 3 layers with direct and conservative forces); 1.0 for an allocator that returns all freed memory."""
 
 UNEVENNESS = 1.5
-"""Most neighbours of an atom over the mean."""
+"""Ratio of the largest to the mean number of neighbours."""
 
 PAIR_BYTES = 100
-"""Of one pair of atoms while neighbours are searched: indices, shifts, distances, and their sorted copies."""
+"""Bytes per pair of atoms in the neighbour search: indices, shifts, distances, and their sorted copies."""
 
 SEARCHED_NEIGHBORS = 100
-"""Atoms within reach of the search, if matter is dense (diamond has 119 within 5.45 Å)."""
+"""Atoms within the search radius in dense matter (diamond has 119 within 5.45 Å)."""
 
 CPU_EDGES = 6_000
-"""Edges of a batch on the CPU: larger batches leave the processor's caches and gain nothing."""
+"""Largest number of edges of a batch on the CPU: larger batches exceed the caches and are not faster."""
 
 GPU_PART = 0.5
-"""Part of a GPU's free memory that one batch may take."""
+"""Fraction of the free memory of a GPU that one batch may take."""
 
 ATOMS_PER_EDGE = 1.0
-"""Atoms of a batch, at most, for each edge it may hold: batches of isolated atoms have no edges."""
+"""Largest number of atoms of a batch per allowed edge: batches of isolated atoms have no edges."""
 
 
 @cache
 def prediction_cost(options: ModelOptions, forces: ForceKind | None) -> Cost:
-    """Bytes of a prediction in float32, measured on tensors without content (`ramify.model.profile`).
+    """Memory cost of a prediction in float32, measured on meta tensors (`ramify.model.profile`).
 
     Raises:
-        RamifyError: the encoder reads values of tensors, so that nothing can be known before it runs.
+        RamifyError: the encoder reads values of tensors, so that its cost is unknown before it runs.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         encoder = build_encoder(options.encoder)
@@ -52,13 +52,13 @@ def prediction_cost(options: ModelOptions, forces: ForceKind | None) -> Cost:
 def memory_needed(
     options: ModelOptions, forces: ForceKind | None, atoms: int, edges: int, neighbors: float | None = None
 ) -> float:
-    """Bytes that predicting `atoms` atoms with `edges` edges takes at its peak, in float32; twice that in float64.
+    """Peak memory in bytes for predicting `atoms` atoms with `edges` edges in float32; twice as much in float64.
 
     Args:
-        options: of the model.
-        forces: of the branch.
-        atoms, edges: of the batch.
-        neighbors: the most that an atom of it has, which tables of neighbours are as wide as; None: `max_neighbors`, or
+        options: options of the model.
+        forces: kind of forces of the branch.
+        atoms, edges: numbers in the batch.
+        neighbors: largest number of neighbours of an atom, the width of neighbour tables; None: `max_neighbors`, or
             without such a limit `UNEVENNESS` times the mean.
     """
     if neighbors is None:
@@ -68,12 +68,12 @@ def memory_needed(
 
 
 def search_memory(atoms: int) -> float:
-    """Bytes that finding the neighbours of a structure of `atoms` atoms takes, where matter is dense."""
+    """Bytes needed to find the neighbours of a structure of `atoms` atoms in dense matter."""
     return float(PAIR_BYTES) * atoms * min(atoms, SEARCHED_NEIGHBORS)
 
 
 def available_memory(device: torch.device) -> float:
-    """Bytes that this process may still take on `device`."""
+    """Bytes available to this process on `device`."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return system.available_memory()
@@ -82,13 +82,13 @@ def available_memory(device: torch.device) -> float:
 def budget_for(
     options: ModelOptions, forces: ForceKind | None, device: torch.device, memory: float | None
 ) -> MemoryBudget:
-    """What a batch may hold.
+    """The limits of a batch.
 
     Args:
         options: of the model.
         forces: of the branch.
-        device: where it is computed.
-        memory: bytes that the computation may take; None for all that is free.
+        device: the device of the computation.
+        memory: bytes that the computation may take; None for all free memory.
     """
     free = available_memory(device) if memory is None else memory
     fixed = memory_needed(options, forces, 0, 0)
@@ -98,5 +98,5 @@ def budget_for(
 
 
 def readable(size: float) -> str:
-    """Bytes for people, e.g. `3.2 GB`."""
+    """A number of bytes as text, e.g. `3.2 GB`."""
     return f"{size / 1e9:.2g} GB" if size >= 1e8 else f"{size / 1e6:.2g} MB"

@@ -31,10 +31,10 @@ class Model:
     """A trained model. Made by `load`.
 
     Attributes:
-        branches: what each branch knows, by name.
+        branches: facts about each branch, by name.
         network: encoder and heads; its parameters are frozen.
-        options: the network was built from.
-        saved: where it comes from.
+        options: options that the network was built from.
+        saved: the saved model that it was loaded from.
     """
 
     branches: Mapping[str, BranchInfo]
@@ -44,16 +44,16 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the parameters."""
         return next(self.network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision it computes in."""
+        """The precision of the parameters."""
         return next(self.network.parameters()).dtype
 
     def predictor(self, branch: str | None = None, dataset: str | None = None) -> Predictor:
-        """One branch, ready to be asked.
+        """A predictor for one branch.
 
         Raises:
             RamifyError: see `predict`.
@@ -98,18 +98,18 @@ class Model:
         """Total energies (eV, references added), forces (eV/Å) and, of conservative branches, stress (eV/Å³).
 
         Args:
-            atoms: one structure, or any number; they are predicted in batches.
-            branch: which branch answers; must be named if there are several.
-            dataset: on whose energy scale; must be named if the branch read several datasets.
+            atoms: one structure or several, which are predicted in batches.
+            branch: name of the branch; required if there are several.
+            dataset: dataset whose energy scale is used; required if the branch was trained on several.
             skip: leave out structures that cannot be predicted and list them in `Predictions.refused`, instead of
                 raising an error.
-            memory: bytes that one batch may take; None for all that is free.
-            progress: called with the number of structures done since the last call.
+            memory: bytes that one batch may take; None for all free memory.
+            progress: called with the number of structures predicted since the last call.
 
         Raises:
-            RamifyError: several branches (or datasets) and none named, an unknown name, or (without `skip`) a structure
-                that cannot be predicted: no atoms, an element that the branch never saw, two atoms on one spot, a
-                periodic cell without volume, more atoms than the memory holds, a prediction that overflows.
+            RamifyError: there are several branches (or datasets) and none is named, a name is unknown, or (without
+                `skip`) a structure cannot be predicted: no atoms, an element that is not in the training data, two
+                atoms at one position, a periodic cell without volume, too many atoms for the memory, an overflow.
 
         Warns:
             RamifyWarning: atoms closer than any in the training data.
@@ -131,7 +131,7 @@ class Model:
         return found
 
 
-@torch.inference_mode(False)  # what is made in that mode cannot be differentiated outside of it
+@torch.inference_mode(False)  # tensors made in inference mode cannot be differentiated outside of it
 def load(
     path: str | Path,
     *,
@@ -142,13 +142,13 @@ def load(
     """Reads a trained model; needs none of its training data.
 
     Args:
-        path: a run directory, a checkpoint folder, or what `ramify export` wrote.
-        checkpoint: of a run: `best`, `latest` or a step's folder name.
-        device: as PyTorch names it, e.g. `cuda`.
-        precision: `fp32` or `fp64`; None for that of its training (float32 for `bf16` and `tf32`).
+        path: a run directory, a checkpoint folder, or a folder written by `ramify export`.
+        checkpoint: checkpoint of a run: `best`, `latest` or the folder name of a step.
+        device: name of the device in PyTorch, e.g. `cuda`.
+        precision: `fp32` or `fp64`; None for the precision of the training (float32 for `bf16` and `tf32`).
 
     Raises:
-        RamifyError: no model there, a damaged one, or one of a newer format.
+        RamifyError: there is no model, or it is damaged or of a newer format.
     """
     saved = read_saved(Path(path), checkpoint)
     options, network = saved.build()
@@ -158,7 +158,7 @@ def load(
         network = network.to(torch.float64 if precision == "fp64" else torch.float32)
     try:
         network = network.to(device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch's for what it does not know, or was built without
+    except (RuntimeError, AssertionError) as error:  # raised by PyTorch for devices that are unknown or not compiled in
         raise RamifyError(f"device '{device}' cannot be used: {error}", fix="give device='cpu'") from None
     branches = {
         name: BranchInfo(name, dict(group), network.branch(name).forces) for name, group in saved.branches.items()
@@ -167,10 +167,10 @@ def load(
 
 
 def read_saved(path: Path, checkpoint: str = "best") -> Saved:
-    """A run's checkpoint, a checkpoint (also as `RUN/checkpoints/best`) or an export, whatever `path` is.
+    """Reads a checkpoint of a run, a checkpoint folder (also `RUN/checkpoints/best`) or an export.
 
     Raises:
-        RamifyError: none of these, or its weights are not those of the model that it describes.
+        RamifyError: `path` is none of these, or the weights do not fit the model that it describes.
     """
     saved = _read(resolve(path), checkpoint)
     saved.must_fit()

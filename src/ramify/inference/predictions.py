@@ -1,4 +1,4 @@
-"""What a branch says about structures: `Prediction` for one, `Predictions` for many."""
+"""Predictions of a branch: `Prediction` for one structure, `Predictions` for many."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a branch says about one structure of n atoms.
+    """The prediction of a branch for one structure of n atoms.
 
     Attributes:
         energy: eV, the total energy on the scale of the branch's dataset (reference energies added).
-        forces: (n, 3) eV/Å; None where the branch has no force head.
+        forces: (n, 3) eV/Å; None if the branch has no force head.
         stress: (3, 3) eV/Å³, tension positive; None without periodicity or with direct forces.
-        warning: why to doubt it; empty where nothing speaks against it.
+        warning: reason to doubt the prediction; empty if there is none.
         labels: further labels of the branch by name, in their units of errors (`ramify.labels`).
     """
 
@@ -31,15 +31,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a branch says about S structures with N atoms in total; NaN for those that have no prediction.
+    """Predictions of a branch for S structures with N atoms in total; NaN for structures without a prediction.
 
     Attributes:
         n_atoms: (S,).
         energy: (S,) eV, total energies (reference energies added).
-        forces_of_atoms: (N, 3) eV/Å; None where the branch has no force head.
+        forces_of_atoms: (N, 3) eV/Å; None if the branch has no force head.
         stress: (S, 3, 3) eV/Å³, tension positive; NaN without periodicity or with direct forces.
-        refused: reason and detail of each structure without a prediction, by its place.
-        warnings: why to doubt a prediction, by its place.
+        refused: reason and detail for each structure without a prediction, by index.
+        warnings: reasons to doubt a prediction, by index.
         labels: further labels of the branch by name, (S,) in their units of errors.
     """
 
@@ -56,13 +56,13 @@ class Predictions:
 
     @cached_property
     def forces(self) -> list[Floats] | None:
-        """(n, 3) eV/Å for each structure; None where the branch has no force head."""
+        """(n, 3) eV/Å for each structure; None if the branch has no force head."""
         if self.forces_of_atoms is None:
             return None
         return np.split(self.forces_of_atoms, np.cumsum(self.n_atoms)[:-1]) if len(self) else []
 
     def __getitem__(self, index: int) -> Prediction | None:
-        """The prediction for one structure; None where it was refused."""
+        """The prediction for one structure; None if it was refused."""
         index = range(len(self))[index]
         if index in self.refused:
             return None

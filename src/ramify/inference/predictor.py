@@ -1,4 +1,4 @@
-"""One branch asked about many structures: screened, batched, reference energies added back in float64."""
+"""Prediction by one branch: screening, batching, reference energies added in float64."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,12 +32,12 @@ from ramify.structures import Structures, atom_rows
 Rows = NDArray[np.int64]
 
 SEARCHED_ATOMS = 20_000
-"""Atoms whose neighbours are found in one pass: large enough for long vector operations, small enough for memory."""
+"""Number of atoms per neighbour search: enough for vector operations to be efficient, within the memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a branch says of S structures with N atoms.
+class RawPredictions:
+    """Raw predictions of a branch for S structures with N atoms.
 
     Attributes:
         energy: (S,) eV, total energies (reference energies added).
@@ -54,13 +54,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """One branch of a network, ready to be asked.
+    """Predicts with one branch of a network.
 
     Args:
-        network: with its weights.
-        options: it was built from.
-        branch: which to ask.
-        dataset: on whose scale energies are given.
+        network: the network with its weights.
+        options: options that it was built from.
+        branch: the branch.
+        dataset: the dataset whose energy scale is used.
     """
 
     network: MultiBranch
@@ -68,31 +68,31 @@ class Predictor:
     branch: BranchInfo
     dataset: DatasetInfo
 
-    def ask(self, structures: Structures, edges: Edges) -> "Answer":
-        """What the branch says of structures that were screened."""
+    def predict_edges(self, structures: Structures, edges: Edges) -> "RawPredictions":
+        """Predictions for structures that passed the screening."""
         references = self.dataset.reference_table()
         scale = self.network.branch(self.branch.name).energy_scale
         part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references)
         periodic = structures.pbc.any(axis=1)
-        with torch.inference_mode(False), torch.no_grad():  # conservative forces need derivatives wherever it is asked
+        with torch.inference_mode(False), torch.no_grad():  # conservative forces need gradients
             batch = with_edge_vectors(Batch.make([part], scale.dtype), structures, edges).to(scale.device)
             found = self.network(batch, stress=self.branch.stress and bool(periodic.any()))
         stress = np.full((len(structures), 3, 3), np.nan)
         if found.stress is not None:
-            stress[periodic] = _float64(found.stress)[periodic]  # a box without periodic axes bears no stress
+            stress[periodic] = _float64(found.stress)[periodic]  # a box without periodic axes has no stress
         energy = _float64(found.energy) * structures.n_atoms + reference_energy(structures, references)
         labels = {name: _float64(values) for name, values in found.further.items()}
-        return Answer(energy, _float64(found.forces), stress, labels)
+        return RawPredictions(energy, _float64(found.forces), stress, labels)
 
     def predict(
         self, structures: Structures, budget: MemoryBudget, progress: Callable[[int], None] = lambda structures: None
     ) -> Predictions:
-        """Predicts what can be predicted; a structure that cannot is refused with its reason, never an exception.
+        """Predicts all valid structures; others are listed in `refused` with the reason and raise no exception.
 
         Args:
             structures: any number.
-            budget: of one batch.
-            progress: called with the number of structures done since the last call.
+            budget: limits of one batch.
+            progress: called with the number of structures predicted since the last call.
         """
         labels = self.network.branch(self.branch.name).labels
         work = _Work(structures, with_forces=self.branch.forces is not None, labels=labels)
@@ -105,7 +105,7 @@ class Predictor:
         return work.predictions()
 
     def _predict_rows(self, work: "_Work", rows: Rows, budget: MemoryBudget) -> None:
-        """Finds the edges of `rows`, refuses what they show, and predicts the rest batch by batch."""
+        """Finds the edges of `rows`, refuses structures with invalid distances, and predicts the others in batches."""
         encoder = self.options.encoder
         some = work.structures.take(rows)
         pairs = find_pairs(some, search_radius(encoder.cutoff, encoder.max_neighbors))
@@ -129,8 +129,8 @@ class Predictor:
                 work.refused[int(rows[span.start])] = _too_large(last - first, n_edges[span.start], needed, budget)
                 continue
             try:
-                found = self.ask(some.span(span.start, span.stop), edges_of_span(edges, first, last))
-            except torch.OutOfMemoryError:  # the estimate was short, or another program took what was free
+                found = self.predict_edges(some.span(span.start, span.stop), edges_of_span(edges, first, last))
+            except torch.OutOfMemoryError:  # the estimate was too low, or another program took the free memory
                 if span.stop > span.start + 1:
                     self._predict_rows(work, rows[span], replace(budget, edges=max(1, budget.edges // 4)))
                 else:
@@ -139,12 +139,12 @@ class Predictor:
             work.keep(rows[span], found)
 
     def memory_needed(self, atoms: int, edges: int, neighbors: int | None = None) -> float:
-        """Bytes for one batch, in the network's precision; see `ramify.inference.memory.memory_needed`."""
+        """Bytes for one batch in the precision of the network; see `ramify.inference.memory.memory_needed`."""
         double = self.network.branch(self.branch.name).energy_scale.dtype == torch.float64
         return (2 if double else 1) * memory_needed(self.options, self.branch.forces, atoms, edges, neighbors)
 
     def _too_large_to_search(self, structures: Structures, budget: MemoryBudget) -> Refused:
-        """Structures that would not even leave room to find their neighbours."""
+        """Structures that are too large for the neighbour search."""
         refused: Refused = {}
         for index in np.flatnonzero(structures.n_atoms > SEARCHED_ATOMS).tolist():
             atoms = int(structures.n_atoms[index])
@@ -155,7 +155,7 @@ class Predictor:
 
 
 class _Work:
-    """Predictions while they are being made."""
+    """Predictions in progress."""
 
     def __init__(self, structures: Structures, *, with_forces: bool, labels: Iterable[str]) -> None:
         self.structures = structures
@@ -168,8 +168,8 @@ class _Work:
         self._stress = np.full((len(structures), 3, 3), np.nan)
         self._labels: dict[str, Floats] = {name: np.full(len(structures), np.nan) for name in labels}
 
-    def keep(self, rows: Rows, found: "Answer") -> None:
-        """Puts down what was predicted for `rows`; what overflowed is refused."""
+    def keep(self, rows: Rows, found: "RawPredictions") -> None:
+        """Stores the predictions for `rows`; refuses structures whose predictions overflow."""
         counts = self.structures.n_atoms[rows]
         self._energy[rows], self._stress[rows] = found.energy, found.stress
         self._forces[atom_rows(self._offsets[rows], counts)] = found.forces
@@ -183,7 +183,7 @@ class _Work:
             self.refused[int(rows[k])] = (NON_FINITE_PREDICTION, "the model overflows on this structure")
 
     def predictions(self) -> Predictions:
-        """All that was found."""
+        """The finished predictions."""
         for index in self.refused:
             self._energy[index] = self._stress[index] = np.nan
             for values in self._labels.values():
@@ -197,7 +197,7 @@ class _Work:
 
 
 def _searches(n_atoms: Rows, refused: Refused) -> Iterator[Rows]:
-    """The structures that were not refused, in rows of about `SEARCHED_ATOMS` atoms."""
+    """The structures that were not refused, in chunks of about `SEARCHED_ATOMS` atoms."""
     rows = np.delete(np.arange(len(n_atoms)), list(refused))
     return (rows[part] for part in pieces_of(n_atoms[rows], SEARCHED_ATOMS))
 

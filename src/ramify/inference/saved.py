@@ -1,4 +1,4 @@
-"""A trained model as it lies on disk: a run directory, a checkpoint or an export, read into one form."""
+"""A trained model read from disk: one form for run directories, checkpoints and exports."""
 
 import hashlib
 from collections.abc import Mapping
@@ -23,24 +23,24 @@ from ramify.recipe import ModelOptions
 from ramify.untrusted import has_file, is_name, parsed
 
 ROUTER = "router.safetensors"
-"""The file of a run or an export that tells which branch suits a structure (`ramify.route`)."""
+"""File of the router in a run or an export (`ramify.route`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """All that is needed to use a model, without its training data.
+    """A saved model; it can be used without its training data.
 
     Attributes:
-        path: where it was read from.
-        options: encoder and heads, the `model` of a recipe.
-        precision: it was trained in (`fp32`, `fp64`, `bf16`, `tf32`).
-        branches: the datasets that each branch read.
-        weights: under the names of a `MultiBranch`.
-        recipe: it was trained by, as plain data; for people to read.
-        step: optimizer steps taken.
-        evaluation: `evaluation.json` of this very checkpoint, None where it was not evaluated.
+        path: the folder it was read from.
+        options: options of encoder and heads, the `model` of a recipe.
+        precision: precision of the training (`fp32`, `fp64`, `bf16`, `tf32`).
+        branches: the datasets that each branch was trained on.
+        weights: tensors under the names of a `MultiBranch`.
+        recipe: recipe of the training, as plain data.
+        step: number of optimizer steps taken.
+        evaluation: `evaluation.json` of this checkpoint; None if it was not evaluated.
         ramify: version that trained it.
-        router: file that tells which branch suits a structure; None where none was fitted.
+        router: file of the router; None if none was fitted.
     """
 
     path: Path
@@ -61,29 +61,29 @@ class Saved:
 
     @property
     def encoder_sha256(self) -> str:
-        """The same of the encoder alone."""
+        """Checksum of the weights of the encoder."""
         return _checksum({name: tensor for name, tensor in self.weights.items() if part_of(name) == ENCODER})
 
     def build(self) -> tuple[ModelOptions, MultiBranch]:
-        """The options, every default filled in, and the network with its weights.
+        """The options with all defaults, and the network with its weights.
 
         Raises:
-            RamifyError: options that this version does not know, or weights that do not fit them.
+            RamifyError: this version does not know the options, or the weights do not fit them.
         """
         options, spreads = self._shape()
         network = restore_model(options, spreads, self.weights, self.precision, self.path)
         return options, network.requires_grad_(False)
 
     def must_fit(self) -> None:
-        """Compares the weights with the options, before anything is made of either.
+        """Compares the weights with the options before a network is built.
 
         Raises:
-            RamifyError: they do not belong to each other.
+            RamifyError: they do not fit.
         """
         must_fit(*self._shape(), self.weights, self.path)
 
     def _shape(self) -> tuple[ModelOptions, dict[str, list[LabelSpread]]]:
-        """What a network is built from."""
+        """The arguments of the network's constructor: its options and the spreads of each branch."""
         options = parsed(ModelOptions, dict(self.options), self.path / "manifest.json", at="model.")
         return options, {branch: [info.spread for info in group.values()] for branch, group in self.branches.items()}
 
@@ -97,22 +97,22 @@ def _checksum(weights: Mapping[str, Tensor]) -> str:
 
 
 def options_of(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Encoder and heads, every default filled in, from what `file` says under `model`.
+    """Options of encoder and heads with all defaults, from the entry `model` of `file`.
 
     Raises:
-        RamifyError: this version does not know such a model.
+        RamifyError: this version does not know the options.
     """
     return parsed(ModelOptions, dict(content), file, at="model.").model_dump(mode="json")
 
 
 def read_run(path: Path, which: str) -> Saved:
-    """A checkpoint of a run directory: `best`, `latest` or a step's folder name.
+    """Reads a checkpoint of a run directory: `best`, `latest` or the folder name of a step.
 
     Raises:
-        RamifyError: it has no such checkpoint, or a damaged one.
+        RamifyError: the checkpoint is missing or damaged.
     """
     checkpoints = path / "checkpoints"
-    if not is_name(which):  # a recipe that names the model it started from may come from elsewhere
+    if not is_name(which):  # the name may come from the recipe of another user
         raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX")
     if not (resolve(checkpoints / which) / "manifest.json").is_file():
         steps = step_folders(checkpoints)
@@ -132,14 +132,14 @@ def read_run(path: Path, which: str) -> Saved:
 
 
 def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None = None) -> Saved:
-    """The weights to use of a checkpoint, and all it says of its datasets."""
+    """Reads the weights for inference of a checkpoint, and the facts about its datasets."""
     manifest, datasets = checkpoint.complete(), checkpoint.datasets
     file = checkpoint.path / "manifest.json"
     branches: dict[str, dict[str, DatasetInfo]] = {}
     for dataset, branch in manifest["branch_of"].items():
         info = DatasetInfo.of_manifest(dataset, datasets[dataset])
         branches.setdefault(branch, {})[dataset] = info
-    for branch, group in manifest.get("carried", {}).items():  # by a fine-tuning, from the model it started from
+    for branch, group in manifest.get("carried", {}).items():  # kept untrained by a fine-tuning
         others = {name: DatasetInfo.from_dict(name, content, file) for name, content in group.items()}
         branches[branch] = others | branches.get(branch, {})
     recipe = manifest["recipe"]

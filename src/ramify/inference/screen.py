@@ -1,4 +1,4 @@
-"""Which structures a branch can be asked about, and which of its answers are to be doubted."""
+"""Screening: structures that a branch cannot predict, and predictions that extrapolate."""
 
 from collections.abc import Mapping
 
@@ -21,18 +21,18 @@ NON_FINITE_PREDICTION = "prediction is not a number"
 CLOSE = "atoms closer than in the training data"
 
 ONE_SPOT = 0.05
-"""Å; two atoms closer than this stand on one spot. Nuclei are never that close (H2 at rest: 0.74 Å)."""
+"""Å; two atoms closer than this are treated as coincident. Nuclei are never that close (H2 at rest: 0.74 Å)."""
 TOLERANCE = 1e-4
-"""Å; stores keep positions in float32, so a structure of the training data may seem a little closer than itself."""
+"""Å; stores keep positions in float32, so distances in a training structure may differ slightly from stored ones."""
 
 Refused = dict[int, tuple[str, str]]
-"""Reason and detail of each structure that cannot be predicted, by its place."""
+"""Reason and detail for each structure that cannot be predicted, by index."""
 
 
 def screen(structures: Structures, branch: BranchInfo, dataset: DatasetInfo) -> Refused:
-    """Structures that have no prediction, whatever the weights are."""
+    """Structures that cannot be predicted with any weights."""
     refused: Refused = {}
-    known = np.zeros(256, np.bool_)  # atomic numbers are bytes, and a file may hold any
+    known = np.zeros(256, np.bool_)  # atomic numbers are bytes with any value
     known[[NUMBERS[symbol] for symbol in dataset.elements]] = True
     finite = np.isfinite(structures.cell).all(axis=(1, 2))
     flat = np.zeros(len(structures), np.bool_)
@@ -47,7 +47,7 @@ def screen(structures: Structures, branch: BranchInfo, dataset: DatasetInfo) -> 
         elif strange[index]:
             refused[index] = (UNKNOWN_ELEMENT, _strange(structures, index, branch, dataset))
         elif broken[index] or not finite[index]:
-            refused[index] = (NON_FINITE, f"{broken[index]} of its atoms have no finite position, or its cell is none")
+            refused[index] = (NON_FINITE, f"{broken[index]} of its atoms have no finite position, or the cell has none")
         else:
             box = np.array2string(structures.cell[index], precision=4, separator=", ").replace("\n", "")
             refused[index] = (NO_VOLUME, f"pbc {structures.pbc[index].tolist()}, cell {box}")
@@ -63,14 +63,14 @@ def _strange(structures: Structures, index: int, branch: BranchInfo, dataset: Da
 
 
 def closest_pairs(structures: Structures, pairs: Pairs) -> NDArray[np.float64]:
-    """(S,) Å, the closest pair of each structure; inf where it has none."""
+    """(S,) Å, the smallest distance in each structure; inf if it has no pair."""
     closest = np.full(len(structures), np.inf)
     np.minimum.at(closest, structures.structure_of_atom[pairs.receiver], pairs.distance)
     return closest
 
 
 def screen_distances(closest: NDArray[np.float64]) -> Refused:
-    """Structures with two atoms on one spot, by their closest pair (S,) in Å."""
+    """Structures with coincident atoms, from the smallest distances (S,) in Å."""
     return {
         index: (COINCIDENT, f"two of its atoms are {closest[index]:.4f} Å apart")
         for index in np.flatnonzero(closest < ONE_SPOT).tolist()
@@ -78,7 +78,7 @@ def screen_distances(closest: NDArray[np.float64]) -> Refused:
 
 
 def doubts(closest: NDArray[np.float64], dataset: DatasetInfo) -> Mapping[int, str]:
-    """Structures whose closest atoms (S,) in Å are closer than any that training saw: the model extrapolates."""
+    """Structures with a smallest distance (S,) in Å below that of the training data: the model extrapolates."""
     if dataset.min_distance is None:
         return {}
     return {

@@ -1,9 +1,10 @@
-"""Neighbours that are found once and used again while atoms move little.
+"""Neighbour lists with a skin, reused while the atoms move little (Verlet lists).
 
-Pairs are searched with a radius that is larger than needed by a skin. Let R be the radius needed, x0 the positions and
-A0 the cell when pairs were searched, x and A those of now, and F the deformation that takes A0 to A. What F and a
-common shift do not explain is u = x - x0 F - mean(x - x0 F). A pair that was farther apart than R + skin is now farther
-apart than s (R + skin) - 2 max|u|, s the smallest singular value of F: as long as that is at least R, none is missed.
+The search radius exceeds the required radius by a skin. Let R be the required radius,
+x0 and A0 the positions and the cell at the last search, x and A the current ones, and F the deformation from A0 to A.
+The displacement relative to F and a common shift is u = x - x0 F - mean(x - x0 F). A pair whose distance was above
+R + skin now has a distance above s (R + skin) - 2 max|u|, where s is the smallest singular value of F: as long as this
+is at least R, no pair is missed.
 """
 
 from dataclasses import dataclass, replace
@@ -24,16 +25,16 @@ class _Search:
 
 
 class SkinNeighbors:
-    """Edges of one or several structures as they move; equal to those that `find_edges` finds.
+    """Edges of one or several moving structures, equal to those of `find_edges`.
 
     Args:
         cutoff: Å.
-        max_neighbors: per atom.
-        skin: Å; a thicker one is searched for less often, and leaves more pairs to look at in between.
-        device: kind of device that large structures are searched on.
+        max_neighbors: largest number per atom.
+        skin: Å; a thicker skin needs fewer searches but keeps more pairs.
+        device: kind of device for the search in large structures.
 
     Attributes:
-        searches: how many times pairs were searched.
+        searches: number of searches done.
     """
 
     def __init__(self, cutoff: float, max_neighbors: int | None, skin: float, device: str = "cpu") -> None:
@@ -43,7 +44,7 @@ class SkinNeighbors:
         self.searches = 0
 
     def find(self, structures: Structures) -> tuple[Edges, NDArray[np.float64]]:
-        """The edges of structures of at least one atom, and (S,) Å, the closest two atoms of each (inf for one)."""
+        """The edges of structures with at least one atom each, and smallest distances (S,) in Å (inf: no pair)."""
         if self._last is None or not self._reusable(self._last.structures, structures):
             self._last = _Search(structures, find_pairs(structures, self._radius + self._skin, device=self._device))
             self.searches += 1
@@ -54,14 +55,14 @@ class SkinNeighbors:
         return edges, closest_pairs(structures, pairs)
 
     def _reusable(self, before: Structures, now: Structures) -> bool:
-        """Whether no pair can have come within the radius that was beyond radius and skin before."""
+        """Whether no pair from outside radius and skin can have come within the radius."""
         same = ("n_atoms", "numbers", "pbc")
         if not all(np.array_equal(getattr(before, name), getattr(now, name)) for name in same):
             return False
         deformation = np.tile(np.eye(3), (len(now), 1, 1))
         periodic = now.pbc.any(axis=1)
         deformed = periodic & (before.cell != now.cell).any(axis=(1, 2))
-        if not now.pbc[deformed].all():  # the plane or line of the periodic axes would have to be told from the rest
+        if not now.pbc[deformed].all():  # would need separate treatment of the non-periodic directions
             return False
         deformation[deformed] = np.linalg.solve(before.cell[deformed], now.cell[deformed])
         of_atom, first = now.structure_of_atom, now.offsets[:-1]
@@ -73,7 +74,7 @@ class SkinNeighbors:
 
 
 def _measured(structures: Structures, pairs: Pairs) -> Pairs:
-    """The same pairs at the distances that they have now."""
+    """The same pairs with their current distances."""
     cell = structures.cell[structures.structure_of_atom[pairs.receiver]]
     vector = structures.positions[pairs.sender] - structures.positions[pairs.receiver]
     vector += np.einsum("pk,pkc->pc", pairs.shift, cell)

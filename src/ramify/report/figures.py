@@ -1,4 +1,4 @@
-"""Which figures a run's report shows, made from its predictions, history and manifests."""
+"""The figures of a report, drawn from the predictions, history and manifests of a run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ramify.report.svg import Drawing, colors
 from ramify.report.table_format import QUANTITIES, Quantity, format_error
 
 WORST = 5
-"""Structures listed by name for each dataset and quantity."""
+"""Number of structures listed by name for each dataset and quantity."""
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
 class DatasetFigures:
-    """What is shown of one dataset: its own branch's predictions and its learning curves."""
+    """Figures of one dataset: predictions of its own branch, and learning curves."""
 
     dataset: str
     drawings: list[tuple[str, Drawing]]
@@ -41,7 +41,7 @@ class ErrorQuantiles:
 
 @dataclass
 class Figures:
-    """All figures, with their captions; a list is empty where the run has nothing to draw it from."""
+    """All figures with their captions; a list is empty if the run lacks the data for it."""
 
     datasets: list[DatasetFigures] = field(default_factory=list)
     distributions: list[tuple[str, Drawing]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Figures:
 
 
 def draw(results: Results) -> Figures:
-    """Every figure of a run."""
+    """Draws all figures of a run."""
     made, palette = Figures(), colors(results.datasets)
     found = {d: p for d in results.datasets if (p := results.predictions(d)) is not None}
     epoch = epoch_of(results)
@@ -90,7 +90,7 @@ def draw(results: Results) -> Figures:
 
 
 def epoch_of(results: Results) -> float | None:
-    """The epoch of the step that was evaluated, or None if the history does not hold that step."""
+    """The epoch of the step that was evaluated, or None if the history does not contain that step."""
     step = results.evaluation.step
     return next((float(r["epoch"]) for r in (*results.val, *results.train) if r["step"] == step), None)
 
@@ -112,11 +112,11 @@ def _dataset(
 
 
 def _worst(found: StoredPredictions) -> list[tuple[Quantity, list[tuple[str, float]]]]:
-    """The structures with the largest errors of each label; of forces, the largest norm of an error in them counts."""
+    """The structures with the largest errors of each label; for forces, by the largest norm of a force error."""
     first = np.cumsum(found.n_atoms) - found.n_atoms
     listed: list[tuple[Quantity, list[tuple[str, float]]]] = []
     for quantity in found.true:
-        values = np.nan_to_num(found.error_norms(quantity), nan=-1.0)  # -1: without label, never the worst
+        values = np.nan_to_num(found.error_norms(quantity), nan=-1.0)  # -1: structures without a label are never listed
         if LABELS[quantity].per_atom and len(first):
             values = np.maximum.reduceat(values, first)
         order = np.argsort(-values, kind="stable")[:WORST]
@@ -127,7 +127,7 @@ def _worst(found: StoredPredictions) -> list[tuple[Quantity, list[tuple[str, flo
 
 
 def _stale(results: Results, dataset: str, found: StoredPredictions) -> list[str]:
-    """A note if the saved predictions are not those that `evaluation.json` speaks of."""
+    """A note if the saved predictions do not match `evaluation.json`."""
     row = results.own_row(dataset)
     if row is None:
         return []
@@ -140,7 +140,7 @@ def _stale(results: Results, dataset: str, found: StoredPredictions) -> list[str
         if stated is not None and here is not None and not math.isclose(stated, here, rel_tol=1e-3, abs_tol=1e-7):
             notes.append(
                 f"{dataset}: the saved predictions have an MAE of {format_error(here)} in {quantity}, evaluation.json "
-                f"says {format_error(stated)}: one of them is old, evaluate the run again."
+                f"states {format_error(stated)}: one of them is outdated, evaluate the run again."
             )
     return notes
 
@@ -151,7 +151,7 @@ def _quantiles(errors: NDArray[np.floating]) -> list[float] | None:
 
 
 def _count_elements(results: Results, made: Figures) -> None:
-    """The periodic tables: all datasets in one, and each by itself on the same scale."""
+    """The periodic tables: one for all datasets together, and one for each dataset with the same scale."""
     each = {
         dataset: Counter({symbol: sum(splits.values()) for symbol, splits in results.data[dataset].elements.items()})
         for dataset in results.datasets

@@ -1,6 +1,6 @@
 """Element counts on the periodic table (the paper's Figure 1).
 
-Written as SVG by itself: matplotlib takes a third of a report's time for the 118 cells of each table.
+Written directly as SVG: with matplotlib, the 118 cells of each table took a third of the time of a report.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ramify.report.svg import INK, MUTED, RULE, Drawing, short_count
 COUNT_COLORS = LinearSegmentedColormap.from_list(
     "counts", ["#e3f0ec", "#a9d6c9", "#5fb3ae", "#2a869c", "#1d5a86", "#1c2f5c"]
 )
-"""Lightness falls evenly from end to end, so that the order survives colour blindness and grey printing."""
+"""Lightness decreases uniformly, so that the order is visible with colour blindness and in grey print."""
 ON_DARK, ON_LIGHT = "#fefefe", "#10161d"
-"""Text on a filled cell. Unlike the theme's colours these do not turn around in a dark page."""
+"""Text colours on a filled cell. Unlike the colours of the theme they are not inverted on a dark page."""
 
 
 def periodic_table(
@@ -32,21 +32,21 @@ def periodic_table(
     compact: bool = False,
     what: str = "atoms",
 ) -> Drawing:
-    """All 118 elements, those that occur coloured by the logarithm of their count, the count in the cell.
+    """Draws all 118 elements, coloured by the logarithm of their count, with the count in the cell.
 
     Args:
-        counts: count by chemical symbol; what is absent or zero stays empty.
-        tooltips: more about an element, by symbol, shown when its cell is pointed at.
+        counts: count by chemical symbol; cells of absent elements stay empty.
+        tooltips: further text about an element, by symbol.
         largest: count at the dark end of the scale, to share one scale between tables; default the largest of `counts`.
         compact: symbols only, without counts and scale, for small multiples.
-        what: what is counted, for the legend and the description.
+        what: name of the counted objects, for the legend and the description.
 
     Raises:
-        RamifyError: a symbol is no chemical element.
+        RamifyError: a symbol is not a chemical element.
     """
     unknown = [symbol for symbol in counts if symbol not in NUMBERS]
     if unknown:
-        raise RamifyError(f"{unknown[0]!r} is no chemical element", fix="use symbols from H to Og")
+        raise RamifyError(f"{unknown[0]!r} is not a chemical element", fix="use symbols from H to Og")
     present = {symbol: count for symbol, count in counts.items() if count > 0}
     norm = LogNorm(1, max(largest or 0, *present.values(), 10) if present else 10)
     size = SMALL if compact else LARGE
@@ -65,7 +65,7 @@ def periodic_table(
 def cell_position(number: int) -> tuple[float, float]:
     """Column 1..18 and row of an element: the period, or 8.5 and 9.5 for lanthanides and actinides."""
     period, group = period_and_group(number)
-    first = {6: 57, 7: 89}.get(period)  # La and Ac begin the rows that stand below
+    first = {6: 57, 7: 89}.get(period)  # La and Ac start the separate rows below
     if group == 3 and first is not None:
         return 3.0 + number - first, period + 2.5
     return float(group), float(period)
@@ -73,7 +73,7 @@ def cell_position(number: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Size:
-    """Of a table in CSS pixels, and what its cells show beside the symbol."""
+    """Size of a table in CSS pixels, and contents of its cells."""
 
     width: float
     height: float
@@ -81,17 +81,17 @@ class _Size:
     detailed: bool
 
     def place(self, column: float, row: float) -> tuple[float, float]:
-        """Pixels of a place between cells; the outermost ones leave 0.04 of a cell for their outline."""
+        """Pixel coordinates of a corner of a cell, with a margin of 0.04 cells for the outlines."""
         return (column - 0.96) * self.width / 18.08, (row - 0.96) * self.height / 9.58
 
 
 LARGE, SMALL = _Size(936, 500, symbol=12.5, detailed=True), _Size(306, 158, symbol=6, detailed=False)
 GAP = 0.04
-"""Between the edge of a cell and its square, as part of a cell."""
+"""Gap between the edge of a cell and its square, as a fraction of a cell."""
 
 
 def _cell(size: _Size, number: int, count: int, norm: LogNorm) -> str:
-    """A square with its texts. The square is a group of its own, for its tooltip."""
+    """A square with its texts. The square is a separate group, for its tooltip."""
     x, y = cell_position(number)
     shade = COUNT_COLORS(float(norm(count))) if count else None
     fill, text = ("none", MUTED) if shade is None else (to_hex(shade), _text_on(shade))
@@ -122,7 +122,7 @@ def _text(
     weight: str = "normal",
     opacity: float = 1.0,
 ) -> str:
-    """A text whose capitals have their middle at a place; they are about 0.73 of the font's size high."""
+    """A text with its capitals vertically centred at y; their height is about 0.73 of the font size."""
     x, y = size.place(column, row)
     style = f"font: {weight} {points:g}px system-ui; text-anchor: {anchor}; fill: {color}"
     seen = "" if opacity == 1 else f"; opacity: {opacity:g}"

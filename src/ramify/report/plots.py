@@ -31,30 +31,30 @@ __all__ = [
 Array = NDArray[np.floating]
 
 FEW_POINTS = 1500
-"""Up to here a parity plot shows each point; beyond, their density."""
+"""Largest number of points that a parity plot shows as points; more are shown as a density."""
 MOST_POINTS = 2_000_000
-"""A density is drawn from at most as many points, evenly spaced over the split: more would not change the picture."""
+"""Largest number of points that a density is drawn from, evenly spaced over the split."""
 CURVE_POINTS = 240
-"""Points of a line: more than a reader can tell apart at its width."""
+"""Number of points of a line, above the resolution of a figure."""
 
 
 def components_of(quantity: Quantity) -> str:
-    """What the points of a figure are: `force components`."""
+    """Name of the points of a figure, e.g. `force components`."""
     names = {"energy": LABELS["energy"].title, "forces": "force components", "stress": "stress components"}
     return names.get(quantity, LABELS[quantity].title)
 
 
 def parity(true: Array, predicted: Array, *, quantity: Quantity, color: str, dataset: str) -> Drawing | None:
-    """Predictions against labels on equal axes; the logarithm of the density where points are many.
+    """Predictions against labels on equal axes; for many points, the logarithm of their density.
 
     Args:
         true, predicted: same shape, energies per atom (eV/atom) or force components (eV/Å); NaN is left out.
         quantity: name of the label.
-        color: the dataset's colour.
+        color: colour of the dataset.
         dataset: its name, for the description.
 
     Returns:
-        None where nothing is both labelled and predicted.
+        The figure, or None if nothing is both labelled and predicted.
     """
     x, y = np.ravel(true).astype(np.float64), np.ravel(predicted).astype(np.float64)
     both = np.isfinite(x) & np.isfinite(y)
@@ -106,12 +106,12 @@ def _points(axes: Axes, x: Array, y: Array, color: str) -> None:
 def distribution(
     errors: Mapping[str, Array], *, trivial: Mapping[str, Array], quantity: Quantity, palette: Mapping[str, str]
 ) -> Drawing | None:
-    """Fraction of structures (or atoms) whose error is below x, for each dataset; dotted: the trivial predictor.
+    """Fraction of structures (or atoms) with an error below x, for each dataset; dotted: the trivial predictor.
 
     Args:
         errors: by dataset, absolute errors: (S,) eV/atom, or (N,) norms of the error of a force, eV/Å; NaN left out.
-        trivial: the same of the trivial predictor.
-        quantity: which of the two.
+        trivial: errors of the trivial predictor in the same form.
+        quantity: energy or forces.
         palette: colour by dataset.
     """
     kept = {d: e for d, e in ((d, _positive(e)) for d, e in errors.items()) if len(e)}
@@ -125,7 +125,7 @@ def distribution(
             if len(other):
                 axes.plot(*_cumulative(other), color=palette[dataset], linewidth=1, linestyle=(0, (1, 2)), alpha=0.8)
             axes.plot(*_cumulative(values), color=palette[dataset], linestyle=styles[dataset])
-        # forces that symmetry makes zero are off by rounding only: such errors would stretch the axis over ten decades
+        # forces that are zero by symmetry have rounding errors only, which would stretch the axis over ten decades
         lowest = max(
             min(float(np.quantile(values, 0.005)) for values in kept.values()),
             min(float(np.median(values)) for values in kept.values()) / 1000,
@@ -181,7 +181,7 @@ def element_errors(
 def learning_curve(
     val: Sequence[Mapping[str, Any]], *, dataset: str, quantity: Quantity, color: str, epoch: float | None
 ) -> Drawing | None:
-    """Validation MAE of one dataset against epochs, the trivial predictor's line, a ring at the evaluated `epoch`."""
+    """Validation MAE of one dataset against epochs, with the trivial MAE and a ring at the evaluated `epoch`."""
     x, y, trivial = _curve(val, dataset, quantity)
     if not len(x):
         return None
@@ -206,7 +206,7 @@ def learning_curve(
 def relative_curves(
     val: Sequence[Mapping[str, Any]], *, quantity: Quantity, palette: Mapping[str, str], epoch: float | None
 ) -> Drawing | None:
-    """Validation MAE over the trivial predictor's, all datasets in one: below 1 something has been learnt."""
+    """Ratio of the validation MAE to the trivial MAE for all datasets; below 1 the model is better."""
     curves = {dataset: _curve(val, dataset, quantity) for dataset in palette}
     shown = {
         d: (x, y / trivial)
@@ -232,7 +232,7 @@ def relative_curves(
 
 
 def training_curve(train: Sequence[Mapping[str, Any]], *, key: str, label: str) -> Drawing | None:
-    """One logged number (`loss`, `lr`, `grad_norm`) against epochs; many are averaged, their range shaded."""
+    """One logged number (`loss`, `lr`, `grad_norm`) against epochs; many are averaged, with their range shaded."""
     pairs = [(r["epoch"], r[key]) for r in train if r.get(key) is not None and np.isfinite(r[key])]
     if not pairs:
         return None
@@ -260,7 +260,7 @@ def training_curve(train: Sequence[Mapping[str, Any]], *, key: str, label: str) 
 def _curve(
     val: Sequence[Mapping[str, Any]], dataset: str, quantity: Quantity
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float | None]:
-    """Epochs and MAE where they were measured, and the trivial predictor's MAE."""
+    """Epochs and MAE of the evaluations, and the trivial MAE."""
     records = [(r["epoch"], r["datasets"].get(dataset) or {}) for r in val]
     pairs = [(epoch, d[f"{quantity}_mae"]) for epoch, d in records if d.get(f"{quantity}_mae") is not None]
     finite = [(epoch, mae) for epoch, mae in pairs if np.isfinite(mae) and mae > 0]
@@ -276,20 +276,20 @@ def _trivial_line(axes: Axes, value: float) -> None:
 
 
 def _mark_epoch(axes: Axes, x: Array, y: Array, epoch: float | None, color: str) -> None:
-    """A ring where the evaluated checkpoint lies on a curve."""
+    """Draws a ring at the evaluated checkpoint on a curve."""
     at = np.flatnonzero(x == epoch)
     axes.scatter(x[at], y[at], s=36, facecolors=PAPER, edgecolors=color, linewidths=1.6, clip_on=False, zorder=3)
 
 
 def _positive(values: Array) -> Array:
-    """Finite values, zeros raised to the smallest positive one (a logarithmic axis has no zero)."""
+    """Finite values, zeros replaced by the smallest positive value, for a logarithmic axis."""
     finite = values[np.isfinite(values)].astype(np.float64)
     positive = finite[finite > 0]
     return np.maximum(finite, positive.min()) if len(positive) else positive
 
 
 def _cumulative(values: Array) -> tuple[Array, Array]:
-    """(x, fraction of values up to x) at quantiles, dense in the tails."""
+    """(x, fraction of values up to x) at quantiles, densely spaced in the tails."""
     tails = np.linspace(0, 0.02, 12)[:-1], np.linspace(0.98, 1, 40)[1:]
     fractions = np.concatenate([tails[0], np.linspace(0.02, 0.98, 120), tails[1]])
     return np.quantile(values, fractions), fractions

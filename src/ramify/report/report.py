@@ -1,4 +1,4 @@
-"""`report.html`: everything a run directory says about a model, in one file that needs nothing else."""
+"""`report.html`: all results in a run directory as one self-contained file."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ramify.report.svg import Drawing, colors, short_count
 from ramify.report.table_format import QUANTITIES, Quantity, format_error
 
 FEW_GROUPS = 10
-"""Test groups below which a report says so: with n of them a mean error is uncertain by about its 1/sqrt(n)."""
+"""Number of test groups below which a report warns: the relative uncertainty of a mean error is about 1/sqrt(n)."""
 
 
 def write_report(run: Path) -> Path:
     """Writes `report.html` into a run directory and returns its path.
 
-    Sections whose files the run lacks (predictions, history, manifests) say so instead of standing empty.
+    Sections whose files the run lacks (predictions, history, manifests) contain a note instead.
 
     Raises:
-        RamifyError: not a run directory, not evaluated, a damaged file, or the report cannot be written.
+        RamifyError: `run` is not a run directory or not evaluated, a file is damaged, or the report cannot be written.
     """
     path = Path(run) / "report.html"
     write_whole(path, render(Results.open(Path(run))))
@@ -55,7 +55,7 @@ def render(results: Results) -> str:
     keys = itertools.count(1)
 
     def show(drawing: Drawing) -> Markup:
-        """The figure with ids of its own; its SVG is our making and its texts are escaped in it."""
+        """The figure with unique ids; its SVG is trusted, since all texts in it are escaped."""
         return Markup(drawing.inline(f"p{next(keys)}"))
 
     def number_of_groups(dataset: str) -> str:
@@ -85,7 +85,7 @@ def render(results: Results) -> str:
 
 
 def verdict(results: Results) -> str:
-    """Whether the model beats the trivial predictors on the datasets it was trained on, in a sentence or two."""
+    """One or two sentences on whether the model is better than the trivial predictors on its training datasets."""
     parts, shares = [], []
     for quantity in [q for q in LABELS if q in QUANTITIES or results.trained_on_label(q)]:
         judged: dict[str, float] = {}
@@ -117,7 +117,7 @@ def _how_many(judged: int, failed: list[str]) -> str:
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """The figures at the top: label and value."""
+    """The key numbers at the top: label and value."""
     found = [("datasets", str(len(results.trained_on)))]
     trained = [results.data[d] for d in results.trained_on if d in results.data]
     if trained:
@@ -144,7 +144,7 @@ class Matrix:
 
 
 def matrices(results: Results) -> list[Matrix]:
-    """Branch by dataset, for energy and forces."""
+    """One matrix for energy and one for forces."""
     evaluation, found = results.evaluation, []
     for quantity in QUANTITIES:
         rows = []
@@ -157,21 +157,21 @@ def matrices(results: Results) -> list[Matrix]:
 
 
 def share(mae: float | None, trivial: float | None, quantity: Quantity | None = None) -> float | None:
-    """An error as a share of the trivial predictor's; None where one is missing or the trivial one is rounding."""
+    """Ratio of an error to the trivial error; None if one is missing or the trivial error is mere rounding."""
     rounding = quantity is not None and not measurable(quantity, trivial)
     return None if mae is None or not trivial or rounding else mae / trivial
 
 
 def share_style(value: float | None) -> str:
-    """Background of a cell: blue the further below trivial, orange the further above, readable on light and dark."""
+    """Background of a cell: blue below the trivial error, orange above it, readable on light and dark pages."""
     if value is None or not np.isfinite(value):
         return ""
-    strength = 0.06 + 0.09 * min(5.0, abs(math.log2(max(value, 1e-9))))  # five halvings reach the full colour
+    strength = 0.06 + 0.09 * min(5.0, abs(math.log2(max(value, 1e-9))))  # full colour at a factor of 32
     return f"background: rgb({'0 114 178' if value < 1 else '213 94 0'} / {strength:.2f})"
 
 
 def references(results: Results) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
-    """Datasets with a manifest, and per element the reference energy in each of them, eV."""
+    """Datasets with a manifest, and the reference energy of each element in each of them, eV."""
     named = [dataset for dataset in results.datasets if dataset in results.data]
     energies = {dataset: results.data[dataset].references.energies for dataset in named}
     elements = sorted({symbol for found in energies.values() for symbol in found}, key=NUMBERS.__getitem__)
@@ -179,36 +179,36 @@ def references(results: Results) -> tuple[list[str], list[tuple[str, list[float 
 
 
 def shared_groups(results: Results) -> list[str]:
-    """A line for each dataset whose own split lets groups (molecules, materials) stand in more than one part."""
+    """A line for each dataset whose predefined split has groups (molecules, materials) in more than one part."""
     return [
-        f"{dataset}: {manifest.shared_groups:,} groups stand in more than one split, as its files bring it: "
-        "its errors are partly on structures like those it was trained on."
+        f"{dataset}: {manifest.shared_groups:,} groups are in more than one split, as defined by its files: "
+        "its errors are partly on structures similar to training structures."
         for dataset, manifest in results.data.items()
         if manifest.shared_groups
     ]
 
 
 def groups_of(results: Results, dataset: str) -> int | None:
-    """Groups (molecules, materials, ...) in the evaluated split of a dataset; None without its manifest."""
+    """Number of groups (molecules, materials, ...) in the evaluated split of a dataset; None without its manifest."""
     splits = results.data[dataset].splits if dataset in results.data else {}
     return next((counts.groups for name, counts in splits.items() if name == results.evaluation.split), None)
 
 
 def few_groups(results: Results) -> list[str]:
-    """A line that names the datasets whose errors rest on few groups."""
+    """A line that names the datasets with few groups in the evaluated split."""
     split = results.evaluation.split
     counts = {dataset: groups_of(results, dataset) for dataset in results.datasets}
     few = [f"{dataset} {count}" for dataset, count in counts.items() if count is not None and count < FEW_GROUPS]
     if not few:
         return []
     return [
-        f"Few groups (molecules, reactions, materials, ...) stand in the {split} splits of {', '.join(few)}: "
+        f"The {split} splits of {', '.join(few)} have few groups (molecules, reactions, materials, ...): "
         "these errors say little about other groups."
     ]
 
 
 def versions(results: Results) -> list[tuple[str, str]]:
-    """What made the data and this page: label and versions."""
+    """Versions of the software that made the data and this page: label and versions."""
     found: dict[str, None] = {}
     for manifest in results.data.values():
         found[", ".join(f"{name} {version}" for name, version in manifest.versions.model_dump().items())] = None

@@ -1,4 +1,4 @@
-"""The look of every figure, and the way from a matplotlib figure to an SVG that a page can hold."""
+"""Style of the figures, and conversion of matplotlib figures to SVG for HTML pages."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 INK, MUTED, RULE, PAPER = "#1b2027", "#69707b", "#dfe2e6", "#fffffe"
-"""Text, secondary text, lines, ground. In a page they follow its theme: the SVG names them as CSS variables."""
+"""Text, secondary text, lines, background. In a page they follow its theme as CSS variables."""
 THEME = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#8c510a")
 """Okabe and Ito's colour-blind-safe colours (jfly.uni-koeln.de/color), their black and yellow replaced by violet and
 brown (text and axes are black already, yellow lines vanish on white)."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
-"""Line styles that tell datasets apart once the colours repeat."""
+"""Line styles that distinguish datasets when the colours repeat."""
 
 STYLE = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "ramify",  # the same figure has the same ids every time
-    "text.parse_math": False,  # a dataset's name may hold a $
-    "font.family": "DejaVu Sans",  # ships with matplotlib; the SVG names the reader's own font instead
+    "svg.hashsalt": "ramify",  # reproducible ids
+    "text.parse_math": False,  # the name of a dataset may contain a $
+    "font.family": "DejaVu Sans",  # included in matplotlib; replaced by the system font in the SVG
     "font.size": 9.0,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -57,12 +57,12 @@ STYLE = {
     "savefig.facecolor": "none",
 }
 SVG_DPI = 72
-"""Of matplotlib's SVG files, whatever a figure says."""
+"""Resolution of the SVG files of matplotlib."""
 RASTER_DPI = 220
-"""Of the parts that are drawn as pixels because they hold thousands of points: sharp on a 2x screen."""
+"""Resolution of rasterised parts with thousands of points: sharp on a 2x screen."""
 
 LARGEST_SCALE = 1.35
-"""How far a page may blow a figure up before its text outgrows the page's own."""
+"""Largest magnification of a figure in a page; beyond it, its text would be larger than that of the page."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -71,9 +71,9 @@ class Drawing:
     """A figure as SVG.
 
     Attributes:
-        svg: the `<svg>` element, without a namespace, as HTML wants it.
-        alt: what it shows, in words, for those who cannot see it.
-        width: its natural width in CSS pixels.
+        svg: the `<svg>` element without a namespace, for HTML.
+        alt: text description, for screen readers.
+        width: natural width in CSS pixels.
     """
 
     svg: str
@@ -82,17 +82,17 @@ class Drawing:
 
     @classmethod
     def from_svg(cls, svg: str, alt: str, width: float, tooltips: Mapping[str, str] | None = None) -> Drawing:
-        """A figure of whole SVG text as it stands in a page: described, in the page's fonts and colours.
+        """A figure from the text of an SVG file, with a description and the fonts and colours of the page.
 
         Args:
-            svg: with a viewBox of that width.
-            alt, width: as of a drawing.
-            tooltips: by the id of a group, the text shown when it is pointed at.
+            svg: text with a viewBox of that width.
+            alt, width: see the attributes.
+            tooltips: tooltip texts by the id of a group.
         """
         return cls(_clean(svg, alt, width, tooltips or {}), alt, width)
 
     def inline(self, key: str) -> str:
-        """The element with every id prefixed by `key`, so that several can stand in one page."""
+        """The element with every id prefixed by `key`, so that a page can contain several."""
         svg = re.sub(r'\bid="', f'id="{key}-', self.svg)
         svg = re.sub(r'href="#', f'href="#{key}-', svg)
         return re.sub(r"url\(#", f"url(#{key}-", svg)
@@ -105,7 +105,7 @@ class Drawing:
 
 @dataclass
 class Canvas:
-    """A figure in the house style: `with Canvas(width, height) as canvas: ...`, then `canvas.drawing(alt)`.
+    """A figure in the common style: `with Canvas(width, height) as canvas: ...`, then `canvas.drawing(alt)`.
 
     Width and height are in units of 1/72 inch, which become CSS pixels.
     """
@@ -115,11 +115,11 @@ class Canvas:
     figure: Figure = field(init=False)
 
     def __enter__(self) -> Canvas:
-        self._style = rc_context(STYLE)  # type: ignore[arg-type]  # the stubs know only literal keys
+        self._style = rc_context(STYLE)  # type: ignore[arg-type]  # the stubs accept literal keys only
         self._style.__enter__()
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
         self.figure = Figure(figsize=(self.width / 72, self.height / 72), dpi=SVG_DPI, layout=layout)
-        FigureCanvasSVG(self.figure)  # whose measures of texts the layout takes
+        FigureCanvasSVG(self.figure)  # the layout uses its text measurements
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -133,7 +133,7 @@ class Canvas:
         """The figure as SVG."""
         if (layout := self.figure.get_layout_engine()) is not None:
             layout.execute(self.figure)
-            self.figure.set_layout_engine(None)  # with one, matplotlib draws every figure twice
+            self.figure.set_layout_engine(None)  # matplotlib would draw the figure a second time
         buffer = io.StringIO()
         self.figure.savefig(
             buffer, format="svg", dpi=RASTER_DPI, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -142,7 +142,7 @@ class Canvas:
 
 
 def colors(datasets: Iterable[str]) -> dict[str, str]:
-    """The colour of each dataset, by its place in the recipe."""
+    """The colour of each dataset, by its order in the recipe."""
     return {dataset: PALETTE[i % len(PALETTE)] for i, dataset in enumerate(datasets)}
 
 
@@ -152,12 +152,13 @@ def line_styles(datasets: Iterable[str]) -> dict[str, object]:
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Makes an axis logarithmic over its present limits: decades, or parts of them where it spans few, as numbers."""
+    """Makes an axis logarithmic over its current limits, with ticks at decades, or at parts of decades on short
+    axes."""
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}scale")("log")
     low, high = getattr(axes, f"get_{which}lim")()
     decades = math.log10(high / low)
-    if decades < 0.7:  # too short for round numbers of every decade to fall into it
+    if decades < 0.7:  # too short to contain a power of ten for certain
         axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     else:
         axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0), numticks=8))
@@ -167,7 +168,7 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 def plain(value: float) -> str:
-    """A tick's number: 0.01, 1, 1000; powers of ten beyond that."""
+    """The label of a tick: 0.01, 1, 1000; powers of ten beyond that."""
     if value > 0 and not 1e-3 <= value < 1e5:
         exponent = math.floor(math.log10(value) + 1e-9)
         factor = f"{value / 10**exponent:.3g}"
@@ -185,16 +186,17 @@ def short_count(count: float) -> str:
 
 
 def _clean(svg: str, alt: str, width: float, tooltips: Mapping[str, str]) -> str:
-    """Matplotlib's file as an element for HTML: no prologue, namespaces or metadata; the page's fonts and colours."""
+    """A matplotlib SVG as an element for HTML: without prologue, namespaces and metadata; fonts and colours of the
+    page."""
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # would style the page
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href=", "href=")
     svg = svg.replace("'DejaVu Sans'", "system-ui").replace("DejaVu Sans", "system-ui")
     for color, variable in THEME.items():
         svg = svg.replace(color, f"var({variable}, {color})")
     start, rest = svg.split(">", 1)
-    start = re.sub(r'\s(width|height|version)="[^"]*"', "", start)  # the page decides; the viewBox keeps the shape
+    start = re.sub(r'\s(width|height|version)="[^"]*"', "", start)  # the page sets the size
     label = html.escape(alt)
     style = f"max-width: {LARGEST_SCALE * width:.0f}px"
     svg = f'{start} style="{style}" role="img" aria-label="{label}" stroke-linejoin="round">{rest}'

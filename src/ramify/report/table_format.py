@@ -1,4 +1,4 @@
-"""The form of the paper's tables: cells, rows and tables, as Markdown, JSON and text for a terminal."""
+"""Tables in the form of the paper: cells, rows and tables, as Markdown, JSON and terminal text."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ramify.labels import ENERGY, FORCES
 Quantity = str
 """Name of a label (`ramify.labels`)."""
 QUANTITIES: tuple[Quantity, ...] = (ENERGY.name, FORCES.name)
-"""Those that every model is judged by; others only where it was trained on them."""
+"""Labels with a table for every model; other labels have one only if a model was trained on them."""
 
 MARK = "✗"
-"""Stands before an error that is no better than the trivial predictor's."""
+"""Mark of an error that is no better than the trivial error."""
 TRIVIAL = "Trivial: one energy per element, no forces, no stress."
 MARKED = f"{MARK} no better than trivial."
 
 Missing = Literal["", "not evaluated", "no label", "no head", "not predicted", "not finite"]
-"""Why a cell has no error; "not finite" is what a model that diverged predicts, "not predicted" the stress of a branch
+"""Reason why a cell has no error; "not finite" for a model that diverged, "not predicted" for the stress of a branch
 with direct forces."""
 
 
@@ -43,13 +43,13 @@ class Cell:
     no_better_than_trivial: bool = False
 
     def value(self) -> str:
-        """The error, or the reason why there is none, as it is printed."""
+        """The formatted error, or the reason why there is none."""
         if self.mae is None:
             return "—" if self.missing == "not evaluated" else self.missing
         return format_error(self.mae)
 
     def text(self) -> str:
-        """The value behind its mark."""
+        """The value with its mark."""
         return (f"{MARK} " if self.no_better_than_trivial else "") + self.value()
 
 
@@ -79,7 +79,7 @@ class Table:
     trivial: dict[str, float | None]
 
     def trivial_texts(self, datasets: Sequence[str]) -> list[str]:
-        """The last row as it is printed."""
+        """The formatted last row."""
         values = [self.trivial[dataset] for dataset in datasets]
         return ["no label" if value is None else format_error(value) for value in values]
 
@@ -91,9 +91,9 @@ class Tables:
     Attributes:
         split: the evaluated split.
         datasets: all of them.
-        tables: in this order.
-        footnotes: what marks and the last row mean.
-        notes: what a reader must know besides: warnings.
+        tables: the tables in order.
+        footnotes: explanations of the marks and of the last row.
+        notes: warnings.
     """
 
     split: str
@@ -111,7 +111,7 @@ class Tables:
         return "\n\n".join(parts) + "\n"
 
     def _legend(self) -> list[str]:
-        """What the last row and the signs that stand in the tables mean."""
+        """Explanations of the last row and of the marks in the tables."""
         marked = any(cell.no_better_than_trivial for t in self.tables for row in t.rows for cell in row.cells.values())
         marks = [MARKED] if marked else []
         return [TRIVIAL + _bold_rule(len(self.tables[0].rows)), *marks, *self.footnotes]
@@ -125,7 +125,7 @@ class Tables:
         return asdict(self)
 
     def render(self, console: Console) -> None:
-        """Prints the tables and the notes; a table too wide for the terminal goes on below itself."""
+        """Prints the tables and the notes; a table too wide for the terminal is split."""
         for table in self.tables:
             console.print(Text(table.title, "bold"))
             for datasets in _fitting(table, console.width):
@@ -138,7 +138,7 @@ class Tables:
 
 
 def format_error(value: float) -> str:
-    """Four decimals as in the paper; two significant digits where that would leave fewer than two."""
+    """Four decimals as in the paper; two significant digits for smaller values."""
     if not math.isfinite(value):
         return "not finite"
     if value == 0 or abs(value) >= 1e-3:
@@ -176,7 +176,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _terminal_table(table: Table, datasets: Sequence[str]) -> RichTable:
-    """Some columns of a table. Its title stands above it by itself: rich would wrap it to the width of the columns."""
+    """Some columns of a table, without the title, which rich would wrap to the width of the columns."""
     shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     shown.add_column("model", no_wrap=True)
     for dataset in datasets:
@@ -189,7 +189,7 @@ def _terminal_table(table: Table, datasets: Sequence[str]) -> RichTable:
 
 
 def _hanging(text: str, style: str) -> RichTable:
-    """A remark whose further lines stand below its first word, not below its mark."""
+    """A remark with a hanging indent after its mark."""
     mark, rest = (MARK, text.removeprefix(MARK).lstrip()) if text.startswith(MARK) else ("·", text)
     shown = RichTable.grid(padding=(0, 1, 0, 0))
     shown.add_row(Text(mark, style), Text(rest, style))
@@ -197,7 +197,7 @@ def _hanging(text: str, style: str) -> RichTable:
 
 
 def _fitting(table: Table, width: int) -> list[list[str]]:
-    """The columns in groups that fit a terminal beside the models' names (3 characters go between two columns)."""
+    """The columns in groups that fit the terminal with the column of models (3 characters between two columns)."""
     left = max(len(row.model) for row in table.rows)
     groups: list[list[str]] = [[]]
     used = left

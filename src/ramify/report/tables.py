@@ -18,27 +18,27 @@ from ramify.labels import LABELS, measurable
 from ramify.report.table_format import MARK, QUANTITIES, Cell, Missing, ModelRow, Quantity, Table, Tables, format_error
 
 NEAR_ZERO_FORCES = 0.01
-"""eV/Å. Where even zero forces are this good, the dataset sits at its minima and its forces teach little."""
+"""eV/Å; below this MAE of zero forces, the structures of a dataset are near minima and its forces carry little."""
 PREDICTORS = {
     REFERENCES: "its regularised reference energies",
     LEAST_SQUARES: "plain least squares on its training split",
 }
-"""How footnotes call the trivial predictors of energies."""
+"""Names of the trivial predictors of energies in footnotes."""
 
 
 def build(runs: Sequence[Path]) -> Tables:
-    """The tables of one or several run directories, a row each, in the order given.
+    """The tables of one or several run directories, one row each, in the given order.
 
-    Every dataset is predicted by its own branch, or by the only one a model has.
+    Every dataset is predicted by its own branch, or by the only branch of a model.
 
     Raises:
-        RamifyError: a directory is no run or not evaluated, or the runs were evaluated on different splits.
+        RamifyError: a directory is not a run or not evaluated, or the runs were evaluated on different splits.
     """
     return from_results([Results.open(run) for run in runs])
 
 
 def from_results(runs: Sequence[Results]) -> Tables:
-    """The same for runs already read. Beside energies and forces, labels that a run was trained on have a table."""
+    """The tables of runs that are already read: energies, forces, and further labels that a run was trained on."""
     splits = {run.evaluation.split: run for run in runs}
     if not runs:
         raise RamifyError("no run to make tables of", fix="name at least one run directory")
@@ -67,7 +67,7 @@ def from_results(runs: Sequence[Results]) -> Tables:
 
 
 def _table(number: int, quantity: Quantity, runs: Sequence[Results], datasets: list[str], notes: list[str]) -> Table:
-    """One table; adds to `notes` what is wrong in it."""
+    """One table; adds its warnings to `notes`."""
     unit, names = LABELS[quantity].error_unit, _unique_names(runs)
     trivial = {d: _trivial(runs, d, quantity, notes) for d in datasets}
     rows = [
@@ -105,7 +105,7 @@ def _cell(run: Results, dataset: str, quantity: Quantity, trivial: float | None)
     error, square = row.mae(quantity), row.rmse(quantity)
     beaten = False
     if error is not None and trivial is not None and measurable(quantity, trivial):
-        beaten = not error < trivial  # also true of NaN
+        beaten = not error < trivial  # also true for NaN
     missing: Missing = ""
     if error is None:
         missing = "no label" if trivial is None else "not predicted" if quantity == "stress" else "no head"
@@ -128,7 +128,7 @@ def _mark_best(rows: list[ModelRow], datasets: list[str]) -> list[ModelRow]:
 
 
 def _trivial(runs: Sequence[Results], dataset: str, quantity: Quantity, notes: list[str]) -> float | None:
-    """The trivial predictor's MAE; a note when runs disagree on it, for then they do not share references or split."""
+    """The trivial MAE; adds a note if runs disagree on it, since then their references or splits differ."""
     found: dict[float, str] = {}
     for run in runs:
         value = run.evaluation.trivial_of(dataset).mae(quantity)
@@ -138,7 +138,7 @@ def _trivial(runs: Sequence[Results], dataset: str, quantity: Quantity, notes: l
         listed = ", ".join(f"{format_error(value)} in {path}" for value, path in found.items())
         notes.append(
             f"{dataset}: runs disagree on the trivial predictor of {quantity} ({listed}): they were evaluated with "
-            "different structures or reference energies, so this column does not compare."
+            "different structures or reference energies, so this column is not comparable."
         )
     return next(iter(found), None)
 
@@ -162,8 +162,8 @@ def _warnings(table: Table, rows: Sequence[ModelRow]) -> list[str]:
 
 
 def _footnotes(runs: Sequence[Results], datasets: list[str], others: Sequence[Quantity]) -> list[str]:
-    """Which predictor the last row of Table 1 shows where there is a choice; what errors are not measured against; who
-    was not trained on stress or a further label."""
+    """Footnotes: the predictor in the last row of Table 1 where there is a choice, trivial errors that are too small to
+    compare with, and models that were not trained on stress or a further label."""
     lines = []
     for dataset in datasets:
         found = (run.evaluation.trivial_of(dataset).energy_mae_by for run in runs)
@@ -171,7 +171,7 @@ def _footnotes(runs: Sequence[Results], datasets: list[str], others: Sequence[Qu
         if len(errors) > 1:
             (better, low), (other, high) = sorted(errors.items(), key=lambda item: item[1])
             lines.append(
-                f"Trivial energy of {dataset}: {PREDICTORS[better]} ({format_error(low)}), which errs less than "
+                f"Trivial energy of {dataset}: {PREDICTORS[better]} ({format_error(low)}), which has a lower MAE than "
                 f"{PREDICTORS[other]} ({format_error(high)})."
             )
     names = _unique_names(runs)
@@ -179,15 +179,15 @@ def _footnotes(runs: Sequence[Results], datasets: list[str], others: Sequence[Qu
         if LABELS[quantity].trivial == "mean":
             lines.append(f"Trivial {LABELS[quantity].title}: the mean of the training split.")
         if not_trained := [n for n, run in zip(names, runs, strict=True) if not run.trained_on_label(quantity)]:
-            text = f"{', '.join(not_trained)} predicts it without having been trained on it."
+            text = f"{', '.join(not_trained)} predicts it without being trained on it."
             lines.append(f"{LABELS[quantity].title.capitalize()}: {text}")
     for quantity in (*QUANTITIES, *others):
         trivial = {d: runs[0].evaluation.trivial_of(d).mae(quantity) for d in datasets}
         if flat := [d for d, error in trivial.items() if error is not None and not measurable(quantity, error)]:
             title, unit = LABELS[quantity].title, LABELS[quantity].error_unit
             lines.append(
-                f"{title.capitalize()} of {', '.join(flat)}: the trivial predictor errs by less than "
-                f"{LABELS[quantity].floor:g} {unit}; nothing is measured against that."
+                f"{title.capitalize()} of {', '.join(flat)}: the trivial error is below "
+                f"{LABELS[quantity].floor:g} {unit}, which is rounding; errors are not compared with it."
             )
     return lines
 
@@ -203,7 +203,7 @@ def _different_splits(runs: Sequence[Results], datasets: list[str]) -> list[str]
 
 
 def _unique_names(runs: Sequence[Results]) -> list[str]:
-    """Model names; those that occur twice carry their directory's name, or its path if that is not enough."""
+    """Model names; duplicates are followed by the name of the directory, or by its path if that is not unique."""
     names = [run.name for run in runs]
     for places in ([run.path.name for run in runs], [str(run.path) for run in runs]):
         twice = {name for name in names if names.count(name) > 1}

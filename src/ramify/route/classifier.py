@@ -1,6 +1,7 @@
-"""A small classifier with a confidence that can be believed: multinomial logistic regression with a temperature.
+"""A small classifier with calibrated confidence: multinomial logistic regression with temperature scaling.
 
-The temperature divides the logits and is fitted on data that the weights have not seen (Guo et al., arXiv:1706.04599).
+The temperature divides the logits and is fitted to data that were not used for the weights (Guo et al.,
+arXiv:1706.04599).
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 PENALTY = 1e-3
-"""Half of this times the squared weights is added to the mean loss."""
+"""L2 regularisation: half of this times the squared weights is added to the mean loss."""
 BINS = 15
-"""Of confidence, in the expected calibration error: the number of Guo et al."""
+"""Number of confidence bins in the expected calibration error, as in Guo et al."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Classifier:
     """Probabilities of K classes from D features.
 
     Attributes:
-        mean, scale: (D,) of the features that it was fitted on; features that did not vary have scale 1.
+        mean, scale: (D,) of the features that it was fitted to; constant features have scale 1.
         weight: (D, K), bias: (K,), temperature: of the logits.
     """
 
@@ -34,7 +35,7 @@ class Classifier:
     temperature: float = 1.0
 
     def probabilities(self, features: Floats) -> Floats:
-        """(S, D) -> (S, K), rows add up to 1."""
+        """(S, D) -> (S, K), the sum of each row is 1."""
         logits = self.logits(features) / self.temperature
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
@@ -45,7 +46,7 @@ class Classifier:
 
 
 def fit(features: Floats, labels: Labels, classes: int) -> Classifier:
-    """Fits weights by L-BFGS; every class counts the same, however many examples it has.
+    """Fits the weights by L-BFGS; all classes have the same weight, independent of their numbers of examples.
 
     Args:
         features: (S, D).
@@ -73,7 +74,7 @@ def fit(features: Floats, labels: Labels, classes: int) -> Classifier:
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
-    """The temperature of least mean log loss on (S, K) logits, from 0.05 to 20, to 1 %."""
+    """The temperature with the lowest mean log loss on (S, K) logits, from 0.05 to 20, with 1 % accuracy."""
     candidates = np.geomspace(0.05, 20.0, 600)
     losses = []
     for temperature in candidates:
@@ -85,8 +86,8 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
 
 
 def calibration_error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
-    """Expected calibration error: mean distance of confidence and frequency of being right, over `BINS` bins of
-    confidence, weighted by how many fall into each."""
+    """Expected calibration error: mean difference between confidence and accuracy over `BINS` bins of confidence,
+    weighted by the number of examples in each."""
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     total = 0.0
     for k in np.unique(bins):

@@ -1,4 +1,4 @@
-"""What a structure is told by when a branch is sought for it: its composition, and what the encoder makes of it."""
+"""Features of structures for the router: the composition, and mean scalar features of the encoder."""
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ Floats = NDArray[np.float64]
 
 
 def features(model: Model, structures: Structures) -> tuple[Floats, Floats]:
-    """Composition (S, 120): fraction of each element, then that of periodic axes; and the mean over atoms of the
-    encoder's scalars (S, F). Structures must hold atoms, none of them on one spot."""
+    """Composition (S, 120): fraction of each element, then fraction of periodic axes; and the mean over atoms of the
+    scalars of the encoder (S, F). Structures must have atoms, and no coincident atoms."""
     parts = pieces_of(structures.n_atoms, ATOMS_AT_ONCE)
     encoded = [_encoded(model, structures.span(part.start, part.stop)) for part in parts]
     width = model.options.encoder.width

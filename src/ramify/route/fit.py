@@ -1,4 +1,4 @@
-"""Fits a router to the data that the branches of a run were trained on."""
+"""Fits a router to the training data of the branches of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,28 +17,28 @@ from ramify.route.router import Router, nearest_distance
 from ramify.store.store import Store
 
 TRAINING, VALIDATION = 1000, 600
-"""Structures of each branch, at most, evenly spread over its splits."""
+"""Largest numbers of structures of each branch, evenly spaced in its splits."""
 ANCHORS = 400
-"""Training structures of each branch, at most, that are kept to tell what is unlike them."""
+"""Largest number of training structures of each branch that are kept for the novelty of structures."""
 REACHED = 0.99
-"""Part of a branch's validation structures that count as like its training data."""
+"""Fraction of the validation structures of a branch that count as similar to its training data."""
 
 
 def fit_router(run: Path, progress: Callable[[int], None] = lambda structures: None) -> Router:
-    """Fits a router for the best weights of a run and writes it into the run; `ramify export` takes it along.
+    """Fits a router for the best weights of a run and writes it into the run; `ramify export` includes it.
 
-    The temperature is fitted on every second validation structure, accuracy and calibration error are measured on the
+    The temperature is fitted to every second validation structure; accuracy and calibration error are measured on the
     others.
 
     Args:
-        run: its directory; the stores of its recipe must be there.
-        progress: called with the number of structures done since the last call.
+        run: directory of the run; the stores of its recipe must exist.
+        progress: called with the number of structures completed since the last call.
 
     Raises:
-        RamifyError: not a run, no stores, or only one branch that they are for.
+        RamifyError: `run` is not a run, its stores are missing, or it has only one branch.
     """
     if not (run / "recipe.yaml").is_file():
-        raise RamifyError(f"{run} is not a run directory; a router is fitted on training data", fix="give a run")
+        raise RamifyError(f"{run} is not a run directory; a router is fitted to training data", fix="give a run")
     model, recipe = load(run), load_recipe(run / "recipe.yaml")
     stores, branches = open_stores(recipe), recipe.datasets_of_branches()
     if len(branches) < 2:
@@ -73,7 +73,7 @@ def fit_router(run: Path, progress: Callable[[int], None] = lambda structures: N
 
 
 def _features(model: Model, stores: list[Store], split: str, most: int, progress: Callable[[int], None]) -> Floats:
-    """Of structures of one branch, evenly spread over the split of its datasets."""
+    """Features of structures of one branch, evenly spaced in the split of its datasets."""
     found = []
     for store in stores:
         rows = store.range(split)

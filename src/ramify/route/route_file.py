@@ -1,4 +1,4 @@
-"""`ramify route FILE`: which branch suits each structure of a file, and how far the branches are from each other."""
+"""`ramify route FILE`: the branch that suits each structure of a file, and the spread of the branches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 CHUNK = 256
-"""Structures that are looked at together."""
+"""Number of structures that are processed together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What is said of one structure.
+    """The result for one structure.
 
     Attributes:
-        index: its place in the file.
-        formula: of it.
-        choice: of the router.
-        spread: of the branches.
+        index: its index in the file.
+        formula: its chemical formula.
+        choice: choice of the router.
+        spread: spread of the branches.
     """
 
     index: int
@@ -36,27 +36,27 @@ class Line:
     spread: BranchSpread
 
     def text(self) -> str:
-        """For people."""
+        """Text for the terminal."""
         chosen, spread = self.choice, self.spread
         head = f"{self.index:5d} {self.formula}: "
-        said = f"{chosen.branch} ({chosen.confidence:.2f})" if chosen.branch else f"abstains, {chosen.why}"
+        result = f"{chosen.branch} ({chosen.confidence:.2f})" if chosen.branch else f"abstains, {chosen.why}"
         if spread.energy is None:
-            return head + said
+            return head + result
         apart = f"; {len(spread.branches)} branches apart by {spread.energy:.3f} eV/atom"
-        return head + said + apart + ("" if spread.forces is None else f", {spread.forces:.3f} eV/Å")
+        return head + result + apart + ("" if spread.forces is None else f", {spread.forces:.3f} eV/Å")
 
 
 def route_file(model: Model, path: Path, confident: float = CONFIDENT, form: str | None = None) -> Iterator[Line]:
-    """Goes through a file in bounded memory.
+    """Routes the structures of a file in bounded memory.
 
     Args:
         model: with a router.
         path: any file that ASE reads.
         confident: abstain below this confidence.
-        form: ASE's name of the format; None to tell it from the file.
+        form: format name of ASE; None to detect the format.
 
     Raises:
-        RamifyError: no router, or a file, or a frame of it, that cannot be read.
+        RamifyError: the model has no router, or the file or one of its frames cannot be read.
     """
     router, quarantine = router_of(model), Quarantine()
     chunk: list[tuple[int, Atoms]] = []
@@ -79,5 +79,5 @@ def route_file(model: Model, path: Path, confident: float = CONFIDENT, form: str
         yield from lines()
     if quarantine.total:
         raise RamifyError(
-            f"{path}: {quarantine.total} frames could not be read", fix="correct them; all others stand above"
+            f"{path}: {quarantine.total} frames could not be read", fix="correct them; all others are above"
         )

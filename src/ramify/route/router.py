@@ -1,7 +1,7 @@
-"""`Router`: which branch of a model suits a structure, with a confidence; it abstains where it does not know.
+"""`Router`: finds the branch of a model that suits a structure, with a confidence, or abstains.
 
-A file beside the model, `router.safetensors`, bound to the encoder by its checksum. Nothing else reads it: predictions
-are always those of the branch that the user names.
+The file `router.safetensors` next to the model is bound to the encoder by its checksum. It does not affect predictions:
+they are always those of the branch that the user names.
 """
 
 import json
@@ -27,21 +27,21 @@ from ramify.untrusted import Name, parsed, regular_file
 
 FORMAT, VERSION = "ramify-router", 1
 CONFIDENT = 0.8
-"""Below this confidence the router abstains, unless told otherwise."""
+"""Default confidence below which the router abstains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the router says of one structure.
+    """The result of the router for one structure.
 
     Attributes:
-        branch: that suits it; None where the router abstains.
-        confidence: of the likeliest branch, calibrated.
-        probabilities: of all branches that the router knows.
-        novelty: distance from the nearest training structure of the likeliest branch, over the distance that 99 % of
-            its validation structures keep to; above 1 the structure is unlike what the branch was trained on; None
-            where no branch predicts it.
-        why: the reason to abstain; empty otherwise.
+        branch: the branch that suits it; None if the router abstains.
+        confidence: calibrated probability of the most likely branch.
+        probabilities: probabilities of all branches of the router.
+        novelty: distance from the nearest training structure of the most likely branch, divided by the 99th percentile
+            of this distance for its validation structures; above 1 the structure is unlike the training data of the
+            branch; None if no branch predicts it.
+        why: reason to abstain; empty otherwise.
     """
 
     branch: str | None
@@ -53,14 +53,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """See the module.
+    """A fitted router; see the docstring of the module.
 
     Attributes:
-        branches: that it chooses from, K of them.
-        classifier: of composition and encoder features.
+        branches: the K branches that it chooses from.
+        classifier: classifier on composition and encoder features.
         anchors: by branch, (A, F) standardised encoder features of training structures.
-        reach: by branch, the distance from the nearest anchor that 99 % of its validation structures keep to.
-        measured: how well it does on validation data: `accuracy`, `calibration_error`, `structures`, ...
+        reach: by branch, 99th percentile of the distance from the nearest anchor for its validation structures.
+        measured: results on validation data: `accuracy`, `calibration_error`, `structures`, ...
         encoder_sha256: checksum of the encoder that made the features.
     """
 
@@ -72,10 +72,10 @@ class Router:
     encoder_sha256: str
 
     def route(self, model: Model, structures: Structures, confident: float = CONFIDENT) -> list[Choice]:
-        """One choice for each structure; structures must hold atoms, none of them on one spot.
+        """One choice for each structure; structures must have atoms, and no coincident atoms.
 
         Args:
-            model: with the encoder that the router was fitted with.
+            model: model with the encoder that the router was fitted with.
             structures: any number.
             confident: abstain below this confidence.
         """
@@ -90,12 +90,12 @@ class Router:
         ]
 
     def standardised(self, encoded: Floats) -> Floats:
-        """Encoder features (S, F) in units of their spread over the training data."""
+        """Encoder features (S, F), standardised with mean and scale of the training data."""
         width = encoded.shape[1]
         return np.asarray((encoded - self.classifier.mean[-width:]) / self.classifier.scale[-width:])
 
     def novelty(self, branch: str, row: Floats) -> float:
-        """See `Choice`."""
+        """Novelty of standardised features, see `Choice`."""
         return nearest_distance(row, self.anchors[branch]) / self.reach[branch]
 
     def _choose(self, model: Model, symbols: set[str], row: Floats, novelty: float, confident: float) -> Choice:
@@ -103,18 +103,18 @@ class Router:
         best, share = self.branches[order[0]], float(row[order[0]])
         why = ""
         if best not in model.branches:
-            why = f"most like the data of branch '{best}', which this model leaves out"
+            why = f"most like the data of branch '{best}', which this model does not have"
         elif strange := sorted(symbols - _known(model, best)):
-            why = f"most like the data of branch '{best}', which never saw {', '.join(strange)}"
+            why = f"most like the data of branch '{best}', whose training data lack {', '.join(strange)}"
         elif novelty > 1:
-            why = f"unlike the data of branch '{best}': {novelty:.1f} times as far as they are from each other"
+            why = f"unlike the data of branch '{best}': at {novelty:.1f} times the distance within its validation data"
         elif share < confident:
             why = "not sure: " + ", ".join(f"{self.branches[k]} {row[k]:.2f}" for k in order[:2])
         shares = {name: float(p) for name, p in zip(self.branches, row, strict=True)}
         return Choice(None if why else best, share, shares, novelty, why)
 
     def write(self, path: Path) -> None:
-        """Writes the router in one piece."""
+        """Writes the router atomically."""
         c = self.classifier
         tensors = {"mean": c.mean, "scale": c.scale, "weight": c.weight, "bias": c.bias}
         tensors |= {f"anchors.{name}": points for name, points in self.anchors.items()}
@@ -131,10 +131,10 @@ class Router:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The router in a file.
+        """Reads the router in a file.
 
         Raises:
-            RamifyError: damaged, or of a newer version.
+            RamifyError: the file is damaged or of a newer version.
         """
         file = regular_file(path.parent, path.name, fix=_AGAIN)
         try:
@@ -142,7 +142,7 @@ class Router:
                 content = parse_json(opened.metadata()["router"].encode())
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RamifyError(f"{path} is no router, or a damaged one: {error}", fix=_AGAIN) from None
+            raise RamifyError(f"{path} is not a router, or is damaged: {error}", fix=_AGAIN) from None
         version = content.get("version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > VERSION:
             raise RamifyError(f"{path} has format version {version}, this program reads up to {VERSION}", fix=_AGAIN)
@@ -160,7 +160,7 @@ class Router:
 
 
 class _About(BaseModel):
-    """What the file says beside its tensors."""
+    """Metadata of the file."""
 
     format: Literal["ramify-router"]
     version: int
@@ -172,7 +172,7 @@ class _About(BaseModel):
 
 
 def _check_shapes(path: Path, about: _About, tensors: Mapping[str, Floats]) -> None:
-    """Compares names and shapes of the tensors with each other."""
+    """Checks that names and shapes of the tensors are consistent."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     mean, anchors = shapes.get("mean", ()), {f"anchors.{name}" for name in about.branches}
     features, branches = mean[0] if len(mean) == 1 else -1, len(about.branches)
@@ -180,7 +180,7 @@ def _check_shapes(path: Path, about: _About, tensors: Mapping[str, Floats]) -> N
     wrong = [f"{name} is {shapes.get(name)} instead of {shape}" for name, shape in wanted.items()]
     wrong = [text for text, (name, shape) in zip(wrong, wanted.items(), strict=True) if shapes.get(name) != shape]
     if set(shapes) != {*wanted, *anchors} or set(about.reach) != set(about.branches):
-        wrong.append("tensors or reach are not those of its branches")
+        wrong.append("tensors or reach do not match its branches")
     widths = {shapes[name][1] if len(shapes[name]) == 2 and shapes[name][0] else -1 for name in anchors & set(shapes)}
     if len(widths) != 1 or not 0 < min(widths) <= features:
         wrong.append(f"anchors have {sorted(widths)} features")
@@ -189,25 +189,25 @@ def _check_shapes(path: Path, about: _About, tensors: Mapping[str, Floats]) -> N
 
 
 def router_of(model: Model) -> Router:
-    """The router that was fitted for a model.
+    """The router of a model.
 
     Raises:
-        RamifyError: there is none, or it belongs to other weights.
+        RamifyError: there is none, or it was fitted to other weights.
     """
     path = model.saved.router
     if path is None:
         raise RamifyError(f"{model.saved.path} has no {ROUTER}", fix=_AGAIN)
     router = Router.read(path)
     if router.encoder_sha256 != model.saved.encoder_sha256:
-        raise RamifyError(f"{path} was fitted for other weights than those of {model.saved.path}", fix=_AGAIN)
+        raise RamifyError(f"{path} was fitted to other weights than those of {model.saved.path}", fix=_AGAIN)
     return router
 
 
-_AGAIN = "fit one where the training data are: ramify route --fit RUN"
+_AGAIN = "fit one where the training data are available: ramify route --fit RUN"
 
 
 def nearest_distance(row: Floats, points: Floats) -> float:
-    """Root mean square difference of the features (F,) from the nearest of (A, F)."""
+    """Root mean square difference between the features (F,) and the nearest of (A, F)."""
     return float(np.sqrt(((points - row) ** 2).mean(axis=1).min()))
 
 

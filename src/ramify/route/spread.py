@@ -1,7 +1,7 @@
-"""How far the branches of a model are from each other on a structure: a first estimate of uncertainty.
+"""Spread of the branches of a model on a structure, as a first estimate of uncertainty.
 
-Total energies of two branches lie on two scales. What is compared are energies per atom after each branch's own
-reference energies, and forces, which need none.
+Total energies of different branches have different scales. Therefore energies per atom after the reference energies of
+each branch are compared, and forces, which need no reference.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ramify.structures import Structures
 
 @dataclass(frozen=True, slots=True)
 class BranchSpread:
-    """Of the branches that know all elements of a structure.
+    """Spread of the branches that were trained on all elements of a structure.
 
     Attributes:
         branches: their names.
@@ -33,10 +33,10 @@ class BranchSpread:
 
 
 def spreads(model: Model, structures: Structures) -> tuple[list[BranchSpread], dict[int, str]]:
-    """The spread for each structure; and by its place why a structure has no prediction by any branch.
+    """The spread for each structure, and by index the reason why no branch predicts a structure.
 
     Args:
-        model: with all branches to compare.
+        model: model with all branches to compare.
         structures: any number.
     """
     energies: list[list[tuple[str, float]]] = [[] for _ in range(len(structures))]
@@ -46,7 +46,7 @@ def spreads(model: Model, structures: Structures) -> tuple[list[BranchSpread], d
         dataset = next(iter(branch.datasets.values()))
         budget = budget_for(model.options, branch.forces, model.device, None)
         found = model.predictor(name, dataset.name).predict(structures, budget)
-        # elements that the branch does not know have no reference; such structures are refused
+        # structures with elements that have no reference energy in the branch are refused
         scale = reference_energy(structures, np.nan_to_num(dataset.reference_table()))
         for k in range(len(structures)):
             one = found[k]

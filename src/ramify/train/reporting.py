@@ -81,6 +81,7 @@ class RunReporter:
                 yield
                 return
             with self._run.sessions.kept(lambda: (self._progress.step, stopped_by()), self._run.check_lock):
+                start = len(self.evaluations)
                 try:
                     yield
                 except BaseException:
@@ -88,6 +89,8 @@ class RunReporter:
                         self._log.close()
                     raise
                 self._log.close()
+                if len(self.evaluations) > start:
+                    self._warn_if_trivial(self.evaluations[-1])
         finally:
             self._log = None
             self._run.unlock()
@@ -148,7 +151,6 @@ class RunReporter:
         if not self.failed:  # callbacks may write into the run too
             self._callbacks.evaluated(entry)
             self._warn_left_out(found.left_out)
-            self._warn_if_trivial(found.datasets)
 
     def ended_early(self, total: int, patience: int) -> None:
         """Reports early stopping: the validation metric has stopped improving before the last step."""
@@ -167,17 +169,17 @@ class RunReporter:
                     f"{label.error_unit}, which is rounding: the metric leaves its {label.name} out"
                 )
 
-    def _warn_if_trivial(self, datasets: Mapping[str, Any]) -> None:
-        """Warns of heads that are no better than the trivial predictor after the warm-up."""
-        if self._progress.step <= self._warmup:
+    def _warn_if_trivial(self, entry: Mapping[str, Any]) -> None:
+        """Warns of the heads that are no better than the trivial predictor at the last evaluation after the warm-up."""
+        if entry["step"] <= self._warmup:
             return
-        for name, errors in datasets.items():
+        for name, errors in entry["datasets"].items():
             for label in LABELS:
                 found, trivial = errors.get(mae(label)), errors.get(f"trivial_{mae(label)}")
                 if found is not None and trivial is not None and measurable(label, trivial) and not found < trivial:
                     self._callbacks.warned(
                         f"{name}: the {label} head is no better than the trivial predictor "
-                        f"({found:.4f} against {trivial:.4f}) after step {self._progress.step}"
+                        f"({found:.4f} against {trivial:.4f}) after step {entry['step']}"
                     )
 
     def _entry(self, kind: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Step times that nobody has measured, by a cost model fitted to those that were: `ramify bench predict`."""
+"""Predicted step times by a cost model fitted to measurements: `ramify bench predict`."""

@@ -1,7 +1,7 @@
-"""How far the cost model is off, where there are measurements.
+"""Errors of the cost model, from measurements.
 
-It is fitted to the cases on one rank and to the sums over ranks that were timed beside those on several; all other
-cases are what it is checked against.
+The model is fitted to the cases on one rank and to the all-reduces timed with the cases on several ranks; it is checked
+against all other cases.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,11 @@ ITEMSIZE = {"fp32": 4, "bf16": 4, "tf32": 4, "fp64": 8}
 
 
 def check(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The cost model fitted to a measured sweep, and how far it is off where it was not fitted to.
+    """The cost model fitted to a measured sweep, and its errors in the cases that it was not fitted to.
 
     Returns:
-        `speed` of one rank; `checked`: for every case on several ranks the time measured and predicted, the network
-        and the slow-down that were taken; `largest_error`: of these, relative to the measured time (None: there are
-        none).
+        `speed` of one rank; `checked`: for every case on several ranks measured and predicted time, and the assumed
+        network and slowdown; `largest_error`: largest relative error of these (None if there are none).
     """
     cases = content["cases"]
     speed = fit_speed(cases)

@@ -1,9 +1,9 @@
-"""Machines whose steps can be predicted without having them: the paper's three, from their published figures.
+"""The three machines of the paper, with their published specifications.
 
-Each assumes what no publication states: products in float32 reach 40 % of the peak (as `parallel.machine` assumes),
-memory 75 % of its own, a kernel is launched every 5 µs, a step of the paper's encoder takes 2400 of them and a branch
-400 (operators that PyTorch dispatches forward and backward on the model, without views), a message takes 10 µs from one
-rank to the next. Better figures: measure on the machine (`ramify bench scale`) and predict from that.
+Unpublished quantities are assumed: products in float32 reach 40 % of the peak (as `parallel.machine` assumes),
+memory 75 % of its own, a kernel launch takes 5 µs, a step of the paper's encoder has 2400 of them and a branch 400
+(operators that PyTorch dispatches forward and backward on the model, without views), a message takes 10 µs from one
+rank to the next. For better predictions, measure on the machine (`ramify bench scale`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,19 @@ from ramify.recipe import MachineOptions
 LAUNCH = 5e-6
 ENCODER_KERNELS, BRANCH_KERNELS = 2400, 400
 UPDATED_BYTES = 40
-"""Read and written per parameter by AdamW (weight, gradient, two averages; all but the gradient come back) and by the
-averaged weights (itself and the weight; itself comes back), 4 bytes each."""
+"""Bytes read and written per parameter, 4 each: by AdamW (reads weight, gradient and two moments; writes all but the
+gradient) and by the averaged weights (reads average and weight; writes the average)."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a prediction is made for.
+    """A machine that step times are predicted for.
 
     Attributes:
-        name: of it.
-        speed: of one rank.
-        network: between ranks.
-        source: where these are from.
+        name: name of the machine.
+        speed: speed of one rank.
+        network: network between ranks.
+        source: source of these values.
     """
 
     name: str
@@ -43,7 +43,8 @@ class Machine:
 
 
 def _stated(name: str, peak: float, memory: float, bandwidth: float, source: str) -> Machine:
-    """From TFLOP/s, bytes per second of memory, and GB/s that one rank sends while all do."""
+    """A machine from TFLOP/s, memory bandwidth in bytes/s, and network bandwidth per rank in GB/s with all ranks
+    sending."""
     speed = Speed(
         step=ENCODER_KERNELS * LAUNCH,
         branch=BRANCH_KERNELS * LAUNCH,
@@ -65,7 +66,7 @@ STATED: Mapping[str, Machine] = {
 
 
 def measured_machine(content: Mapping[str, Any], network: MachineOptions | None) -> Machine:
-    """The machine that a sweep was measured on: its speed, and the network as stated or as measured on most ranks."""
+    """The machine of a measured sweep: its speed, and the network as stated or as measured on the most ranks."""
     several = [case for case in content["cases"] if case["ranks"] > 1 and case["mode"] != CALIBRATION]
     if network is None and not several:
         raise RamifyError(
@@ -77,7 +78,7 @@ def measured_machine(content: Mapping[str, Any], network: MachineOptions | None)
 
 
 def most_ranks(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of the cases that ran on as many ranks as any."""
+    """The cases with the largest number of ranks."""
     most = max(case["ranks"] for case in cases)
     return [case for case in cases if case["ranks"] == most]
 
@@ -86,7 +87,7 @@ def find_machine(name: str) -> Machine:
     """One of `STATED`.
 
     Raises:
-        RamifyError: no machine is called so.
+        RamifyError: there is no such machine.
     """
     if name not in STATED:
         raise RamifyError(

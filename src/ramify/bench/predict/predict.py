@@ -1,4 +1,4 @@
-"""`ramify bench predict`: the time of a step on machines and in sizes that nobody has measured, by the cost model."""
+"""`ramify bench predict`: step times on other machines and at other sizes, predicted by the cost model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,31 +20,31 @@ from ramify.planning.workload import DatasetSize, step_shares
 from ramify.recipe import MachineOptions, Recipe
 
 PLACEMENTS = ("replicated", "per-branch-even", "per-branch", "balanced", "replicated+shard", "per-branch+shard")
-"""Predicted for every size; the first is the paper's MTL-base, the second its MTL-par."""
+"""Placements predicted for every size; the first is MTL-base of the paper, the second MTL-par."""
 
 RANKS = (5, 10, 20, 40, 80, 160, 320, 640, 1280, 1920)
-"""Those of the paper's figure, from one rank per dataset to the largest run on Aurora."""
+"""Numbers of ranks in the figure of the paper, from one rank per dataset to the largest run on Aurora."""
 
 BRANCHES = (1, 2, 5, 8, 16, 32, 64)
 
 GROWTH_RANKS = 320
-"""On which branches are added: a multiple of 64, and where the paper's strong scaling begins to bend."""
+"""Number of ranks on which branches are added: a multiple of 64, near the limit of strong scaling in the paper."""
 
 WINS = 0.01
-"""A placement wins from a predicted time on that is shorter by this part; less is nothing."""
+"""Relative reduction of the predicted time from which on a placement counts as faster."""
 
 
 @dataclass(frozen=True)
 class ScalingPrediction:
-    """What is predicted.
+    """Inputs of a prediction.
 
     Attributes:
-        recipe, sizes: of the model and of what a step takes.
-        machine: its speed and its network.
+        recipe, sizes: recipe, and sizes of the datasets.
+        machine: speed and network of the machine.
         batch: structures per rank in weak scaling.
         total: structures per step in strong scaling.
         ranks: numbers of ranks.
-        branches: numbers of branches alike.
+        branches: numbers of equal branches.
     """
 
     recipe: Recipe
@@ -56,7 +56,8 @@ class ScalingPrediction:
     branches: Sequence[int] = BRANCHES
 
     def predict(self) -> dict[str, Any]:
-        """Weak and strong scaling, growth with the number of branches, and where per-branch starts to win."""
+        """Weak and strong scaling, scaling with the number of branches, and the sizes from which on per-branch is
+        faster."""
         model = profile_model(self.recipe, {name: size.spread for name, size in self.sizes.items()})
         scaling = [
             {
@@ -83,10 +84,10 @@ class ScalingPrediction:
         }
 
     def _branches(self) -> list[dict[str, Any]]:
-        """Strong scaling over branches that are alike, of the datasets' mean size."""
+        """Strong scaling with the number of equal branches, with the mean size of the datasets."""
         ranks, found = GROWTH_RANKS, []
         for count in self.branches:
-            recipe, sizes = _alike(self.recipe, self.sizes, count)
+            recipe, sizes = _mean_datasets(self.recipe, self.sizes, count)
             model = profile_model(recipe, {name: size.spread for name, size in sizes.items()})
             seconds = self._seconds(recipe, sizes, model, ranks, self.total)
             parameters = {"encoder_parameters": model.encoder, "branch_parameters": sum(model.branches.values())}
@@ -96,7 +97,7 @@ class ScalingPrediction:
     def _seconds(
         self, recipe: Recipe, sizes: Mapping[str, DatasetSize], model: ModelProfile, ranks: int, batch: int
     ) -> dict[str, float]:
-        """By placement."""
+        """Predicted seconds by placement."""
         changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch": batch})})
         shares = step_shares(changed, sizes)
         found = {}
@@ -112,8 +113,8 @@ class ScalingPrediction:
 
 
 def first_win(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
-    """The least `key` from which on `per-branch` (in equal groups, and in groups by work) stays faster than
-    `replicated` by more than `WINS`; None where it does not."""
+    """The smallest `key` from which on `per-branch` (in equal groups, and in groups by work) is faster than
+    `replicated` by more than `WINS`; None if there is none."""
     wins: dict[str, Any] = {}
     for placement in ("per-branch-even", "per-branch"):
         wins[placement] = None
@@ -126,8 +127,8 @@ def first_win(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
 
 
 def _load(cost: Any, placement: Placement, recipe: Recipe, model: ModelProfile) -> Load:
-    """A planned rank. One that takes less than a structure per step has a whole one in the steps in which it has any,
-    and the others wait for it; a rank meets at most as many branches as it has structures."""
+    """The load of a planned rank. A rank with less than one structure per step has one whole structure in some steps,
+    and the others wait for it; a rank has at most as many branches with structures as it has structures."""
     busy = max(1.0, 1.0 / cost.structures)
     cuts = encoder_shards(recipe.parallel, placement.ranks)
     messages = []
@@ -137,12 +138,14 @@ def _load(cost: Any, placement: Placement, recipe: Recipe, model: ModelProfile) 
             messages.append((size / 2 if cuts > 1 else size, placement.ranks))
         else:
             messages.append((size, len(placement.hosts[branch])))
-    met = min(len(cost.branches), max(1.0, cost.structures))
-    return Load(busy * cost.operations, met, cost.weights / model.itemsize, tuple(messages))
+    with_structures = min(len(cost.branches), max(1.0, cost.structures))
+    return Load(busy * cost.operations, with_structures, cost.weights / model.itemsize, tuple(messages))
 
 
-def _alike(recipe: Recipe, sizes: Mapping[str, DatasetSize], count: int) -> tuple[Recipe, dict[str, DatasetSize]]:
-    """The recipe with `count` datasets, all of the mean size of its own."""
+def _mean_datasets(
+    recipe: Recipe, sizes: Mapping[str, DatasetSize], count: int
+) -> tuple[Recipe, dict[str, DatasetSize]]:
+    """The recipe with `count` datasets of the mean size of its own datasets."""
     known = list(sizes.values())
     if not known:
         raise RamifyError("nothing to predict: no dataset has a size")
@@ -176,18 +179,18 @@ def run_prediction(
     batch: int,
     total: int,
 ) -> dict[str, Any]:
-    """Writes `predict.json`, `predict.svg` and `predict.png` into `out`; returns what the first holds.
+    """Writes `predict.json`, `predict.svg` and `predict.png` into `out`; returns the content of the first.
 
     Args:
-        recipe, sizes: of the model and of its datasets.
-        out: folder.
-        measured: `scale.json` of a calibrated sweep, which the cost model is fitted to and checked against.
-        machine: `here` for the one that was measured, or a stated one.
-        network: GB/s and microseconds in place of the machine's own.
+        recipe, sizes: recipe, and sizes of its datasets.
+        out: the folder.
+        measured: `scale.json` of a calibrated sweep, to fit and check the cost model.
+        machine: `here` for the measured machine, or the name of another one.
+        network: GB/s and microseconds instead of those of the machine.
         batch, total: structures per rank (weak) and per step (strong).
 
     Raises:
-        RamifyError: there is nothing to go by, or an unknown machine.
+        RamifyError: measurements are missing, or the machine is unknown.
     """
     content = read_json(measured) if measured else None
     stated = _network(network) if network else None

@@ -1,13 +1,15 @@
-"""How fast a rank and its network are, as a few numbers, fitted to measured cases; and the time of a step from them.
+"""The cost model: speed of a rank and its network as a few numbers, fitted to measured cases, and resulting step times.
 
-With s_0 seconds per step, s_b per branch that has structures, s_o per operation, s_p per parameter that is updated, and
-messages of b bytes among g ranks by `ramify.planning.costs.all_reduce_seconds`:
+With s_0 seconds per step, s_b per branch with structures, s_o per operation, s_p per updated parameter, and messages of
+b bytes among g ranks by `ramify.planning.costs.all_reduce_seconds`:
+
     compute = s_0 + s_b branches + s_o operations
-    messages = sum of those of the encoder and of every hosted branch, of which the backward pass hides the part
-               `overlap` at most: all on an accelerator, none on a CPU, whose cores have to do both
+    messages = sum of those of the encoder and of every hosted branch; the backward pass hides the fraction `overlap` at
+               most: all on an accelerator, none on a CPU, whose cores do both
     step    = compute + messages that are not hidden + s_p parameters
-An accelerator is told what to do while it is at work, so there compute is the longer of s_0 + s_b branches and s_o
-operations. All ranks wait for the slowest.
+
+An accelerator computes while the host launches further kernels, so there compute is the larger of s_0 + s_b branches
+and s_o operations. All ranks wait for the slowest.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,12 +27,12 @@ from ramify.planning.costs import FORWARD, all_reduce_seconds
 from ramify.recipe import MachineOptions
 
 CALIBRATION = "calibration"
-"""Mode of the cases on one rank that a rank's speed is fitted to."""
+"""Mode of the cases on one rank that the speed of a rank is fitted to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of one rank; seconds.
+    """Speed of one rank, in seconds.
 
     Attributes:
         step, branch, operation, parameter: see the module's docstring.
@@ -45,11 +47,11 @@ class Speed:
 
     @property
     def overlap(self) -> float:
-        """Part of the backward pass that can hide messages."""
+        """Fraction of the backward pass that can hide messages."""
         return 1.0 if self.asynchronous else 0.0
 
     def slowed(self, products: float, copies: float) -> "Speed":
-        """Of a rank that shares its node with others: so many times slower in products, and where memory is moved."""
+        """The speed of a rank that shares its node: slower by these factors in products and in memory traffic."""
         return replace(
             self,
             step=self.step * copies,
@@ -61,12 +63,12 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one rank has to do in a step.
+    """Work of one rank in a step.
 
     Attributes:
         operations: floating-point operations.
-        branches: that have structures.
-        parameters: that it updates.
+        branches: number of branches with structures.
+        parameters: number of parameters that it updates.
         messages: (bytes, ranks) of each all-reduce; a gather or a scatter counts as half of one.
     """
 
@@ -82,7 +84,7 @@ def step_seconds(loads: Iterable[Load], speed: Speed, network: MachineOptions) -
 
 
 def rank_seconds(load: Load, speed: Speed, network: MachineOptions) -> float:
-    """See the module's docstring."""
+    """Time of a step on one rank, see the docstring of the module."""
     launched = speed.step + speed.branch * load.branches
     work = speed.operation * load.operations
     compute = max(launched, work) if speed.asynchronous else launched + work
@@ -92,7 +94,7 @@ def rank_seconds(load: Load, speed: Speed, network: MachineOptions) -> float:
 
 
 def load_of_row(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], itemsize: int) -> Load:
-    """The load of a measured rank, among those that it was measured with."""
+    """The load of a measured rank, with the other ranks of its case."""
     messages = []
     for what, size in row["traffic"].items():
         branch = branch_of_part(what)
@@ -107,7 +109,7 @@ def load_of_row(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], items
 
 
 def fit_speed(cases: Sequence[Mapping[str, Any]]) -> Speed:
-    """The speed of one rank by itself, from cases on one rank that differ in operations and in branches.
+    """The speed of one rank alone, from cases on one rank with different operations and branches.
 
     Raises:
         RamifyError: there are too few of them.
@@ -126,10 +128,10 @@ def fit_speed(cases: Sequence[Mapping[str, Any]]) -> Speed:
 
 
 def fit_network(cases: Sequence[Mapping[str, Any]]) -> MachineOptions:
-    """Latency and bandwidth of the messages that were timed beside cases on one and the same number of ranks.
+    """Latency and bandwidth from the all-reduces timed with cases on the same number of ranks.
 
-    Each message takes as long as on the slowest rank, and of the cases the median: a single one may have met with
-    whatever else the machine did at that moment.
+    The time of a message is that on the slowest rank, and the median over the cases, since other programs may disturb a
+    single measurement.
     """
     (ranks,) = {case["ranks"] for case in cases}
     slowest = [[max(points, key=lambda p: p[1]) for points in zip(*_messages(case), strict=True)] for case in cases]
@@ -143,7 +145,7 @@ def fit_network(cases: Sequence[Mapping[str, Any]]) -> MachineOptions:
 
 
 def slowdown(ranks: int, cases: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """How many times slower products and copies are on so many ranks than on one by itself; medians over the cases."""
+    """Factors by which products and copies are slower on `ranks` ranks than on one alone; medians over the cases."""
 
     def rate(count: int, key: str) -> float:
         return median(min(row["limits"][key] for row in case["rows"]) for case in cases if case["ranks"] == count)
@@ -157,7 +159,7 @@ def _messages(case: Mapping[str, Any]) -> list[list[tuple[float, float]]]:
 
 
 def _not_negative(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Least squares of relative errors, coefficients not below 0: the best of all choices of columns."""
+    """Non-negative least squares of relative errors: the best fit of all subsets of columns."""
     weights = torch.tensor([1.0 / value for value in values], dtype=torch.float64)
     matrix = torch.tensor(rows, dtype=torch.float64) * weights[:, None]
     columns = range(matrix.shape[1])

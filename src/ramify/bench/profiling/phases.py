@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the trainer's own step, with a clock at the borders of its phases."""
+"""Time of a training step by phase, measured at the boundaries of the phases."""
 
 import time
 from collections.abc import Callable
@@ -12,19 +12,20 @@ from ramify.train.loop import Trainer
 from ramify.train.optimization.product_rates import wait_for
 
 PHASES = ("data", "edges", "encoder", "heads", "forces", "backward", "exchange", "clipping", "optimizer", "averages")
-"""In their order. `data`: waiting for the loader; `edges`: vectors, distances, weights; `heads`: energies, and direct
-forces; `forces`: conservative ones, the first derivative; `backward`: the loss and its derivative; `exchange`: what is
-left of the sums over ranks after that; `clipping`: norm, and what all ranks must agree on; `averages`: of the weights.
-Of a compiled step `encoder` is all that is compiled: edges and encoder, with conservative forces heads and forces too.
+"""The phases in order. `data`: waiting for the loader; `edges`: vectors, distances, weights; `heads`: energies, and
+direct forces; `forces`: conservative ones, the first derivative; `backward`: the loss and its derivative; `exchange`:
+the remaining all-reduces; `clipping`: gradient norm and synchronisation of all ranks; `averages`: averages of the
+weights. In a compiled step, `encoder` includes all that is compiled: edges and encoder, and with conservative forces
+also heads and forces.
 """
 
 
 class Phases:
-    """Seconds by phase, added up until they are taken. A device is waited for at every border, which costs a little;
-    so steps are timed with and without.
+    """Accumulates seconds by phase. It synchronises with the device at every boundary, which costs time, so steps are
+    timed with and without it.
 
     Args:
-        device: of the trainer.
+        device: device of the trainer.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,14 +34,14 @@ class Phases:
         self._last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
-        """What went on since the last mark was `phase`."""
+        """Assigns the time since the last mark to `phase`."""
         wait_for(self._device)
         now = time.perf_counter()
         self._seconds[phase] += now - self._last
         self._last = now
 
     def begin(self) -> None:
-        """A step begins; nothing is counted yet."""
+        """Resets the times at the begin of a step."""
         wait_for(self._device)
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._last = time.perf_counter()
@@ -50,13 +51,13 @@ class Phases:
         return dict(self._seconds)
 
     def listen(self, trainer: Trainer) -> Callable[[], None]:
-        """Puts marks at the borders of the phases of `trainer`; returns what takes them away."""
+        """Adds marks at the boundaries of the phases of `trainer`; returns a function that removes them."""
         model, optimizer, gradients = trainer.model, trainer.optimizer, trainer.gradients
         kinds = {model.branch(name).forces for name in model.branches}
         last = "forces" if "conservative" in kinds else "heads"
         heads = [module for name in model.branches for module in model.branch(name).children()]
         handles: list[Any] = [
-            # a second turn of a step begins where the backward pass of the first has ended
+            # the next micro-batch begins when the backward pass of the last one has ended
             model.register_forward_pre_hook(lambda *_: self.mark("backward")),
             model.encoder.register_forward_pre_hook(lambda *_: self.mark("edges")),
             model.encoder.register_forward_hook(lambda *_: self.mark("encoder")),
@@ -71,7 +72,7 @@ class Phases:
             self.mark("exchange")
             return norm()
 
-        setattr(gradients, "squared_norm", counted_norm)  # noqa: B010 - an instance's own, until taken away
+        setattr(gradients, "squared_norm", counted_norm)  # noqa: B010 - set on the instance, removed later
         trainer.watchdog = _Listener(self)
         unlisten = self._listen_to_program(trainer.forward, last) if trainer.recipe.train.compile != "none" else None
 
@@ -86,7 +87,7 @@ class Phases:
         return stop
 
     def _listen_to_program(self, forward: Forward, last: str) -> Callable[[], None]:
-        """Puts marks around a compiled model, whose modules are not called, and behind its program."""
+        """Adds marks around a compiled model, whose modules are not called, and after its program."""
         compiled: Any = forward.predict
         program = compiled.program
 
@@ -110,14 +111,14 @@ class Phases:
 
 
 class _Listener(Watchdog):
-    """Hears from the trainer that its backward pass is over; watches nothing."""
+    """A watchdog that only marks the end of the backward pass."""
 
     def __init__(self, phases: Phases) -> None:
         super().__init__(0, 1, None, 1.0)
         self._phases = phases
 
     def arrive(self, place: str) -> None:
-        """The trainer comes to the sums over ranks once its backward pass is over."""
+        """Called by the trainer when its backward pass has ended."""
         super().arrive(place)
         if place.startswith("the sums"):
             self._phases.mark("backward")

@@ -1,4 +1,4 @@
-"""Memory of a rank, measured: what its tensors take from step to step, and what the system counts for the process."""
+"""Measured memory of a rank: persistent tensors, and memory of the process."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from ramify.train.loop import Trainer
 
 
 def resident_bytes(trainer: Trainer) -> dict[str, int]:
-    """Bytes of all that stays from step to step after a step, by kind; memory that tensors share is counted once."""
+    """Bytes of all tensors that persist between steps, by kind; shared memory is counted once."""
     seen: set[int] = set()
     return {kind: _size(tensors, seen) for kind, tensors in _kinds(trainer)}
 
@@ -35,14 +35,14 @@ def _size(tensors: list[Tensor], seen: set[int]) -> int:
 
 
 def forget_peak() -> None:
-    """`peak_bytes` counts from now on."""
+    """Resets the peak of `peak_bytes`."""
     system.reset_peak_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most bytes that this process has held: of the accelerator's memory, or on a CPU of main memory."""
+    """Peak memory of this process in bytes: of the accelerator, or on a CPU of main memory."""
     if device.type == "cpu":
         return system.peak_memory()
     return int(getattr(torch, device.type).max_memory_allocated(device))

@@ -1,4 +1,4 @@
-"""A step as `torch.profiler` sees it: a trace for a viewer, and the most expensive operations."""
+"""A step profiled by `torch.profiler`: a trace for a viewer, and the most expensive operations."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ from ramify.train.loop import Trainer
 from ramify.train.optimization.product_rates import wait_for
 
 MOST_EXPENSIVE = 10
-"""Operations listed."""
+"""Number of listed operations."""
 
 
 def profile_step(trainer: Trainer, trace: Path) -> list[dict[str, Any]]:
     """Takes one step and writes its trace, to be opened in chrome://tracing or ui.perfetto.dev.
 
     Returns:
-        Of the `MOST_EXPENSIVE` operations, tensors of different shapes apart: name, shapes, calls, seconds by itself,
-        and its share of the sum over all.
+        The `MOST_EXPENSIVE` operations, separately for each set of tensor shapes: name, shapes, calls, own seconds, and
+        their fraction of the total.
     """
     kinds = [ProfilerActivity.CPU]
     device = trainer.layout.device

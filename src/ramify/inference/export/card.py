@@ -1,4 +1,4 @@
-"""The model card of an export: what the model is, what it may be used for, how well it does."""
+"""The model card of an export: description, intended use and errors of the model."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,9 +19,9 @@ def model_card(saved: Saved, branches: Branches, evaluation: Mapping[str, Any] |
 
     Args:
         saved: the model.
-        branches: those that are exported.
-        evaluation: `evaluation.json`, rows of these branches; None where the model was not evaluated.
-        version: of the export's format.
+        branches: the exported branches.
+        evaluation: the rows of these branches in `evaluation.json`; None if the model was not evaluated.
+        version: version of the export format.
     """
     first = next(iter(branches))
     sections = [
@@ -39,7 +39,7 @@ def model_card(saved: Saved, branches: Branches, evaluation: Mapping[str, Any] |
         _LIMITS,
         "## Training",
         "\n".join(_data(branches)),
-        f"The whole recipe, also of branches that were not exported:\n\n```yaml\n{_yaml(saved.recipe)}```",
+        f"The complete recipe, including branches that were not exported:\n\n```yaml\n{_yaml(saved.recipe)}```",
         f"Format `ramify-model` version {version}, written by ramify {ramify.__version__}: `manifest.json` holds "
         "options, reference energies, the recipe and checksums, the `.safetensors` files the weights.",
     ]
@@ -47,8 +47,8 @@ def model_card(saved: Saved, branches: Branches, evaluation: Mapping[str, Any] |
 
 
 _FORCES = {
-    "conservative": "Forces are −dE/dx of the energy, so energy is conserved, and stress comes with them.",
-    "direct": "Forces are predicted by a head of their own: they need not conserve energy, and there is no stress.",
+    "conservative": "Forces are −dE/dx of the energy, so energy is conserved; stress is predicted as well.",
+    "direct": "Forces are predicted by a separate head: in general they do not conserve energy. No stress.",
 }
 
 _USE = """```python
@@ -64,10 +64,10 @@ ramify predict structures.extxyz --model path/to/this/folder --branch {branch} -
 ```"""
 
 _LIMITS = (
-    "A branch answers only for elements of its training data; others are an error. It interpolates: structures, "
-    "temperatures and pressures unlike the training data have larger errors than the tables say, and atoms closer than "
-    "any in the data are predicted with a warning. Energies of two branches lie on two scales and must not be "
-    "subtracted from each other. The licences of the training data are not recorded here."
+    "A branch accepts only elements of its training data; others are an error. It interpolates: for structures, "
+    "temperatures and pressures unlike the training data, errors are larger than in the tables, and for atoms closer "
+    "than any in the data, the prediction comes with a warning. Energies of two branches have different scales and "
+    "must not be subtracted from each other. The licences of the training data are not recorded here."
 )
 
 
@@ -93,12 +93,12 @@ def _branch_table(branches: Branches) -> Iterator[str]:
 
 def _accuracy(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     if evaluation is None:
-        yield "Not evaluated: `ramify evaluate RUN` before `ramify export RUN` puts the errors here."
+        yield "Not evaluated: run `ramify evaluate RUN` before `ramify export RUN` to include the errors here."
         return
     yield (
         f"Mean absolute errors over the whole {evaluation['split']} split: energy in eV/atom after reference energies, "
-        "forces in eV/Å and stress in eV/Å³ per component. Behind each stands that of the trivial predictor, which "
-        "knows one energy per element, no force and no stress."
+        "forces in eV/Å and stress in eV/Å³ per component. Each error is followed by that of the trivial predictor: "
+        "one energy per element, zero forces and zero stress."
     )
     yield ""
     yield "| branch | dataset | structures | energy | trivial | forces | trivial | stress | trivial |"

@@ -1,14 +1,14 @@
-"""An export: a trained model as a small folder that needs neither its run nor its data.
+"""Exports: a trained model as a small folder that needs neither its run nor its data.
 
     model/
         encoder.safetensors
         branches/NAME.safetensors
         README.md                   model card
-        router.safetensors          only if one was fitted: which branch suits a structure
+        router.safetensors          only if a router was fitted
         manifest.json               written last: options, references, recipe, checksums
 
-Only safetensors, JSON and Markdown: loading one runs no code. Version 1 is kept readable for good; a sample of each
-version is among the tests.
+An export consists of safetensors, JSON and Markdown: loading it runs no code. All versions stay readable; the tests
+contain a sample of each.
 """
 
 import shutil
@@ -51,32 +51,32 @@ class ExportManifest(BaseModel):
     model: dict[str, Any]
     """Encoder and heads, as in a recipe."""
     precision: str
-    """It was trained in: `fp32`, `fp64` or `bf16`."""
+    """Precision of the training: `fp32`, `fp64` or `bf16`."""
     branches: dict[Name, list[Name]]
-    """The datasets that each branch read."""
+    """The datasets that each branch was trained on."""
     datasets: dict[Name, dict[str, Any]]
-    """What is kept of each: level of theory, reference energies, spreads, checksum of its manifest."""
+    """Facts about each dataset: level of theory, reference energies, spreads, checksum of its manifest."""
     recipe: dict[str, Any]
-    """The whole recipe of the training, also of parts that were not exported; absolute paths without their folders,
-    which concern nobody else."""
+    """The complete recipe of the training, including parts that were not exported; absolute paths are reduced to file
+    names."""
     step: int
-    """Optimizer steps taken."""
+    """Number of optimizer steps taken."""
     evaluation: dict[str, Any] | None
-    """`evaluation.json` of the run, rows of the exported branches; null where it was not evaluated."""
+    """The rows of the exported branches in `evaluation.json`; null if the run was not evaluated."""
     files: dict[str, str]
     """SHA-256 of each file of weights."""
 
 
 def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Path:
-    """Writes an export in one piece.
+    """Writes an export atomically.
 
     Args:
         saved: the model.
         target: the folder; must not exist.
-        branches: which to take; all if empty.
+        branches: the branches to export; all if empty.
 
     Raises:
-        RamifyError: something is at `target`, an unknown branch, or the disk is full.
+        RamifyError: `target` exists, a branch is unknown, or the disk is full.
     """
     if target.exists():
         raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another folder")
@@ -111,10 +111,10 @@ def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Pa
 
 
 def read_export(path: Path) -> Saved:
-    """The model of an export.
+    """Reads the model of an export.
 
     Raises:
-        RamifyError: no export there, a damaged one, or one of a newer version.
+        RamifyError: there is no export, or it is damaged or of a newer version.
     """
     manifest = _read_manifest(path)
     file = path / "manifest.json"
@@ -139,7 +139,7 @@ def read_export(path: Path) -> Saved:
 
 
 def _router(path: Path, manifest: ExportManifest) -> Path | None:
-    """Its file, if one was exported."""
+    """The file of the router, if it was exported."""
     expected = manifest.files.get(ROUTER)
     if expected is None:
         return None
@@ -153,7 +153,7 @@ def _read_manifest(path: Path) -> ExportManifest:
     file = regular_file(path, "manifest.json", fix=_AGAIN)
     content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RamifyError(f"{path} holds no model: its manifest.json is that of something else")
+        raise RamifyError(f"{path} is not a model: its manifest.json describes something else")
     version = content.get("version")
     if isinstance(version, int) and version > VERSION:
         raise RamifyError(
@@ -181,19 +181,19 @@ def _load(path: Path, manifest: ExportManifest, name: str) -> dict[str, Tensor]:
 
 
 def _write_weights(folder: Path, weights: Mapping[str, Tensor], branches: Sequence[str]) -> dict[str, str]:
-    """One file for the encoder and one for each branch; returns their checksums."""
+    """Writes one file for the encoder and one for each branch; returns their checksums."""
     (folder / "branches").mkdir()
     found, files = by_part(weights), {}
     for part in parts_of([check_name(name) for name in branches]):
         file = folder / file_of_part(part)
-        # `save_file` loses the reason when a disk is full
+        # `save_file` hides the reason when the disk is full
         file.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in found[part].items()}))
         files[file_of_part(part)] = sha256(file)
     return files
 
 
 def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with absolute paths cut down to the names of their files."""
+    """The recipe with absolute paths reduced to file names."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, str):
@@ -217,7 +217,7 @@ def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _rows_of(
     evaluation: Mapping[str, Any] | None, branches: Mapping[str, Mapping[str, DatasetInfo]]
 ) -> dict[str, Any] | None:
-    """The evaluation without the rows of branches that are left out."""
+    """The evaluation without the rows of branches that are not exported."""
     if evaluation is None:
         return None
     rows = [row for row in evaluation["rows"] if row["branch"] in branches]

@@ -1,6 +1,6 @@
-"""The reach of every atom, as in `ramify.neighbors.edges`, in PyTorch operations alone.
+"""The adaptive cutoff of every atom, as in `ramify.neighbors.edges`, in PyTorch operations.
 
-For programs that bring their own pairs and run without Python: the function compiles to TorchScript.
+For programs that provide pairs of atoms and run without Python: the function compiles to TorchScript.
 """
 
 import torch
@@ -16,15 +16,15 @@ def differentiable_cutoff(
     softness: float,
     rounding: float,
 ) -> Tensor:
-    """Where the neighbourhood of each atom ends; differentiable once in the distances.
+    """The adaptive cutoff of each atom; once differentiable in the distances.
 
     Args:
         distance: (P,) Å, of all pairs within cutoff + rounding + softness.
-        receiver: (P,) the atom that is surrounded.
+        receiver: (P,) the central atom.
         n_atoms: N.
         cutoff: Å.
         max_neighbors: per atom.
-        softness, rounding: Å, `SOFTNESS` and `ROUNDING` of `ramify.neighbors.edges`, where the definition stands.
+        softness, rounding: Å, `SOFTNESS` and `ROUNDING` of `ramify.neighbors.edges`, which has the definition.
 
     Returns:
         (N,) Å.
@@ -41,7 +41,7 @@ def differentiable_cutoff(
     sure = receiver[d <= first_out[receiver] - softness]
     surely_inside = torch.bincount(sure, minlength=n_atoms).to(d.dtype)
     low, high = first_out - softness, first_out.clone()
-    for _ in range(48):  # halves 0.25 Å down to 1e-15 Å
+    for _ in range(48):  # bisection from 0.25 Å to 1e-15 Å
         middle = 0.5 * (low + high)
         t = ((middle[owner] - d_near) / softness + 1.0).clamp(0.0, 1.0)
         step = t * t * t * (t * (6.0 * t - 15.0) + 10.0)
@@ -56,5 +56,5 @@ def differentiable_cutoff(
     atom_cutoff = torch.where(free < cutoff - rounding, free, rounded)
     atom_cutoff = torch.where(free >= cutoff + rounding, torch.full_like(free, cutoff), atom_cutoff)
     gain = slope / total[owner] * (0.5 - beyond / (2 * rounding))[owner]
-    moved = gain * (distance[near] - d_near)  # zero, with the derivative that the reach has
+    moved = gain * (distance[near] - d_near)  # zero, with the derivative of the adaptive cutoff
     return atom_cutoff.index_add(0, owner, moved)

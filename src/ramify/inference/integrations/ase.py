@@ -19,29 +19,29 @@ from ramify.inference.skin import SkinNeighbors
 from ramify.structures import Structures
 
 LARGE = 1e9
-"""Bytes; what needs less is not held against the free memory, which takes a look at the system."""
+"""Bytes; predictions that need less are not compared with the free memory, which requires a system call."""
 
 
 class Calculator(AseCalculator):
     """Energy, free energy, forces and stress of ASE atoms by one branch of a model.
 
     Energies are total energies on the scale of the branch's dataset, in eV; forces in eV/Å; stress in eV/Å³, tension
-    positive. The model has no electronic temperature, so the free energy is the energy. What a branch does not predict
-    (stress with direct forces, forces without force labels) it does not offer.
+    positive. The model has no electronic temperature, so the free energy is the energy. Properties that the branch does
+    not predict (stress with direct forces, forces without force labels) are not implemented.
 
     Args:
         model: a `Model`, or the path of one (see `ramify.load`).
-        branch: which branch answers; must be named if there are several.
-        dataset: on whose energy scale; must be named if the branch read several datasets.
-        skin: Å that atoms may move, two together, before neighbours are searched again.
-        **options: of ASE's calculators.
+        branch: name of the branch; required if there are several.
+        dataset: dataset whose energy scale is used; required if the branch was trained on several.
+        skin: Å, sum of the displacements of two atoms that triggers a new neighbour search.
+        **options: options of ASE's `Calculator`.
 
     Raises:
-        RamifyError: several branches (or datasets) and none named, or an unknown name. When asked about atoms: what
-            `Model.predict` raises.
+        RamifyError: there are several branches (or datasets) and none is named, or a name is unknown. In calculations:
+            the errors of `Model.predict`.
 
     Warns:
-        RamifyWarning: atoms closer than any in the training data; once, until atoms are replaced.
+        RamifyWarning: atoms closer than any in the training data; once per set of atoms.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Calculator(AseCalculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Everything the branch predicts, at once; ASE calls this."""
+        """Computes all properties that the branch predicts; called by ASE."""
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None  # set by the line above
         structure, count = Structures.from_ase([self.atoms]), len(self.atoms)
@@ -84,7 +84,7 @@ class Calculator(AseCalculator):
         self._refuse(screen_distances(closest))
         self._warn(structure, doubts(closest, self.predictor.dataset))
         self._check_memory(count, len(edges), self.predictor.memory_needed(count, len(edges)))
-        answer = self.predictor.ask(structure, edges)
+        answer = self.predictor.predict_edges(structure, edges)
         energy = float(answer.energy[0])
         if not np.isfinite(energy):
             raise RamifyError("the prediction is not a number: the model overflows on this structure")
@@ -97,7 +97,7 @@ class Calculator(AseCalculator):
     def _refuse(self, refused: dict[int, tuple[str, str]]) -> None:
         if refused:
             reason, detail = refused[0]
-            raise RamifyError(f"{reason}: {detail}", fix="correct the structure, or what moved its atoms there")
+            raise RamifyError(f"{reason}: {detail}", fix="correct the structure, or the program that moved its atoms")
 
     def _warn(self, structure: Structures, found: Mapping[int, str]) -> None:
         if not np.array_equal(structure.numbers, self._composition):
@@ -107,7 +107,7 @@ class Calculator(AseCalculator):
             self._warned = True
 
     def _check_memory(self, atoms: int, edges: int, needed: float) -> None:
-        """Refuses a structure before the system ends the process for it; small ones need no look at the system."""
+        """Refuses a structure that exceeds the free memory; small structures are not checked."""
         if needed > LARGE and needed > (free := available_memory(self.model.device)):
             size = f"{atoms:,} atoms" + (f" with {edges:,} edges" if edges else "")
             raise RamifyError(

@@ -1,9 +1,9 @@
-"""A branch as a metatomic model, which LAMMPS, i-PI, ASE and other programs run.
+"""A branch as a metatomic model for LAMMPS, i-PI, ASE and other programs.
 
 metatomic (https://docs.metatensor.org/metatomic, the package `metatomic-torch`) is an optional dependency. It runs
-TorchScript, without Python: the network is traced, and what lies between the engine's pairs and the network (the reach
-of every atom, reference energies) is written in TorchScript here. Forces and stress are the engine's derivatives of the
-energy; a branch with direct forces offers those as non-conservative forces.
+TorchScript without Python: the network is traced, and the code between the pairs of the engine and the network
+(adaptive cutoff of every atom, reference energies) is written in TorchScript here. The engine differentiates the energy
+to get forces and stress; the forces of a branch with direct forces are offered as non-conservative forces.
 """
 
 # ruff: noqa: UP006, UP035, UP045 - metatomic asks for these spellings of types
@@ -41,7 +41,7 @@ except ImportError as error:
 
 
 class _Network(torch.nn.Module):
-    """Encoder and one branch on tensors alone, to be traced.
+    """Encoder and one branch with tensors as inputs and outputs, for tracing.
 
     Maps atomic numbers (N,), of E edges receiver, sender and vector (E, 3) Å, the adaptive cutoff of every atom (N,) Å,
     and the slots (n,) of a table of neighbours (`ramify.model.graph.Graph`) to atomic energies (N,) in eV without
@@ -65,7 +65,7 @@ class _Network(torch.nn.Module):
 
 
 class _MetatomicModel(torch.nn.Module):
-    """What metatomic calls; compiled to TorchScript, hence the plain style."""
+    """The module that metatomic calls; compiled to TorchScript, which restricts its syntax."""
 
     references: Tensor
 
@@ -74,7 +74,7 @@ class _MetatomicModel(torch.nn.Module):
         encoder = predictor.options.encoder
         dtype = predictor.network.branch(predictor.branch.name).energy_scale.dtype
         with warnings.catch_warnings():
-            # what is read in Python while tracing are widths of the model, constants; metatomic is built on TorchScript
+            # the Python values read while tracing are constant widths of the model
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             warnings.simplefilter("ignore", DeprecationWarning)
             self.network = torch.jit.trace(_Network(predictor).eval(), _example(dtype), check_trace=False)
@@ -145,7 +145,7 @@ class _MetatomicModel(torch.nn.Module):
     def predict(self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Total energies by atom (N,) and direct forces (N, 3), from all pairs within the search radius.
 
-        Everything goes in and out in float64; the network computes in its own precision.
+        Inputs and outputs are float64; the network computes in its own precision.
         """
         vector = vector.to(torch.float64 if self.in_float64 else torch.float32)
         distance = torch.linalg.vector_norm(vector, dim=1)
@@ -157,7 +157,7 @@ class _MetatomicModel(torch.nn.Module):
                 distance, receiver, numbers.shape[0], self.cutoff, self.max_neighbors, self.softness, self.rounding
             )
         inside = torch.nonzero(distance < atom_cutoff[receiver]).squeeze(1)
-        inside = inside[torch.argsort(receiver[inside], stable=True)]  # engines list pairs in any order
+        inside = inside[torch.argsort(receiver[inside], stable=True)]  # engines give pairs in any order
         receiver, sender, vector = receiver[inside], sender[inside], vector[inside]
         most = int(torch.bincount(receiver, minlength=1).max())
         slots = torch.arange(most, device=receiver.device)
@@ -165,7 +165,7 @@ class _MetatomicModel(torch.nn.Module):
         return energy.to(torch.float64) + self.references[numbers], forces.to(torch.float64)
 
     def one_block(self, values: Tensor, samples: Labels, components: list[Labels], name: str) -> TensorMap:
-        """Values as metatensor's map with one block."""
+        """The values as a metatensor `TensorMap` with one block."""
         zero = torch.zeros([1, 1], dtype=torch.int32, device=values.device)
         block = TensorBlock(values, samples, components, Labels([name], zero))
         return TensorMap(Labels(["_"], zero), [block])
@@ -175,13 +175,12 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
     """Writes a branch as a metatomic model.
 
     Args:
-        predictor: the branch; the model computes in the precision of its network. Positions come and energies go in
-            float64 all the same: far from the origin, and beside reference energies of -30,000 eV, float32 has not
-            digits enough.
-        target: a file, by custom `NAME.pt`; must not exist.
+        predictor: the branch; the model computes in the precision of its network. Positions and energies are float64 in
+            any case: far from the origin, and with reference energies of -30,000 eV, float32 is not precise enough.
+        target: a file, usually named `NAME.pt`; must not exist.
 
     Raises:
-        RamifyError: something is at `target`.
+        RamifyError: `target` exists.
     """
     if target.exists():
         raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another file")
@@ -196,7 +195,7 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
         interaction_range=predictor.network.encoder.rounds * search_radius(encoder.cutoff, encoder.max_neighbors),
         length_unit="angstrom",
         supported_devices=["cuda", "cpu"],
-        dtype="float64",  # of what the engine hands over and takes back
+        dtype="float64",  # of the inputs and outputs
     )
     theory = dataset.theory or "level of theory not stated"
     metadata = ModelMetadata(
@@ -216,7 +215,7 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
 
 
 def _example(dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Three atoms, four edges: what the network is traced with."""
+    """Example inputs for tracing: three atoms, four edges."""
     numbers, receiver = torch.tensor([1, 1, 8]), torch.tensor([0, 1, 2, 2])
     sender = torch.tensor([2, 2, 0, 1])
     vector = torch.arange(12, dtype=dtype).reshape(4, 3) / 6.0 + 0.5

@@ -25,23 +25,24 @@ except ImportError as error:
     ) from None
 
 FIELDS = ("positions", "cell", "pbc", "atomic_numbers", "system_idx")
-"""What is read of a state."""
+"""The fields of a state that are used."""
 
 
 class TorchSimModel(ModelInterface):
-    """Energies, forces and stresses of torch-sim's states by one branch of a model.
+    """Energies, forces and stresses of torch-sim states by one branch of a model.
 
-    Integrators and optimizers work in float64, so that total energies keep their digits; the network computes in the
-    precision it was loaded in. Neighbours are found on the CPU and used again while atoms move little.
+    Integrators and optimizers work in float64, so that total energies keep their precision; the network computes in
+    the precision it was loaded with. Neighbours are found on the CPU and reused while the atoms move little.
 
     Args:
         model: a `Model`, or the path of one (see `ramify.load`).
-        branch: which branch answers; must be named if there are several.
-        dataset: on whose energy scale; must be named if the branch read several datasets.
-        skin: Å that atoms may move, two together, before neighbours are searched again.
+        branch: name of the branch; required if there are several.
+        dataset: dataset whose energy scale is used; required if the branch was trained on several.
+        skin: Å, sum of the displacements of two atoms that triggers a new neighbour search.
 
     Raises:
-        RamifyError: several branches (or datasets) and none named, an unknown name, a branch without forces.
+        RamifyError: there are several branches (or datasets) and none is named, a name is unknown, or the branch
+            predicts no forces.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class TorchSimModel(ModelInterface):
         self.predictor = loaded.predictor(branch, dataset)
         if self.predictor.branch.forces is None:
             raise RamifyError(
-                f"branch '{self.predictor.branch.name}' predicts no forces, nothing can be simulated with it",
+                f"branch '{self.predictor.branch.name}' predicts no forces, so it cannot run simulations",
                 fix="name a branch whose datasets have forces",
             )
         encoder = loaded.options.encoder
@@ -65,12 +66,12 @@ class TorchSimModel(ModelInterface):
         """The predictions for all structures of a state.
 
         Args:
-            state: of S structures with N atoms, or its fields by name. torch-sim's cells have lattice vectors as
-                columns.
+            state: S structures with N atoms, or the fields of the state by name. In torch-sim, lattice vectors are the
+                columns of a cell.
 
         Returns:
             `energy` (S,) eV; `forces` (N, 3) eV/Å; `stress` (S, 3, 3) eV/Å³, tension positive, NaN without periodic
-            axes, only if forces are conservative.
+            axes; only with conservative forces.
 
         Raises:
             RamifyError: a structure that cannot be predicted.
@@ -83,8 +84,8 @@ class TorchSimModel(ModelInterface):
             refused = screen_distances(closest)
         if refused:
             index, (reason, detail) = next(iter(refused.items()))
-            raise RamifyError(f"system {index}: {reason}: {detail}", fix="correct it, or what moved its atoms there")
-        answer = self.predictor.ask(structures, edges)
+            raise RamifyError(f"system {index}: {reason}: {detail}", fix="correct it, or the program that moved it")
+        answer = self.predictor.predict_edges(structures, edges)
         found = {"energy": answer.energy, "forces": answer.forces}
         found |= {"stress": answer.stress} if self._compute_stress else {}
         like = fields["positions"]
@@ -92,7 +93,7 @@ class TorchSimModel(ModelInterface):
 
 
 def _structures(fields: dict[str, Any]) -> Structures:
-    """The columns of a state."""
+    """The state as `Structures`."""
     numbers = fields["atomic_numbers"].cpu().numpy()
     of_atom = fields.get("system_idx")
     of_atom = np.zeros(len(numbers), np.int64) if of_atom is None else of_atom.cpu().numpy()

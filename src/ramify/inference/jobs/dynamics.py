@@ -1,4 +1,4 @@
-"""Molecular dynamics with a branch: NVE and NVT, and how well the energy is conserved."""
+"""Molecular dynamics with a branch: NVE and NVT, and the conservation of energy."""
 
 import math
 import warnings
@@ -17,23 +17,23 @@ from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference.integrations.ase import Calculator
 
 FRICTION = 0.01
-"""1/fs, of Langevin's thermostat: 0.1 ps to forget a velocity, ASE's own recommendation."""
+"""1/fs, friction of the Langevin thermostat: a relaxation time of 0.1 ps, as recommended by ASE."""
 
 TOO_HOT = 100_000.0
-"""K: nothing that is simulated with a neural network is this hot; the simulation has blown up."""
+"""K; a higher temperature means that the simulation has become unstable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicsOptions:
-    """How to simulate.
+    """Options of a simulation.
 
     Attributes:
         ensemble: `nve` (velocity Verlet) or `nvt` (Langevin).
-        temperature: K; of the first velocities, and of the thermostat. None keeps the velocities of the structure.
+        temperature: K, of the initial velocities and of the thermostat. None keeps the velocities of the structure.
         timestep: fs.
-        steps: of the whole simulation.
-        every: steps between frames.
-        seed: of velocities and thermostat.
+        steps: number of steps of the whole simulation.
+        every: number of steps between frames.
+        seed: random seed of velocities and thermostat.
     """
 
     ensemble: Literal["nve", "nvt"] = "nve"
@@ -46,16 +46,16 @@ class DynamicsOptions:
 
 @dataclass(frozen=True, slots=True)
 class DynamicsReport:
-    """What came of a simulation.
+    """The result of a simulation.
 
     Attributes:
-        steps: taken.
+        steps: number of steps taken.
         time: ps.
         temperature: K, mean over all steps.
         drift: meV/atom/ps, slope of a straight line through the total energies of all steps; None for less than three
-            steps. With a thermostat it says what the thermostat gave.
+            steps. With a thermostat it includes the energy exchanged with the thermostat.
         spread: meV/atom, standard deviation of the total energies about that line.
-        stopped: why it ended early; empty where it did not.
+        stopped: reason for an early end; empty if there was none.
     """
 
     steps: int
@@ -73,17 +73,18 @@ def simulate(
     on_frame: Callable[[Atoms], None] = lambda atoms: None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> DynamicsReport:
-    """Simulates one structure, in place.
+    """Simulates one structure in place.
 
     Args:
-        atoms: moved.
-        calculator: of the branch.
-        options: how to simulate.
-        on_frame: called with the atoms every `options.every` steps, the first and the last included.
-        on_step: called with the number of steps done.
+        atoms: the structure; it is changed.
+        calculator: calculator of the branch.
+        options: options of the simulation.
+        on_frame: called with the atoms every `options.every` steps, and at the first and the last step.
+        on_step: called with the number of completed steps.
 
     Raises:
-        RamifyError: a structure that the branch cannot predict, no forces, or velocities wanted that the file lacks.
+        RamifyError: the branch cannot predict the structure or predicts no forces, or the structure has no velocities
+            and no temperature is given.
 
     Warns:
         RamifyWarning: direct forces, which do not conserve energy.
@@ -106,7 +107,7 @@ def simulate(
             if step % options.every == 0 or step == options.steps:
                 on_frame(atoms)
             on_step(step)
-    except RamifyError as error:  # atoms were driven where the branch gives no answer
+    except RamifyError as error:  # the atoms have moved to where the branch refuses to predict
         stopped = f"step {energies.count} was refused: {str(error).splitlines()[0]}"
     slope, spread = energies.fit()
     per_atom = 1e3 / len(atoms)
@@ -121,8 +122,8 @@ def simulate(
 
 
 def set_temperature(atoms: Atoms, temperature: float, generator: np.random.Generator) -> None:
-    """Draws velocities from the Maxwell-Boltzmann distribution (K); the whole neither moves nor, without periodic axes,
-    turns."""
+    """Draws velocities from the Maxwell-Boltzmann distribution (K), without total momentum and, for structures without
+    periodic axes, without total angular momentum."""
     width = np.sqrt(atoms.get_masses() * units.kB * temperature)
     atoms.set_momenta(generator.standard_normal((len(atoms), 3)) * width[:, None])
     Stationary(atoms)
@@ -134,7 +135,7 @@ def _check(atoms: Atoms, calculator: Calculator, options: DynamicsOptions) -> No
     branch = calculator.predictor.branch
     if branch.forces is None:
         raise RamifyError(
-            f"branch '{branch.name}' predicts no forces, nothing can be simulated with it",
+            f"branch '{branch.name}' predicts no forces, so it cannot run simulations",
             fix="name a branch whose datasets have forces",
         )
     if options.ensemble not in ("nve", "nvt"):
@@ -160,13 +161,13 @@ def _dynamics(atoms: Atoms, options: DynamicsOptions, generator: np.random.Gener
         timestep,
         temperature_K=options.temperature,
         friction=FRICTION / units.fs,
-        fixcm=False,  # ASE's own correction of the centre of mass is not exact
+        fixcm=False,  # the centre-of-mass correction of ASE is not exact
         rng=generator,
     )
 
 
 class _Line:
-    """A straight line through points that come one by one, by sums of values relative to the first."""
+    """Streaming linear regression, with values relative to the first point."""
 
     def __init__(self) -> None:
         self._first: float | None = None
@@ -174,11 +175,11 @@ class _Line:
 
     @property
     def count(self) -> int:
-        """Points so far."""
+        """Number of points so far."""
         return int(self._sums[0])
 
     def add(self, x: float, y: float) -> None:
-        """One more point."""
+        """Adds one point."""
         if self._first is None:
             self._first = y
         y -= self._first

@@ -1,4 +1,4 @@
-"""Structures out of any file that ASE reads, one after the other, and back into extended XYZ."""
+"""Reads structures one by one from any file that ASE reads, and writes them as extended XYZ."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,28 +15,28 @@ from ramify.sources.formats.general.extxyz import read_frames
 from ramify.sources.quarantine import Quarantine
 
 RESULTS = ("energy", "forces", "stress")
-"""Labels that a file may bring; they are kept under names that begin with `REF_`."""
+"""Labels that a file may have; they are kept under names that begin with `REF_`."""
 
 
 def frames(path: Path, quarantine: Quarantine, start: int = 0, form: str | None = None) -> Iterator[tuple[int, Atoms]]:
-    """Every structure of a file with its place in it, from `start` on.
+    """Every structure of a file with its index, from `start` on.
 
     Extended XYZ is read in bounded memory, and a frame that cannot be read goes to the quarantine. Other formats are
-    read as ASE reads them: `traj` and databases one by one, most others whole.
+    read as by ASE: `traj` and databases frame by frame, most others completely.
 
     Args:
         path: the file.
         quarantine: for frames that cannot be read.
-        start: how many frames to pass over.
-        form: ASE's name of the format; None to tell it from the file.
+        start: number of frames to skip.
+        form: format name of ASE; None to detect the format.
 
     Raises:
-        RamifyError: no such file, a format that ASE does not know, one that it cannot read, or no structure in it.
+        RamifyError: the file is missing or has no structure, or ASE does not know the format or cannot read it.
     """
     if not path.is_file():
         raise RamifyError(f"{path} does not exist", fix="correct the path of the structures")
     found = start
-    nothing = RamifyError(f"{path} holds no structure", fix="correct the path or the --format")
+    nothing = RamifyError(f"{path} has no structure", fix="correct the path or the --format")
     if not path.stat().st_size:
         raise nothing
     try:
@@ -54,14 +54,14 @@ def frames(path: Path, quarantine: Quarantine, start: int = 0, form: str | None 
         raise RamifyError(
             f"{path}: ASE does not know this format", fix="name it with --format, as `ase info --formats` lists them"
         ) from None
-    except Exception as error:  # whatever a reader of ASE raises on a file that it cannot read
+    except Exception as error:  # readers of ASE raise exceptions of any type
         raise RamifyError(f"{path}: ASE cannot read it as '{form}': {type(error).__name__}: {error}") from error
     if not found and not quarantine.total:
         raise nothing
 
 
 def keep_labels(atoms: Atoms) -> Atoms:
-    """A copy without calculator, whose own labels stand as `REF_energy`, `REF_forces`, `REF_stress`."""
+    """A copy without a calculator, with its labels as `REF_energy`, `REF_forces` and `REF_stress`."""
     labels = dict(atoms.calc.results) if atoms.calc is not None else {}
     copy = atoms.copy()
     for name in RESULTS:
@@ -71,7 +71,7 @@ def keep_labels(atoms: Atoms) -> Atoms:
 
 
 def with_results(atoms: Atoms, results: Mapping[str, Any]) -> Atoms:
-    """A copy that carries energy, forces and stress as they are, and no calculator that could change them."""
+    """A copy with fixed energy, forces and stress."""
     copy = atoms.copy()
     copy.calc = SinglePointCalculator(copy, **{name: results[name] for name in RESULTS if name in results})
     return copy

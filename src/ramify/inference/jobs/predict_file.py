@@ -1,4 +1,4 @@
-"""`ramify predict`: a file of structures in, a file of predictions out; streamed, and taken up again after a stop."""
+"""`ramify predict`: predictions for a file of structures; streamed, and resumable after an interruption."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ from ramify.structures import Structures
 
 CHUNK_STRUCTURES = 4096
 CHUNK_ATOMS = 40_000
-"""A chunk is read, predicted, written and made safe together: at most so many structures, and not many more atoms."""
+"""Largest number of structures, and approximate number of atoms, that are read, predicted and written together."""
 
 Chunk = list[tuple[int, Atoms]]
-"""Structures with their place in the file."""
+"""Structures with their index in the file."""
 
 
 def predict_file(
@@ -40,28 +40,28 @@ def predict_file(
     """Predicts every structure of a file.
 
     Args:
-        model: that predicts.
+        model: the model.
         source: any file that ASE reads.
-        target: extended XYZ; must not exist. What was left out is listed beside it, in TARGET.skipped.jsonl.
-        branches: one, whose results stand under ASE's own names; or several, whose results carry the branch's name:
+        target: extended XYZ; must not exist. Skipped structures are listed in TARGET.skipped.jsonl.
+        branches: one, whose results have the names of ASE; or several, whose results have the name of the branch:
             `energy_NAME`, `forces_NAME`, `stress_NAME`.
-        dataset: on whose energy scale, see `Model.predict`.
-        form: ASE's name of the source's format; None to tell it from the file.
-        memory: bytes that one batch may take; None for all that is free.
-        restart: begin anew where an earlier attempt was cut off.
-        progress: called with the number of structures done since the last call.
+        dataset: dataset whose energy scale is used, see `Model.predict`.
+        form: format name of ASE; None to detect the format.
+        memory: bytes that one batch may take; None for all free memory.
+        restart: start again instead of resuming an interrupted job.
+        progress: called with the number of structures completed since the last call.
 
     Returns:
-        How far it has come, with the sums of errors by branch where the source has labels.
+        The progress, with the sums of errors by branch if the source has labels.
 
     Raises:
-        RamifyError: `target` exists, an earlier attempt was another job, a file that cannot be read, or a full disk.
+        RamifyError: `target` exists, the interrupted job was another one, the file is unreadable, or the disk is full.
     """
     predictors = [model.predictor(name, dataset) for name in branches]
     output = ResumableOutput(target, _job(model, source, branches, dataset), restart=restart)
     budgets = [budget_for(model.options, p.branch.forces, model.device, memory) for p in predictors]
     progress(output.progress.frames)
-    with disk_full_named(target, left="what was predicted is kept", fix="free some space and run the same again"):
+    with disk_full_named(target, left="predictions so far are kept", fix="free some space and run it again"):
         for chunk in _chunks(frames(source, output.quarantine, output.progress.frames, form)):
             structures = Structures.from_ase([atoms for _, atoms in chunk])
             found = {
@@ -82,7 +82,7 @@ def predict_file(
 
 
 def _note_refused(output: ResumableOutput, source: Path, chunk: Chunk, found: dict[str, Predictions]) -> None:
-    """Tells the quarantine which structures which branch refused, in the order of the file."""
+    """Reports the structures that a branch refused to the quarantine, in the order of the file."""
     prefix = {name: f"branch {name}: " if len(found) > 1 else "" for name in found}
     for k, (index, _) in enumerate(chunk):
         for name, predictions in found.items():
@@ -92,7 +92,7 @@ def _note_refused(output: ResumableOutput, source: Path, chunk: Chunk, found: di
 
 
 def _image(index: int, atoms: Atoms, answers: dict[str, Prediction | None]) -> Atoms | None:
-    """The structure with what the branches say of it; None where none says anything."""
+    """The structure with the predictions of the branches; None if there are none."""
     if all(answer is None for answer in answers.values()):
         return None
     image = keep_labels(atoms)
@@ -128,7 +128,7 @@ def _chunks(found: Iterator[tuple[int, Atoms]]) -> Iterator[Chunk]:
 
 
 def _job(model: Model, source: Path, branches: Sequence[str], dataset: str | None) -> str:
-    """Checksum of all that the predictions depend on; the source by its size and time of change."""
+    """Checksum of all inputs of the predictions; the source by its size and modification time."""
     if not source.is_file():
         raise RamifyError(f"{source} does not exist", fix="correct the path of the structures")
     status = source.stat()

@@ -1,4 +1,4 @@
-"""Relaxation: moves atoms, and the cell if asked, until the forces vanish; says why where they do not."""
+"""Relaxation of atoms and optionally the cell, with the reason where it does not converge."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,23 +21,24 @@ OPTIMIZERS = {"fire": FIRE, "bfgs": BFGS, "lbfgs": LBFGS}
 
 NOT_CONVERGED = "not converged"
 VOLUME_CHANGE = 1.5
-"""Where the volume changes by more than this factor, the crystal found is hardly the one that was asked about."""
+"""A volume change by more than this factor is reported: the result is probably another crystal."""
 
 RISE = 1e-4
-"""eV/atom by which a relaxation may end above its start: rounding in float32, and steps that end where they began."""
+"""eV/atom, tolerated increase of the energy in a relaxation, due to rounding in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelaxOptions:
-    """How to relax.
+    """Options of a relaxation.
 
     Attributes:
         fmax: eV/Å, largest norm of a force (and of the derivative by the cell, as ASE's `FrechetCellFilter` scales it)
             at which the structure counts as relaxed.
-        steps: at most.
-        cell: relax the cell too; needs three periodic axes and a conservative branch.
-        optimizer: of ASE. `fire` is steady far from a minimum; `bfgs` takes fewer steps near one, with time that grows
-            with the cube of the atoms; `lbfgs` is for many atoms, and may run in circles where the cell moves too.
+        steps: largest number of steps.
+        cell: also relax the cell; needs three periodic axes and a conservative branch.
+        optimizer: optimizer of ASE. `fire` is robust far from a minimum; `bfgs` takes fewer steps near a minimum, with
+            a cost that grows with the cube of the number of atoms; `lbfgs` is for many atoms, and may not converge if
+            the cell is relaxed.
     """
 
     fmax: float = 0.05
@@ -48,15 +49,15 @@ class RelaxOptions:
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:
-    """What came of relaxing one structure.
+    """The result of relaxing one structure.
 
     Attributes:
         atoms: the last structure, with its energy, forces and stress.
         converged: whether the forces fell below the limit.
-        steps: taken.
-        max_force: eV/Å, at the end, what `RelaxOptions.fmax` limits.
-        energy_change: eV, last energy less first one.
-        why: what kept it from converging, or what to doubt where it converged; empty where all is well.
+        steps: number of steps taken.
+        max_force: eV/Å, final value of the quantity that `RelaxOptions.fmax` limits.
+        energy_change: eV, final energy minus initial energy.
+        why: reason for not converging, or reason to doubt a converged result; empty if there is none.
     """
 
     atoms: Atoms
@@ -71,8 +72,8 @@ def relax(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> Relaxa
     """Relaxes a copy of one structure.
 
     Raises:
-        RamifyError: a structure that the branch cannot predict, no forces, an unknown optimizer, or a cell that cannot
-            be relaxed.
+        RamifyError: the branch cannot predict the structure or predicts no forces, the optimizer is unknown, or the
+            cell cannot be relaxed.
     """
     atoms = atoms.copy()
     _check(atoms, calculator, options)
@@ -82,21 +83,21 @@ def relax(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> Relaxa
     optimizer = OPTIMIZERS[options.optimizer](moved, logfile=None)
     last, why, taken = atoms.copy(), "", -1
     try:
-        for _ in optimizer.irun(fmax=options.fmax, steps=options.steps):  # yields before the first step, too
+        for _ in optimizer.irun(fmax=options.fmax, steps=options.steps):  # also yields before the first step
             taken += 1
             last, results = atoms.copy(), dict(calculator.results)
             largest = float(np.linalg.norm(moved.get_forces(), axis=1).max())
         converged = largest < options.fmax
         if not converged:
             why = f"{NOT_CONVERGED} in {taken} steps: largest force {largest:.4f} eV/Å"
-    except RamifyError as error:  # atoms were driven where the branch gives no answer: the step before is kept
+    except RamifyError as error:  # the branch refuses to predict: the step before is kept
         converged, why = False, f"step {taken + 1} was refused: {str(error).splitlines()[0]}"
     ratio = last.cell.volume / volume if options.cell else 1.0
     change = results["energy"] - before
     if converged and not 1 / VOLUME_CHANGE < ratio < VOLUME_CHANGE:
         why = f"the volume changed by a factor of {ratio:.2f}"
     elif converged and change > RISE * len(atoms):
-        why = f"the energy rose by {change:.4f} eV: forces vanish at maxima, too"
+        why = f"the energy rose by {change:.4f} eV: forces also vanish at maxima"
     return Relaxation(with_results(last, results), converged, taken, largest, change, why)
 
 
@@ -105,7 +106,7 @@ def _check(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> None:
         raise RamifyError(f"optimizer '{options.optimizer}' is unknown; accepted: {', '.join(OPTIMIZERS)}")
     if "forces" not in calculator.implemented_properties:
         raise RamifyError(
-            f"branch '{calculator.predictor.branch.name}' predicts no forces, nothing can be relaxed by it",
+            f"branch '{calculator.predictor.branch.name}' predicts no forces, so it cannot relax structures",
             fix="name a branch whose datasets have forces",
         )
     if not options.cell:
@@ -132,28 +133,28 @@ def relax_file(
     restart: bool = False,
     done: Callable[[int, str, Relaxation | None, str], None] = lambda index, formula, found, why: None,
 ) -> OutputProgress:
-    """Relaxes every structure of a file; streamed, and taken up again after a stop.
+    """Relaxes every structure of a file; streamed, and resumable after an interruption.
 
     Args:
-        calculator: of the branch.
+        calculator: calculator of the branch.
         source: any file that ASE reads.
-        target: extended XYZ; must not exist. Frames say under `converged`, `steps`, `max_force`, `energy_change` and
-            `why` what came of them.
-        options: how to relax.
-        form: ASE's name of the source's format; None to tell it from the file.
-        restart: begin anew where an earlier attempt was cut off.
-        done: called with place, formula, result and reason of each structure; the result is None where there is none.
+        target: extended XYZ; must not exist. Frames have the entries `converged`, `steps`, `max_force`,
+            `energy_change` and `why`.
+        options: options of the relaxation.
+        form: format name of ASE; None to detect the format.
+        restart: start again instead of resuming an interrupted job.
+        done: called with index, formula, result and reason of each structure; the result is None if it was skipped.
 
     Raises:
-        RamifyError: `target` exists, an earlier attempt was another job, a file that cannot be read, or a full disk.
+        RamifyError: `target` exists, the interrupted job was another one, the file cannot be read, or the disk is full.
     """
     if not source.is_file():
         raise RamifyError(f"{source} does not exist", fix="correct the path of the structures")
     status, predictor = source.stat(), calculator.predictor
     of_source = [str(source.resolve()), status.st_size, status.st_mtime_ns]
-    asked = [calculator.model.saved.weights_sha256, predictor.branch.name, predictor.dataset.name, repr(options)]
-    output = ResumableOutput(target, content_sha256([of_source, asked]), restart=restart)
-    with disk_full_named(target, left="what was relaxed is kept", fix="free some space and run the same again"):
+    inputs = [calculator.model.saved.weights_sha256, predictor.branch.name, predictor.dataset.name, repr(options)]
+    output = ResumableOutput(target, content_sha256([of_source, inputs]), restart=restart)
+    with disk_full_named(target, left="results so far are kept", fix="free some space and run it again"):
         for index, atoms in frames(source, output.quarantine, output.progress.frames, form):
             found, why, images = None, "", []
             try:

@@ -1,8 +1,8 @@
-"""An extended XYZ file that grows chunk by chunk and is taken up again after a stop at any moment.
+"""Writes an extended XYZ file in chunks, and resumes after an interruption at any moment.
 
-OUT.part grows, OUT.skipped.jsonl lists what was left out, and OUT.part.json says how many bytes of both belong to how
-many frames of the input. The latter is replaced after each chunk, in one move; what was written past it is cut off when
-the work is taken up again. When all is done OUT.part becomes OUT.
+OUT.part grows, OUT.skipped.jsonl lists skipped structures, and OUT.part.json states the number of completed frames
+of the input and the corresponding sizes of both files in bytes. It is replaced atomically after each chunk; on resume,
+both files are truncated to these sizes. When all frames are done, OUT.part is renamed to OUT.
 """
 
 import json
@@ -24,15 +24,15 @@ from ramify.untrusted import parsed
 
 @dataclass
 class OutputProgress:
-    """How far a file has come.
+    """Progress of an output file.
 
     Attributes:
-        job: checksum of what is done by what.
-        frames: frames of the input that are done.
-        written: structures written.
-        skipped: structures left out, by reason.
-        warnings: results to be doubted.
-        bytes, skipped_bytes: of the two files.
+        job: checksum of all inputs of the job.
+        frames: number of completed frames of the input.
+        written: number of structures written.
+        skipped: numbers of skipped structures, by reason.
+        warnings: number of results with a warning.
+        bytes, skipped_bytes: sizes of the two files.
         errors: by branch, sums of errors against the labels of the input (`ramify.inference.label_errors`).
     """
 
@@ -51,15 +51,15 @@ class ResumableOutput:
 
     Args:
         target: must not exist.
-        job: checksum of all that the output depends on.
-        restart: forget an earlier attempt.
+        job: checksum of all inputs of the job.
+        restart: discard an interrupted job.
 
     Attributes:
-        progress: how far it has come; the caller counts on.
-        quarantine: takes what is left out.
+        progress: progress of the file; updated by the caller.
+        quarantine: receives skipped structures.
 
     Raises:
-        RamifyError: `target` exists, or an earlier attempt was another job.
+        RamifyError: `target` exists, or the interrupted job was another one.
     """
 
     def __init__(self, target: Path, job: str, *, restart: bool) -> None:
@@ -72,25 +72,25 @@ class ResumableOutput:
         self.progress = OutputProgress(job)
         target.parent.mkdir(parents=True, exist_ok=True)
         if self._state.is_file() and not restart:
-            begun = parsed(OutputProgress, read_json(self._state), self._state, fix="begin anew with --restart")
+            begun = parsed(OutputProgress, read_json(self._state), self._state, fix="start again with --restart")
             if begun.job != job:
                 raise RamifyError(
-                    f"{self._part} was begun with another input, model, branch or option",
-                    fix="choose another --out, or begin anew with --restart",
+                    f"{self._part} was started with another input, model, branch or option",
+                    fix="choose another --out, or start again with --restart",
                 )
             self.progress = begun
         for path, size in ((self._part, self.progress.bytes), (self._skipped, self.progress.skipped_bytes)):
             there = path.stat().st_size if path.is_file() else 0
             if not 0 <= size <= there:
                 raise RamifyError(
-                    f"{path} has {there} bytes, but {self._state.name} speaks of {size}",
-                    fix="begin anew with --restart",
+                    f"{path} has {there} bytes, but {self._state.name} states {size}",
+                    fix="start again with --restart",
                 )
             if there:
                 os.truncate(path, size)
 
     def put(self, images: Sequence[Atoms]) -> None:
-        """Appends structures and what was left out since the last call, and makes the state safe."""
+        """Appends structures and the records skipped since the last call, and writes the state to disk."""
         progress = self.progress
         with self._part.open("a", encoding="utf-8") as file:
             append_frames(file, images)
@@ -105,14 +105,14 @@ class ResumableOutput:
         write_json(self._state, asdict(progress))
 
     def finish(self) -> None:
-        """Turns the part into the whole."""
+        """Renames the finished part to its final name."""
         self.put([])
         os.replace(self._part, self.target)
         self._state.unlink()
 
 
 class _Lines(Quarantine):
-    """Records left out since they were last asked for."""
+    """Collects skipped records as lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _Lines(Quarantine):
 
 
 def _settled(file: TextIO) -> int:
-    """Puts what was written on the disk; returns the size of the file."""
+    """Flushes the file to disk; returns its size."""
     file.flush()
     os.fsync(file.fileno())
     return file.tell()

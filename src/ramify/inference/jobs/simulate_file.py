@@ -1,4 +1,4 @@
-"""`ramify md`: one structure of a file in, a trajectory out."""
+"""`ramify md`: molecular dynamics of one structure of a file, written as a trajectory."""
 
 import os
 from collections import deque
@@ -28,20 +28,21 @@ def simulate_file(
 ) -> DynamicsReport:
     """Simulates one structure of a file.
 
-    Frames grow in TARGET.part, which becomes TARGET at the end, also of a simulation that blew up. They hold energies,
-    forces and velocities: one may begin where another ended.
+    Frames are appended to TARGET.part, which is renamed to TARGET at the end, also if the simulation became unstable.
+    They contain energies, forces and velocities, so that another simulation can start from the last frame.
 
     Args:
-        calculator: of the branch.
+        calculator: calculator of the branch.
         source: any file that ASE reads.
         target: extended XYZ; must not exist.
-        options: how to simulate.
-        index: which structure of the file, from 0, or from -1 for the last; may be None where it has only one.
-        form: ASE's name of the source's format; None to tell it from the file.
-        on_step: called with the number of steps done.
+        options: options of the simulation.
+        index: index of the structure in the file, from 0, or -1 for the last; may be None if there is only one.
+        form: format name of ASE; None to detect the format.
+        on_step: called with the number of completed steps.
 
     Raises:
-        RamifyError: `target` exists, no such structure, several and none named; or what `simulate` raises.
+        RamifyError: `target` exists, there is no such structure, there are several and none is named; or an error of
+            `simulate`.
     """
     if target.exists():
         raise RamifyError(f"{target} exists already", fix="choose another --out, or move it away")
@@ -50,7 +51,7 @@ def simulate_file(
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with (
-            disk_full_named(target, left=f"what was simulated is in {part}", fix="free some space and run it again"),
+            disk_full_named(target, left=f"the trajectory so far is in {part}", fix="free some space and run it again"),
             part.open("w", encoding="utf-8") as file,
         ):
 
@@ -62,7 +63,7 @@ def simulate_file(
             sync(part)
             os.replace(part, target)
     finally:
-        if part.exists() and not part.stat().st_size:  # nothing could be simulated
+        if part.exists() and not part.stat().st_size:  # no frame was written
             part.unlink()
     return report
 
