@@ -9,6 +9,7 @@ before it loads PyTorch.
 import _thread
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,11 @@ invited to retry". Python uses 1 and 2, shells 126 and above (128 + number of a 
 INTERRUPTED = 130
 """That of a run that was stopped at the keyboard: what shells give a program that SIGINT ended."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What schedulers send before they end a job: SIGTERM by themselves, SIGUSR1 when asked to (`sbatch --signal`); and
-Ctrl-C at the keyboard."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+"""What schedulers send before they end a job: SIGTERM by themselves, SIGUSR1 when asked to (`sbatch --signal`); SIGHUP
+of a terminal or remote shell that closes; and Ctrl-C at the keyboard."""
+IGNORABLE = (signal.SIGHUP, signal.SIGINT)
+"""Signals that a program started by a shell or by `nohup` may have been told to ignore; it goes on ignoring them."""
 PATIENCE = 5.0
 """Seconds that the first step of a process may take once a signal has come; it may be compiling, for minutes."""
 VERBS = ("train", "finetune", "demo")
@@ -48,7 +51,7 @@ class Stop:
     """Listens to signals between `with` and its end. Further ones change nothing, the process is stopping already; but
     a second SIGINT aborts.
 
-    Once there was one, SIGTERM and SIGUSR1 are ignored to the end of the process: schedulers repeat themselves, and the
+    Once there was one, SIGTERM, SIGUSR1 and SIGHUP are ignored to the end of the process: schedulers repeat themselves, and the
     exit status must not become that of the second signal.
 
     Args:
@@ -70,7 +73,7 @@ class Stop:
 
     @property
     def reason(self) -> str:
-        """`SIGTERM`, `SIGUSR1`, `SIGINT` or `time limit`; empty while there is none."""
+        """`SIGTERM`, `SIGUSR1`, `SIGHUP`, `SIGINT` or `time limit`; empty while there is none."""
         if not self._signal and self.minutes is not None and process_age() >= 60 * self.minutes:
             return "time limit"
         return self._signal
@@ -92,9 +95,9 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may install handlers
-            # a shell has programs in the background ignore SIGINT, which is then meant for another one
-            ignored = (signal.SIGINT,) if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else ()
-            self._before = {n: signal.signal(n, self._hear) for n in SIGNALS if n not in ignored}
+            # a shell has programs in the background ignore SIGINT, and `nohup` has its program ignore SIGHUP
+            heard = [n for n in SIGNALS if n not in IGNORABLE or signal.getsignal(n) != signal.SIG_IGN]
+            self._before = {n: signal.signal(n, self._hear) for n in heard}
             if not self._begun.is_set():
                 self._pipe = os.pipe()
                 os.set_blocking(self._pipe[1], False)
@@ -120,6 +123,8 @@ class Stop:
             raise Stopped(self._signal) from error  # a compiler or another rank that the same signal has ended
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         self._signal = self._signal or signal.Signals(number).name
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1 and not self._at_once:
@@ -166,6 +171,20 @@ def exit_status(reason: str) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return 0
     return INTERRUPTED if set(reason.split(", ")) == {signal.SIGINT.name} else STOPPED
+
+
+def _leave_closed_terminal() -> None:
+    """Output to a terminal that has closed goes nowhere: each write to it would fail, and end the run before it has
+    written its checkpoint."""
+    for stream in (0, 1, 2):
+        try:
+            closed = stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream)
+        except OSError:  # it was never open
+            continue
+        if closed:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
 
 
 def _say(reason: str) -> None:
