@@ -51,8 +51,8 @@ class Stop:
     """Listens to signals between `with` and its end. Further ones change nothing, the process is stopping already; but
     a second SIGINT aborts.
 
-    Once there was one, SIGTERM, SIGUSR1 and SIGHUP are ignored to the end of the process: schedulers repeat themselves, and the
-    exit status must not become that of the second signal.
+    Once there was one, SIGTERM, SIGUSR1 and SIGHUP are ignored to the end of the process: schedulers repeat themselves,
+    and the exit status must not become that of the second signal.
 
     Args:
         minutes: that the process may run, counted from its start, imports included; None for no limit.
