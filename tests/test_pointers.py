@@ -108,6 +108,16 @@ def test_only_names_of_pointers_are_resolved(linked: Path, tmp_path: Path) -> No
     assert resolve(tmp_path / "best") == tmp_path / "best"  # nothing there
 
 
+def test_names_in_foreign_manifests_become_no_pointers(linked: Path) -> None:
+    """What a copy without links is read from; every name passes the check of datasets' names."""
+    for name in POINTERS:
+        (linked / name).unlink()
+    path = linked / "step-00000100/manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"datasets": content["datasets"] | {"../../a": {}, "b\nc": {}}}))
+    assert read_pointers(linked) == POINTERS
+
+
 def test_before_an_evaluation_nothing_is_best(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 3, *tensors(3), ABOUT, best=False)
     (tmp_path / NAME).unlink()
@@ -124,6 +134,14 @@ def test_before_an_evaluation_nothing_is_best(tmp_path: Path) -> None:
             "'best' names '../../other'; accepted are",
         ),
         ('{"format": "ramify-pointers", "pointers": {"best": 3}}', "'best' names 3; accepted are"),
+        (
+            '{"format": "ramify-pointers", "pointers": {"with-x y": "step-00000100"}}',
+            "'with-x y' names 'step-00000100'",
+        ),
+        (
+            '{"format": "ramify-pointers", "pointers": {"with-a\\u001b[2J": "step-00000100"}}',
+            "names 'step-00000100'",
+        ),
         ('{"format": "ramify-pointers", "pointers": {"../best": "step-00000100"}}', "'../best' names 'step-00000100'"),
     ],
 )

@@ -50,7 +50,8 @@ def _store(path: Path, verify: bool) -> dict[str, Any]:
     with open_files(path) as files:
         if verify:
             verify_files(files)
-        manifest = files.manifest.to_json() | {"form": files.form}
+        # every key, also those that `to_json` leaves out at their default
+        manifest = files.manifest.model_dump(mode="json") | {"form": files.form}
     shown = (
         "dataset",
         "theory",

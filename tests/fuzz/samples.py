@@ -15,6 +15,16 @@ from ase.db import connect
 from ase.io import write
 
 from ramify.minicorpora import FILES
+from tests.sources.test_ase_files import vasprun as vasprun_text
+from tests.sources.test_ase_files import write_traj
+from tests.sources.test_deepmd import system
+from tests.sources.test_hdf5_more import write_ani2x, write_spice
+from tests.sources.test_json_more import fitsnap as fitsnap_text
+from tests.sources.test_json_more import matpes as matpes_records
+from tests.sources.test_json_more import records as jarvis_records
+from tests.sources.test_oc20 import write as write_oc20
+from tests.sources.test_qcml import molecules
+from tests.sources.test_qcml import write as write_qcml
 
 
 def images() -> list[Atoms]:
@@ -110,21 +120,93 @@ def ani1(path: Path) -> None:
             group["forces"] = rng.normal(0, 0.1, (4, 3, 3))
 
 
+def crystal(species: list[str], xyz: list[list[float]], matrix: list[list[float]]) -> dict[str, Any]:
+    """A structure as pymatgen writes it."""
+    inverse = np.linalg.inv(matrix)
+    sites = [
+        {"species": [{"element": s, "occu": 1}], "xyz": r, "abc": (np.array(r) @ inverse).tolist(), "label": s}
+        for s, r in zip(species, xyz, strict=True)
+    ]
+    return {"@class": "Structure", "lattice": {"matrix": matrix}, "sites": sites}
+
+
+def matpes(path: Path) -> None:
+    """Three records of MatPES."""
+    path.write_text(json.dumps(matpes_records(crystal, 3)))
+
+
+def fitsnap(path: Path) -> None:
+    """One configuration of FitSNAP, without the comment before it."""
+    path.write_text(fitsnap_text(header=False))
+
+
+def jarvis(path: Path) -> None:
+    """Three records of JARVIS, of like energies per atom."""
+    path.write_text(json.dumps(jarvis_records([-3.7, -14.9, -29.7], [1, 4, 8])))
+
+
+def oc20(path: Path) -> None:
+    """Frames of OC20 with the text that is read with them."""
+    made = write_oc20(path.parent, packed=False)
+    made.with_suffix(".txt").rename(path.with_suffix(".txt"))
+    made.rename(path)
+
+
+def deepmd(path: Path) -> None:
+    """A system of DeePMD, by its `type.raw`."""
+    system(path.parent)
+
+
+def qcml(path: Path) -> None:
+    """Molecules of QCML."""
+    write_qcml(path, molecules(3))
+
+
+def vasprun(path: Path) -> None:
+    """Two ionic steps of VASP."""
+    path.write_text(vasprun_text(2)[0])
+
+
+def trajectory(path: Path) -> None:
+    """Frames of ASE."""
+    write_traj(path, 3)
+
+
+def ani2x(path: Path) -> None:
+    """Two numbers of atoms of ANI-2x."""
+    write_ani2x(path)
+
+
+def spice(path: Path) -> None:
+    """Two molecules of SPICE."""
+    write_spice(path, 2)
+
+
 JSON: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
     "mptrj": (".json", mptrj, {}),
     "alexandria": (".json", alexandria, {}),
     "mlearn": (".json", mlearn, {}),
     "ase_db": (".json", database, {}),
+    "matpes": (".json", matpes, {}),
+    "fitsnap": (".json", fitsnap, {}),
+    "jarvis": (".json", jarvis, {}),
 }
 """By format: ending, who writes a good file, keys of the recipe."""
 BYTES = JSON | {
     "extxyz": (".extxyz", extxyz, {}),
     "npz": (".npz", npz, {"units": {"energy": "eV", "forces": "eV/Å", "length": "Å"}}),
     "ase_db.db": (".db", database, {}),
+    "ase_traj": (".traj", trajectory, {}),
+    "deepmd": ("/type.raw", deepmd, {}),
+    "oc20": (".extxyz", oc20, {}),
+    "qcml": (".tfrecord", qcml, {"length": "bohr"}),
+    "vasp": (".xml", vasprun, {}),
 }
 HDF5: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
     "ani1": (".h5", ani1, {}),
     "ani1x": (".h5", ani1x, {}),
+    "ani2x": (".h5", ani2x, {}),
+    "spice": (".h5", spice, {}),
     "qm7x": (".hdf5", qm7x, {"labels": "pbe0"}),
     "transition1x": (".h5", transition1x, {}),
 }

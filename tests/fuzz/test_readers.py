@@ -25,6 +25,7 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 from tests.fuzz import samples
 from tests.fuzz.mutations import MORE, as_json, changes, damages, fuzz
+from tests.sources.test_deepmd import ENDINGS
 
 Change = Callable[[Any], Any]
 Damage = Callable[[bytes], bytes]
@@ -65,11 +66,20 @@ def test_what_is_good_is_read(tmp_path: Path, name: str) -> None:
 @fuzz(40)
 def test_bytes(tmp_path_factory: pytest.TempPathFactory, name: str, damage: Damage) -> None:
     ending, make, keys = samples.BYTES[name]
-    folder = tmp_path_factory.mktemp("bytes")
-    make(folder / f"good{ending}")
-    path = folder / f"a{ending}"
-    path.write_bytes(damage((folder / f"good{ending}").read_bytes()))
+    path = tmp_path_factory.mktemp("bytes") / f"a{ending}"
+    make(path)
+    path.write_bytes(damage(path.read_bytes()))
     survives(name, path, keys)
+
+
+@given(array=st.sampled_from(ENDINGS), damage=damages())
+@fuzz(60)
+def test_arrays_of_deepmd(tmp_path_factory: pytest.TempPathFactory, array: str, damage: Damage) -> None:
+    path = tmp_path_factory.mktemp("deepmd") / "a/type.raw"
+    samples.deepmd(path)
+    damaged = path.parent / f"set.001/{array}.npy"
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    survives("deepmd", path, {})
 
 
 @pytest.mark.parametrize("name", samples.JSON)

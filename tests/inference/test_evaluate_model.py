@@ -60,10 +60,22 @@ def test_stores_of_another_project_are_not_taken_for_its_own(
         Evaluator(project / "runs/a", stores=tmp_path / "stores").evaluate()
 
 
-def test_a_run_that_was_moved_is_told_where_its_stores_are(
+def test_a_run_outside_its_project(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sessions say from where it was trained, and relative paths of the recipe begin there."""
+    shutil.copytree(project / "runs/a", tmp_path / "moved", symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    expected = Evaluator(tmp_path / "moved", stores=project / "stores").evaluate()
+    assert rows(Evaluator(tmp_path / "moved").evaluate()) == rows(expected)
+    with (tmp_path / "moved/sessions.jsonl").open("a") as file:
+        file.write('{"kind": "start", "folder": 3}\n[]\n{"kind": "start", "fol')  # damaged, or half written
+    assert rows(Evaluator(tmp_path / "moved").evaluate()) == rows(expected)
+
+
+def test_a_run_that_does_not_say_from_where_is_told_where_its_stores_are(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(project / "runs/a", tmp_path / "moved", symlinks=True)
+    (tmp_path / "moved/sessions.jsonl").unlink()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RamifyError, match=r"dataset 'ani1x' has no store at stores/ani1x[\s\S]*--stores"):
         Evaluator(tmp_path / "moved").evaluate()

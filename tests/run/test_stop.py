@@ -43,6 +43,15 @@ def test_a_program_in_the_background_is_not_interrupted() -> None:
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
+def test_a_program_under_nohup_stays() -> None:
+    """`nohup` has it ignore SIGHUP: the terminal may close."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.reason == ""
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 def test_a_second_interrupt_aborts() -> None:
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)

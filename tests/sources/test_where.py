@@ -13,6 +13,7 @@ from ramify.sources.base import DatasetOptions
 from ramify.sources.formats import formats
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.where import select
+from ramify.store.store import Store
 from ramify.structures import Structures
 
 
@@ -103,3 +104,64 @@ def test_what_is_left_out_is_counted_before_the_gates(tmp_path: Path) -> None:
     assert manifest.dropped == {"left out by where (g)": 20}  # the ten large forces are among them
     assert manifest.structures == 20
     assert manifest.read == 40
+
+
+def write_pairs(path: Path, count: int, origin: float = 0.0) -> None:
+    """OH on a spring, each longer than the one before, in groups of two."""
+    text = ""
+    for i in range(count):
+        stretch = origin + 0.004 * i  # Å; energy (stretch)² eV
+        text += f"2\nProperties=species:S:1:pos:R:3:forces:R:3 energy={stretch**2} g=g{i // 2} n={i}\n"
+        text += f"H 0 0 0 0 0 {2 * stretch}\nO 0 0 {1 + stretch} 0 0 {-2 * stretch}\n"
+    path.write_text(text)
+
+
+def prepared(tmp_path: Path, **keys: Any) -> tuple[Any, list[int]]:
+    """The manifest, and the row of each structure in the store."""
+    options = formats()["extxyz"].options.model_validate({"format": "extxyz", "group_key": "g", **keys})
+    stores = tmp_path / "stores"
+    manifest = prepare_dataset("d", options, stores, base=tmp_path, force=True)
+    with Store.open(stores / "d") as store:
+        return manifest, sorted(store.take(np.arange(len(store))).row.tolist())
+
+
+def test_each_nth(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "a.xyz", 60)
+    manifest, rows = prepared(tmp_path, path="a.xyz", every=4)
+    assert rows == list(range(0, 60, 4))
+    assert manifest.dropped == {"left out by every": 45}
+    assert manifest.read == 60
+    where = {"n": {"min": 3}}
+    manifest, rows = prepared(tmp_path, path="a.xyz", every=4, where=where)
+    assert rows == list(range(3, 60, 4))
+    assert manifest.dropped == {"left out by where (n)": 3, "left out by every": 42}
+
+
+def test_each_nth_counts_on_from_chunk_to_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramify.sources.chunks.CHUNK_ATOMS", 14)  # chunks of seven structures
+    write_pairs(tmp_path / "a.xyz", 60)
+    write_pairs(tmp_path / "b.xyz", 60, origin=0.3)
+    manifest, rows = prepared(tmp_path, path=["a.xyz", "b.xyz"], every=5)
+    assert rows == sorted([*range(0, 60, 5), *range(0, 60, 5)])  # each file begins with its first
+    assert manifest.dropped == {"left out by every": 96}
+
+
+def test_limit_is_a_stated_random_subset(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "a.xyz", 80)
+    manifest, rows = prepared(tmp_path, path="a.xyz", limit=30)
+    assert len(rows) == manifest.structures == 30
+    assert manifest.dropped == {"left out by limit": 50}
+    assert manifest.read == 80
+    assert len(set(np.array(rows) // 10)) >= 6  # from everywhere, not the first ones
+    assert prepared(tmp_path, path="a.xyz", limit=30)[1] == rows
+    assert prepared(tmp_path, path="a.xyz", limit=30, split_seed=1)[1] != rows
+    assert set(prepared(tmp_path, path="a.xyz", limit=40)[1]) > set(rows)
+    manifest, rows = prepared(tmp_path, path="a.xyz", limit=1000)
+    assert rows == list(range(80))
+    assert manifest.dropped == {}
+
+
+@pytest.mark.parametrize("keys", [{"every": 0}, {"limit": 0}, {"every": 1.5}])
+def test_numbers_that_mean_nothing_are_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        formats()["ani1x"].options.model_validate({"format": "ani1x", "path": "x", **keys})

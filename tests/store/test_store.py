@@ -11,6 +11,7 @@ from h5py import File
 
 from ramify.errors import RamifyError
 from ramify.files import sha256
+from ramify.inspect import describe
 from ramify.minicorpora import FILES
 from ramify.prepare.prepare import prepare_dataset
 from ramify.references import reference_energy
@@ -33,6 +34,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(prepared: Path, tmp_path: Path) -> Path:
     """A store to damage."""
     return Path(shutil.copytree(prepared, tmp_path / "ani"))
+
+
+def test_a_store_without_remarks_is_described(prepared: Path) -> None:
+    """Keys that the manifest leaves out at their default are shown all the same."""
+    assert "remarks" not in json.loads((prepared / "manifest.json").read_text())
+    title, facts = describe(prepared, verify=True)
+    assert title == f"store {prepared}"
+    assert facts["remarks"] == {}
+    assert facts["labels"] == {"energy": 606, "forces": 606, "stress": 0}
 
 
 def test_everything_comes_back(prepared: Path) -> None:

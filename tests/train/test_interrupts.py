@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -146,6 +147,26 @@ def test_a_signal_in_the_first_seconds(recipe: Path, tmp_path: Path, after: floa
     assert not (path / "lock.json").exists()
     kept = (path / "checkpoints" / "pointers.json").exists()
     assert ("resume with" in err) == kept
+
+
+def test_a_terminal_that_closes(recipe: Path, tmp_path: Path) -> None:
+    """SIGHUP comes, and every write to the terminal fails from then on: the checkpoint is written all the same."""
+    path, env = tmp_path / "run", os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ramify", "train", str(recipe), "--run", str(path)]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execvpe(command[0], command, env)
+    try:
+        while not (path / "metrics.jsonl").exists() or len(metrics(path)) < 3:
+            os.read(terminal, 65536)
+    finally:
+        os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == STOPPED
+    ended = json.loads((path / "sessions.jsonl").read_text().splitlines()[-1])
+    assert ended["ended"] == "stopped: SIGHUP"
+    assert step_of(path) == ended["step"] >= 3
+    assert not (path / "lock.json").exists()
 
 
 def test_ctrl_c_in_the_demo(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 
 from ramify.errors import RamifyError
 from ramify.files import read_json, sync, write_json
+from ramify.untrusted import is_name
 
 NAME = "pointers.json"
 VERSION = 1
 _STEP = re.compile(r"step-\d{8,}")
-_POINTER = re.compile(r"latest|best|with-[^/\\]+")
+WITH = "with-"
+"""Before the name of a dataset: the last checkpoint that has it."""
 
 
 def resolve(path: Path) -> Path:
@@ -27,7 +29,7 @@ def resolve(path: Path) -> Path:
         RamifyError: the pointers are damaged.
     """
     folder = path.parent
-    if _POINTER.fullmatch(path.name) and ((folder / NAME).is_file() or not path.is_dir()):
+    if _is_pointer(path.name) and ((folder / NAME).is_file() or not path.is_dir()):
         return folder / read_pointers(folder).get(path.name, path.name)
     return path
 
@@ -112,11 +114,16 @@ def remove_unneeded(folder: Path) -> None:
             half_moved.unlink()
 
 
+def _is_pointer(name: str) -> bool:
+    """Whether a pointer may have this name: `latest`, `best`, or `with-` and the name of a dataset."""
+    return name in ("latest", "best") or (name.startswith(WITH) and is_name(name.removeprefix(WITH)))
+
+
 def _links_and_copies(folder: Path) -> list[Path]:
     """Links with the name of a pointer, and checkpoints in their place."""
     if not folder.is_dir():
         return []
-    named = [p for p in sorted(folder.iterdir()) if _POINTER.fullmatch(p.name)]
+    named = [p for p in sorted(folder.iterdir()) if _is_pointer(p.name)]
     return [p for p in named if p.is_symlink() or (p / "manifest.json").is_file()]
 
 
@@ -137,7 +144,7 @@ def _from_manifests(steps: list[Path], latest: dict[str, Any]) -> dict[str, str]
     names = {path.name for path in steps}
     for path in steps:
         dropped = _manifest(path).get("datasets", {}).keys() - latest.get("datasets", {}).keys()
-        found |= {f"with-{dataset}": path.name for dataset in dropped}
+        found |= {f"{WITH}{dataset}": path.name for dataset in dropped if is_name(dataset)}
     progress = latest.get("trainer", {}).get("progress", {})
     if "best" in progress and (best := f"step-{int(progress.get('best_step', 0)):08d}") in names:
         found["best"] = best
@@ -164,7 +171,7 @@ def _from_file(path: Path) -> dict[str, str]:
             fix="use the version of ramify that wrote it, or a newer one",
         )
     for name, target in pointers.items():
-        if not _POINTER.fullmatch(name) or not isinstance(target, str) or not _STEP.fullmatch(target):
+        if not _is_pointer(name) or not isinstance(target, str) or not _STEP.fullmatch(target):
             raise RamifyError(
                 f"{path} is damaged: '{name}' names {target!r}; accepted are latest, best and with-DATASET, which name "
                 "folders next to it, e.g. step-00000500",

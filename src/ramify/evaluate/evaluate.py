@@ -18,6 +18,7 @@ from ramify.evaluate import predictions_file
 from ramify.evaluate.predict_split import Numbered, add_in_order, predict_batch, split_batches
 from ramify.evaluate.publish import write_evaluation
 from ramify.evaluate.trivial import Trivial, trivial_predictors
+from ramify.files import parse_json
 from ramify.labels import BUILT_IN, LABELS, STRESS, mae, rmse
 from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
@@ -79,8 +80,9 @@ def subject_of_run(run: Path, which: str, stores: Path | None = None) -> Subject
     Args:
         run: the run directory.
         which: `best`, `latest` or the name of a checkpoint folder.
-        stores: the folder of its stores; None for the folder named in the recipe, relative to the working directory or
-            to a parent folder of the run, so that a run can be evaluated from any working directory.
+        stores: the folder of its stores; None for the folder named in the recipe, relative to the working directory, to
+            a parent folder of the run, or to the folder in which it was trained, so that a run can be evaluated from
+            any working directory.
 
     Raises:
         RamifyError: there is no checkpoint, or a store is missing or has changed.
@@ -98,7 +100,8 @@ def subject_of_run(run: Path, which: str, stores: Path | None = None) -> Subject
 def _folder_of_stores(recipe: Recipe, run: Path, trained: Mapping[str, Manifest]) -> Path:
     """The first folder that contains the training data, or else any store of each dataset."""
     named = Path(recipe.stores)
-    folders = [named] if named.is_absolute() else [named, *(folder / named for folder in run.resolve().parents)]
+    bases = [*run.resolve().parents, *_working_directories(run)]
+    folders = [named] if named.is_absolute() else [named, *(base / named for base in bases)]
     whole = [
         folder for folder in folders if all((folder / name / "manifest.json").is_file() for name in recipe.datasets)
     ]
@@ -108,6 +111,19 @@ def _folder_of_stores(recipe: Recipe, run: Path, trained: Mapping[str, Manifest]
             if all(now[name].columns == trained[name].columns for name in recipe.datasets):
                 return folder
     return whole[0] if whole else named
+
+
+def _working_directories(run: Path) -> list[Path]:
+    """Those of the run's sessions (sessions.jsonl), newest first; lines of earlier programs do not say."""
+    file = run / "sessions.jsonl"
+    found = []
+    for line in file.read_bytes().splitlines()[::-1] if file.is_file() else ():
+        with suppress(ValueError):  # an interrupted program may leave half a line
+            content = parse_json(line)
+            folder = content.get("folder") if isinstance(content, dict) else None
+            if isinstance(folder, str) and folder.startswith("/") and "\0" not in folder:
+                found.append(Path(folder))
+    return list(dict.fromkeys(found))
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from ramify.prepare.assemble import Assembled, assemble
 from ramify.prepare.checks.cross_checks import compare
 from ramify.prepare.checks.plausibility import findings
 from ramify.prepare.inputs import distinct_names, fingerprint, source_files, with_companions
+from ramify.prepare.limit import random_subset
 from ramify.prepare.read import cut, read_parts
 from ramify.prepare.split import Divided, ToSplit, divide
 from ramify.prepare.staging import Staged, Staging
 from ramify.prepare.workers import Workers
 from ramify.sources.base import DatasetOptions
+from ramify.sources.conditions import BEYOND_LIMIT
 from ramify.sources.formats import formats
 from ramify.sources.quarantine import Quarantine
 from ramify.store.adios import ADIOS_FILES
@@ -118,7 +120,7 @@ def _build(
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
         staged, consistency = _stage(name, options, files, stage, quarantine, progress, workers)
         compared = compare(staged, options.gates, quarantine)
-        keep = compared.keep
+        keep = _limited(options, staged, compared.keep, quarantine)
         dropped = dict(sorted(quarantine.counts.items()))
         if not keep.any():
             reasons = quarantine.summary() or "the files hold none"
@@ -181,6 +183,22 @@ def _stage(
         return staging.finish(), staging.slope.check(name)
     finally:
         staging.close()
+
+
+def _limited(
+    options: DatasetOptions, staged: Staged, keep: NDArray[np.bool_], quarantine: Quarantine
+) -> NDArray[np.bool_]:
+    """(S,) of the structures that passed all gates, those within `limit`; the others are counted."""
+    rows = np.flatnonzero(keep)
+    if options.limit is None or len(rows) <= options.limit:
+        return keep
+    place, origin = (staged.columns.map(column)[rows] for column in ("row", "origin"))
+    chosen = random_subset(place, origin, staged.origins, options.limit, options.split_seed)
+    others = rows[~chosen]
+    quarantine.add(f"{staged.name(int(others[0]))} and others", BEYOND_LIMIT, count=len(others))
+    within = np.zeros_like(keep)
+    within[rows[chosen]] = True
+    return within
 
 
 def _divided(

@@ -20,7 +20,7 @@ from ramify.sources.base import DatasetOptions, Gates
 from ramify.sources.formats import formats
 from ramify.sources.label_rules import apply_label_rules
 from ramify.sources.quarantine import Note, Notes, Quarantine
-from ramify.sources.where import select
+from ramify.sources.where import each_nth, select
 from ramify.structures import Split, Structures
 
 
@@ -111,8 +111,11 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
         chunks = format_.read(work.file, work.options, quarantine)
     else:
         chunks = format_.read_part(work.file, work.options, quarantine, work.part)
+    before = 0
     for chunk in chunks:
-        chosen = select(_as_stated(work, chunk), work.options.where, quarantine)
+        fulfilling = select(_as_stated(work, chunk), work.options.where, quarantine)
+        chosen = each_nth(fulfilling, work.options.every, before, quarantine)
+        before += len(fulfilling)
         stated = apply_label_rules(chosen, work.options, quarantine)
         measured = measure(stated, work.options.gates, quarantine)
         yield _named(work, quarantine.handed_over()), measured

@@ -32,7 +32,8 @@ class Sessions:
     def start(self, **facts: Any) -> None:
         """Records that the program begins to train."""
         job = next((f"{key}={os.environ[key]}" for key in ("SLURM_JOB_ID", "PBS_JOBID") if key in os.environ), None)
-        self._add("start", host=socket.gethostname(), pid=os.getpid(), job=job, ramify=__version__, **facts)
+        place = {"host": socket.gethostname(), "folder": _working_directory(), "pid": os.getpid(), "job": job}
+        self._add("start", **place, ramify=__version__, **facts)
 
     def saved(self, step: int) -> None:
         """Records that a checkpoint of `step` is complete; only the first of a session is written."""
@@ -94,3 +95,10 @@ class Sessions:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
                 file.write(b"\n")  # ends an incomplete line of a killed program
             file.write(json.dumps(line).encode() + b"\n")
+
+
+def _working_directory() -> str | None:
+    """Where relative paths of the recipe begin; None once it was removed."""
+    with suppress(OSError):
+        return os.getcwd()
+    return None

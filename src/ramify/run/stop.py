@@ -9,6 +9,7 @@ signals before it loads PyTorch.
 import _thread
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,11 @@ retry". Python uses 1 and 2, shells 126 and above (128 + number of a signal); sc
 INTERRUPTED = 130
 """Exit status of a run that was stopped at the keyboard: that of shells for programs ended by SIGINT."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 """Signals that schedulers send before they end a job, SIGTERM by default and SIGUSR1 on request (`sbatch --signal`);
-and Ctrl-C at the keyboard."""
+SIGHUP when a terminal or remote shell closes; and Ctrl-C at the keyboard."""
+IGNORABLE = (signal.SIGHUP, signal.SIGINT)
+"""Signals that a shell or `nohup` may have set to be ignored; they stay ignored."""
 PATIENCE = 5.0
 """Seconds that the first step of a process may take after a signal; it may be compiling, for minutes."""
 VERBS = ("train", "finetune", "demo")
@@ -48,8 +51,8 @@ class Stop:
     """Handles signals inside of a `with` block. After the first signal the process is stopping, and further ones are
     ignored, except that a second SIGINT aborts.
 
-    After a first signal, SIGTERM and SIGUSR1 are ignored until the end of the process: schedulers send them repeatedly,
-    and the exit status must not become that of the second signal.
+    After a first signal, SIGTERM, SIGUSR1 and SIGHUP are ignored until the end of the process: schedulers send them
+    repeatedly, and the exit status must not become that of the second signal.
 
     Args:
         minutes: time limit of the process, counted from its start, including imports; None for no limit.
@@ -70,7 +73,7 @@ class Stop:
 
     @property
     def reason(self) -> str:
-        """`SIGTERM`, `SIGUSR1`, `SIGINT` or `time limit`; empty while there is none."""
+        """`SIGTERM`, `SIGUSR1`, `SIGHUP`, `SIGINT` or `time limit`; empty while there is none."""
         if not self._signal and self.minutes is not None and process_age() >= 60 * self.minutes:
             return "time limit"
         return self._signal
@@ -92,9 +95,10 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # other threads must not install handlers
-            # shells start background programs with SIGINT ignored, because Ctrl-C is for the foreground program
-            ignored = (signal.SIGINT,) if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else ()
-            self._before = {n: signal.signal(n, self._handle) for n in SIGNALS if n not in ignored}
+            # shells start background programs with SIGINT ignored, because Ctrl-C is for the foreground program;
+            # `nohup` ignores SIGHUP
+            handled = [n for n in SIGNALS if n not in IGNORABLE or signal.getsignal(n) != signal.SIG_IGN]
+            self._before = {n: signal.signal(n, self._handle) for n in handled}
             if not self._begun.is_set():
                 self._pipe = os.pipe()
                 os.set_blocking(self._pipe[1], False)
@@ -120,6 +124,8 @@ class Stop:
             raise Stopped(self._signal) from error  # the same signal may have ended a compiler or another rank
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         self._signal = self._signal or signal.Signals(number).name
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1 and not self._at_once:
@@ -165,6 +171,20 @@ def exit_status(reason: str) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return 0
     return INTERRUPTED if set(reason.split(", ")) == {signal.SIGINT.name} else STOPPED
+
+
+def _leave_closed_terminal() -> None:
+    """Redirects output from a closed terminal to /dev/null: each write to it would fail, and end the run before it has
+    written its checkpoint."""
+    for stream in (0, 1, 2):
+        try:
+            closed = stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream)
+        except OSError:  # it was never open
+            continue
+        if closed:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, stream)
+            os.close(null)
 
 
 def _print_stopped(reason: str) -> None:

@@ -85,11 +85,17 @@ class DatasetOptions(BaseModel):
     condition is a value, a list of accepted values, or a range `{min: ..., max: ...}`. Every format knows `n_atoms`,
     `elements` (all of a structure's are among those named), `group` and `periodic`; the formats whose files name their
     values freely, each of these names too. What is left out is counted."""
+    every: int = Field(1, ge=1)
+    """Reads each n-th structure of a file, its first among them, of those that fulfil `where`; of a large file of many
+    parts, each n-th of every part. For trajectories, whose neighbouring frames differ little. The others are counted."""
+    limit: int | None = Field(None, ge=1)
+    """At most so many structures, a random subset of those that pass the gates, the same for the same `split_seed`; the
+    others are counted. All files are read nevertheless."""
     split: SplitOptions = SplitOptions()
     """How structures are divided where the files bring no split, or none of validation or test: these are then taken
     out of the training files."""
     split_seed: int = 0
-    """Enters the hash that orders groups and structures."""
+    """Enters the hash that orders groups and structures, for `split` and for `limit`."""
     reference_ridge: float = Field(0.0, ge=0)
     """Pulls the reference energies of a dataset towards what period, group and radius of the elements say: for datasets
     of hardly more materials than elements, whose energies plain least squares (0) would fit exactly, leaving nothing to

@@ -38,6 +38,10 @@ def left_out(name: str) -> str:
     return f"left out by where ({name})"
 
 
+NOT_THE_NTH = "left out by every"
+BEYOND_LIMIT = "left out by limit"
+
+
 def accepts(condition: Condition, value: Any) -> bool:
     """Whether a value of a file fulfils a condition; numbers and their texts are not the same."""
     plain = value.item() if isinstance(value, np.generic | np.ndarray) and np.size(value) == 1 else value

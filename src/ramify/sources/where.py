@@ -1,4 +1,4 @@
-"""The recipe key `where`: which structures of a file belong to a dataset."""
+"""The recipe keys `where` and `every`: which structures of a file belong to a dataset."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.elements import NUMBERS
-from ramify.sources.conditions import COLUMNS, Condition, accepts, left_out
+from ramify.sources.conditions import COLUMNS, NOT_THE_NTH, Condition, accepts, left_out
 from ramify.sources.parsing.hdf5 import ranges
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
@@ -25,6 +25,24 @@ def select(chunk: Structures, where: Mapping[str, Condition], quarantine: Quaran
             quarantine.add(record, left_out(name), count=len(rows))
         chunk = chunk if keep.all() else chunk.take(np.flatnonzero(keep))
     return chunk
+
+
+def each_nth(chunk: Structures, every: int, before: int, quarantine: Quarantine) -> Structures:
+    """Each n-th structure; the others are counted.
+
+    Args:
+        chunk: structures in the order of the file.
+        every: n.
+        before: number of structures of the file, or of the part of it, that came before the chunk.
+        quarantine: for the others.
+    """
+    index = np.arange(before, before + len(chunk))
+    keep = np.flatnonzero(index % every == 0)
+    if left := len(chunk) - len(keep):
+        others = np.flatnonzero(index % every)
+        last = f" to {chunk.name(int(others[-1]))}" if left > 1 else ""
+        quarantine.add(f"{chunk.name(int(others[0]))}{last}", NOT_THE_NTH, count=left)
+    return chunk.take(keep) if left else chunk
 
 
 def _fulfil(chunk: Structures, name: str, condition: Condition) -> NDArray[np.bool_]:
