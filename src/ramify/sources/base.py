@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ramify.elements import NUMBERS
-from ramify.sources.conditions import COLUMNS, Condition
 from ramify.sources.guard import guarded
 from ramify.sources.quarantine import Quarantine
+from ramify.sources.where import COLUMNS, Condition
 from ramify.structures import Structures
 
 CHUNK_ATOMS = 50_000

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from ramify.sources.base import DatasetOptions
 from ramify.sources.chunks import STRESS_WITHOUT_CELL
-from ramify.sources.parsing.hdf5 import ranges
-from ramify.sources.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine, ranges
 from ramify.structures import Structures
 
 ZEROS_LEFT_OUT = "{label} of exact zeros, left out (zeros_are_absent)"

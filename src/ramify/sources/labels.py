@@ -24,9 +24,9 @@ from ramify.sources.chunks import (
     check_numbers,
     composition,
 )
-from ramify.sources.conditions import COLUMNS, left_out, rejected_by
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import Units, with_stated
+from ramify.sources.where import COLUMNS, left_out, rejected_by
 
 UNREAD_STRESS = "stress or virial under another key, not read"
 CONTRADICTING_STRESS = "stress and virial contradict each other"

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -110,3 +113,12 @@ class Notes(Quarantine):
         """The lines since the last time."""
         notes, self.notes = self.notes, []
         return notes
+
+
+def ranges(rows: NDArray[np.integer]) -> str:
+    """Ascending row numbers in short: `0-4,17`."""
+    if not len(rows):
+        return ""
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    first, last = rows[np.r_[0, breaks + 1]].tolist(), rows[np.r_[breaks, len(rows) - 1]].tolist()
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))

@@ -15,7 +15,7 @@ from ramify.elements import MAX_NUMBER
 from ramify.errors import RamifyError
 from ramify.sources.base import CHUNK_ATOMS, PART_ATOMS
 from ramify.sources.chunks import MALFORMED_STRUCTURE, NOT_COMPUTED, composition, index_names
-from ramify.sources.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine, ranges
 from ramify.sources.units import known_unit, unit_factor
 from ramify.structures import Split, Structures
 
@@ -198,15 +198,6 @@ class Conformers:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def ranges(rows: NDArray[np.integer]) -> str:
-    """Ascending row numbers in short: `0-4,17`."""
-    if not len(rows):
-        return ""
-    breaks = np.flatnonzero(np.diff(rows) != 1)
-    first, last = rows[np.r_[0, breaks + 1]].tolist(), rows[np.r_[breaks, len(rows) - 1]].tolist()
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))
 
 
 def groups(group: h5py.Group) -> Iterator[h5py.Group]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ramify.errors import RamifyError, nearest
 from ramify.sources.base import CHUNK_ATOMS, Format
 from ramify.sources.labels import LabelledOptions
-from ramify.sources.npz_rows import Block, Rows
+from ramify.sources.parsing.npz_rows import Block, Rows
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import Units, with_stated
 from ramify.structures import Structures

@@ -17,8 +17,8 @@ from pydantic import Field
 from ramify.errors import RamifyError
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import merged
-from ramify.sources.parsing.hdf5 import Conformers, Floats, dataset, groups, groups_by_atoms, open_hdf5, ranges
-from ramify.sources.quarantine import Quarantine
+from ramify.sources.parsing.hdf5 import Conformers, Floats, dataset, groups, groups_by_atoms, open_hdf5
+from ramify.sources.quarantine import Quarantine, ranges
 from ramify.structures import Split, Structures
 
 ENERGY = "wB97x_6-31G(d).energy"
