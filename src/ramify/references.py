@@ -72,9 +72,8 @@ def fit_references(chunks: Chunks, elements: NDArray[np.integer], ridge: float =
         rows = np.concatenate([fractions, per_atom[:, None]], axis=1)
         triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, rows]), mode="r"))
     mean = total / count
-    penalty = np.sqrt(ridge * count) * np.linalg.inv(
-        np.linalg.cholesky(prior_covariance(elements))
-    )  # PᵀP = ridge count K⁻¹
+    # PᵀP = ridge count K⁻¹
+    penalty = np.sqrt(ridge * count) * np.linalg.inv(np.linalg.cholesky(prior_covariance(elements)))
     factor = np.concatenate([triangle[:, :-1], penalty])
     # fractions add up to 1, so subtracting the mean from the target subtracts it from every element
     target = np.concatenate([triangle[:, -1] - triangle[:, :-1].sum(axis=1) * mean, np.zeros(len(elements))])

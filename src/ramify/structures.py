@@ -195,7 +195,7 @@ class Structures:
         return cls(**columns, labels=further)
 
     def to_ase(self, index: int) -> Atoms:
-        """Converts structure `index` to ASE atoms, with labels in `.info` and `.arrays` (`REF_energy`, `REF_forces`)."""
+        """Converts structure `index` to ASE atoms; labels are `REF_energy` in `.info`, `REF_forces` in `.arrays`."""
         from ase import Atoms
 
         a, b = self.offsets[index : index + 2]
