@@ -1,4 +1,4 @@
-"""The recipe key `where`: its conditions, and the choice of the structures that fulfil them."""
+"""The recipe key `where`: conditions on structures, and selection of the structures that fulfil them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from ramify.sources.quarantine import Quarantine, ranges
 from ramify.structures import Structures
 
 COLUMNS = ("n_atoms", "elements", "group", "periodic")
-"""What every format knows of a structure."""
+"""Values that every format has for a structure."""
 
 Scalar = bool | int | float | str
 
 
 class Range(BaseModel):
-    """From `min` to `max`, both included; at least one of them."""
+    """A range from `min` to `max`, both included; at least one is required."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,12 +39,12 @@ Condition = Range | list[Scalar] | Scalar
 
 
 def left_out(name: str) -> str:
-    """The phrase that counts what a condition on `name` leaves out."""
+    """The reason by which structures excluded by a condition on `name` are counted."""
     return f"left out by where ({name})"
 
 
 def accepts(condition: Condition, value: Any) -> bool:
-    """Whether a value of a file fulfils a condition; numbers and their texts are not the same."""
+    """Returns whether a value of a file fulfils a condition; a number and its text are different values."""
     plain = value.item() if isinstance(value, np.generic | np.ndarray) and np.size(value) == 1 else value
     if isinstance(condition, Range):
         if isinstance(plain, bool) or not isinstance(plain, int | float):
@@ -55,7 +55,7 @@ def accepts(condition: Condition, value: Any) -> bool:
 
 
 def rejected_by(where: Mapping[str, Condition], found: Mapping[str, Any]) -> str | None:
-    """The first name whose condition the values that a file names do not fulfil; an absent value fulfils none."""
+    """Returns the first name whose condition the named values of a file do not fulfil; an absent value fulfils none."""
     for name, condition in where.items():
         if name not in COLUMNS and not (found.get(name) is not None and accepts(condition, found[name])):
             return name
@@ -63,7 +63,7 @@ def rejected_by(where: Mapping[str, Condition], found: Mapping[str, Any]) -> str
 
 
 def select(chunk: Structures, where: Mapping[str, Condition], quarantine: Quarantine) -> Structures:
-    """The structures that fulfil the conditions on `COLUMNS`; the others are counted."""
+    """Selects the structures that fulfil the conditions on `COLUMNS`; the others are counted."""
     for name in (name for name in COLUMNS if name in where):
         if not len(chunk):
             return chunk
@@ -78,7 +78,7 @@ def select(chunk: Structures, where: Mapping[str, Condition], quarantine: Quaran
 
 def _fulfil(chunk: Structures, name: str, condition: Condition) -> NDArray[np.bool_]:
     """(S,) whether each structure fulfils a condition."""
-    if name == "elements":  # all of its elements are among those named
+    if name == "elements":  # the condition must contain all elements of a structure
         named = condition if isinstance(condition, list) else [condition]
         wanted = np.zeros(256, np.bool_)
         wanted[[NUMBERS[str(symbol)] for symbol in named]] = True
