@@ -206,7 +206,7 @@ def test_branches() -> None:
         ({"a": ["molecules"]}, "branches: no branch reads crystals; list every dataset once"),
         (
             {"a": ["molecules", "crystals"], "b": ["crystals"]},
-            "branches: crystals stands in more than one branch; list every dataset once",
+            "branches: crystals occurs in more than one branch; list every dataset once",
         ),
         (
             {"a": ["molecules", "cristals"]},
@@ -287,8 +287,8 @@ def test_an_override_changes_one_place(tmp_path: Path) -> None:
         (b"\x89HDF\r\n\x1a\n\x00\xff", "is not valid YAML"),
         (b"- a\n- b\n", "holds list, a recipe is a mapping of keys"),
         (b"", "holds NoneType, a recipe is a mapping of keys"),
-        (b"train: {batch: 3, batch: 4}\n", "the key 'batch' stands twice"),
-        (b"name: a\nname: b\n", "the key 'name' stands twice"),
+        (b"train: {batch: 3, batch: 4}\n", "the key 'batch' occurs twice"),
+        (b"name: a\nname: b\n", "the key 'name' occurs twice"),
     ],
 )
 def test_files_that_are_no_recipes(tmp_path: Path, content: bytes, expected: str) -> None:

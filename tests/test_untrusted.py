@@ -231,13 +231,13 @@ MERGES = "m0: &m0 {x: 1}\n" + "".join(f"m{k}: &m{k} {{<<: [{', '.join([f'*m{k - 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (BOMB, "aliases stand for more than"),
-        (MERGES, "aliases stand for more than"),
-        ("a: &a [*a]", "aliases stand for more than"),
+        (BOMB, "aliases expand to more than"),
+        (MERGES, "aliases expand to more than"),
+        ("a: &a [*a]", "aliases expand to more than"),
         ("a: " + "[" * 5000, "nested"),
         ("a: " + "[" * 200 + "]" * 200, "nested"),
-        ("a: 2001-99-99", "not what it seems"),
-        ("a: " + "9" * 10_000, "not what it seems"),
+        ("a: 2001-99-99", "value is not valid"),
+        ("a: " + "9" * 10_000, "value is not valid"),
         ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
     ],
 )

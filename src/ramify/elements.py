@@ -1,4 +1,4 @@
-"""The chemical elements: symbols, and their place in the periodic table as numbers."""
+"""Chemical elements: symbols, and numeric features from the periodic table."""
 
 from functools import cache
 
@@ -15,9 +15,9 @@ _NOBLE_GASES = (0, 2, 10, 18, 36, 54, 86, 118)
 
 
 def period_and_group(number: int) -> tuple[int, int]:
-    """Period 1..7 and group 1..18; lanthanides and actinides stand in group 3.
+    """Period 1..7 and group 1..18; lanthanides and actinides are in group 3.
 
-    Source: IUPAC periodic table; worked out from the noble gases that close each period.
+    Source: IUPAC periodic table; derived from the noble gas that ends each period.
     """
     period = next(p for p in range(1, 8) if number <= _NOBLE_GASES[p])
     from_start = number - _NOBLE_GASES[period - 1]
@@ -31,9 +31,9 @@ def period_and_group(number: int) -> tuple[int, int]:
 
 @cache
 def element_features() -> NDArray[np.float64]:
-    """(119, 28) what relates elements to one another: one-hot period and group, f-block filling, covalent radius.
+    """(119, 28) features of the elements: one-hot period and group, filling of the f block, covalent radius.
 
-    Row 0 is zero. The radius is ASE's covalent radius (Cordero et al., doi:10.1039/b801115j) over 1.5 Å, less 1.
+    Row 0 is zero. The radius is ASE's covalent radius (Cordero et al., doi:10.1039/b801115j) / 1.5 Å - 1.
     """
     table = np.zeros((MAX_NUMBER + 1, 7 + 18 + 3))
     for number in range(1, MAX_NUMBER + 1):

@@ -1,4 +1,4 @@
-"""Files that are either there and whole, or not there at all."""
+"""Atomic writing of files and folders, reading of JSON, checksums."""
 
 import errno
 import hashlib
@@ -16,10 +16,10 @@ from ramify.system import process_tag
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Gives a temporary sibling of `target` to write into; it becomes `target` when the block ends without error.
+    """Creates a temporary folder next to `target` and renames it to `target` when the block ends without error.
 
     Raises:
-        RamifyError: the disk is full; whatever was written is removed.
+        RamifyError: the disk is full; the temporary folder is removed.
     """
     partial = target.with_name(f".{target.name}.partial-{process_tag()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -37,10 +37,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file so that readers see the old content or the new, never a part.
+    """Writes a file atomically: readers see either the old or the new content.
 
     Raises:
-        RamifyError: the disk is full; the old file is untouched.
+        RamifyError: the disk is full; the old file is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial-{process_tag()}")
     data = content.encode() if isinstance(content, str) else content
@@ -57,15 +57,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_whole` of indented JSON; refuses NaN, which JSON does not have."""
+    """Writes indented JSON atomically; raises an error on NaN, which JSON does not have."""
     write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
-        RamifyError: missing or damaged.
+        RamifyError: the file is missing or damaged.
     """
     try:
         return parse_json(path.read_bytes())
@@ -78,16 +78,16 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: bytes) -> Any:
-    """What a JSON text says.
+    """Parses JSON.
 
     Raises:
-        ValueError: it is not JSON in UTF-8, is nested too deeply, or holds half of a character.
+        ValueError: not JSON in UTF-8, nested too deeply, or with an unpaired surrogate.
     """
     try:
         content = json.loads(text.decode("utf-8"))
     except RecursionError:
         raise ValueError("its groups are nested too deeply") from None
-    if b"\\ud" in text.lower():  # halves of characters can be escaped, but never be written again
+    if b"\\ud" in text.lower():  # an escaped surrogate without its pair cannot be written again
         json.dumps(content, ensure_ascii=False).encode()
     return content
 
@@ -99,12 +99,12 @@ def sha256(path: Path) -> str:
 
 
 def content_sha256(content: Any) -> str:
-    """Checksum of what plain data say, whatever their layout in a file."""
+    """Checksum of plain data, independent of their layout in a file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Asks the system to put a file's (or folder's) content on the disk."""
+    """Flushes the content of a file or folder to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -113,13 +113,13 @@ def sync(path: Path) -> None:
 
 
 class CannotWrite(RamifyError):
-    """A file or folder that could not be written.
+    """A file or folder cannot be written.
 
     Args:
-        path: of it.
-        cause: what the system said.
-        left: what is there now.
-        fix: what to do about it.
+        path: the file or folder.
+        cause: error of the operating system.
+        left: state of the files after the failure.
+        fix: how to correct it.
     """
 
     def __init__(self, path: Path, cause: OSError, left: str, fix: str) -> None:
@@ -139,10 +139,10 @@ def disk_full_named(
     left: str = "nothing was left behind",
     fix: str = "free some space or choose another folder, then run the same command again",
 ) -> Iterator[None]:
-    """Turns a full disk (or quota, or limit on file sizes) met inside the block into an error that names `target`.
+    """Converts the system's errors for a full disk, a quota or a file size limit into an error that names `target`.
 
     Raises:
-        CannotWrite: saying what was `left` and the `fix`.
+        CannotWrite: with `left` and `fix`.
     """
     try:
         yield
@@ -154,15 +154,15 @@ def disk_full_named(
 
 @contextmanager
 def writing(target: Path, left: str, then: str) -> Iterator[None]:
-    """Turns whatever keeps the block from writing `target`, to which it does nothing else, into an error that names it.
+    """Converts every system error of a block that only writes `target` into an error that names `target`.
 
     Args:
-        target: of the user's files; the block may write beside it first.
-        left: what is there if it cannot be written.
-        then: how to go on once the cause is mended.
+        target: a file of the user; the block may write next to it first.
+        left: state of the files if it cannot be written.
+        then: how to continue after correcting the cause.
 
     Raises:
-        CannotWrite: naming the cause, what was `left`, how to mend it and how to go on.
+        CannotWrite: with the cause, `left`, the fix and `then`.
     """
     try:
         yield
@@ -173,7 +173,7 @@ def writing(target: Path, left: str, then: str) -> Iterator[None]:
         elif cause.errno in FORBIDDEN:
             fix = f"make {target.parent} writable (permissions, a read-only mount, chattr -i)"
         else:
-            fix = f"see that {target.parent} is there and can be written"
+            fix = f"check that {target.parent} exists and is writable"
         raise CannotWrite(target, cause, left, f"{fix}, then {then}") from error
 
 

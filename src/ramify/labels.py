@@ -1,7 +1,7 @@
-"""The labels that a structure can carry: one table from which columns, losses, errors, tables and reports follow.
+"""Labels of structures: one table that defines columns, loss terms, errors, tables and reports.
 
-A further label of one number by structure (a band gap, the norm of a dipole) is one row here, added by `register`, and
-one head in `ramify.model.heads`; `docs/extending.md` shows it.
+A further label with one number per structure (a band gap, the norm of a dipole) needs one row in this table, added by
+`register`, and one head in `ramify.model.heads`; see `docs/extending.md`.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ class Label:
     """One label.
 
     Attributes:
-        name: of the column of `Structures` and of stores, and what errors begin with (`energy_mae`).
-        title: what one error is of, in tables and figures.
-        unit: of the column.
-        error_unit: of errors.
+        name: name of the column in `Structures` and stores, and prefix of error names (`energy_mae`).
+        title: name of the label in tables and figures of errors.
+        unit: unit of the column.
+        error_unit: unit of errors.
         per_atom: a row is an atom, else a structure.
-        shape: of one row, () for one number. Errors are counted by component: every labelled one weighs alike.
-        extensive: rows are totals of a structure, which are compared by atom.
+        shape: shape of one row, () for one number. Errors are averaged over components with equal weights.
+        extensive: rows are totals of a structure; errors are per atom.
         symmetric: a row is a symmetric matrix.
-        trivial: what predictor knows nothing: `references` predicts one energy per element, `zero` zeros, `mean` the
-            mean of the training split.
-        floor: in `error_unit`. Where even the trivial predictor errs by less, its error is rounding: there is nothing
-            to learn, and no error is measured against it.
-        symbol: what the lines of a training call it; its name where it has none.
-        weight: of its error in the loss where the recipe does not say, see `ObjectiveOptions.labels`.
+        trivial: the trivial predictor: `references` predicts one energy per element, `zero` zeros, `mean` the mean of
+            the training split.
+        floor: in `error_unit`. A smaller error of the trivial predictor is rounding: errors are then not reported
+            relative to it.
+        symbol: abbreviation in the log lines of a training; the name if empty.
+        weight: default weight of its error in the loss, see `ObjectiveOptions.labels`.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Label:
 
     @property
     def components(self) -> str:
-        """What is counted when errors are averaged."""
+        """Description of the quantities over which errors are averaged."""
         return self.title if not self.shape else f"{self.title} (per component)"
 
     @property
     def error_text(self) -> str:
-        """Unit of errors and what they are of, as `evaluation.json` says it."""
+        """Unit and description of errors, as written to `evaluation.json`."""
         if self.trivial == "references":
             return f"{self.error_unit} after the dataset's reference energies"
         return f"{self.error_unit} per component" if self.shape else self.error_unit
@@ -90,21 +90,21 @@ STRESS = Label(
     symbol="S",
     weight=0.0,
 )
-"""Floors: a thousandth of what density functional theory is converged to at best (1 meV/atom, 1 meV/Å, 0.01 kBar)."""
+"""Floors: a thousandth of the best convergence of density functional theory (1 meV/atom, 1 meV/Å, 0.01 kBar)."""
 
 LABELS: dict[str, Label] = {label.name: label for label in (ENERGY, FORCES, STRESS)}
-"""All labels, in the order of tables. Energies are what everything else is derived from; every structure has one."""
+"""All labels, in the order of tables. Every structure has an energy."""
 
 BUILT_IN = tuple(LABELS)
 RESERVED = ("n_atoms", "numbers", "positions", "cell", "pbc", "split", "group", "origin", "row", "volume", "linear")
-"""Names of columns that are no labels."""
+"""Names of columns that are not labels."""
 
 
 def register(label: Label) -> None:
-    """Adds a row to the table; the same row again changes nothing.
+    """Adds a label to the table; registering the same label again has no effect.
 
     Raises:
-        ValueError: the name is taken or no name of a column, or the label is not one number by structure.
+        ValueError: the name is taken or not valid, or the label is not one number per structure.
     """
     if LABELS.get(label.name) == label:
         return
@@ -114,32 +114,32 @@ def register(label: Label) -> None:
         raise ValueError(f"label '{label.name}': a name has small letters, digits and underscores only")
     if label.per_atom or label.shape or label.trivial == "references":
         raise ValueError(
-            f"label '{label.name}': what can be registered is one number by structure; a label of atoms or with "
-            "components needs a column, a head and a rule of its own"
+            f"label '{label.name}': only labels with one number per structure can be registered; labels of atoms or "
+            "with components need their own column, head and loss term"
         )
     LABELS[label.name] = label
 
 
 def further() -> tuple[str, ...]:
-    """Names of the registered labels, those beside energy, forces and stress."""
+    """Names of the registered labels, i.e. all but energy, forces and stress."""
     return tuple(name for name in LABELS if name not in BUILT_IN)
 
 
 def measurable(name: str, trivial: float | None) -> bool:
-    """Whether an error can be measured against that of the trivial predictor: not where that is rounding."""
+    """Returns whether errors can be given relative to the trivial predictor, whose error must exceed rounding."""
     return trivial is not None and trivial > LABELS[name].floor
 
 
 def mae(name: str) -> str:
-    """What the mean absolute error of a label is called in files: `energy_mae`."""
+    """Name of the mean absolute error of a label in files: `energy_mae`."""
     return f"{name}_mae"
 
 
 def rmse(name: str) -> str:
-    """The same of the root mean square error."""
+    """Name of the root mean square error of a label in files: `energy_rmse`."""
     return f"{name}_rmse"
 
 
 def in_order(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of labels in the order of the table."""
+    """Sorts names of labels by the order of the table."""
     return tuple(name for name in LABELS if name in names)

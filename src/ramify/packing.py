@@ -1,4 +1,4 @@
-"""Rows of different sizes cut into consecutive pieces: of about a size, or filled up to limits."""
+"""Partition of rows of different sizes into consecutive pieces, of about equal size or within limits."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 
 def pieces_of(sizes: NDArray[np.integer], about: int) -> Iterator[slice]:
-    """Consecutive rows in pieces whose sizes add up to about `about`, in one vectorised pass.
+    """Yields consecutive rows in pieces of total size about `about`, in one vectorised pass.
 
     A row belongs to the piece number floor(sum of the sizes before it / `about`); so a piece exceeds `about` by less
-    than its last row, a row of size 0 opens no piece, and no piece is empty.
+    than its last row, a row of size 0 does not start a piece, and no piece is empty.
 
     Args:
-        sizes: (n,) of the rows, e.g. the atoms of structures.
-        about: size of a piece.
+        sizes: (n,) sizes of the rows, e.g. the atoms of structures.
+        about: target size of a piece.
     """
     before = np.cumsum(sizes, dtype=np.int64)
     before -= sizes
@@ -23,13 +23,13 @@ def pieces_of(sizes: NDArray[np.integer], about: int) -> Iterator[slice]:
 
 
 def filled(amounts: Sequence[NDArray[np.integer]], limits: Sequence[float]) -> Iterator[slice]:
-    """Consecutive rows, as many at a time as keep every sum within its limit; a single row above one is alone.
+    """Yields consecutive rows in the largest pieces within all limits; a single row above a limit is its own piece.
 
-    Memory: of one piece, whatever the number of rows.
+    Memory: one piece, independent of the number of rows.
 
     Args:
-        amounts: each (n,), what the rows have of one thing, e.g. atoms and edges.
-        limits: of the sum of each in a piece.
+        amounts: each (n,), amounts of one quantity per row, e.g. atoms and edges.
+        limits: maximum of the sum of each quantity in a piece.
     """
     start, rows, window = 0, len(amounts[0]), 16
     while start < rows:
@@ -39,10 +39,10 @@ def filled(amounts: Sequence[NDArray[np.integer]], limits: Sequence[float]) -> I
             fit = _fitting(amounts, limits, start, start + window)
         stop = start + max(1, fit)
         yield slice(start, stop)
-        start, window = stop, max(16, 2 * fit)  # neighbouring pieces are alike
+        start, window = stop, max(16, 2 * fit)  # consecutive pieces have similar lengths
 
 
 def _fitting(amounts: Sequence[NDArray[np.integer]], limits: Sequence[float], start: int, stop: int) -> int:
-    """How many rows from `start` on, before `stop`, keep to the limits."""
+    """Number of rows from `start`, before `stop`, that are within the limits."""
     sums = (np.cumsum(amount[start:stop], dtype=np.int64) for amount in amounts)
     return min(int(np.searchsorted(s, limit, side="right")) for s, limit in zip(sums, limits, strict=True))

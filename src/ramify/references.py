@@ -1,7 +1,7 @@
-"""Reference energies: one energy per element and dataset that takes the composition out of total energies.
+"""Reference energies: one energy per element and dataset, which removes the composition from total energies.
 
 Fitted by least squares in float64 on the training split only: energy per atom against the fractions of the elements.
-Totals stay in float64 until the references are subtracted: at -29944 eV the step of float32 is 2 meV.
+Total energies stay in float64 until the references are subtracted: at -29944 eV the spacing of float32 is 2 meV.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,13 +19,13 @@ Chunks = Callable[[], Iterable[tuple[NDArray[np.int64], NDArray[np.uint8], Float
 """Starts one pass over (n_atoms (S,), numbers (N,), energy (S,) in eV)."""
 
 CUTOFF = 1e-10
-"""Singular values below this part of the largest count as zero. Rounding leaves about 1e-15; an element that stands in
-one of ten million structures, as one of a hundred atoms, leaves 3e-6."""
+"""Singular values below this fraction of the largest are treated as zero. Rounding gives about 1e-15; an element that
+occurs in one of ten million structures, as one of a hundred atoms, gives 3e-6."""
 
 OWN_PART = 0.1
-"""Variance of what a reference has for itself, beside 1 for its period and 1 for its group. Chosen on the training and
-validation splits of the embedded crystals, each material predicted from the others: 0.1 to 0.3 did best on one set,
-0 to 0.1 on the other."""
+"""Variance of the element's own part of a reference, relative to 1 for its period and 1 for its group. Chosen on the
+training and validation splits of the embedded crystals, each material predicted from the others: 0.1 to 0.3 was best
+on one set, 0 to 0.1 on the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Fit:
     Attributes:
         energies: (119,) eV by atomic number, NaN for elements that did not occur.
         structures: number of structures fitted on.
-        rank: number of independent compositions; where it is below the number of elements, of all energies that fit
-            equally well those nearest to the mean energy per atom were taken (least squares).
+        rank: number of independent compositions; if it is smaller than the number of elements, the solution closest to
+            the mean energy per atom is taken (minimum norm).
         residual_mae: eV/atom, mean absolute residual.
         residual_std: eV/atom, standard deviation of the residuals.
     """
@@ -51,14 +51,15 @@ class Fit:
 def fit_references(chunks: Chunks, elements: NDArray[np.integer], ridge: float = 0.0) -> Fit:
     """Fits the references of `elements` (E,) (atomic numbers) in two passes, with memory for one chunk.
 
-    The normal equations would square the condition number, so a QR factorisation is carried along instead: the triangle
-    of what came before is stacked on each new chunk and reduced again (sequential TSQR, doi:10.1137/080731992).
+    The normal equations would square the condition number, so a QR factorisation is updated instead: the triangular
+    factor of the previous chunks is stacked on each new chunk and factorised again (sequential TSQR,
+    doi:10.1137/080731992).
 
     Args:
         chunks: the training structures.
-        elements: which elements occur in them.
-        ridge: adds ridge x (e - m)ᵀ K⁻¹ (e - m) to the mean squared residual that is minimised, e the references, m the
-            mean energy per atom, K as in `kinship`; 0 is plain least squares.
+        elements: elements that occur in them.
+        ridge: adds ridge x (e - m)ᵀ K⁻¹ (e - m) to the mean squared residual, with the references e, the mean energy
+            per atom m and the covariance K of `prior_covariance`; 0 is ordinary least squares.
     """
     column = np.zeros(MAX_NUMBER + 1, np.int64)
     column[elements] = np.arange(len(elements))
@@ -71,9 +72,10 @@ def fit_references(chunks: Chunks, elements: NDArray[np.integer], ridge: float =
         rows = np.concatenate([fractions, per_atom[:, None]], axis=1)
         triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, rows]), mode="r"))
     mean = total / count
-    penalty = np.sqrt(ridge * count) * np.linalg.inv(np.linalg.cholesky(kinship(elements)))  # PᵀP = ridge count K⁻¹
+    # PᵀP = ridge count K⁻¹
+    penalty = np.sqrt(ridge * count) * np.linalg.inv(np.linalg.cholesky(prior_covariance(elements)))
     factor = np.concatenate([triangle[:, :-1], penalty])
-    # fractions add up to 1, so taking the mean off the target takes it off every element
+    # fractions add up to 1, so subtracting the mean from the target subtracts it from every element
     target = np.concatenate([triangle[:, -1] - triangle[:, :-1].sum(axis=1) * mean, np.zeros(len(elements))])
     from_mean = np.linalg.lstsq(factor, target, rcond=CUTOFF)[0]
     rank = np.linalg.matrix_rank(triangle[:, :-1], rtol=CUTOFF)
@@ -89,11 +91,11 @@ def fit_references(chunks: Chunks, elements: NDArray[np.integer], ridge: float =
     return Fit(energies, count, int(rank), absolute / count, float(np.sqrt(variance)))
 
 
-def kinship(elements: NDArray[np.integer]) -> Floats:
+def prior_covariance(elements: NDArray[np.integer]) -> Floats:
     """(E, E) prior covariance of the references of `elements`, in units of their common variance.
 
-    A reference is taken as a sum of effects of period, group and covalent radius (`element_features`), which relatives
-    share, and of `OWN_PART` that is the element's own.
+    A reference is modelled as a sum of effects of period, group and covalent radius (`element_features`), which
+    related elements share, and an independent effect of the element with variance `OWN_PART`.
     """
     features = element_features()[elements]
     shared: Floats = features @ features.T
@@ -101,10 +103,10 @@ def kinship(elements: NDArray[np.integer]) -> Floats:
 
 
 def reference_energy(structures: Structures, references: Floats) -> Floats:
-    """(S,) eV, the sum of the references (119,) over the atoms of each structure, in float64.
+    """(S,) eV, sum of the references (119,) over the atoms of each structure, in float64.
 
     Raises:
-        RamifyError: an element has no reference.
+        RamifyError: an element without a reference.
     """
     energy = _sum_per_structure(references[structures.numbers], structures.n_atoms)
     if np.isnan(energy).any():
@@ -112,14 +114,14 @@ def reference_energy(structures: Structures, references: Floats) -> Floats:
         names = ", ".join(SYMBOLS[number] for number in unknown)
         example = structures.name(int(np.flatnonzero(np.isnan(energy))[0]))
         raise RamifyError(
-            f"no reference energy for {names} (e.g. in {example}): the training split holds none of it",
-            fix="predict structures of the elements that the dataset was trained on",
+            f"no reference energy for {names} (e.g. in {example}): the training split does not contain it",
+            fix="predict only structures of elements in the training data",
         )
     return energy
 
 
 def _fractions(n_atoms: NDArray[np.int64], column: NDArray[np.int64], elements: int) -> Floats:
-    """(S, E) part of each structure's atoms that each element makes up."""
+    """(S, E) fraction of each element among the atoms of each structure."""
     structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
     counts = np.bincount(structure * elements + column, minlength=len(n_atoms) * elements)
     fractions: Floats = counts.reshape(len(n_atoms), elements) / n_atoms[:, None]
@@ -127,7 +129,7 @@ def _fractions(n_atoms: NDArray[np.int64], column: NDArray[np.int64], elements: 
 
 
 def _sum_per_structure(values: Floats, n_atoms: NDArray[np.integer]) -> Floats:
-    """(S,) sums over atoms; structures without atoms are allowed here, for batches may hold none."""
+    """(S,) sums over atoms; structures without atoms are allowed."""
     structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
     total: Floats = np.bincount(structure, weights=values, minlength=len(n_atoms)).astype(np.float64, copy=False)
     return total

@@ -1,7 +1,7 @@
-"""`Structures`: any number of atomistic structures as flat columns, the one type that flows through the project.
+"""`Structures`: any number of atomistic structures as flat columns, the common data type of the package.
 
-Sources yield it, stores are it on disk, batches are taken from it. S structures hold N atoms in total; the atoms of one
-structure are contiguous. A label that is absent is NaN, never zero.
+Sources yield it, stores hold it on disk, batches are built from it. S structures have N atoms in total; the atoms of
+one structure are contiguous. An absent label is NaN, never zero.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Split(IntEnum):
-    """Which part of a dataset a structure belongs to; NONE until something (the source or prepare) decides."""
+    """Split of a structure; NONE until the source or `prepare` assigns one."""
 
     NONE = 0
     TRAIN = 1
@@ -43,13 +43,13 @@ class Structures:
         forces: (N, 3) float, eV/Å, forces (-dE/dx); NaN where there is no label.
         stress: (S, 3, 3) float, eV/Å³, tension positive (dE/dε / V); NaN where there is no label.
         split: (S,) uint8, a `Split`.
-        group: (S,) int64, index into `group_names`: structures of one group never part when splits are made.
+        group: (S,) int64, index into `group_names`: structures of one group are assigned to the same split.
         origin: (S,) int64, index into `origin_names`: the file and the path inside it.
         row: (S,) int64, position inside the origin.
-        group_names: names that `group` points into.
-        origin_names: names that `origin` points into.
+        group_names: names of the groups.
+        origin_names: names of the origins.
         labels: further labels by name (`ramify.labels.register`), (S,) float64, each in its unit; NaN where there is
-            none.
+            no label.
     """
 
     n_atoms: NDArray[np.int64]
@@ -73,28 +73,28 @@ class Structures:
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """(S + 1,) the first atom of each structure, and N at the end."""
+        """(S + 1,) index of the first atom of each structure, and N at the end."""
         return np.concatenate([[0], np.cumsum(self.n_atoms, dtype=np.int64)])
 
     @property
     def structure_of_atom(self) -> NDArray[np.int64]:
-        """(N,) the structure each atom belongs to."""
+        """(N,) index of the structure of each atom."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.n_atoms)
 
     def label(self, name: str) -> NDArray[np.floating]:
-        """The column of a label of `ramify.labels`; all NaN where no structure has it."""
+        """Column of a label of `ramify.labels`; all NaN if no structure has it."""
         if name in BUILT_IN:
             column: NDArray[np.floating] = getattr(self, name)
             return column
         return self.labels.get(name, np.full(len(self), np.nan))
 
     def compared(self, name: str) -> NDArray[np.float64]:
-        """(S,) a further label in its unit of errors: by atom where it is a total of the structure."""
+        """(S,) values of a further label in the unit of its errors: per atom if the label is extensive."""
         values = self.label(name).astype(np.float64)
         return values / self.n_atoms if LABELS[name].extensive else values
 
     def name(self, index: int) -> str:
-        """Where structure `index` comes from, e.g. `ani1x.h5/C2H6[17]`."""
+        """Origin and row of structure `index`, e.g. `ani1x.h5/C2H6[17]`."""
         return f"{self.origin_names[self.origin[index]]}[{self.row[index]}]"
 
     @classmethod
@@ -117,11 +117,11 @@ class Structures:
         origin_names: Sequence[str] = ("",),
         labels: Mapping[str, Any] | None = None,
     ) -> Structures:
-        """Builds the columns from whatever is at hand, absent ones filled in (no cell, no labels, group 0, row i).
+        """Builds structures from the given columns; defaults are no cell, no labels, group 0, row i.
 
         Raises:
-            ValueError: the lengths of the columns contradict one another, an atomic number does not fit into its
-                column, or an index points past its names.
+            ValueError: inconsistent lengths of columns, an atomic number outside the range of its type, or an index
+                outside its table of names.
         """
         n_atoms = np.asarray(n_atoms, np.int64)
         wide = np.asarray(numbers)
@@ -156,11 +156,11 @@ class Structures:
         )
         for index, names in ((made.group, made.group_names), (made.origin, made.origin_names)):
             if S and not (index.min() >= 0 and index.max() < len(names)):
-                raise ValueError(f"an index points past its {len(names)} names")
+                raise ValueError(f"an index is outside its table of {len(names)} names")
         return made
 
     def take(self, indices: NDArray[np.integer] | Sequence[int]) -> Structures:
-        """The structures at `indices`, in that order (repeats allowed); names are shared, not copied."""
+        """Selects the structures at `indices`, in that order (repeats allowed); names are shared, not copied."""
         index = np.asarray(indices, np.int64)
         counts = self.n_atoms[index]
         atoms = atom_rows(self.offsets[index], counts)
@@ -170,7 +170,7 @@ class Structures:
         return replace(self, **changed)
 
     def span(self, start: int, stop: int) -> Structures:
-        """Structures `start` to `stop`, as views."""
+        """Selects structures `start` to `stop`, as views."""
         a, b = int(self.n_atoms[:start].sum()), int(self.n_atoms[:stop].sum())
         changed: dict[str, Any] = {f: getattr(self, f)[start:stop] for f in STRUCTURE_COLUMNS}
         changed |= {f: getattr(self, f)[a:b] for f in ATOM_COLUMNS}
@@ -179,7 +179,7 @@ class Structures:
 
     @classmethod
     def concatenate(cls, parts: Iterable[Structures]) -> Structures:
-        """All structures of `parts` in order; the name tables are merged."""
+        """Joins all structures of `parts` in order; the tables of names are merged."""
         parts = list(parts)
         if not parts:
             return cls.make(n_atoms=[], numbers=[], positions=np.zeros((0, 3)))
@@ -195,7 +195,7 @@ class Structures:
         return cls(**columns, labels=further)
 
     def to_ase(self, index: int) -> Atoms:
-        """Structure `index` as ASE atoms; its labels stand in `.info` and `.arrays` as `REF_energy`, `REF_forces`."""
+        """Converts structure `index` to ASE atoms; labels are `REF_energy` in `.info`, `REF_forces` in `.arrays`."""
         from ase import Atoms
 
         a, b = self.offsets[index : index + 2]
@@ -208,7 +208,7 @@ class Structures:
 
     @classmethod
     def from_ase(cls, images: Sequence[Atoms]) -> Structures:
-        """Geometry (no labels) of ASE atoms; a cell of zero volume with no periodic axis is kept as it stands."""
+        """Converts ASE atoms without labels; a cell of zero volume without a periodic axis is kept unchanged."""
         return cls.make(
             n_atoms=[len(a) for a in images],
             numbers=np.concatenate([a.numbers for a in images]) if images else [],
@@ -230,7 +230,7 @@ assert {f.name for f in fields(Structures)} == {
 
 
 def atom_rows(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The atom rows of structures that begin at `starts` with `counts` atoms each, one after the other."""
+    """Concatenated atom rows of structures that begin at `starts` with `counts` atoms each."""
     total = int(counts.sum())
     first = np.cumsum(counts) - counts  # where each structure begins in the result
     return np.repeat(starts - first, counts) + np.arange(total, dtype=np.int64)
@@ -239,7 +239,7 @@ def atom_rows(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[n
 def _merge_names(
     parts: Sequence[tuple[NDArray[np.int64], tuple[str, ...]]],
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Rewrites indices into several name tables as indices into one table without repeats."""
+    """Converts indices into several tables of names to indices into one table without repeats."""
     position: dict[str, int] = {}
     merged = []
     seen: tuple[str, ...] | None = None

@@ -1,7 +1,6 @@
-"""What the operating system says of this machine and of processes on it: memory, limits of control groups, start times.
+"""Queries to the operating system: memory, limits of control groups, start times of processes.
 
-Everything that is read from Linux's /proc and /sys/fs/cgroup is read here (proc(5), cgroups(7)); where there is none,
-psutil asks the system.
+All reads of Linux's /proc and /sys/fs/cgroup are in this module (proc(5), cgroups(7)); other systems use psutil.
 """
 
 import ctypes
@@ -19,28 +18,28 @@ import psutil
 PROC = Path("/proc")
 GROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 2.0**60
-"""Bytes from which on a limit is none: version 1 of control groups states the largest number of pages there is."""
+"""Bytes; a larger limit means no limit: version 1 of control groups reports the largest possible number of pages."""
 
 
 def available_memory() -> float:
-    """Bytes of main memory that this process may still take without swapping: what the system has left, or what the
-    control groups of its container or batch job leave, whichever is less."""
+    """Bytes of main memory that this process can still allocate without swapping: the smaller of the free memory of the
+    system and the remainder of the limits of its control groups (container or batch job)."""
     return min(float(psutil.virtual_memory().available), group_memory())
 
 
 def group_memory() -> float:
-    """Bytes that the control groups of this process leave it, each group above its own included; inf without a limit.
+    """Bytes that the control groups of this process (parents included) still allow; inf without a limit.
 
-    Memory of files that were read a while ago counts as free: the kernel gives it to whoever needs it.
+    The inactive file cache counts as free, because the kernel reclaims it when memory is needed.
     """
     return min((_left(folder, version) for folder, version in _memory_groups()), default=math.inf)
 
 
 def _memory_groups() -> Iterator[tuple[Path, int]]:
-    """Folders of the control groups that limit this process, and the version of their files.
+    """Yields the folders of the control groups that limit this process, with the version of their interface.
 
-    In a container /proc may name the group as the host does, while the container sees its own group at the root: the
-    root is looked at in any case.
+    In a container, /proc may give the path of the group on the host, while the container has its own group at the root:
+    the root is always included.
     """
     try:
         lines = (PROC / "self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -71,7 +70,7 @@ def _left(group: Path, version: int) -> float:
 
 
 def process_memory() -> int:
-    """Bytes of main memory that this process holds now, after free memory was given back to the system."""
+    """Bytes of main memory (RSS) of this process, after returning free heap memory to the system."""
     gc.collect()
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -81,24 +80,24 @@ def process_memory() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes of main memory that this process has held since `reset_peak_memory`; 0 where that is not known."""
+    """Peak bytes of main memory (RSS) of this process since `reset_peak_memory`; 0 if the system does not report it."""
     status = PROC / "self/status"
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
     return 1024 * int(found[1]) if found else 0
 
 
 def reset_peak_memory() -> None:
-    """`peak_memory` counts from now on, where the system can do that."""
+    """Resets `peak_memory`, where the system supports it."""
     references = PROC / "self/clear_refs"
     if references.exists():
         references.write_text("5", encoding="ascii")
 
 
 def process_start(pid: int) -> int | None:
-    """When a process on this machine began; None where it has ended, even if its parent does not know yet.
+    """Start time of a process on this machine; None if it has ended (zombies included).
 
-    On Linux in clock ticks since the machine started, which no change of the clock moves; elsewhere in microseconds
-    since 1970. For comparing with itself only.
+    On Linux in clock ticks since boot, independent of clock changes; elsewhere in microseconds since 1970. Only for
+    comparison with other values of this function.
     """
     if _counts_ticks():
         try:
@@ -115,7 +114,7 @@ def process_start(pid: int) -> int | None:
 
 
 def process_age() -> float:
-    """Seconds since this process started, imports included."""
+    """Seconds since the start of this process, imports included."""
     began = process_start(os.getpid())
     assert began is not None  # it runs
     if _counts_ticks():
@@ -128,31 +127,30 @@ def _counts_ticks() -> bool:
 
 
 def process_runs(pid: object, began: object) -> bool:
-    """Whether a process runs on this machine under this number and, unless that is None, began then (`process_start`).
+    """Returns whether a process with this id runs on this machine and, unless None, has this start time.
 
-    Two processes may have the same number, one after the other.
+    The start time (see `process_start`) distinguishes processes that reuse an id.
     """
     now = process_start(pid) if isinstance(pid, int) else None
     return now is not None and began in (None, now)
 
 
 def process_tag() -> str:
-    """This process as part of a file name: `PID-START`, see `process_start`."""
+    """Identifier of this process for file names: `PID-START`, see `process_start`."""
     return f"{os.getpid()}-{process_start(os.getpid())}"
 
 
 def parse_tag(tag: str) -> tuple[int, int | None]:
-    """Number and start of the process that `process_tag` stands for.
+    """Process id and start time of a `process_tag`.
 
-    Earlier versions wrote the number alone; the process that has this number now is then taken for the writer.
+    Earlier versions wrote the id only; the process that now has this id is then assumed to be the writer.
     """
     pid, _, began = tag.partition("-")
     return int(pid), int(began) if began else process_start(int(pid))
 
 
 def process_namespace() -> str:
-    """What tells processes of different containers on one machine apart, whose numbers may be the same; empty where
-    the system has no such thing."""
+    """Identifier of the PID namespace, which distinguishes containers on one machine; empty where there are none."""
     try:
         return os.readlink(PROC / "self/ns/pid")
     except OSError:

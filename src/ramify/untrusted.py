@@ -1,7 +1,7 @@
-"""What a file from disk may say: names that become paths, files inside a folder, content of a stated type.
+"""Validation of untrusted files: names that become paths, files inside a folder, content of a given type.
 
-Stores, runs, checkpoints and exports are given to others and come from others. Whatever such a folder says is compared
-here before it is used (`SECURITY.md` says what is trusted).
+Stores, runs, checkpoints and exports are shared between users. Their content is validated here before use
+(`SECURITY.md` defines the trust model).
 """
 
 import stat
@@ -14,14 +14,14 @@ from ramify.elements import NUMBERS
 from ramify.errors import RamifyError
 
 NAME_BYTES = 200
-"""Of a name at most: file systems take 255 bytes, and temporary files carry the name and more."""
+"""Maximum length of a name: file systems allow 255 bytes, and temporary files add a prefix and suffix."""
 
 
 def check_name(name: str) -> str:
-    """The name, if it can be that of a dataset or branch: names become folders, files and parameter names.
+    """Returns a valid name of a dataset or branch; names become folders, files and parameter names.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the name is not valid.
     """
     if not name or not name.replace("-", "").replace("_", "").isalnum() or name[0] == "-":
         raise ValueError(f"'{name:.80}' cannot be a name: use letters, digits, '-' and '_'")
@@ -31,7 +31,7 @@ def check_name(name: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether `check_name` takes it."""
+    """Returns whether `check_name` accepts the name."""
     try:
         check_name(name)
     except ValueError:
@@ -40,10 +40,10 @@ def is_name(name: str) -> bool:
 
 
 def check_element(symbol: str) -> str:
-    """The symbol, if it is that of an element.
+    """Returns a valid element symbol.
 
     Raises:
-        ValueError: it is not.
+        ValueError: not the symbol of an element.
     """
     if symbol not in NUMBERS:
         raise ValueError(f"'{symbol:.80}' is not an element")
@@ -51,17 +51,19 @@ def check_element(symbol: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
-"""The name of a dataset or branch, for models of files."""
+"""Name of a dataset or branch, as a pydantic type."""
 Element = Annotated[str, AfterValidator(check_element)]
-"""The symbol of an element, for models of files."""
+"""Symbol of an element, as a pydantic type."""
 
 
 def regular_file(folder: Path, name: str, *, fix: str = "take another copy") -> Path:
-    """The file `name` (with `/` between folders) inside `folder`. Neither it nor a folder on the way is a link: what a
-    folder of others links to lies outside of it. `folder` itself, which the user has named, may be one.
+    """Returns the path of the regular file `name` (with `/` between folders) inside `folder`.
+
+    Links are rejected, for the file and for folders on its path, because they may point outside `folder`. `folder`
+    itself is given by the user and may be a link.
 
     Raises:
-        RamifyError: it is not there, or it is not a regular file.
+        RamifyError: the file is missing or not a regular file.
     """
     path = folder
     for part in name.split("/"):
@@ -83,10 +85,10 @@ def regular_file(folder: Path, name: str, *, fix: str = "take another copy") -> 
 
 
 def has_file(folder: Path, name: str, *, fix: str = "take another copy") -> bool:
-    """Whether `folder` has a file of this name.
+    """Returns whether `folder` has a regular file of this name.
 
     Raises:
-        RamifyError: something else has this name, or a link; see `regular_file`.
+        RamifyError: the name belongs to a link or to something other than a file; see `regular_file`.
     """
     path = folder / name
     return (path.exists() or path.is_symlink()) and bool(regular_file(folder, name, fix=fix))
@@ -96,17 +98,17 @@ T = TypeVar("T")
 
 
 def parsed(kind: type[T], content: Any, file: Path, *, at: str = "", fix: str = "take another copy") -> T:
-    """The content of a file as the type it should have.
+    """Validates the content of a file against a type.
 
     Args:
         kind: a pydantic model, or any type that pydantic can validate.
         content: plain data.
-        file: where they stood.
-        at: under which key, with a dot at its end; empty for the whole file.
-        fix: what to do about a file that is not right.
+        file: the file, for messages.
+        at: prefix of the keys with a dot at its end; empty for the whole file.
+        fix: how to correct a damaged file.
 
     Raises:
-        RamifyError: naming the file, the key and the value.
+        RamifyError: not valid; the message states the file, the key and the value.
     """
     try:
         if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -206,7 +206,7 @@ REFUSED = [
     ("replay", ("ani1x", "mptrj"), None, {}, "no new dataset"),
     ("lora", ("qm7x",), "fresh", {"stated": {"encoder": {"width": 9}}}, r"model.encoder.width: 9, the model has 8"),
     ("lora", ("qm7x",), "fresh", {"train__precision": "fp64"}, "trained in fp32; its predictions would change"),
-    ("lora", ("qm7x",), "fresh", {"parallel__shard": "encoder"}, "mode lora leaves no encoder to cut up"),
+    ("lora", ("qm7x",), "fresh", {"parallel__shard": "encoder"}, "mode lora leaves no encoder to shard"),
     ("lora", ("ani1x",), None, {"finetune": {"start": {"ani1x": "mptrj"}}}, "continues its own weights"),
     ("loar", ("ani1x",), None, {}, "mode 'loar' is unknown, did you mean 'lora'"),
 ]

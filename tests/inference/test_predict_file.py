@@ -217,7 +217,7 @@ def test_files_that_cannot_be_read(conservative: Model, source: Path, tmp_path: 
             predict_file(conservative, tmp_path / name, target, ["qm7x"])
     cut = tmp_path / "cut.extxyz"
     cut.write_text("\n".join(source.read_text().splitlines()[:-2]))
-    with pytest.raises(RamifyError, match="is cut short: frame 49 announces"):
+    with pytest.raises(RamifyError, match="is truncated: frame 49 announces"):
         predict_file(conservative, cut, target, ["qm7x"])
     assert not target.exists()
 

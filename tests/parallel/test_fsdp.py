@@ -232,5 +232,5 @@ def test_a_number_of_ranks_that_does_not_divide(five: MakeFive, tmp_path: Path) 
     recipe = five(**CUT, parallel__placement="replicated", parallel__shard_ranks=2)
     with pytest.raises(AssertionError, match=r"parallel\.shard_ranks: 2 does not divide the number of ranks, 3"):
         run_world(3, train_each, 3, [recipe], tmp_path)
-    with pytest.raises(RamifyError, match="shard_ranks: nothing is cut up"):
+    with pytest.raises(RamifyError, match="shard_ranks: nothing is sharded"):
         five(parallel__shard_ranks=2)

@@ -209,7 +209,7 @@ def test_a_recipe_names_ranks_of_its_branches() -> None:
         ({"qm7": [0], "mptrj": [1]}, "no branch is called 'qm7', did you mean 'qm7x'?; branches: qm7x, mptrj"),
         ({"qm7x": [0]}, "parallel.placement: no rank hosts mptrj"),
         ({"qm7x": [0], "mptrj": []}, "parallel.placement: no rank hosts mptrj"),
-        ({"qm7x": [0], "mptrj": [1, 1]}, "a rank stands twice in mptrj"),
+        ({"qm7x": [0], "mptrj": [1, 1]}, "a rank occurs twice in mptrj"),
         ({"qm7x": [0], "mptrj": [-1]}, "greater than or equal to 0, found -1"),
         ("scattered", "'auto', 'replicated', 'per-branch', 'per-branch-even' or 'balanced'"),
     ):

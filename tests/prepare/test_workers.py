@@ -105,7 +105,7 @@ except Served:
 def test_what_goes_wrong_in_a_worker_is_told_here(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_text("3\nnothing\nH 0 0 0\n")
     options = formats()["extxyz"].options.model_validate({"format": "extxyz", "path": str(tmp_path / "a.xyz")})
-    with start_workers(2) as workers, pytest.raises(RamifyError, match=r"a\.xyz is cut short.*\n  fix: compare"):
+    with start_workers(2) as workers, pytest.raises(RamifyError, match=r"a\.xyz is truncated.*\n  fix: compare"):
         prepare_dataset("d", options, tmp_path / "stores", base=tmp_path, workers=workers)
     assert not list((tmp_path / "stores").iterdir())
 

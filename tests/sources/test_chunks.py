@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.sources import chunks
-from ramify.sources.parsing.hdf5 import ranges
-from ramify.sources.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine, ranges
 from ramify.structures import Structures
 
 

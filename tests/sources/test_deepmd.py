@@ -104,7 +104,7 @@ def test_elements_are_never_guessed(tmp_path: Path, read: Any) -> None:
     found, _ = read("deepmd", tmp_path / "w", type_map=["O", "H"])
     assert found.numbers[:3].tolist() == [8, 1, 1]
     (tmp_path / "w/type_map.raw").write_text("O Q")
-    with pytest.raises(RamifyError, match=r"\['Q'\] are no element symbols"):
+    with pytest.raises(RamifyError, match=r"\['Q'\] are not element symbols"):
         read("deepmd", tmp_path / "w")
     with pytest.raises(RamifyError, match=r"\['O', 'Q'\], the recipe \['O', 'H'\]"):
         read("deepmd", tmp_path / "w", type_map=["O", "H"])

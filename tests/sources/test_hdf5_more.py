@@ -80,7 +80,7 @@ def test_texts_where_numbers_belong(tmp_path: Path, read: Any) -> None:
         group = file.create_group("003")
         group["coordinates"], group["species"] = np.zeros((1, 1, 3)), np.array([[1]])
         group["energies"] = np.array(["-1.0"], object)
-    with pytest.raises(RamifyError, match="energy is of type object"):
+    with pytest.raises(RamifyError, match="energy has type object"):
         read("ani2x", tmp_path / "a.h5")
 
 

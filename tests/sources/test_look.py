@@ -149,7 +149,7 @@ def test_a_database_in_lmdb(tmp_path: Path) -> None:
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello")
-    with pytest.raises(RamifyError, match="no format that can be read: it begins with b'hello'"):
+    with pytest.raises(RamifyError, match="no known format: it begins with b'hello'"):
         look(tmp_path / "a.txt")
     with pytest.raises(RamifyError, match="does not exist"):
         look(tmp_path / "none")

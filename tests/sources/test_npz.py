@@ -62,10 +62,10 @@ def test_pairs_are_not_mixed_and_not_guessed(tmp_path: Path, read: Any) -> None:
     with pytest.raises(RamifyError, match="no known set of arrays"):
         read("npz", tmp_path / "a.npz")
     keys = {"numbers": "atNUM", "positions": "atXYZ", "energy": "ePBE0+MBD", "forces": "pbe0FOR"}
-    with pytest.raises(RamifyError, match="no gradient of it"):
+    with pytest.raises(RamifyError, match=r"MBD with pbe0FOR"):
         read("npz", tmp_path / "a.npz", keys=keys)
     np.savez(tmp_path / "b.npz", **named, ePBE0=arrays["E"] - 1, totFOR=arrays["F"] * 2)
-    with pytest.raises(RamifyError, match="several sets of labels"):
+    with pytest.raises(RamifyError, match="several known sets of labels"):
         read("npz", tmp_path / "b.npz")
     found, _ = read("npz", tmp_path / "b.npz", keys=keys | {"forces": "totFOR"})
     np.testing.assert_array_equal(found.forces[:3], arrays["F"][0] * 2)
@@ -132,7 +132,7 @@ def test_units_that_the_file_states(
 
 def test_units_stated_in_an_unknown_word(tmp_path: Path, read: Any) -> None:
     arrays = sgdml(tmp_path / "a.npz", e_unit="unknown", r_unit="Ang")
-    with pytest.raises(RamifyError, match="'unknown', which is no known unit"):
+    with pytest.raises(RamifyError, match="'unknown', which is not a known unit"):
         read("npz", tmp_path / "a.npz")
     found, _ = read("npz", tmp_path / "a.npz", units={"energy": "eV"})
     np.testing.assert_allclose(found.energy, arrays["E"])
@@ -175,7 +175,7 @@ def test_texts_where_numbers_belong(tmp_path: Path, read: Any) -> None:
     arrays = padded([3, 3])
     for name, role in (("R", "positions"), ("F", "forces")):
         np.savez(tmp_path / "a.npz", **(arrays | {name: arrays[name].astype("U8")}))
-        with pytest.raises(RamifyError, match=f"array of {role} holds no numbers"):
+        with pytest.raises(RamifyError, match=f"array of {role} has values of type"):
             read("npz", tmp_path / "a.npz")
 
 

@@ -51,7 +51,7 @@ def test_frames_with_their_systems(tmp_path: Path, read: Any, packed: bool) -> N
 def test_lengths_that_differ(tmp_path: Path, read: Any, lines: int) -> None:
     path = write(tmp_path, packed=False)
     (tmp_path / "0.txt").write_text("random0,frame0,-1.0\n" * lines)
-    with pytest.raises(RamifyError, match=rf"6 frames, .*0\.txt {lines} lines"):
+    with pytest.raises(RamifyError, match=rf"6 frames, .*0\.txt has {lines} lines"):
         read("oc20", path)
 
 
@@ -62,7 +62,7 @@ def test_texts_that_are_missing_or_wrong(tmp_path: Path, read: Any) -> None:
         with pytest.raises(RamifyError, match=r"0\.txt, line 2"):
             read("oc20", path)
     (tmp_path / "0.txt").unlink()
-    with pytest.raises(RamifyError, match=r"no 0\.txt\.xz or 0\.txt beside it"):
+    with pytest.raises(RamifyError, match=r"no 0\.txt\.xz or 0\.txt in its folder"):
         read("oc20", path)
 
 

@@ -171,5 +171,5 @@ def test_damaged_files_give_messages(tmp_path: Path, read: Any) -> None:
     with pytest.raises(RamifyError, match="dft_force_field"):
         read("qcml", write(path, [{"smiles": [b"C"]}]), length="Å")
     path.write_bytes(b"not a record at all")
-    with pytest.raises(RamifyError, match="no TFRecord file"):
+    with pytest.raises(RamifyError, match="not a TFRecord file"):
         read("qcml", path, length="Å")

@@ -125,5 +125,5 @@ def test_arrays_that_hold_something_else(tmp_path: Path, read: Any, key: str, va
     with h5py.File(tmp_path / "1000.hdf5", "a") as file:
         del file["2/Geom-m2-i1-c1-d1"][key]
         file["2/Geom-m2-i1-c1-d1"][key] = value
-    with pytest.raises(RamifyError, match="damaged or lacks a part"):
+    with pytest.raises(RamifyError, match="damaged or incomplete"):
         read("qm7x", tmp_path / "1000.hdf5")

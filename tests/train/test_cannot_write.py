@@ -142,7 +142,7 @@ def test_giving_back_the_lock_hides_no_error(small: MakeRecipe, tmp_path: Path, 
         (OSError(122, "Disk quota exceeded"), "free some space, then go on"),
         (OSError(30, "Read-only file system"), "make /run writable"),
         (PermissionError(13, "Permission denied"), "make /run writable"),
-        (FileNotFoundError(2, "No such file or directory"), "see that /run is there"),
+        (FileNotFoundError(2, "No such file or directory"), "check that /run exists"),
     ],
     ids=lambda value: str(value)[:12],
 )

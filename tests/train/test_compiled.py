@@ -39,8 +39,8 @@ def test_five_steps(small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train__checkpointing": "layers"}, r"train.checkpointing: layers does not go with train.compile"),
-        ({"parallel__shard": "encoder"}, r"parallel.shard: encoder does not go with train.compile"),
+        ({"train__checkpointing": "layers"}, r"train.checkpointing: layers is not compatible with train.compile"),
+        ({"parallel__shard": "encoder"}, r"parallel.shard: encoder is not compatible with train.compile"),
         ({"train__compile": "fast"}, r"train.compile"),
     ],
 )

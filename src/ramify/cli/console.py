@@ -262,29 +262,17 @@ def counts_table(manifests: Mapping[str, Manifest]) -> Table:
     return table
 
 
-def remark_lines(manifests: Mapping[str, Manifest]) -> list[str]:
-    """Remarks on structures that were kept: labels left out, labels that are doubtful."""
-    return [
-        f"{name}: {reason}: {count} structure{'s' if count != 1 else ''}"
-        for name, manifest in manifests.items()
-        for reason, count in manifest.remarks.items()
-    ]
-
-
 def print_prepared(console: Console, manifests: Mapping[str, Manifest]) -> None:
-    """`counts_table`, then one line for each dataset with dropped structures, each remark and each inconsistency."""
+    """Prints `counts_table`, then one line per dataset with dropped structures, and one line per warning, with the
+    recipe key that corrects it."""
     console.print(counts_table(manifests))
     for name, manifest in manifests.items():
         if manifest.dropped:
             console.print(escape(f"{name}: dropped {_reasons(manifest)}"), highlight=False, soft_wrap=True)
-    for line in remark_lines(manifests):
-        console.print(escape(line), soft_wrap=True, style="yellow")
     for name, manifest in manifests.items():
-        for finding in manifest.findings:
+        for text in manifest.warnings():
             console.print(
-                f"[bold yellow]warning:[/bold yellow] {name}: {escape(finding.text)} ({escape(finding.fix)})",
-                highlight=False,
-                soft_wrap=True,
+                f"[bold yellow]warning:[/bold yellow] {name}: {escape(text)}", highlight=False, soft_wrap=True
             )
 
 

@@ -22,9 +22,9 @@ from ramify.prepare.split import Divided, ToSplit, divide
 from ramify.prepare.staging import Staged, Staging
 from ramify.prepare.workers import Workers
 from ramify.sources.base import DatasetOptions
-from ramify.sources.conditions import BEYOND_LIMIT
 from ramify.sources.formats import formats
 from ramify.sources.quarantine import Quarantine
+from ramify.sources.where import BEYOND_LIMIT
 from ramify.store.adios import ADIOS_FILES
 from ramify.store.columns import COLUMNS
 from ramify.store.convert import to_adios

@@ -114,7 +114,11 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
     before = 0
     for chunk in chunks:
         fulfilling = select(_as_stated(work, chunk), work.options.where, quarantine)
-        chosen = each_nth(fulfilling, work.options.every, before, quarantine)
+        chosen = fulfilling
+        if (
+            "every" not in type(work.options).__annotations__
+        ):  # a format with its own meaning of the key applies it itself
+            chosen = each_nth(fulfilling, work.options.every, before, quarantine)
         before += len(fulfilling)
         stated = apply_label_rules(chosen, work.options, quarantine)
         measured = measure(stated, work.options.gates, quarantine)

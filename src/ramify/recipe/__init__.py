@@ -1,6 +1,6 @@
-"""The recipe: everything that defines a run, as typed and validated models. One docstring per key.
+"""The recipe: all settings of a run, as typed and validated models with one docstring per key.
 
-A recipe is a YAML file. Unknown keys are errors that name the nearest known key; nothing is changed after parsing.
+A recipe is a YAML file. Unknown keys are errors that name the nearest known key. A recipe is immutable after parsing.
 """
 
 from ramify.recipe.data import DataOptions

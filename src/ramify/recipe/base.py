@@ -1,4 +1,4 @@
-"""What all groups of recipe keys have in common."""
+"""Base class and types common to all groups of recipe keys."""
 
 from typing import Annotated
 
@@ -10,6 +10,6 @@ Rank = Annotated[int, Field(ge=0)]
 
 
 class Keys(BaseModel):
-    """A group of keys: none that is unknown, none that changes, no infinities."""
+    """A group of keys: unknown keys and infinite values are errors, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""Recipe keys of where structures are kept while a run goes on."""
+"""Recipe keys of data loading during a run."""
 
 from typing import Literal
 
@@ -8,20 +8,20 @@ from ramify.recipe.base import Keys
 
 
 class DataOptions(Keys):
-    """Where structures are kept while a run goes on, and who makes batches of them. None of it changes what is trained.
-    See docs/data.md."""
+    """Storage of structures during a run, and threads that make batches. These keys do not change the result of a
+    training. See docs/data.md."""
 
     store: Literal["auto", "mapped", "adios", "distributed"] = "auto"
-    """`mapped`: mapped into memory from one file per column; `adios`: read from one ADIOS2 file into memory that the
-    ranks of a node share; `auto`: as each store was written; `distributed`: however it was written, spread over the
-    memory of the ranks that train on it, which read from one another (MPI)."""
+    """`mapped`: memory-mapped from one file per column; `adios`: read from one ADIOS2 file into memory that the ranks
+    of a node share; `auto`: the form in which each store was written; `distributed`: distributed over the memory of the
+    ranks that train on it, which read from one another by MPI (stores of either form)."""
     preload: bool = False
-    """Reads mapped stores into shared memory too before the run begins: parallel file systems are fast at reading in
-    sequence and slow at random."""
+    """Whether to read mapped stores into shared memory before the run begins: parallel file systems are fast at
+    sequential and slow at random reads."""
     width: int | None = Field(None, ge=1)
-    """Of `store: distributed`: at least so many ranks hold one copy of a dataset together, neighbours in their order;
-    null: all that train on it. Fewer need more memory and fetch less from one another."""
+    """For `store: distributed`: minimum number of consecutive ranks that hold one copy of a dataset together; null: all
+    ranks that train on it. A smaller number needs more memory and less communication."""
     workers: int = Field(1, ge=1)
-    """Threads of each rank that make batches for the steps to come."""
+    """Threads of each rank that prefetch batches."""
     ahead: int = Field(2, ge=1)
-    """Steps that each of these threads may be ahead."""
+    """Number of steps that each of these threads may prefetch."""

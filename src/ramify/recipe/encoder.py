@@ -1,7 +1,7 @@
 """Recipe keys of the encoder: a discriminated union on `kind`, which other packages can extend.
 
-An encoder is one class of `ramify.model.encoders.base.Encoder` with its recipe keys beside it. Those of this package
-are listed in `KINDS`; an installed package adds its own by an entry point:
+An encoder is a subclass of `ramify.model.encoders.base.Encoder` with a class of its recipe keys. The encoders of this
+package are listed in `KINDS`; another installed package adds its own by an entry point:
 
     [project.entry-points."ramify.encoders"]
     my_kind = "my_package.module:MyEncoder"
@@ -26,7 +26,7 @@ KINDS = {
     "schnet": "ramify.model.encoders.schnet:SchNet",
     "tensornet": "ramify.model.encoders.tensornet:TensorNet",
 }
-"""Where the class of each kind is found. Imported when a recipe asks for it: classes of encoders need PyTorch."""
+"""Module and class of each kind. Imported only when a recipe uses it, because encoders need PyTorch."""
 
 GROUP = "ramify.encoders"
 """Entry points of other packages."""
@@ -34,46 +34,46 @@ GROUP = "ramify.encoders"
 DEFAULT_KIND = "egnn"
 
 TYPICAL_NEIGHBORS = 15.0
-"""Of an atom within 5 Å, on average over molecules and crystals."""
+"""Average number of neighbours of an atom within 5 Å, over molecules and crystals."""
 
 
 class EncoderOptions(Keys):
-    """The shared encoder. Its other keys depend on `kind`; these are common to all."""
+    """The shared encoder. The keys below are common to all kinds; each kind has further keys."""
 
     kind: str
     """Architecture."""
     layers: int = Field(4, ge=1)
-    """Rounds of message passing."""
+    """Number of message passing layers."""
     width: int = Field(128, ge=1)
     """Scalar features per atom."""
     elements: Literal["periodic-table", "random", "features"] = "periodic-table"
-    """What tells elements apart: an embedding that starts from period, group and covalent radius, so that an element of
-    few structures begins near its relatives; one that starts from random numbers; or a linear map of these features
-    and nothing else, for datasets with hardly more materials than elements."""
+    """Embedding of the elements: trained, and initialised from period, group and covalent radius, so that rare elements
+    begin close to related ones; trained, and initialised at random; or only a linear map of these features, for
+    datasets with hardly more materials than elements."""
     radial: int = Field(8, ge=1)
     """Size of the radial basis."""
     cutoff: float = Field(5.0, gt=0)
     """Å."""
     max_neighbors: int | None = Field(20, ge=1)
-    """The most neighbours that an atom may have: where there are more, its neighbourhood ends smoothly before the
-    cutoff; null keeps all within the cutoff."""
+    """Maximum number of neighbours of an atom: where there are more, an adaptive cutoff smaller than `cutoff` applies;
+    null keeps all neighbours within the cutoff."""
 
     @property
     def typical_neighbors(self) -> float:
-        """Sums over neighbours are divided by the square root of this."""
+        """Typical number of neighbours: sums over neighbours are divided by its square root."""
         return min(TYPICAL_NEIGHBORS, self.max_neighbors or TYPICAL_NEIGHBORS)
 
 
 def encoder_kinds() -> list[str]:
-    """All kinds that recipes can name: those of this package, then those of others."""
+    """All available kinds: those of this package, then those of other packages."""
     return [*KINDS, *sorted(set(_outside()) - set(KINDS))]
 
 
 def encoder_class(kind: str) -> Any:
-    """The class of a kind, a subclass of `ramify.model.encoders.base.Encoder`.
+    """Imports the class of a kind, a subclass of `ramify.model.encoders.base.Encoder`.
 
     Raises:
-        ValueError: there is none, two packages define it, or it cannot be imported.
+        ValueError: an unknown kind, one that two packages define, or one that cannot be imported.
     """
     outside = _outside().get(kind, [])
     if len(outside) + (kind in KINDS) > 1:
@@ -90,7 +90,7 @@ def encoder_class(kind: str) -> Any:
     (entry,) = outside
     try:
         found = entry.load()
-    except Exception as error:  # whatever a foreign module raises
+    except Exception as error:  # any exception of a third-party module
         raise ValueError(
             f"model.encoder.kind: '{kind}' cannot be imported from {entry.value} of the package {_owner(entry)}: "
             f"{type(error).__name__}: {error}"
@@ -105,10 +105,10 @@ def encoder_class(kind: str) -> Any:
 
 
 def encoder_options(entry: Any) -> EncoderOptions:
-    """The keys of an encoder, validated by those of its kind; `egnn` where `kind` is not stated.
+    """Validates the keys of an encoder by the model of its kind; the default kind is `egnn`.
 
     Raises:
-        ValueError: an unknown kind, or keys that are wrong; one line for each.
+        ValueError: an unknown kind, or invalid keys; one line for each.
     """
     if isinstance(entry, EncoderOptions):
         return entry
@@ -125,7 +125,7 @@ def encoder_options(entry: Any) -> EncoderOptions:
 
 
 def clear_cache() -> None:
-    """Looks for entry points again: packages were installed while the program runs."""
+    """Clears the cache of entry points, for packages installed while the program runs."""
     _outside.cache_clear()
 
 
@@ -135,7 +135,7 @@ def _owner(entry: EntryPoint) -> str:
 
 @cache
 def _outside() -> dict[str, list[EntryPoint]]:
-    """Entry points by kind."""
+    """Entry points of other packages by kind."""
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
         found.setdefault(entry.name, []).append(entry)

@@ -1,4 +1,4 @@
-"""Reads recipes: files, those that come with the package, plain data."""
+"""Loads recipes from files, from the package and from plain data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +13,18 @@ from ramify.recipe.recipe import Recipe
 from ramify.recipe.validation_errors import mistakes
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-"""Recipes that come with the package: `demo`, `five`, `paper`."""
+"""Folder of the recipes of the package: `demo`, `five`, `paper`."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
-        path: a YAML file, or the name of a recipe that comes with the package.
+        path: a YAML file, or the name of a recipe of the package.
         overrides: `key.sub=value` pairs; values are YAML.
 
     Raises:
-        RamifyError: no such file, not YAML, an unknown key (with the nearest known one) or a value out of range.
+        RamifyError: no such file, not YAML, an unknown key (with the nearest known one) or an invalid value.
     """
     file = _find(path)
     try:
@@ -41,7 +41,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
-    """Validates a recipe given as plain data; `where` is named in errors."""
+    """Validates a recipe given as plain data; error messages include `where`."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

@@ -14,18 +14,18 @@ class HeadOptions(Keys):
     layers: int = Field(3, ge=1)
     """Fully connected hidden layers."""
     width: int = Field(128, ge=1)
-    """Units of each."""
+    """Units of each hidden layer."""
 
 
 class ForceHeadOptions(HeadOptions):
-    """A force head; `conservative` derives forces from the energy head and has no layers of its own."""
+    """A force head; `conservative` differentiates the energy head and has no layers."""
 
     kind: Literal["direct", "conservative"] = "direct"
-    """`direct`: a head of its own that combines the encoder's vectors; `conservative`: -dE/dx, with stress."""
+    """`direct`: a separate head that combines the encoder's vectors; `conservative`: -dE/dx, with stress."""
 
 
 class ModelOptions(Keys):
-    """Encoder and heads; every branch has the same shape."""
+    """Encoder and heads; all branches have the same architecture."""
 
     encoder: SerializeAsAny[EncoderOptions] = Field(default_factory=lambda: encoder_options({}))
     energy_head: HeadOptions = HeadOptions()

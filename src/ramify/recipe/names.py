@@ -1,4 +1,4 @@
-"""Names in a recipe: of datasets and branches, and of the formats that datasets are read by."""
+"""Validation of names in a recipe: formats, datasets, branches and labels."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
@@ -12,10 +12,10 @@ from ramify.sources.formats import find_format, formats
 
 
 def dataset_options(name: str, entry: Any) -> DatasetOptions:
-    """The keys of one dataset, validated by the model of its format.
+    """Validates the keys of one dataset by the model of its format.
 
     Raises:
-        ValueError: no format, an unknown one, or keys that are wrong; what pydantic makes a mistake of.
+        ValueError: no format, an unknown one, or invalid keys; pydantic collects it.
     """
     if isinstance(entry, DatasetOptions):
         return entry
@@ -36,8 +36,7 @@ def dataset_options(name: str, entry: Any) -> DatasetOptions:
 def check_known(
     key: str, names: Iterable[str], known: Collection[str], kind: Literal["dataset", "branch", "label"] = "dataset"
 ) -> None:
-    """Refuses a name under `key` that no dataset or branch of the recipe, or no registered label, has, with the nearest
-    one that there is."""
+    """Raises an error that suggests the nearest known name if `key` contains an unknown dataset, branch or label."""
     for name in names:
         if name not in known:
             plural = {"dataset": "datasets", "branch": "branches", "label": "labels"}[kind]

@@ -1,4 +1,4 @@
-"""The whole recipe, and what its groups of keys must agree on."""
+"""The whole recipe, and the validation of keys that depend on one another."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -22,13 +22,14 @@ class Recipe(Keys):
     """One run."""
 
     name: str = ""
-    """What tables call the model; derived from the branches when empty."""
+    """Name of the model in tables; derived from the branches if empty."""
     stores: str = "stores"
     """Folder that holds one store per dataset, relative to the working directory."""
     datasets: dict[str, SerializeAsAny[DatasetOptions]] = Field(min_length=1)
     """Datasets by name; the keys of each depend on its `format`."""
     branches: Literal["per-dataset", "shared"] | dict[str, list[str]] = "per-dataset"
-    """One branch per dataset, one for all (the paper's Baseline-All), or `{branch: [datasets]}`."""
+    """One branch per dataset (`per-dataset`), one for all (`shared`, the paper's Baseline-All), or
+    `{branch: [datasets]}`."""
     model: ModelOptions = Field(default_factory=ModelOptions)
     objective: ObjectiveOptions = ObjectiveOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
@@ -59,7 +60,7 @@ class Recipe(Keys):
                 raise ValueError(f"branches: no branch reads {', '.join(missing)}; list every dataset once")
             if twice := sorted({d for d in listed if listed.count(d) > 1}):
                 raise ValueError(
-                    f"branches: {', '.join(twice)} stands in more than one branch; list every dataset once"
+                    f"branches: {', '.join(twice)} occurs in more than one branch; list every dataset once"
                 )
             if empty := sorted(b for b, datasets in self.branches.items() if not datasets):
                 raise ValueError(f"branches: {', '.join(empty)} has no dataset")
@@ -75,7 +76,9 @@ class Recipe(Keys):
                 raise ValueError(f"train.sampling: the factor of {', '.join(wrong)} must be above 0")
         check_known("train.resume.add", self.train.resume.add, self.datasets)
         if still := [name for name in self.train.resume.drop if name in self.datasets]:
-            raise ValueError(f"train.resume.drop: {', '.join(still)} stands in datasets; take it out there, or here")
+            raise ValueError(
+                f"train.resume.drop: {', '.join(still)} is still in datasets; remove it from one of the two"
+            )
         if self.objective.stress > 0 and self.model.force_head.kind != "conservative":
             raise ValueError("objective.stress: needs model.force_head.kind: conservative, stress is dE/dε / V")
         return self
@@ -86,14 +89,14 @@ class Recipe(Keys):
         check_known("finetune.start", self.finetune.start, branches, "branch")
         check_known("finetune.scales", self.finetune.scales, self.datasets)
         if self.finetune.mode in ("frozen-encoder", "lora") and self.parallel.shard == "encoder":
-            raise ValueError(f"parallel.shard: mode {self.finetune.mode} leaves no encoder to cut up; take it out")
+            raise ValueError(f"parallel.shard: mode {self.finetune.mode} leaves no encoder to shard; remove the key")
         return self
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> "Recipe":
         if self.optimizer.kind == "muon" and self.parallel.shard != "none":
             raise ValueError(
-                f"optimizer.kind: muon does not go with parallel.shard: {self.parallel.shard}: it needs whole "
+                f"optimizer.kind: muon is not compatible with parallel.shard: {self.parallel.shard}: it needs whole "
                 "matrices; set optimizer.kind: adamw, or parallel.shard: none"
             )
         return self
@@ -104,12 +107,12 @@ class Recipe(Keys):
             return self
         if self.train.checkpointing != "none":
             raise ValueError(
-                f"train.checkpointing: {self.train.checkpointing} does not go with train.compile, whose program "
-                "chooses by itself what it calculates again; set one of the two to none"
+                f"train.checkpointing: {self.train.checkpointing} is not compatible with train.compile, which chooses "
+                "itself what to recompute; set one of the two to none"
             )
         if self.parallel.shard != "none":
             raise ValueError(
-                f"parallel.shard: {self.parallel.shard} does not go with train.compile, whose program needs the whole "
+                f"parallel.shard: {self.parallel.shard} is not compatible with train.compile, which needs the whole "
                 "encoder; set one of the two to none"
             )
         return self
@@ -125,11 +128,11 @@ class Recipe(Keys):
                 f"parallel.placement: no rank hosts {', '.join(missing)}; name at least one for every branch"
             )
         if twice := [branch for branch, ranks in placement.items() if len(set(ranks)) < len(ranks)]:
-            raise ValueError(f"parallel.placement: a rank stands twice in {', '.join(twice)}")
+            raise ValueError(f"parallel.placement: a rank occurs twice in {', '.join(twice)}")
         return self
 
     def datasets_of_branches(self) -> dict[str, list[str]]:
-        """The datasets each branch reads, in the recipe's order."""
+        """Datasets of each branch, in the order of the recipe."""
         if self.branches == "per-dataset":
             return {name: [name] for name in self.datasets}
         if self.branches == "shared":
@@ -137,7 +140,7 @@ class Recipe(Keys):
         return {branch: list(datasets) for branch, datasets in self.branches.items()}
 
     def branch_of_datasets(self) -> dict[str, str]:
-        """The branch that reads each dataset."""
+        """Branch of each dataset."""
         return {dataset: branch for branch, group in self.datasets_of_branches().items() for dataset in group}
 
     def to_yaml(self) -> str:

@@ -1,4 +1,4 @@
-"""How the mistakes in a recipe are worded: the key, the value found, what is accepted."""
+"""Messages for errors in a recipe: the key, the value found, the accepted values."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from ramify.errors import nearest
 
 
 def mistakes(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line per mistake: key, value, what is accepted.
+    """One line per error: key, value found, accepted values.
 
     Args:
-        error: what pydantic found.
-        model: the keys that were read.
-        prefix: stands before every key.
+        error: error of pydantic.
+        model: model of the keys.
+        prefix: prefix of every key.
     """
     lines: dict[str, str] = {}
     for mistake in error.errors():
@@ -27,23 +27,23 @@ def mistakes(error: ValidationError, model: type[BaseModel], prefix: str = "") -
             line = f"{key}: missing"
         elif mistake["type"] == "value_error":
             line = str(mistake["ctx"]["error"])
-        elif key in lines:  # another type that the key may have
+        elif key in lines:  # another type accepted for the key
             line = lines[key].replace(", found", f" or {mistake['msg'].removeprefix('Input should be ')}, found", 1)
         else:
             line = f"{key}: {mistake['msg']}, found {found}"
         lines[key] = line
-    # where a key may be a word or a group, what is wrong inside the group says all
+    # for a key that accepts a word or a group, errors inside the group are sufficient
     return [line for key, line in lines.items() if not any(other.startswith(f"{key}.") for other in lines)]
 
 
 def _place(mistake: ErrorDetails) -> str:
-    """The dotted key of a mistake, without the types that pydantic names where several are allowed."""
+    """Dotted key of an error, without the names of types that pydantic adds for unions."""
     parts = [str(part) for part in mistake["loc"] if "[" not in str(part)]
     return ".".join(parts[:-1] if mistake["type"] == "string_type" and parts[-1] == "str" else parts)
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The keys accepted at a place inside nested models."""
+    """Accepted keys at a location inside nested models."""
     for part in location:
         annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

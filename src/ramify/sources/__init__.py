@@ -1,1 +1,1 @@
-"""Original dataset files to `Structures`: what the readers of `ramify.sources.formats` share."""
+"""Reading of original dataset files as `Structures`: code common to the readers in `ramify.sources.formats`."""

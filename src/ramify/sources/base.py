@@ -1,4 +1,4 @@
-"""What every format shares: the recipe keys of a dataset, and what a reader is."""
+"""Recipe keys common to all formats, and the interface of a reader (`Format`)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,52 +8,53 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ramify.elements import NUMBERS
-from ramify.sources.conditions import COLUMNS, Condition
 from ramify.sources.guard import guarded
 from ramify.sources.quarantine import Quarantine
+from ramify.sources.where import COLUMNS, Condition
 from ramify.structures import Structures
 
 CHUNK_ATOMS = 50_000
-"""Atoms that a source gathers into one `Structures` at most (a single larger structure excepted): about 4 MB."""
+"""Maximum number of atoms in one chunk of `Structures` (a single structure may be larger): about 4 MB."""
 
 PART_ATOMS = 20 * CHUNK_ATOMS
-"""Atoms, about, of a part of a large file: 25 MB of columns, a second of work or so for whoever reads it."""
+"""Approximate number of atoms in a part of a large file: 25 MB of columns, about a second of work for a reader."""
 
 
 class Gates(BaseModel):
-    """Limits a structure must keep to enter the store; what fails is counted and quarantined, never changed."""
+    """Limits that a structure must meet to enter the store; others are counted and listed, never changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_force: float = Field(100.0, gt=0)
-    """Largest norm of the force on one atom, eV/Å."""
+    """Maximum norm of the force on one atom, eV/Å."""
     min_distance: float = Field(0.4, ge=0)
-    """Smallest distance between two atoms, periodic images included, Å (H2 at equilibrium: 0.74 Å)."""
+    """Minimum distance between two atoms, periodic images included, Å (H2 at equilibrium: 0.74 Å)."""
     energy_outlier: float = Field(60.0, gt=0)
-    """Largest distance of an energy per atom from those of structures like it: of the same formula and of about the
-    same volume, closest distance or largest force, whichever explains it best. In units of 0.02 eV/atom, or of a sixth
-    of the median absolute deviation where energies scatter more; 60 are 1.2 eV/atom, or 10 such deviations."""
+    """Maximum deviation of an energy per atom from those of similar structures: of the same formula and of similar
+    volume, closest distance or largest force, whichever gives the smallest deviation. In units of 0.02 eV/atom, or of a
+    sixth of the median absolute deviation where energies vary more; 60 units are 1.2 eV/atom, or 10 such deviations."""
     duplicates: Literal["drop", "keep"] = "drop"
-    """What becomes of a structure equal to another one (elements, positions and cell to 1e-4 Å, energy to 1 meV/atom,
-    forces to 0.05 eV/Å); of equal ones the first with the most labels stays."""
+    """Whether to drop duplicates (equal elements, positions and cell to 1e-4 Å, energy to 1 meV/atom, forces to 0.05
+    eV/Å); the first one with the most labels is kept."""
     conflicting_labels: Literal["lowest", "drop", "keep"] = "lowest"
-    """What stays where equal geometries have different labels (another spin state, charge or setting): the one of the
-    lowest energy, none, or all. `keep` leaves labels that no model of positions alone can fit."""
+    """Which structures to keep if equal geometries have different labels (another spin state, charge or setting): the
+    one of the lowest energy, none, or all. A model of positions alone cannot fit the labels that `keep` leaves."""
 
 
 class SplitOptions(BaseModel):
-    """Fractions of the structures, as far as what must stay together allows; `{val: 0, test: 0}` trains on all."""
+    """Splits: fractions are approximate where groups stay together; `{val: 0, test: 0}` trains on all structures."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     by: Literal["group", "block", "structure"] = "group"
-    """What never parts: groups; or each trajectory (the structures of a group in one file) is cut into three blocks,
-    the first for training, the last for test; or structures are divided singly, which leaves near copies on both
-    sides."""
+    """`group`: all structures of a group are in one split. `block`: each trajectory (the structures of a group in one
+    file) is divided into three consecutive blocks, the first for training, the last for test. `structure`: structures
+    are assigned individually, which leaves near-duplicates in different splits."""
     val: float = Field(0.1, ge=0, lt=1)
-    """For validation; 0 does without, and training then ends after its steps and keeps the last weights."""
+    """Fraction for validation; with 0 there is no validation, and training runs all its steps and keeps the last
+    weights."""
     test: float = Field(0.1, ge=0, lt=1)
-    """For test; 0 does without."""
+    """Fraction for test; with 0 there is no test split."""
 
     @model_validator(mode="after")
     def _leaves_some(self) -> Self:
@@ -63,43 +64,45 @@ class SplitOptions(BaseModel):
 
 
 class DatasetOptions(BaseModel):
-    """Recipe keys of one dataset, whatever its format."""
+    """Recipe keys of a dataset, common to all formats."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     names_values: ClassVar[bool] = False
-    """Whether files of the format name the values of their structures freely."""
+    """Whether files of the format have arbitrary named values per structure."""
 
     format: str
     """Name of the file format: one of `ramify.sources.formats()`."""
     path: str | list[str] | dict[Literal["train", "val", "test"], str | list[str]]
-    """File or files (`*` allowed); or files by split, which are then honoured as they are."""
+    """File or files (`*` allowed); or files by split, which is then used unchanged."""
     theory: str = ""
     """Level of theory, for the manifest and the tables (functional, basis or pseudopotentials, code)."""
     forces_sign: Literal[1, -1] = 1
-    """-1 for files that store gradients under the name of forces (COMP6 does)."""
+    """-1 for files that store gradients as forces (COMP6 does)."""
     zeros_are_absent: list[Literal["energy", "forces", "stress"]] = []
-    """Labels whose exact zeros mean that nothing was computed, e.g. `[stress]`: they are left out, and counted. Without
-    this key they are kept, and `ramify prepare` counts them."""
+    """Labels for which exact zeros mean that nothing was computed, e.g. `[stress]`: these are left out. Otherwise they
+    are kept. `ramify prepare` counts both."""
     where: dict[str, Condition] = {}
-    """Which structures of the files belong to this dataset: `{n_atoms: {max: 200}, elements: [Cu, Ag], charge: 0}`. A
-    condition is a value, a list of accepted values, or a range `{min: ..., max: ...}`. Every format knows `n_atoms`,
-    `elements` (all of a structure's are among those named), `group` and `periodic`; the formats whose files name their
-    values freely, each of these names too. What is left out is counted."""
+    """Conditions on the structures of the dataset: `{n_atoms: {max: 200}, elements: [Cu, Ag], charge: 0}`. A condition
+    is a value, a list of accepted values, or a range `{min: ..., max: ...}`. All formats support `n_atoms`, `elements`
+    (the list must contain all elements of a structure), `group` and `periodic`; formats with arbitrary named values
+    also support these names. Structures that are left out are counted."""
     every: int = Field(1, ge=1)
     """Reads each n-th structure of a file, its first among them, of those that fulfil `where`; of a large file of many
-    parts, each n-th of every part. For trajectories, whose neighbouring frames differ little. The others are counted."""
+    parts, each n-th of every part. For trajectories, whose neighbouring frames differ little. The others are
+    counted."""
     limit: int | None = Field(None, ge=1)
     """At most so many structures, a random subset of those that pass the gates, the same for the same `split_seed`; the
     others are counted. All files are read nevertheless."""
     split: SplitOptions = SplitOptions()
-    """How structures are divided where the files bring no split, or none of validation or test: these are then taken
-    out of the training files."""
+    """How to split the structures if the files define no split. If they lack only a validation or test split, it is
+    taken from the training files."""
     split_seed: int = 0
-    """Enters the hash that orders groups and structures, for `split` and for `limit`."""
+    """Seed of the hash that orders groups and structures, for `split` and for `limit`."""
     reference_ridge: float = Field(0.0, ge=0)
-    """Pulls the reference energies of a dataset towards what period, group and radius of the elements say: for datasets
-    of hardly more materials than elements, whose energies plain least squares (0) would fit exactly, leaving nothing to
-    learn. 0.003 is a mild pull. Needs energies relative to isolated atoms, as plane-wave codes give them."""
+    """Ridge parameter that regularises the reference energies towards a model of period, group and radius of the
+    elements: for datasets with hardly more materials than elements, whose energies ordinary least squares (0) would fit
+    exactly, with nothing left to learn. 0.003 is a weak regularisation. Needs energies relative to isolated atoms, as
+    plane-wave codes give them."""
     gates: Gates = Gates()
     """Quality limits."""
 
@@ -108,11 +111,11 @@ class DatasetOptions(BaseModel):
     def _known_names(cls, value: dict[str, Condition]) -> dict[str, Condition]:
         for name in value if not cls.names_values else ():
             if name not in COLUMNS:
-                raise ValueError(f"'{name}' is not a value that this format has; accepted are {', '.join(COLUMNS)}")
+                raise ValueError(f"'{name}' is not a value of this format; accepted: {', '.join(COLUMNS)}")
         elements = value.get("elements", [])
         for symbol in elements if isinstance(elements, list) else [elements]:
             if symbol not in NUMBERS:
-                raise ValueError(f"elements: {symbol!r} is no element symbol")
+                raise ValueError(f"elements: {symbol!r} is not an element symbol")
         return value
 
 
@@ -121,18 +124,18 @@ class Format:
     """One file format.
 
     Attributes:
-        name: what recipes call it.
-        options: its recipe keys, a subclass of `DatasetOptions`.
+        name: name in recipes.
+        options: recipe keys, a subclass of `DatasetOptions`.
         read: `read(path, options, quarantine)` yields `Structures` in chunks (at most `CHUNK_ATOMS` atoms each) in eV,
-            eV/Å, Å, eV/Å³ (tension positive), with `origin` naming file and path inside it; records it cannot use go
-            to the quarantine with their reason. Raises `RamifyError` when the file is not of this format.
-        theory: level of theory that files of this format have unless the recipe says otherwise.
-        cut: `cut(path, options)` yields the parts of a file in order, as plain data that may go to another process; for
-            formats whose files are large. The parts depend on nothing but the file. None: a file is one part.
-        read_part: `read_part(path, options, quarantine, part)`: as `read`, of one part.
-        companions: `companions(path, options)`: further files that are read with `path`, so that a change of them is
-            noticed; None: there are none.
-        folder: name of the file that stands for a folder of this format; None: a folder is no file of this format.
+            eV/Å, Å, eV/Å³ (tension positive), with the file and the path inside it as `origin`; unusable records are
+            added to the quarantine with their reason. Raises `RamifyError` if the file is not of this format.
+        theory: default level of theory of files of this format.
+        cut: `cut(path, options)` yields the parts of a file in order, as plain data that can be sent to another
+            process; for formats with large files. The parts depend only on the file. None: a file is one part.
+        read_part: `read_part(path, options, quarantine, part)`: like `read`, for one part.
+        companions: `companions(path, options)` returns further files that are read with `path`, so that changes to them
+            are detected; None: there are none.
+        folder: name of the file that represents a folder of this format; None: the format has no folders.
     """
 
     name: str
@@ -159,7 +162,7 @@ class Format:
         read_part: Callable[[Path, Any, Quarantine, Any], Iterator[Structures]],
         theory: str,
     ) -> Self:
-        """A format whose files are read part by part, by whoever reads them."""
+        """Creates a format whose files are always read part by part."""
 
         def read(path: Path, options: Any, quarantine: Quarantine) -> Iterator[Structures]:
             for part in cut(path, options):

@@ -1,4 +1,4 @@
-"""From records or small parts to chunks of `Structures`, with the checks that every record needs."""
+"""Conversion of records or small parts to chunks of `Structures`, with the checks common to all records."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from ramify.sources.base import CHUNK_ATOMS
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
-# Reasons shared by the formats; each is one line in the count of what was left out.
+# Reasons common to the formats; records left out are counted by reason.
 NOT_COMPUTED = "label not computed"
 NON_FINITE = "non-finite label"
 MALFORMED_ENERGY = "malformed energy"
@@ -30,8 +30,8 @@ class UnusableError(Exception):
     """A record cannot be used.
 
     Args:
-        reason: the short phrase that is counted.
-        detail: the values behind it.
+        reason: short fixed phrase, by which records are counted.
+        detail: values that explain it.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -40,10 +40,10 @@ class UnusableError(Exception):
 
 
 def as_floats(value: Any, reason: str, name: str) -> NDArray[np.float64]:
-    """Numbers as float64 of any shape.
+    """Converts numbers of any shape to float64.
 
     Raises:
-        UnusableError: with `reason`; `value` is text (`None`, `1.5D+01`), a truth value, ragged, or no number.
+        UnusableError: with `reason`; `value` is text (`None`, `1.5D+01`), a boolean, ragged, or not a number.
     """
     try:
         array = np.asarray(value)
@@ -53,26 +53,26 @@ def as_floats(value: Any, reason: str, name: str) -> NDArray[np.float64]:
             return np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
         raise UnusableError(reason, f"{name}: {error}") from error
-    raise UnusableError(reason, f"{name} {str(value)[:60]!r} is no number")
+    raise UnusableError(reason, f"{name} {str(value)[:60]!r} is not a number")
 
 
 def check_numbers(numbers: NDArray[Any]) -> None:
-    """Makes sure that (n,) atomic numbers are whole and those of elements.
+    """Checks that (n,) atomic numbers are integers and belong to elements.
 
     Raises:
-        UnusableError: naming those that are not, or there are none.
+        UnusableError: invalid atomic numbers, or none.
     """
     if not len(numbers):
         raise UnusableError(MALFORMED_STRUCTURE, "no atoms")
     wrong = (numbers < 1) | (numbers > MAX_NUMBER) | (numbers != np.floor(numbers))
     if wrong.any():
         found = ", ".join(map(str, np.unique(numbers[wrong])[:5].tolist()))
-        raise UnusableError(MALFORMED_STRUCTURE, f"atomic number {found} is no element (1 to {MAX_NUMBER})")
+        raise UnusableError(MALFORMED_STRUCTURE, f"atomic number {found} is not an element (1 to {MAX_NUMBER})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One structure of a format that is stored structure by structure, in eV, eV/Å, Å and eV/Å³ (tension positive).
+    """One structure of a format that stores structures individually, in eV, eV/Å, Å and eV/Å³ (tension positive).
 
     Attributes:
         numbers: (n,) atomic numbers.
@@ -82,7 +82,7 @@ class Record:
         stress: (3, 3); None where the file has none.
         cell: (3, 3), rows are lattice vectors; None for none.
         pbc: three booleans; None for no periodic axis.
-        group: name of the group that must not be split.
+        group: name of the group, which is never split.
         origin: the file and the path inside it.
         row: position inside the origin.
         labels: further labels by name, in the units of `ramify.labels`.
@@ -101,7 +101,7 @@ class Record:
     labels: Mapping[str, float] = field(default_factory=dict)
 
     def problem(self) -> tuple[str, str] | None:
-        """Reason and detail when the record cannot be used, else None."""
+        """Reason and detail if the record cannot be used, else None."""
         n = len(self.numbers)
         if n == 0 or np.shape(self.positions) != (n, 3) or not np.isfinite(self.positions).all():
             return MALFORMED_STRUCTURE, f"{n} atoms, positions of shape {np.shape(self.positions)}"
@@ -123,7 +123,7 @@ class Record:
 
 
 def chunked(records: Iterable[Record], quarantine: Quarantine) -> Iterator[Structures]:
-    """Gathers records into chunks of at most `CHUNK_ATOMS` atoms; what cannot be used goes to the quarantine."""
+    """Joins records to chunks of at most `CHUNK_ATOMS` atoms; unusable records are added to the quarantine."""
     waiting: list[Record] = []
     atoms = 0
     for record in records:
@@ -140,7 +140,7 @@ def chunked(records: Iterable[Record], quarantine: Quarantine) -> Iterator[Struc
 
 
 def merged(parts: Iterable[Structures]) -> Iterator[Structures]:
-    """Joins consecutive small parts into chunks of at most `CHUNK_ATOMS` atoms; empty parts vanish."""
+    """Joins consecutive small parts to chunks of at most `CHUNK_ATOMS` atoms; empty parts are skipped."""
     waiting: list[Structures] = []
     atoms = 0
     for part in parts:
@@ -156,14 +156,14 @@ def merged(parts: Iterable[Structures]) -> Iterator[Structures]:
 
 
 def index_names(names: Iterable[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Names as indices into a table without repeats, e.g. the `group` and `group_names` of a chunk."""
+    """Converts names to indices into a table without repeats, e.g. the `group` and `group_names` of a chunk."""
     position: dict[str, int] = {}
     index = np.array([position.setdefault(name, len(position)) for name in names], np.int64)
     return index, tuple(position) or ("",)
 
 
 def composition(numbers: NDArray[np.integer]) -> str:
-    """Chemical formula in Hill order, e.g. `C2H6O`: the group of structures whose file names none."""
+    """Chemical formula in Hill order, e.g. `C2H6O`: the group of structures whose file states none."""
     return _hill(np.bincount(numbers).tobytes())
 
 

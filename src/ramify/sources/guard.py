@@ -1,4 +1,4 @@
-"""Around every reader: what it did not foresee in a damaged or foreign file is an error that names the file."""
+"""Wrapper of readers: converts unexpected exceptions on damaged or foreign files to errors that name the file."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +15,8 @@ NO_ELEMENT = "atomic number of no element"
 
 
 def guarded(read: Callable[..., Iterator[Any]], layout: str) -> Callable[..., Iterator[Any]]:
-    """The same reader. Whatever it raises but a `RamifyError` becomes one; structures with atomic numbers that no
-    element has go to the quarantine, which is its third argument, if it yields any.
+    """Wraps a reader: exceptions are converted to `RamifyError`, and structures with invalid atomic numbers are added
+    to the quarantine, which is the third argument of readers that yield structures.
 
     Args:
         read: `read(path, options, ...)`, a generator.
@@ -29,10 +29,10 @@ def guarded(read: Callable[..., Iterator[Any]], layout: str) -> Callable[..., It
                 yield _of_elements(found, rest[0]) if isinstance(found, Structures) else found
         except (RamifyError, MemoryError):
             raise
-        except Exception as error:  # of h5py, numpy, ASE, or of a reader that met what nobody thought of
+        except Exception as error:  # any exception of h5py, numpy, ASE or the reader itself
             raise RamifyError(
                 f"{path} cannot be read as format '{layout}': {type(error).__name__}: {error}",
-                fix="take another copy of the file, or name the format it has",
+                fix="use another copy of the file, or set the correct format",
             ) from error
 
     reading.__doc__ = read.__doc__
@@ -40,7 +40,7 @@ def guarded(read: Callable[..., Iterator[Any]], layout: str) -> Callable[..., It
 
 
 def _of_elements(structures: Structures, quarantine: Quarantine) -> Structures:
-    """The structures whose atoms are all elements."""
+    """Selects the structures with valid atomic numbers."""
     strange = (structures.numbers < 1) | (structures.numbers > MAX_NUMBER)
     if not strange.any():
         return structures

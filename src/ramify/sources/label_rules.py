@@ -1,5 +1,4 @@
-"""Rules for labels that hold in every format: a stress needs a cell, and a zero may stand for what was never
-computed."""
+"""Rules for labels, common to all formats: a stress needs a cell, and an exact zero may be a placeholder."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,8 +8,7 @@ from numpy.typing import NDArray
 
 from ramify.sources.base import DatasetOptions
 from ramify.sources.chunks import STRESS_WITHOUT_CELL
-from ramify.sources.parsing.hdf5 import ranges
-from ramify.sources.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine, ranges
 from ramify.structures import Structures
 
 ZEROS_LEFT_OUT = "{label} of exact zeros, left out (zeros_are_absent)"
@@ -20,12 +18,12 @@ Mask = NDArray[np.bool_]
 
 
 def apply_label_rules(chunk: Structures, options: DatasetOptions, quarantine: Quarantine) -> Structures:
-    """The chunk without labels that mean nothing; every label left out, and every doubtful one kept, is remarked.
+    """Removes meaningless labels from a chunk; labels left out and doubtful labels kept are recorded as remarks.
 
-    - Stress without a periodic axis or with a cell of no volume refers to nothing: left out.
-    - A label whose numbers are all exactly zero was hardly ever computed. It is left out where `zeros_are_absent` names
-      it, else kept. Of a single atom neither zero forces nor a zero energy are doubtful; nor are zero forces in a
-      crystal whose stress is not zero (symmetry makes them so).
+    - Stress without a periodic axis or with a cell of zero volume is undefined: left out.
+    - A label with only exact zeros was probably not computed. It is left out if `zeros_are_absent` names it, else kept.
+      Zero forces or a zero energy of a single atom are not doubtful, nor are zero forces in a crystal with a non-zero
+      stress (they follow from symmetry).
     """
     chunk = _without_cell(chunk, quarantine)
     zero = _zero_labels(chunk)
@@ -49,7 +47,7 @@ def _without_cell(chunk: Structures, quarantine: Quarantine) -> Structures:
 
 
 def _zero_labels(chunk: Structures) -> dict[str, Mask]:
-    """Structures whose label is doubtful for its zeros."""
+    """For each label, the structures for which exact zeros are doubtful."""
     several = chunk.n_atoms > 1
     stress: Mask = (chunk.stress == 0).all(axis=(1, 2))
     forces = _zero_forces(chunk)
@@ -61,13 +59,13 @@ def _zero_labels(chunk: Structures) -> dict[str, Mask]:
 
 
 def _zero_forces(chunk: Structures) -> Mask:
-    """(S,) structures of several atoms on none of which there is a force."""
+    """(S,) structures of several atoms with only zero forces."""
     moved = (chunk.forces != 0).any(axis=1)
     return (np.bincount(chunk.structure_of_atom[moved], minlength=len(chunk)) == 0) & (chunk.n_atoms > 1)
 
 
 def _remark(chunk: Structures, rows: Mask, reason: str, quarantine: Quarantine) -> None:
-    """One line for all rows of an origin: there may be millions."""
+    """Records one remark for all rows of an origin, because there may be millions."""
     for origin in np.unique(chunk.origin[rows]).tolist():
         found = np.sort(chunk.row[rows & (chunk.origin == origin)])
         quarantine.remark(f"{chunk.origin_names[origin]}[{ranges(found)}]", reason, count=len(found))

@@ -1,4 +1,4 @@
-"""What the general formats (extended XYZ, ASE databases, ...) share: which key holds which label, in which units."""
+"""Recipe keys and conversion of labels in the general formats (extended XYZ, ASE databases, ...): names and units."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,30 +24,30 @@ from ramify.sources.chunks import (
     check_numbers,
     composition,
 )
-from ramify.sources.conditions import COLUMNS, left_out, rejected_by
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import Units, with_stated
+from ramify.sources.where import COLUMNS, left_out, rejected_by
 
 UNREAD_STRESS = "stress or virial under another key, not read"
 CONTRADICTING_STRESS = "stress and virial contradict each other"
 
 VIRIAL_TOLERANCE = 0.01
-"""Largest difference of a stress and that of the virial beside it, relative to the largest component: labels written
-with three digits pass, another sign, unit or convention does not."""
+"""Maximum difference of a stress from -virial / volume, relative to the largest component: accepts labels written with
+three digits, but not another sign, unit or convention."""
 
 
 class LabelledOptions(DatasetOptions):
-    """Recipe keys of the formats whose files name their labels freely."""
+    """Recipe keys of the formats whose labels have arbitrary names."""
 
     units: Units = Units()
-    """Units of the file: `{energy: kcal/mol, length: Å}`. Those that the file itself states are taken where this key
-    leaves them out, and compared where it does not."""
+    """Units of the file: `{energy: kcal/mol, length: Å}`. Units stated in the file are used by default, and must agree
+    with this key."""
     energy_is_per_atom: bool = False
     """Whether the energies of the file are per atom."""
 
 
 class AtomsOptions(LabelledOptions):
-    """Recipe keys of the formats that ASE reads."""
+    """Recipe keys of the formats read by ASE."""
 
     names_values: ClassVar[bool] = True
 
@@ -63,10 +63,10 @@ class AtomsOptions(LabelledOptions):
     """Name of the virial, minus the derivative of the energy with respect to strain, in units of energy (6 or 9
     numbers): the stress is -virial / volume."""
     group_key: str | None = None
-    """Name of the value that says which structures belong together; without it, the composition."""
+    """Name of the value that identifies the group of a structure; by default, groups are compositions."""
     labels: dict[str, str] = Field({})
-    """Further labels, one number by structure each, and their names in the file: `{band_gap: gap}`. In the unit that
-    the label is registered with."""
+    """Further labels with one number per structure, and their names in the file: `{band_gap: gap}`. In the unit with
+    which the label is registered."""
 
     @field_validator("labels")
     @classmethod
@@ -81,20 +81,20 @@ class AtomsOptions(LabelledOptions):
         key = (self.stress_key or "").lower()
         if "virial" in key and "stress" not in key:
             raise ValueError(
-                f"stress_key: '{self.stress_key}' names a virial (an energy), which is no stress; set "
+                f"stress_key: '{self.stress_key}' is a virial (an energy), not a stress; set "
                 f"`virial_key: {self.stress_key}`: the stress is then -virial / volume"
             )
         return self
 
 
 class Labeller:
-    """Makes records out of what a file says of each structure, and knows in the end which keys it never met.
+    """Converts the named values of each structure to records, and checks at the end that all keys were found.
 
     Args:
         path: the file.
-        options: the keys and units.
-        quarantine: for structures that cannot be used, and remarks.
-        units: of the file, where they are not simply those of the options.
+        options: keys and units.
+        quarantine: receives unusable structures and remarks.
+        units: units of the file; by default those of the options.
     """
 
     def __init__(self, path: Path, options: AtomsOptions, quarantine: Quarantine, units: Units | None = None) -> None:
@@ -118,10 +118,10 @@ class Labeller:
         row: int,
         origin: str | None = None,
     ) -> Record | None:
-        """The record of one structure; None if it cannot be used, it then is in the quarantine.
+        """Returns the record of one structure, or None if it cannot be used and was added to the quarantine.
 
         Args:
-            found: every named value that the file has for it, in the file's units.
+            found: all named values of the structure, in the units of the file.
             numbers: (n,) atomic numbers.
             positions: (n, 3) in the file's unit of length.
             cell: (3, 3) in the file's unit of length.
@@ -130,7 +130,7 @@ class Labeller:
             origin: the file and the path inside it; None for the file.
 
         Raises:
-            RamifyError: the first structure states units that the recipe contradicts, or that are not known.
+            RamifyError: the first structure states units that contradict the recipe, or unknown units.
         """
         if not self.structures:
             self._units = with_stated(self._path, self._units, _stated_units(found))
@@ -164,13 +164,13 @@ class Labeller:
             return None
 
     def check(self) -> None:
-        """Raises `RamifyError` if no structure of the whole file had a label or a group that the recipe names."""
+        """Raises `RamifyError` if no structure of the file had a label or group of the recipe."""
         options, names = self._options, self._names
         if not self.structures:
             tried = self._quarantine.summary()
             raise RamifyError(
                 f"{self._path} holds no structure that can be read" + (f": {tried}" if tried else ""),
-                fix="correct `path` or `format`, or what is wrong with the records",
+                fix="correct `path`, `format` or the records",
             )
         for name in options.where:
             if name not in COLUMNS and name not in names:
@@ -184,7 +184,7 @@ class Labeller:
                 raise self._missing(f"labels.{label}", key)
         if options.forces_key is not None and options.forces_key not in names:
             named_otherwise = any("force" in name.lower() for name in names)
-            if named_otherwise or options.forces_key != "forces":  # else it is a file of energies
+            if named_otherwise or options.forces_key != "forces":  # else the file has energies only
                 raise self._missing("forces_key", options.forces_key)
         self._check_stress()
 
@@ -201,7 +201,7 @@ class Labeller:
                     fix=f"set `virial_key: {virial}` to read the stress as -virial / volume, or `stress_key: null` to "
                     "read none",
                 )
-            if alike or options.stress_key != "stress":  # else it is a file without stresses
+            if alike or options.stress_key != "stress":  # else the file has no stresses
                 raise self._missing("stress_key", options.stress_key)
         if self._without_cell:
             self._quarantine.remark(self._path.name, STRESS_WITHOUT_CELL, "virial", count=self._without_cell)
@@ -222,8 +222,7 @@ class Labeller:
     def _stress(
         self, found: Mapping[str, Any], cell: NDArray[np.floating], alike: set[str]
     ) -> NDArray[np.float64] | None:
-        """(3, 3) eV/Å³ of the stress, or of the virial where there is no stress; both must agree where both are
-        read."""
+        """(3, 3) eV/Å³ from the stress, or from the virial if there is no stress; if both are read, they must agree."""
         options, units = self._options, self._units
         stress = virial = None
         if options.stress_key is not None and found.get(options.stress_key) is not None:
@@ -259,12 +258,12 @@ class Labeller:
         optional = key in ("forces_key", "stress_key", "virial_key")
         return RamifyError(
             f"{self._path} has no '{value}' (`{key}`){nearest(value, self._names)}; it has {has}",
-            fix=f"set `{key}` to the name that the file uses" + (", or to null to read none" if optional else ""),
+            fix=f"set `{key}` to the name in the file" + (", or to null to read none" if optional else ""),
         )
 
 
 def _stated_units(found: Mapping[str, Any]) -> dict[str, str | None]:
-    """Units that a structure states by values such as `energy_unit=kcal/mol`."""
+    """Units stated by values of a structure such as `energy_unit=kcal/mol`."""
     words = {"energy": ("energy",), "length": ("length", "position", "positions"), "forces": ("forces", "force")}
     words["stress"] = ("stress",)
     return {
@@ -274,10 +273,10 @@ def _stated_units(found: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def full_stress(value: Any, name: str) -> NDArray[np.float64]:
-    """(3, 3) of 9 numbers, or of 6 in Voigt order (xx yy zz yz xz xy).
+    """Converts 9 numbers, or 6 in Voigt order (xx yy zz yz xz xy), to a (3, 3) array.
 
     Raises:
-        UnusableError: another number of numbers, or none.
+        UnusableError: another shape, or not numbers.
     """
     array = as_floats(value, MALFORMED_STRESS, name)
     if array.size == 9:
@@ -288,11 +287,11 @@ def full_stress(value: Any, name: str) -> NDArray[np.float64]:
 
 
 def _number(value: Any) -> float:
-    """One number; NaN of anything else, which a record refuses."""
+    """Converts one number; anything else becomes NaN, which records reject."""
     flat = np.asarray(value).reshape(-1)
     return float(flat[0]) if flat.size == 1 and np.issubdtype(flat.dtype, np.number) else np.nan
 
 
 def _is_stress(name: str, value: Any) -> bool:
-    """Whether a value may be the stress or virial of a structure (and not those of its atoms)."""
+    """Returns whether a value may be the stress or virial of a structure (rather than of its atoms)."""
     return ("stress" in name.lower() or "virial" in name.lower()) and np.size(value) in (6, 9)

@@ -1,5 +1,4 @@
-"""What a file of unknown content holds, before there is a recipe: its format, its keys, a sample, and a recipe to begin
-with."""
+"""Inspection of a file of unknown content: its format, keys, a sample of its structures, and a draft recipe."""
 
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,35 +25,35 @@ from ramify.sources.recognize import recognize
 from ramify.structures import Structures
 
 SAMPLE = 2000
-"""Structures that are read."""
+"""Number of structures in the sample."""
 
 FRAMES = 100
 """Frames or rows whose keys are listed."""
 
-UNSTATED = {  # keys that a recipe of a format cannot do without, and what to write where nobody knows better
+UNSTATED = {  # required keys that the files of a format do not state, with a guess
     "qcml": {"length": "bohr"},
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What was found.
+    """Result of the inspection.
 
     Attributes:
         path: the file.
         format: name of its format.
         keys: names in the file, with type and shape: of the first records, or of the arrays.
-        structures: how many were read; all of the file where `whole`.
+        structures: number of structures read; all of the file if `whole`.
         whole: whether the sample is the whole file.
         atoms: fewest and most atoms of a structure.
         elements: symbols in the sample.
         labels: structures of the sample with each label.
         energy_per_atom: lowest and highest, eV.
         max_force: largest norm, eV/Å.
-        periodic: structures with a periodic axis.
-        groups: of the sample.
-        left_out: records that could not be used, by reason.
-        doubts: what to look at before the data are used.
+        periodic: number of structures with a periodic axis.
+        groups: number of groups in the sample.
+        left_out: number of unusable records, by reason.
+        doubts: points to check before using the data.
         recipe: YAML of a recipe with the dataset.
     """
 
@@ -75,19 +74,19 @@ class Look:
     recipe: str
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data."""
+        """Converts the result to plain data."""
         return asdict(self)
 
 
 def look(path: Path, format_name: str | None = None) -> Look:
-    """Finds out what a file holds.
+    """Inspects a file.
 
     Args:
         path: the file.
-        format_name: its format, where it is known better; None to tell it from the file.
+        format_name: its format; None to detect it.
 
     Raises:
-        RamifyError: no such file, none of the formats, or damaged at its beginning.
+        RamifyError: no such file, an unknown format, or damaged at its beginning.
     """
     name = format_name or recognize(path)
     if name not in formats():
@@ -109,7 +108,7 @@ def look(path: Path, format_name: str | None = None) -> Look:
 
 
 def _keys(path: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Names and shapes of what a file holds."""
+    """Names in a file, with type and shape."""
     if name in ("extxyz", "oc20"):
         frames = islice(parsed_frames(path, Quarantine()), FRAMES)
         yield from _described({**frame.info, **frame.arrays} for _, frame in frames)
@@ -139,7 +138,7 @@ def _keys(path: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _described(found: Any) -> Iterator[tuple[str, str]]:
-    """Each name of some mappings once, with type and shape of its first value."""
+    """Each name in a sequence of mappings once, with type and shape of its first value."""
     seen: set[str] = set()
     for values in found:
         for name, value in values.items():
@@ -161,7 +160,7 @@ def _kind(value: Any) -> str:
 
 
 def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Recipe keys that the names in the file suggest, and what is doubtful about them."""
+    """Recipe keys suggested by the names in the file, and doubts about them."""
     chosen: dict[str, Any] = dict(UNSTATED.get(name, {}))
     doubts = [f"`{key}` is not stated by the file: {value!r} is a guess" for key, value in chosen.items()]
     if name == "qm7x" and not {"ePBE0+MBD", "totFOR"} <= keys.keys():
@@ -169,9 +168,7 @@ def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[st
     options = formats()[name].options
     if issubclass(options, LabelledOptions) and name != "vasp":
         stated = any(word in key.lower() for key in keys for word in ("unit",))
-        doubts += (
-            [] if stated else ["the file states no units: eV, Å, eV/Å and eV/Å³ are taken where the recipe is silent"]
-        )
+        doubts += [] if stated else ["the file states no units: eV, Å, eV/Å and eV/Å³ are the defaults of the recipe"]
     if not issubclass(options, AtomsOptions) or not keys:
         return chosen, doubts
     for key, words in (("energy_key", ("energy",)), ("forces_key", ("force",)), ("stress_key", ("stress",))):
@@ -181,7 +178,7 @@ def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[st
             continue
         chosen[key] = fitting[0]
         if len(fitting) > 1:
-            doubts.append(f"`{key}`: {', '.join(fitting)} may all be meant; {fitting[0]} is the first")
+            doubts.append(f"`{key}`: {', '.join(fitting)} are all possible; {fitting[0]} is the first")
     virial = next((n for n in keys if "virial" in n.lower() and "stress" not in n.lower()), None)
     if virial is not None and "stress" not in keys and "stress_key" not in chosen:
         chosen["virial_key"] = virial
@@ -223,7 +220,7 @@ class _Sample:
         return cls(found=found, quarantine=quarantine, whole=whole, doubts=doubts)
 
     def facts(self) -> dict[str, Any]:
-        """What the sample says."""
+        """Properties of the sample."""
         found = self.found
         if not len(found):
             return {}

@@ -1,4 +1,4 @@
-"""What was left out and why, and what was remarked: counts in memory, one JSON line per record in a file."""
+"""Records that were left out, and remarks on records that were kept: counts in memory, one JSON line each in a file."""
 
 import json
 from collections import Counter
@@ -8,10 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One line: `count` records left out, or kept and remarked upon."""
+    """One line: `count` records that were left out, or kept with a remark."""
 
     record: str
     reason: str
@@ -21,18 +24,18 @@ class Note:
 
 
 class Quarantine:
-    """Collects the records that a source or a quality gate leaves out.
+    """Collects the records that a source or a quality gate leaves out. Use as a context manager.
 
-    Each record becomes one line `{"record": ..., "reason": ..., "detail": ...}`. The reason is a short fixed phrase
-    (it is what is counted); the detail holds the numbers. Use as a context manager.
+    Each record becomes one line `{"record": ..., "reason": ..., "detail": ...}`. The reason is a short fixed phrase, by
+    which records are counted; the detail contains the numbers.
 
     Args:
         path: the JSON-lines file to write; None counts only.
 
     Attributes:
-        counts: records left out, by reason.
-        remarks: records that were kept, by what a user should know of them (a label left out, a doubtful value).
-        first: the first record of each reason and remark.
+        counts: number of records left out, by reason.
+        remarks: number of records kept with a remark (a label left out, a doubtful value), by reason.
+        first: the first record of each reason.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -43,14 +46,14 @@ class Quarantine:
         self._file: IO[str] | None = None
 
     def add(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
-        """Notes that `record` (file, path inside it, row) was left out for `reason`.
+        """Records that `record` (file, path inside it, row) was left out for `reason`.
 
-        A source that leaves out many rows of one array at once notes them in one line, `count` of them.
+        A source can record many rows of one array at once, with their number as `count`.
         """
         self._note(Note(record, reason, detail, count))
 
     def remark(self, record: str, reason: str, detail: str = "", count: int = 1) -> None:
-        """Notes something about `record`, which stays: one of its labels was left out, or is doubtful."""
+        """Records a remark on `record`, which is kept: one of its labels was left out, or is doubtful."""
         self._note(Note(record, reason, detail, count, kept=True))
 
     def summary(self) -> str:
@@ -66,14 +69,14 @@ class Quarantine:
         self.first.setdefault(note.reason, note)
         if self._path is None:
             return
-        if self._file is None:  # opened late: no file is left behind when nothing is dropped
+        if self._file is None:  # opened late: no file is created if nothing is recorded
             self._file = self._path.open("w", encoding="utf-8")
         line: dict[str, str | int | bool] = {"record": note.record, "reason": note.reason, "detail": note.detail}
         line |= ({"count": note.count} if note.count != 1 else {}) | ({"kept": True} if note.kept else {})
         self._file.write(json.dumps(line) + "\n")
 
     def take_over(self, notes: Iterable[Note]) -> None:
-        """Notes what another one kept."""
+        """Adds the notes of another quarantine."""
         for note in notes:
             self._note(note)
 
@@ -92,10 +95,10 @@ class Quarantine:
 
 
 class Notes(Quarantine):
-    """A quarantine that keeps its lines in memory, for another one to take over.
+    """A quarantine that keeps its notes in memory, to be added to another one.
 
     Attributes:
-        notes: the lines, in order.
+        notes: the notes, in order.
     """
 
     def __init__(self) -> None:
@@ -107,6 +110,15 @@ class Notes(Quarantine):
         self.notes.append(note)
 
     def handed_over(self) -> list[Note]:
-        """The lines since the last time."""
+        """Returns the notes since the last call."""
         notes, self.notes = self.notes, []
         return notes
+
+
+def ranges(rows: NDArray[np.integer]) -> str:
+    """Formats ascending row numbers as ranges: `0-4,17`."""
+    if not len(rows):
+        return ""
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    first, last = rows[np.r_[0, breaks + 1]].tolist(), rows[np.r_[breaks, len(rows) - 1]].tolist()
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))

@@ -1,4 +1,4 @@
-"""Which format a file has, told by what stands in it."""
+"""Detection of the format of a file from its content."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ HEAD = 1 << 16
 
 
 def recognize(path: Path) -> str:
-    """Name of the format of a file, or of a folder of DeePMD's.
+    """Detects the format of a file, or of a folder of DeePMD-kit.
 
     Raises:
-        RamifyError: there is no such file, or it is of none of the formats.
+        RamifyError: no such file, or an unknown format.
     """
     if path.is_dir():
         if (path / "type.raw").is_file():
@@ -32,8 +32,8 @@ def recognize(path: Path) -> str:
     found = _by_magic(path, head) or _by_text(path, head)
     if found is None:
         raise RamifyError(
-            f"{path} is of no format that can be read: it begins with {head[:40]!r}",
-            fix="`docs/sources.md` names the formats; ASE converts many others: `ase convert FILE data.extxyz`",
+            f"{path} has no known format: it begins with {head[:40]!r}",
+            fix="`docs/sources.md` lists the formats; ASE converts many others: `ase convert FILE data.extxyz`",
         )
     return found
 
@@ -42,9 +42,7 @@ def _by_magic(path: Path, head: bytes) -> str | None:
     if head.startswith(_HDF5):
         found = hdf5_layout(path)
         if found is None:
-            raise RamifyError(
-                f"{path} is an HDF5 file of a layout that is not known", fix="convert it, or write a module for it"
-            )
+            raise RamifyError(f"{path} is an HDF5 file of unknown layout", fix="convert it, or write a module for it")
         return found
     if head.startswith(_SQLITE):
         return "ase_db"
@@ -75,7 +73,7 @@ def _by_text(path: Path, head: bytes) -> str | None:
 
 
 def _json(path: Path, head: bytes) -> str | None:
-    """The format of a JSON file, told by its first object."""
+    """Detects the format of a JSON file from its first object."""
     if b'"Dataset"' in head[:200]:
         return "fitsnap"
     item = next(items(path), None)

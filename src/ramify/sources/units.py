@@ -1,4 +1,4 @@
-"""Units of a file's numbers: those that the recipe states, and those that the file states of itself."""
+"""Units of a file: those set in the recipe, and those stated in the file."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ STRESS_UNITS = {
     "Hartree/bohr³": units.Hartree / units.Bohr**3,
 }
 
-_SPELLINGS = {  # of units as files state them, in lower case, by the names above
+_SPELLINGS = {  # spellings of units in files, in lower case, with the names above
     "energy": {
         "ev": "eV",
         "electronvolt": "eV",
@@ -59,21 +59,21 @@ _SPELLINGS = {  # of units as files state them, in lower case, by the names abov
 
 
 def _composed(value: Any) -> Any:
-    """`Å` may be typed as the ångström sign or as A with ring; both mean the same."""
+    """Normalises `Å`, which may be typed as the ångström sign or as A with ring."""
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 class Units(BaseModel):
-    """Units of a file's numbers. Few files state them; the energy-force slope cannot tell a common factor of both."""
+    """Units of a file. Few files state them; the energy-force slope does not detect a common factor of both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     energy: Literal["eV", "meV", "Hartree", "Rydberg", "kcal/mol", "kJ/mol"] = "eV"
-    """Unit of energies, and of a virial."""
+    """Unit of energies and of the virial."""
     length: Annotated[Literal["Å", "Angstrom", "bohr"], BeforeValidator(_composed)] = "Å"
     """Unit of positions and cells."""
     forces: Annotated[str | None, BeforeValidator(_composed)] = None
-    """Unit of forces where it is not energy/length, e.g. `Hartree/bohr` beside positions in Å."""
+    """Unit of forces if it is not energy/length, e.g. `Hartree/bohr` with positions in Å."""
     stress: Annotated[Literal["eV/Å³", "eV/A^3", "GPa", "kBar", "bar", "Hartree/bohr³"], BeforeValidator(_composed)] = (
         "eV/Å³"
     )
@@ -111,17 +111,17 @@ class Units(BaseModel):
 
 
 def with_stated(path: Path, recipe: Units, stated: Mapping[str, str | None]) -> Units:
-    """The units of a file that states some of them itself.
+    """Merges the units of the recipe with those stated in the file.
 
-    A unit that the recipe leaves to its default is taken from the file; one that both state must be the same.
+    A unit that the recipe does not set is taken from the file; if both state a unit, they must agree.
 
     Args:
         path: the file, for messages.
         recipe: units of the recipe.
-        stated: what the file says of `energy`, `length`, `forces`, `stress`, as it spells them; None if nothing.
+        stated: units of `energy`, `length`, `forces`, `stress` as spelled in the file; None if not stated.
 
     Raises:
-        RamifyError: the recipe contradicts the file, or the file names a unit that is not known and the recipe none.
+        RamifyError: the recipe contradicts the file, or the file states an unknown unit and the recipe none.
     """
     taken: dict[str, str] = {}
     for kind, spelling in stated.items():
@@ -131,23 +131,23 @@ def with_stated(path: Path, recipe: Units, stated: Mapping[str, str | None]) -> 
         by_recipe = kind in recipe.model_fields_set
         if name is None and not by_recipe:
             raise RamifyError(
-                f"{path} states that its {kind} is in {spelling!r}, which is no known unit ({', '.join(_known(kind))})",
-                fix=f"set `units: {{{kind}: ...}}` to the unit that is meant",
+                f"{path} states its {kind} in {spelling!r}, which is not a known unit ({', '.join(_known(kind))})",
+                fix=f"set `units: {{{kind}: ...}}` to the correct unit",
             )
-        if name is None:  # the recipe says what the file's word means
+        if name is None:  # the recipe defines the unit
             continue
         if not by_recipe:
             taken[kind] = name
         elif unit_factor(kind, name) != unit_factor(kind, getattr(recipe, kind)):
             raise RamifyError(
                 f"{path} states that its {kind} is in {spelling}, the recipe reads it as {getattr(recipe, kind)}",
-                fix=f"set `units: {{{kind}: {name}}}`, or leave the key out: the file's own unit is then taken",
+                fix=f"set `units: {{{kind}: {name}}}`, or remove the key: the unit of the file is then used",
             )
     return recipe.model_copy(update=taken) if taken else recipe
 
 
 def known_unit(kind: str, spelling: str) -> str | None:
-    """The name that recipes use for a unit of `energy`, `length`, `forces` or `stress` as a file spells it, or None."""
+    """Recipe name of a unit of `energy`, `length`, `forces` or `stress` as spelled in a file, or None if unknown."""
     text = unicodedata.normalize("NFC", spelling).strip().lower().replace(" ", "")
     if kind == "forces":
         energy, _, length = text.rpartition("/")
@@ -157,7 +157,7 @@ def known_unit(kind: str, spelling: str) -> str | None:
 
 
 def unit_factor(kind: str, name: str) -> float:
-    """Factor of a unit that recipes know to eV, Å, eV/Å or eV/Å³."""
+    """Factor from a unit of recipes to eV, Å, eV/Å or eV/Å³."""
     return float(getattr(Units.model_validate({kind: name}), f"{kind}_factor"))
 
 

@@ -1,20 +1,73 @@
-"""The recipe keys `where` and `every`: which structures of a file belong to a dataset."""
+"""The recipe keys `where`, `every` and `limit`: selection of the structures of a dataset."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from ramify.elements import NUMBERS
-from ramify.sources.conditions import COLUMNS, NOT_THE_NTH, Condition, accepts, left_out
-from ramify.sources.parsing.hdf5 import ranges
-from ramify.sources.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine, ranges
 from ramify.structures import Structures
+
+COLUMNS = ("n_atoms", "elements", "group", "periodic")
+"""Values that every format has for a structure."""
+
+Scalar = bool | int | float | str
+
+
+class Range(BaseModel):
+    """A range from `min` to `max`, both included; at least one is required."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: float | None = None
+    """Smallest value."""
+    max: float | None = None
+    """Largest value."""
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "Range":
+        if self.min is None and self.max is None:
+            raise ValueError("a range needs `min` or `max`")
+        return self
+
+
+Condition = Range | list[Scalar] | Scalar
+"""A value, a list of accepted values, or a range."""
+
+
+def left_out(name: str) -> str:
+    """The reason by which structures excluded by a condition on `name` are counted."""
+    return f"left out by where ({name})"
+
+
+NOT_THE_NTH = "left out by every"
+BEYOND_LIMIT = "left out by limit"
+
+
+def accepts(condition: Condition, value: Any) -> bool:
+    """Returns whether a value of a file fulfils a condition; a number and its text are different values."""
+    plain = value.item() if isinstance(value, np.generic | np.ndarray) and np.size(value) == 1 else value
+    if isinstance(condition, Range):
+        if isinstance(plain, bool) or not isinstance(plain, int | float):
+            return False
+        return (condition.min is None or plain >= condition.min) and (condition.max is None or plain <= condition.max)
+    accepted = condition if isinstance(condition, list) else [condition]
+    return any(isinstance(plain, str) == isinstance(a, str) and bool(np.all(plain == a)) for a in accepted)
+
+
+def rejected_by(where: Mapping[str, Condition], found: Mapping[str, Any]) -> str | None:
+    """Returns the first name whose condition the named values of a file do not fulfil; an absent value fulfils none."""
+    for name, condition in where.items():
+        if name not in COLUMNS and not (found.get(name) is not None and accepts(condition, found[name])):
+            return name
+    return None
 
 
 def select(chunk: Structures, where: Mapping[str, Condition], quarantine: Quarantine) -> Structures:
-    """The structures that fulfil the conditions on `COLUMNS`; the others are counted."""
+    """Selects the structures that fulfil the conditions on `COLUMNS`; the others are counted."""
     for name in (name for name in COLUMNS if name in where):
         if not len(chunk):
             return chunk
@@ -47,7 +100,7 @@ def each_nth(chunk: Structures, every: int, before: int, quarantine: Quarantine)
 
 def _fulfil(chunk: Structures, name: str, condition: Condition) -> NDArray[np.bool_]:
     """(S,) whether each structure fulfils a condition."""
-    if name == "elements":  # all of its elements are among those named
+    if name == "elements":  # the condition must contain all elements of a structure
         named = condition if isinstance(condition, list) else [condition]
         wanted = np.zeros(256, np.bool_)
         wanted[[NUMBERS[str(symbol)] for symbol in named]] = True

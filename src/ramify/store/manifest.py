@@ -1,4 +1,4 @@
-"""`manifest.json` of a store: everything about a prepared dataset but the structures themselves."""
+"""`manifest.json` of a store: all metadata of a prepared dataset."""
 
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,7 +12,7 @@ from ramify.untrusted import Element, parsed
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
 VERSION = 2
-"""1: reference energies with a ridge were drawn towards zero, not towards those of kindred elements."""
+"""Version 1: reference energies with a ridge were regularised towards zero, not towards those of related elements."""
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -54,10 +54,10 @@ class References(ManifestEntry):
     structures: int
     """Number of structures fitted on."""
     residual_mae: float
-    """eV/atom on the training split: what predicting the references alone gives there."""
+    """eV/atom on the training split: mean absolute error of predicting the references alone."""
     rank: int
-    """Independent compositions among these; below the number of elements, of all that fit equally well those nearest
-    the mean energy per atom were taken."""
+    """Number of independent compositions. If it is smaller than the number of elements, the fit is not unique, and the
+    solution closest to the mean energy per atom was taken."""
 
 
 class LabelStatistics(ManifestEntry):
@@ -69,7 +69,7 @@ class LabelStatistics(ManifestEntry):
 
 
 class Statistics(ManifestEntry):
-    """Scales of the labels; on the training split unless it says otherwise; null where the label is absent."""
+    """Scales of the labels, on the training split unless stated otherwise; null where the label is absent."""
 
     energy_std: float
     """eV/atom, standard deviation of the energy per atom after references."""
@@ -105,21 +105,21 @@ class Consistency(ManifestEntry):
 
 
 class Finding(ManifestEntry):
-    """Something about a dataset that whoever prepares it should know."""
+    """A possible problem of a dataset."""
 
     text: str
-    """What was found."""
+    """Description of the problem."""
     fix: str
-    """The recipe key that mends it."""
+    """Recipe key that corrects it."""
 
 
 class Conflicts(ManifestEntry):
-    """Equal geometries with other labels (see `ramify.prepare.checks.conflicts`)."""
+    """Equal geometries with different labels (see `ramify.prepare.checks.conflicts`)."""
 
     geometries: int
     """Geometries that occur with different labels."""
     structures: int
-    """Records that have one of these."""
+    """Records with one of these geometries."""
     energy: float
     """eV/atom, the largest difference of two energies of one geometry."""
     forces: float | None
@@ -143,7 +143,7 @@ class Column(ManifestEntry):
 
 
 class Versions(ManifestEntry):
-    """What wrote the store."""
+    """Versions of the software that wrote the store."""
 
     ramify: str
     numpy: str
@@ -170,23 +170,23 @@ class Manifest(ManifestEntry):
     dropped: dict[str, int]
     """Records left out, by reason; `quarantine.jsonl` names them."""
     conflicts: Conflicts | None = None
-    """Equal geometries with other labels; null where there are none."""
+    """Equal geometries with different labels; null where there are none."""
     findings: tuple[Finding, ...] = ()
-    """What `ramify prepare` warned of."""
+    """Possible problems of the dataset as a whole, which `ramify prepare` shows as warnings."""
     remarks: dict[str, int] = {}
-    """Structures in the store (before splitting) of which something must be known, by what it is: a label left out, or
-    one that is doubtful; `quarantine.jsonl` names them."""
+    """Number of structures in the store (before splitting) with a label that was left out or is doubtful, by reason;
+    `ramify prepare` shows them as warnings, `quarantine.jsonl` lists the structures."""
     read: int
     """Records read: those in the store and those dropped."""
     moved_to_train: list[str]
-    """Groups that the hash would have put elsewhere, but which hold elements that training would then not see."""
+    """Groups kept in the training split although their hash selects another, because only they hold some element."""
     shared_groups: int = 0
-    """Groups that stand in more than one split: only where the files bring their own split."""
+    """Groups in more than one split; possible only where the files define the split."""
     sources: list[SourceFile]
     columns: dict[str, Column]
     blocks: dict[str, list[int]] | None = None
-    """Checksums of each column's blocks of rows (see `ramify.store.blocks`); null in stores written before there were
-    any, which cannot be checked in parts."""
+    """Checksums of each column's blocks of rows (see `ramify.store.blocks`); null in stores of older versions, which
+    can only be checked as a whole."""
     names_sha256: str
     """Checksum of `names.json`."""
     versions: Versions
@@ -201,9 +201,21 @@ class Manifest(ManifestEntry):
         """Number of atoms in all splits."""
         return sum(split.atoms for split in self.splits.values())
 
+    def warnings(self) -> list[str]:
+        """Remarks and findings in one form, `TEXT (FIX)`; a remark begins with its number of structures."""
+        lines = []
+        for reason, count in self.remarks.items():
+            text, key, value = reason.partition(": zeros_are_absent: ")
+            fix = f" ({key.removeprefix(': ')}{value})" if key else ""
+            lines.append(f"{count} structure{'s' if count != 1 else ''}: {text}{fix}")
+        return lines + [f"{finding.text} ({finding.fix})" for finding in self.findings]
+
     def to_json(self) -> dict[str, Any]:
-        """As plain data for JSON. Keys that were added later are left out where they hold their default, so that a
-        manifest of before stays the same to the byte, and so does its checksum."""
+        """The manifest as plain data for JSON.
+
+        Keys added in later versions are omitted where they hold their default, so that older manifests keep their
+        bytes and their checksum.
+        """
         content = self.model_dump(mode="json")
         for key in ADDED_LATER:
             if getattr(self, key) == type(self).model_fields[key].default:
@@ -212,12 +224,12 @@ class Manifest(ManifestEntry):
 
     @property
     def sha256(self) -> str:
-        """Checksum of what it says."""
+        """Checksum of the content."""
         return content_sha256(self.to_json())
 
 
 ADDED_LATER: tuple[str, ...] = ("conflicts", "findings", "remarks")
-"""Keys of `Manifest` that stores of version 2 were once written without."""
+"""Keys of `Manifest` that were added during version 2: older stores lack them."""
 
 REBUILD = "prepare the dataset again with `ramify prepare RECIPE --force`"
 
@@ -230,34 +242,34 @@ class Described(Protocol):
 
 
 def check_matches(store: Described, options: BaseModel) -> None:
-    """Refuses a store that was prepared with other options than the recipe now states.
+    """Raises an error if a store was prepared with options that differ from those in the recipe.
 
     Args:
-        store: of the dataset.
-        options: the dataset's recipe entry.
+        store: store of the dataset.
+        options: recipe entry of the dataset.
 
     Raises:
-        RamifyError: naming each key, what the store was prepared with and what the recipe says.
+        RamifyError: the options differ; the message lists each key with both values.
     """
     stated = options.model_dump(mode="json")
     try:
         used = type(options).model_validate(store.manifest.options).model_dump(mode="json")
-    except ValidationError:  # another format, or keys that it no longer has
+    except ValidationError:  # another format, or keys that no longer exist
         used = store.manifest.options
     differing = [key for key in (*stated, *(k for k in used if k not in stated)) if stated.get(key) != used.get(key)]
     if differing:
         changes = "; ".join(f"{key}: prepared with {used.get(key)!r}, now {stated.get(key)!r}" for key in differing)
         raise RamifyError(
             f"the store {store.path} was prepared with other options ({changes})",
-            fix="run `ramify prepare RECIPE --force` to make it anew, or name another `stores` folder",
+            fix="run `ramify prepare RECIPE --force` to prepare it again, or set another `stores` folder",
         )
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the store in `folder`.
+    """Reads the manifest of the store in `folder`.
 
     Raises:
-        RamifyError: there is no store, its manifest is damaged, or another version wrote it.
+        RamifyError: no store, a damaged manifest, or an incompatible version.
     """
     path = folder / "manifest.json"
     try:

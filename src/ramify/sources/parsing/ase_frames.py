@@ -1,4 +1,4 @@
-"""Labelled structures of the files that ASE reads frame by frame, as records."""
+"""Conversion of labelled ASE frames to records."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,17 +13,17 @@ from ramify.sources.quarantine import Quarantine
 def records(
     path: Path, frames: Iterable[Atoms], options: AtomsOptions, quarantine: Quarantine, origin: str | None = None
 ) -> Iterator[Record]:
-    """The records of `frames`. Labels are the results as they were computed: constraints change no force.
+    """Yields the records of `frames`. Forces are those of the calculator, without constraints applied.
 
     Args:
         path: the file, for messages.
-        frames: in eV, eV/Å, Å and eV/Å³ (ASE's units) unless the options say otherwise.
+        frames: in ASE's units (eV, eV/Å, Å, eV/Å³) unless the options state others.
         options: keys and units.
-        quarantine: for what cannot be used.
-        origin: how records name the file; None for its name.
+        quarantine: receives unusable records.
+        origin: name of the file in records; by default that of `path`.
 
     Raises:
-        RamifyError: a label or group key that the file does not have.
+        RamifyError: the file has no label or group of the recipe.
     """
     labeller = Labeller(path, options, quarantine)
     for row, atoms in enumerate(frames):

@@ -1,4 +1,4 @@
-"""Files as they are or compressed (gzip, xz, bzip2, Zstandard), told apart by their first bytes."""
+"""Opening of plain and compressed files (gzip, xz, bzip2, Zstandard), detected by their first bytes."""
 
 import bz2
 import gzip
@@ -19,10 +19,10 @@ _BOM = b"\xef\xbb\xbf"
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The unpacked bytes of a file, without the byte order mark that some editors put before UTF-8.
+    """Opens the decompressed bytes of a file, without a UTF-8 byte order mark.
 
     Raises:
-        RamifyError: no such file, a folder, damaged, cut short, or Zstandard without the package for it.
+        RamifyError: no such file, a folder, damaged, truncated, or Zstandard without the package for it.
     """
     try:
         with path.open("rb") as raw:
@@ -42,10 +42,10 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
-    """The unpacked UTF-8 text of a file, line by line.
+    """Opens the decompressed UTF-8 text of a file.
 
     Raises:
-        RamifyError: as `open_bytes`, or it is no text.
+        RamifyError: as `open_bytes`, or the content is not text.
     """
     with open_bytes(path) as stream:
         try:
@@ -55,10 +55,10 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 
 
 def cut_short(path: Path) -> RamifyError:
-    """The error of a file that ends too early."""
+    """Creates the error for a truncated file."""
     return RamifyError(
-        f"{path} is truncated (cut short): it ends in the middle of a record",
-        fix="compare its size and checksum with the publisher's and download it again",
+        f"{path} is truncated: it ends in the middle of a record",
+        fix="compare its size and checksum with the published ones and download it again",
     )
 
 
@@ -70,14 +70,14 @@ def _unpacked(raw: IO[bytes], magic: bytes, path: Path) -> Any:
 
 
 class _Zstandard(io.RawIOBase):
-    """A stream of Zstandard frames; unlike the package's own reader it notices that the last frame is cut."""
+    """A stream of Zstandard frames; unlike the reader of the package, it detects a truncated last frame."""
 
     def __init__(self, raw: IO[bytes], path: Path) -> None:
         try:
             import zstandard
         except ImportError as error:
             raise RamifyError(
-                f"{path} is compressed by Zstandard, for which a package is missing",
+                f"{path} is compressed by Zstandard, which needs another package",
                 fix="pip install 'ramify[zstd]', or unpack it: unzstd FILE",
             ) from error
         self._raw, self._module = raw, zstandard
@@ -92,7 +92,7 @@ class _Zstandard(io.RawIOBase):
         """Fills `buffer`; 0 at the end.
 
         Raises:
-            EOFError: the last frame is not whole.
+            EOFError: the last frame is truncated.
         """
         while not self._left:
             block = self._decompress.unused_data if self._decompress.eof else b""

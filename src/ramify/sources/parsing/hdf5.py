@@ -1,4 +1,4 @@
-"""What the HDF5 formats share: opening with clear errors, telling the layouts apart, stacks of conformers in blocks."""
+"""Code common to the HDF5 formats: opening, detection of layouts, reading of conformers in blocks."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,23 +15,23 @@ from ramify.elements import MAX_NUMBER
 from ramify.errors import RamifyError
 from ramify.sources.base import CHUNK_ATOMS, PART_ATOMS
 from ramify.sources.chunks import MALFORMED_STRUCTURE, NOT_COMPUTED, composition, index_names
-from ramify.sources.quarantine import Quarantine
+from ramify.sources.quarantine import Quarantine, ranges
 from ramify.sources.units import known_unit, unit_factor
 from ramify.structures import Split, Structures
 
 Floats = NDArray[np.floating]
 
 CHUNK_CACHE = 64 << 20
-"""Bytes of HDF5's cache for one array: blocks read one after the other must not unpack the same HDF5 chunk twice."""
+"""Bytes of HDF5's cache per array: consecutive blocks must not decompress the same HDF5 chunk twice."""
 
 METADATA_CACHE = 4 << 20
-"""Bytes of HDF5's cache for object headers as HDF5 counts them; in memory they take about 14 times as much, and its
-default of 32 MiB comes to 450 MB on the millions of small arrays of QM7-X."""
+"""Bytes of HDF5's cache for object headers as counted by HDF5; they use about 14 times as much memory, and the default
+of 32 MiB needs 450 MB for the millions of small arrays of QM7-X."""
 
-_LAYOUTS = {  # the arrays beside one another by which a layout is known
+_LAYOUTS = {  # arrays in one group that identify each layout
     "ani1x": {"atomic_numbers", "coordinates"},
     "ani1": {"species", "coordinates", "energies"},
-    "ani2x": {"species", "coordinates", "energies"},  # species row by row: see `_layout`
+    "ani2x": {"species", "coordinates", "energies"},  # species per row: see `_layout`
     "qm7x": {"atNUM", "atXYZ"},
     "transition1x": {"atomic_numbers", "positions"},
     "spice": {"atomic_numbers", "conformations"},
@@ -40,10 +40,10 @@ _LAYOUTS = {  # the arrays beside one another by which a layout is known
 
 @contextmanager
 def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
-    """Opens an HDF5 file for reading and makes sure that it has `layout`, a key of the known layouts.
+    """Opens an HDF5 file for reading and checks that it has `layout`, a key of the known layouts.
 
     Raises:
-        RamifyError: no such file, an archive that was not unpacked, not HDF5, cut short, or of another layout.
+        RamifyError: no such file, a packed archive, not HDF5, truncated, or of another layout.
     """
     _refuse_archives(path)
     try:
@@ -54,7 +54,7 @@ def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
     except OSError as error:
         raise RamifyError(
             f"{path} cannot be opened as HDF5: {error}",
-            fix="compare its size and checksum with the publisher's and download it again, or correct `format`",
+            fix="compare its size and checksum with the published ones and download it again, or correct `format`",
         ) from error
     with file:
         try:
@@ -66,26 +66,26 @@ def open_hdf5(path: Path, layout: str) -> Iterator[h5py.File]:
             LookupError,
             TypeError,
             ValueError,
-        ) as error:  # h5py has no error type of its own
+        ) as error:  # h5py does not define an error type
             raise RamifyError(
-                f"{path} is damaged or lacks a part: {error}",
-                fix="compare its size and checksum with the publisher's and download it again",
+                f"{path} is damaged or incomplete: {error}",
+                fix="compare its size and checksum with the published ones and download it again",
             ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conformers:
-    """R conformers of one molecule or composition of n atoms, as they stand in the file.
+    """R conformers of one molecule or composition of n atoms, with arrays as in the file.
 
     Attributes:
         numbers: (n,) atomic numbers, the same for all rows; or (R, n).
         positions: (R, n, 3).
-        energy: (R,) or (R, 1); None where the file has none: then no row is usable.
-        forces: (R, n, 3); None where the file has none.
+        energy: (R,) or (R, 1); None if the file has none: then no row is usable.
+        forces: (R, n, 3); None if the file has none.
         energy_unit: factor to eV.
-        forces_unit: factor to eV/Å; negative where the file holds gradients.
+        forces_unit: factor to eV/Å; negative if the file contains gradients.
         positions_unit: factor to Å.
-        group: name of the group that all rows belong to; None for the composition of each.
+        group: name of the group of all rows; None for the composition of each.
         origin: the file and the path inside it.
         split: official split of all rows.
         expect_forces: whether rows are unusable without forces.
@@ -104,10 +104,10 @@ class Conformers:
     expect_forces: bool = True
 
     def blocks(self, quarantine: Quarantine) -> Iterator[Structures]:
-        """The rows in chunks; rows with a NaN in any requested label go to the quarantine, counted.
+        """Yields the rows in chunks; rows with a NaN in a requested label are added to the quarantine.
 
         Raises:
-            RamifyError: the arrays contradict one another.
+            RamifyError: the arrays are inconsistent.
         """
         R = len(self.positions)
         self._check_units()
@@ -123,7 +123,7 @@ class Conformers:
             f = None if self.forces is None else self.forces[block]
             numbers = self.numbers[block] if self.numbers.ndim == 2 else np.tile(self.numbers[()], (len(rows), 1))
             missing = np.isnan(e)
-            if f is not None and np.isnan(f.sum()):  # one pass over all tells that most blocks hold no NaN
+            if f is not None and np.isnan(f.sum()):  # a fast check first: most blocks have no NaN
                 missing |= np.isnan(f.reshape(len(f), -1)).any(axis=1)
             wrong = ((numbers < 1) | (numbers > MAX_NUMBER)).any(axis=1)
             for left_out, reason, detail in (
@@ -160,7 +160,7 @@ class Conformers:
         )
 
     def _check_units(self) -> None:
-        """Units that the arrays state in their attributes, as SPICE's do, are those that are read."""
+        """Checks units in the attributes of the arrays (as in SPICE) against the expected ones."""
         for kind, array, factor in (
             ("energy", self.energy, self.energy_unit),
             ("forces", self.forces, self.forces_unit),
@@ -171,7 +171,7 @@ class Conformers:
             if name is not None and not np.isclose(unit_factor(kind, name), abs(factor), rtol=1e-4):
                 raise RamifyError(
                     f"{self.origin} states that its {kind} is in {_text(stated)}, which this format does not expect",
-                    fix="this is another version of the dataset: convert it to the published units first",
+                    fix="this is another version of the dataset: convert it to the published units",
                 )
 
     def _check_shapes(self) -> None:
@@ -186,7 +186,7 @@ class Conformers:
         for name, (array, size) in sizes.items():
             if array is not None and array.dtype.kind not in "iuf":
                 raise RamifyError(
-                    f"{self.origin}: {name} is of type {array.dtype}, no numbers",
+                    f"{self.origin}: {name} has type {array.dtype}, not numbers",
                     fix="the file is damaged or of another format: download it again, or correct `format`",
                 )
             if array is not None and (array.shape[:1] != (R,) or array.size != size or n == 0):
@@ -200,22 +200,13 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def ranges(rows: NDArray[np.integer]) -> str:
-    """Ascending row numbers in short: `0-4,17`."""
-    if not len(rows):
-        return ""
-    breaks = np.flatnonzero(np.diff(rows) != 1)
-    first, last = rows[np.r_[0, breaks + 1]].tolist(), rows[np.r_[breaks, len(rows) - 1]].tolist()
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))
-
-
 def groups(group: h5py.Group) -> Iterator[h5py.Group]:
-    """The groups directly inside `group`, in the order of their names."""
+    """Yields the groups directly inside `group`, in the order of their names."""
     return (member for member in group.values() if isinstance(member, h5py.Group))
 
 
 def groups_by_atoms(found: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, ...]]:
-    """Names in runs of about `PART_ATOMS` atoms, from names and shapes (conformers, atoms, 3)."""
+    """Yields names in parts of about `PART_ATOMS` atoms, from names and shapes (conformers, atoms, 3)."""
     names: list[str] = []
     atoms = 0
     for name, shape in found:
@@ -229,7 +220,7 @@ def groups_by_atoms(found: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[tu
 
 
 def dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
-    """The array `key` of `group`, None where it is not there."""
+    """Returns the array `key` of `group`, or None."""
     found: Any = group.get(key)
     return found if isinstance(found, h5py.Dataset) else None
 
@@ -242,13 +233,13 @@ def _require(file: h5py.File, path: Path, layout: str) -> None:
     holds = f"the layout of format '{found}'" if found else f"arrays {sorted(arrays)[:8]}" if arrays else "no arrays"
     marks = ", ".join(sorted(_LAYOUTS[layout]))
     raise RamifyError(
-        f"{path} is not of format '{layout}' (arrays {marks} beside one another): it holds {holds}",
+        f"{path} is not of format '{layout}' (arrays {marks} in one group): it holds {holds}",
         fix=f"set `format: {found}`" if found else "correct `format` or `path`",
     )
 
 
 def hdf5_layout(path: Path) -> str | None:
-    """Name of the format whose layout an HDF5 file has; None if it has no known one or is no HDF5 file."""
+    """Name of the format with the layout of an HDF5 file; None if unknown, or not an HDF5 file."""
     try:
         with h5py.File(path, "r") as file:
             return _layout(first_arrays(file))
@@ -264,7 +255,7 @@ def _layout(arrays: Mapping[str, h5py.Dataset]) -> str | None:
 
 
 def first_arrays(group: h5py.Group, depth: int = 5) -> dict[str, h5py.Dataset]:
-    """The arrays in the first group (depth first, the first 50 members of each) that has any."""
+    """Arrays of the first group that contains any (depth-first search over the first 50 members of each group)."""
     members = {name: group[name] for name in islice(group, 50)}
     arrays = {name: member for name, member in members.items() if isinstance(member, h5py.Dataset)}
     if arrays or depth == 0:
@@ -274,7 +265,8 @@ def first_arrays(group: h5py.Group, depth: int = 5) -> dict[str, h5py.Dataset]:
 
 
 def _refuse_archives(path: Path) -> None:
-    """A file still packed gets its unpacking command. A bare tar would even open: HDF5 skips its 512-byte header."""
+    """Raises an error with the unpacking command for a packed file. HDF5 opens even a plain tar archive, because it
+    skips a header of 512 bytes."""
     if path.is_dir():
         raise RamifyError(f"{path} is a folder, not a file", fix=f"path: {path}/*")
     try:

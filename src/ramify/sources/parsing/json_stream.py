@@ -1,7 +1,7 @@
-"""The objects of a JSON file one after the other, with memory bounded by the largest object, whatever the file's size.
+"""Streaming parser for the objects of a JSON file, with memory bounded by the largest object.
 
-A JSON text is cut where its brace depth returns to that of the outermost container, found for a whole block at a time;
-each piece is parsed by orjson, which knows no streams. Python's own parser takes the pieces that hold a bare NaN.
+The text is split where its brace depth returns to that of the outermost container, which is computed for a whole block
+at once; each piece is parsed by orjson, which does not support streams, or by the standard library if it contains NaN.
 """
 
 import json
@@ -19,7 +19,7 @@ from ramify.errors import RamifyError
 from ramify.sources.parsing.compressed import cut_short, open_bytes
 
 BLOCK = 1 << 20
-"""Bytes read at a time."""
+"""Bytes per read."""
 
 _QUOTE, _OPEN, _CLOSE = ord('"'), ord("{"), ord("}")
 
@@ -29,8 +29,8 @@ class Item:
     """One JSON object of a stream.
 
     Attributes:
-        key: the member of the outermost object that it is, or stands in; empty when the outermost is an array.
-        index: its position in the array that `key` names (or that is the outermost); None outside an array.
+        key: member of the outermost object that it is, or is part of; empty if the outermost container is an array.
+        index: position in the array of `key` (or in the outermost array); None outside an array.
         value: the parsed object.
     """
 
@@ -41,12 +41,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One JSON object of a stream before it is parsed: plain data, to be parsed by whoever gets it.
+    """One unparsed JSON object of a stream: plain data that can be sent to another process.
 
     Attributes:
         key, index: as in `Item`.
-        text: of the object.
-        at: position of the object in the (unpacked) text of the file.
+        text: text of the object.
+        at: position of the object in the decompressed text of the file.
     """
 
     key: str
@@ -55,10 +55,10 @@ class Text:
     at: int
 
     def parse(self, path: Path) -> Item:
-        """The object; `path` is named in errors.
+        """Parses the object; error messages include `path`.
 
         Raises:
-            RamifyError: broken JSON.
+            RamifyError: invalid JSON.
         """
         return Item(self.key, self.index, _parse(self.text, self.at, path))
 
@@ -67,17 +67,17 @@ def items(path: Path) -> Iterator[Item]:
     """Yields the objects directly inside the outermost object or array, or inside an array directly in it.
 
     So `{"a": {..}, "b": {..}}` gives a and b, `{"entries": [{..}, {..}]}` gives entries 0 and 1, and
-    `{"a": [{..}], "b": [{..}, {..}]}` gives a 0, b 0, b 1. Compressed files are unpacked (see `compressed`).
+    `{"a": [{..}], "b": [{..}, {..}]}` gives a 0, b 0, b 1. Compressed files are decompressed (see `compressed`).
 
     Raises:
-        RamifyError: no such file, not JSON of this shape, damaged, or cut short.
+        RamifyError: no such file, not JSON of this structure, damaged, or truncated.
     """
     for key, index, piece in _keyed_pieces(path):
         yield Item(key, index, _parse(piece.text, piece.at, path))
 
 
 def texts(path: Path, size: int) -> Iterator[tuple[Text, ...]]:
-    """As `items`, not parsed yet, in portions of about `size` bytes."""
+    """Like `items`, unparsed, in parts of about `size` bytes."""
     portion: list[Text] = []
     held = 0
     for key, index, piece in _keyed_pieces(path):
@@ -106,12 +106,12 @@ def _keyed_pieces(path: Path) -> Iterator[tuple[str, int | None, "_Piece"]]:
 class _Piece(NamedTuple):
     before: bytes  # the text between the previous object and this one
     text: memoryview
-    at: int  # position in the (unpacked) text
+    at: int  # position in the decompressed text
 
 
 @dataclass
 class _Scan:
-    """What the scan of one block hands to the next."""
+    """State of the scan between blocks."""
 
     inside_string: bool = False
     escaped: bool = False
@@ -124,7 +124,7 @@ class _Scan:
         if self.escaped or b"\\" in block:
             self._unmark_escaped(block, quotes)
         at = np.flatnonzero((array == _OPEN) | (array == _CLOSE))
-        # parity of the quotes before each brace, by counting the bits of eight positions at a time
+        # parity of the quotes before each brace, counted for eight positions at once
         bits = np.packbits(quotes)
         before = np.cumsum(np.bitwise_count(bits), dtype=np.int64)
         byte, bit = at >> 3, (at & 7).astype(np.uint8)
@@ -148,9 +148,9 @@ class _Scan:
 
 
 def _pieces(path: Path) -> Iterator[_Piece]:
-    """Cuts the text of `path` at the objects of the outermost container."""
+    """Splits the text of `path` at the objects of the outermost container."""
     scan, pending, at, level = _Scan(), b"", 0, None
-    opened = -1  # start in `pending` of the object that is open, if any
+    opened = -1  # start in `pending` of the open object, if any
     for block in _blocks(path):
         if level is None:
             block = block.lstrip() if not pending else block
@@ -187,7 +187,7 @@ def _level(block: bytes, path: Path) -> int:
 
 
 def _last_key(piece: _Piece, path: Path, *, first: bool) -> tuple[str, int | None] | None:
-    """The member that begins in the text before an object, and 0 if an array begins there; None if none begins."""
+    """Member that begins in the text before an object, with index 0 if an array begins there; None if none begins."""
     text = piece.before.strip()
     if first and text == b"[":
         return "", 0
@@ -208,10 +208,10 @@ def _parse(text: bytes | memoryview, at: int, path: Path) -> dict[str, Any]:
         value: dict[str, Any] = orjson.loads(text)
     except orjson.JSONDecodeError:
         try:
-            value = json.loads(bytes(text))  # knows NaN and Infinity, which orjson refuses
+            value = json.loads(bytes(text))  # accepts NaN and Infinity, unlike orjson
         except ValueError as error:
             raise RamifyError(
-                f"{path} holds broken JSON in the object at byte {at}: {error}",
+                f"{path} holds invalid JSON in the object at byte {at}: {error}",
                 fix="check its checksum and download it again",
             ) from error
     return value
@@ -219,6 +219,6 @@ def _parse(text: bytes | memoryview, at: int, path: Path) -> dict[str, Any]:
 
 def _other_shape(piece: _Piece, path: Path) -> RamifyError:
     return RamifyError(
-        f"{path} is no JSON object of objects, or of arrays of objects: {piece.before[-80:]!r} at byte {piece.at}",
+        f"{path} is not a JSON object of objects, or of arrays of objects: {piece.before[-80:]!r} at byte {piece.at}",
         fix="correct `path` or `format`",
     )

@@ -1,4 +1,4 @@
-"""Structures in pymatgen's dictionary form with VASP labels, as MPtrj, Alexandria and mlearn store them."""
+"""Structures in the dictionary form of pymatgen with VASP labels, as in MPtrj, Alexandria and mlearn."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -24,20 +24,20 @@ VASP_STRESS = -0.1 * GPa
 """kBar with compression positive (VASP's sign) to eV/Å³ with tension positive."""
 
 BATCH_ATOMS = 500
-"""Atoms converted in one go: enough that numpy's cost per call does not count, few enough that the parsed objects die
-young (with 4,000 the garbage collector takes as long as everything else)."""
+"""Atoms converted at once: enough to make NumPy's overhead per call small, few enough that the parsed objects are
+short-lived (with 4,000, garbage collection takes as long as everything else)."""
 
 
 class Frame(NamedTuple):
     """One labelled structure as parsed from JSON.
 
     Attributes:
-        structure: pymatgen's dictionary: lattice.matrix, lattice.pbc (absent in old files: periodic along all three),
-            sites with species and xyz (abc where xyz is absent).
+        structure: dictionary of pymatgen: lattice.matrix, lattice.pbc (absent in old files: periodic along all three),
+            sites with species and xyz (or abc).
         energy: total energy, eV.
-        forces: one row of three per site, eV/Å; None where the file has none.
-        stress: 3x3 kBar in VASP's sign; None where the file has none.
-        group: name of the group that must not be split.
+        forces: one row of three per site, eV/Å; None if the file has none.
+        stress: 3x3 kBar in VASP's sign; None if the file has none.
+        group: name of the group, which is never split.
         origin: the file and the path inside it.
         row: position inside the origin.
     """
@@ -56,7 +56,7 @@ class _UnusableError(Exception):
 
 
 def convert(frames: Iterator[Frame], quarantine: Quarantine) -> Iterator[Structures]:
-    """Turns frames into `Structures` (small parts, to be merged); unusable ones go to the quarantine with a reason."""
+    """Converts frames to `Structures` (small parts, to be merged); unusable frames are added to the quarantine."""
     waiting: list[Frame] = []
     atoms = 0
     for frame in frames:
@@ -69,7 +69,7 @@ def convert(frames: Iterator[Frame], quarantine: Quarantine) -> Iterator[Structu
 
 
 def _convert(frames: list[Frame], quarantine: Quarantine) -> Iterator[Structures]:
-    """All frames at once; if one of them is unusable, each by itself."""
+    """Converts all frames at once, or each alone if one of them is unusable."""
     if not frames:
         return
     try:
@@ -92,7 +92,7 @@ def _structures(frames: list[Frame]) -> Structures:
         pbc = [lattice.get("pbc") or (True, True, True) for lattice in lattices]
         if any(len(lattice["matrix"]) != 3 or len(flags) != 3 for lattice, flags in zip(lattices, pbc, strict=True)):
             raise _UnusableError(MALFORMED_STRUCTURE, "lattice.matrix is not 3x3, or lattice.pbc not three flags")
-        if any(flag not in (False, True) for flags in pbc for flag in flags):  # "F" would count as true
+        if any(flag not in (False, True) for flags in pbc for flag in flags):  # a non-empty string would be true
             raise _UnusableError(MALFORMED_STRUCTURE, f"lattice.pbc holds other than true and false: {pbc[0]}")
         cell = _rows([row for lattice in lattices for row in lattice["matrix"]], MALFORMED_STRUCTURE, "lattice.matrix")
         every_site = list(chain.from_iterable(sites))
@@ -133,7 +133,7 @@ def _numbers(sites: list[dict[str, Any]]) -> NDArray[np.uint8]:
 def _positions(
     sites: list[dict[str, Any]], cell: NDArray[np.float64], n_atoms: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """xyz where it is given (it and abc may differ by the image), else abc in the lattice."""
+    """Positions from xyz if given (abc may refer to another image), else from abc and the lattice."""
     if "xyz" in sites[0]:
         return _rows([site["xyz"] for site in sites], MALFORMED_STRUCTURE, "xyz")
     abc = _rows([site["abc"] for site in sites], MALFORMED_STRUCTURE, "abc")
@@ -184,16 +184,16 @@ def _length(value: Any) -> int:
 
 
 def _rows(rows: list[Any], reason: str, name: str) -> NDArray[np.float64]:
-    """(n, 3) float64 of rows that must hold three finite numbers each."""
+    """Converts rows of three finite numbers each to (n, 3) float64."""
     try:
         lengths = set(map(len, rows))
         if not lengths <= {3}:
             raise _UnusableError(reason, f"{name}: rows of {sorted(lengths)} numbers instead of 3")
         array = np.fromiter(chain.from_iterable(rows), np.float64, 3 * len(rows)).reshape(-1, 3)
     except (TypeError, ValueError) as error:
-        raise _UnusableError(reason, f"{name}: no number ({error})") from error
+        raise _UnusableError(reason, f"{name}: not a number ({error})") from error
     if not np.isfinite(array).all():
-        if any(None in row for row in rows):  # numpy makes a null a NaN
+        if any(None in row for row in rows):  # NumPy converts null to NaN
             raise _UnusableError(reason, f"{name}: a null")
         raise _UnusableError(NON_FINITE if reason != MALFORMED_STRUCTURE else reason, f"{name}: NaN or infinite")
     return array

@@ -1,8 +1,8 @@
 """TFRecord files with `tf.train.Example` records, read without TensorFlow, in bounded memory.
 
-A record is its length (8 bytes, little endian), the masked CRC-32C of these, the data, and the masked CRC-32C of the
-data (tensorflow.org/tutorials/load_data/tfrecord). An Example is a protocol buffer: a map from names to a list of
-bytes, of float32 or of int64 (tensorflow/core/example/{example,feature}.proto;
+A record consists of its length (8 bytes, little endian), the masked CRC-32C of the length, the data, and the masked
+CRC-32C of the data (tensorflow.org/tutorials/load_data/tfrecord). An Example is a protocol buffer: a map from names to
+lists of bytes, float32 or int64 (tensorflow/core/example/{example,feature}.proto;
 protobuf.dev/programming-guides/encoding).
 """
 
@@ -18,13 +18,13 @@ from ramify.errors import RamifyError
 from ramify.sources.parsing.compressed import cut_short, open_bytes
 
 LARGEST = 64 << 20
-"""Bytes of a record at most; a molecule takes a few thousand."""
+"""Maximum bytes of a record; a molecule needs a few thousand."""
 
 Feature = NDArray[np.float32] | NDArray[np.int64] | list[bytes]
 
 
 class WireError(ValueError):
-    """Bytes that are no Example."""
+    """The bytes are not a valid Example."""
 
 
 def _table() -> list[int]:
@@ -42,7 +42,7 @@ _CRC = _table()
 
 
 def masked_crc(data: bytes) -> int:
-    """The checksum that stands behind `data` in a TFRecord file."""
+    """Checksum that follows `data` in a TFRecord file."""
     crc, table = 0xFFFFFFFF, _CRC
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -51,10 +51,10 @@ def masked_crc(data: bytes) -> int:
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The data of every record, its checksum compared.
+    """Yields the data of every record, after verification of its checksum.
 
     Raises:
-        RamifyError: no such file, no TFRecord file, damaged, or cut short.
+        RamifyError: no such file, not a TFRecord file, damaged, or truncated.
     """
     with open_bytes(path) as stream:
         number = 0
@@ -67,7 +67,8 @@ def records(path: Path) -> Iterator[bytes]:
                     _damaged(path, number)
                     if number
                     else RamifyError(
-                        f"{path} is no TFRecord file: its first 12 bytes are {head!r}", fix="correct `path` or `format`"
+                        f"{path} is not a TFRecord file: it begins with {head!r}",
+                        fix="correct `path` or `format`",
                     )
                 )
             data = stream.read(length + 4)
@@ -80,10 +81,10 @@ def records(path: Path) -> Iterator[bytes]:
 
 
 def parse_example(data: bytes) -> dict[str, Feature]:
-    """The features of one Example.
+    """Parses the features of one Example.
 
     Raises:
-        WireError: it is none.
+        WireError: not a valid Example.
     """
     found: dict[str, Feature] = {}
     for features in _messages(data, 1):
@@ -110,7 +111,7 @@ def _feature(data: bytes) -> Feature:
 
 
 def _floats(data: bytes) -> NDArray[np.float32]:
-    parts = [value for number, kind, value in _fields(data) if number == 1 and kind in (2, 5)]  # packed or one by one
+    parts = [value for number, kind, value in _fields(data) if number == 1 and kind in (2, 5)]  # packed or repeated
     joined = b"".join(parts)
     if len(joined) % 4:
         raise WireError("floats of other than four bytes")
@@ -133,12 +134,12 @@ def _integers(data: bytes) -> NDArray[np.int64]:
 
 
 def _messages(data: bytes, wanted: int) -> Iterator[bytes]:
-    """The length-delimited values of one field."""
+    """Yields the length-delimited values of one field."""
     return (value for number, kind, value in _fields(data) if number == wanted and kind == 2)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
-    """Number, wire type and value of every field of a message."""
+    """Yields number, wire type and value of every field of a message."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -160,7 +161,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A whole number of up to 64 bits, seven to a byte; and the place behind it."""
+    """Decodes an integer of up to 64 bits, seven per byte; returns it with the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -175,6 +176,6 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _damaged(path: Path, number: int) -> RamifyError:
     return RamifyError(
-        f"{path}: record {number} is damaged, its checksum does not fit",
-        fix="compare the file's checksum with the publisher's and download it again",
+        f"{path}: record {number} is damaged, its checksum does not match",
+        fix="compare the checksum of the file with the published one and download it again",
     )

@@ -1,4 +1,4 @@
-"""One frame of extended XYZ, parsed: the comment's `key=value` pairs and the columns of the atoms."""
+"""Parser for one frame of extended XYZ: `key=value` pairs of the comment line, and columns of the atoms."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ramify.elements import NUMBERS
 from ramify.sources.chunks import MALFORMED_STRUCTURE, UnusableError
 
-_BRACKETS = r"\[(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*\]"  # nested up to three deep: a tensor
+_BRACKETS = r"\[(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*\]"  # up to three nested levels
 _PAIR = re.compile(
     r"\s*(?P<key>\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s=\"']+)"
     r"(?:\s*=\s*(?:\"(?P<double>(?:[^\"\\]|\\.)*)\"|'(?P<single>(?:[^'\\]|\\.)*)'|\{(?P<braces>[^{}]*)\}"
@@ -28,21 +28,21 @@ _FLAGS = {
     "TRUE": True,
     "FALSE": False,
 }
-_RENAMED = {"pos": "positions", "Z": "numbers", "charge": "initial_charges", "species": "symbols"}  # as ASE names them
-_TEXT_KEYS = {"uid"}  # never a number, as in ASE
+_RENAMED = {"pos": "positions", "Z": "numbers", "charge": "initial_charges", "species": "symbols"}  # names in ASE
+_TEXT_KEYS = {"uid"}  # never parsed as a number, as in ASE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class XYZFrame:
-    """One frame as it stands in the file.
+    """One frame in the units of the file.
 
     Attributes:
         numbers: (n,) atomic numbers.
         positions: (n, 3).
         cell: (3, 3), rows are lattice vectors; zero without `Lattice`.
         pbc: (3,).
-        info: values of the comment line. 9 numbers under `stress` or `virial` are (3, 3).
-        arrays: columns beyond species and positions, (n,) or (n, c).
+        info: values of the comment line. 9 numbers of `stress` or `virial` are (3, 3).
+        arrays: columns other than species and positions, (n,) or (n, c).
     """
 
     numbers: NDArray[np.int64]
@@ -54,10 +54,10 @@ class XYZFrame:
 
 
 def parse_frame(lines: list[str]) -> XYZFrame:
-    """The frame of `lines`: the number of atoms, the comment, one line per atom.
+    """Parses the lines of a frame: the number of atoms, the comment, one line per atom.
 
     Raises:
-        UnusableError: what cannot be read, and why.
+        UnusableError: the frame cannot be parsed.
     """
     info = parse_comment(lines[1])
     cell, pbc = _periodicity(info)
@@ -76,8 +76,8 @@ def parse_frame(lines: list[str]) -> XYZFrame:
 
 
 def parse_comment(line: str) -> dict[str, Any]:
-    """The pairs of a comment line: whole numbers, floats, arrays of these, truth values, JSON or text; a bare word is
-    true.
+    """Parses the pairs of a comment line: integers, floats, arrays of these, booleans, JSON or text; a key without a
+    value is true.
     """
     found: dict[str, Any] = {}
     for match in _PAIR.finditer(line.strip()):
@@ -128,7 +128,7 @@ def _from_json(text: str) -> Any:
 
 
 def _periodicity(info: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Cell and periodic axes, taken out of the comment's values."""
+    """Removes cell and periodic axes from the values of the comment line and returns them."""
     lattice, pbc = info.pop("Lattice", None), info.pop("pbc", None)
     cell = np.zeros((3, 3))
     if lattice is not None:
@@ -152,11 +152,11 @@ class _Column(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _layout(properties: str) -> tuple[_Column, ...]:
-    """The columns that `Properties` describes: name:type:number, one after the other."""
+    """Columns described by `Properties`: a sequence of name:type:number."""
     fields, columns, start = properties.split(":"), [], 0
     for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=False):
         if kind not in ("R", "I", "S", "L") or not width.isdecimal():
-            raise UnusableError(MALFORMED_STRUCTURE, f"Properties={properties} names an unknown type at '{name}'")
+            raise UnusableError(MALFORMED_STRUCTURE, f"Properties={properties} has an unknown type at '{name}'")
         columns.append(_Column(_RENAMED.get(name, name), kind, start, start + int(width)))
         start += int(width)
     if len(fields) % 3:
@@ -195,5 +195,5 @@ def _numbers(symbols: NDArray[np.str_]) -> NDArray[np.int64]:
     found = [NUMBERS.get(symbol.capitalize()) for symbol in symbols.tolist()]
     if None in found:
         unknown = sorted({s for s, z in zip(symbols.tolist(), found, strict=True) if z is None})
-        raise UnusableError(MALFORMED_STRUCTURE, f"{unknown[:5]} in the column species are no element symbols")
+        raise UnusableError(MALFORMED_STRUCTURE, f"{unknown[:5]} in the column species are not element symbols")
     return np.array(found, np.int64)

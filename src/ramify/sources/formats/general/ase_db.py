@@ -1,7 +1,7 @@
 """ASE databases: SQLite (`.db`), JSON (`.json`) and LMDB (`.aselmdb`: OMat24, OMol25, ODAC25, sAlex), read-only.
 
-Labels are looked for among the results of the calculator, the key-value pairs and the row's `data` (where SchNetPack
-keeps them). The row of a structure is its id in the database, which begins at 1 and may have holes.
+Labels are read from the results of the calculator, the key-value pairs and the row's `data` (as written by SchNetPack).
+The row of a structure is its id in the database; ids begin at 1 and may have gaps.
 """
 
 import sqlite3
@@ -24,7 +24,7 @@ from ramify.sources.units import with_stated
 from ramify.structures import Structures
 
 ROWS = 500
-"""Rows asked of SQLite at a time: ASE fetches all it asks for before it gives the first."""
+"""Rows per SQLite query: ASE fetches all rows of a query before it returns the first."""
 
 _TYPES = {".db": "db", ".json": "json", ".aselmdb": "aselmdb"}
 
@@ -37,10 +37,10 @@ class Options(AtomsOptions):
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every row with an energy; forces and stress where they are given.
+    """Yields all rows with an energy, with forces and stress if present.
 
     Raises:
-        RamifyError: no such file, no ASE database, a key that it does not have, or units that contradict its own.
+        RamifyError: no such file, not an ASE database, a missing key, or units that contradict those stated in it.
     """
     database, metadata = _open(path)
     try:
@@ -56,7 +56,7 @@ def _records(path: Path, database: Any, labeller: Labeller, quarantine: Quaranti
     for row in _rows(path, database):
         try:
             found, geometry = _values(row)
-        except Exception as error:  # ASE decodes a row's parts when they are asked for, and raises what it comes upon
+        except Exception as error:  # ASE decodes parts of a row on access and may raise any exception
             quarantine.add(f"{path.name}[{row.id}]", MALFORMED_STRUCTURE, f"{type(error).__name__}: {error}")
             continue
         record = labeller.record(found, **geometry, row=int(row.id))
@@ -66,10 +66,10 @@ def _records(path: Path, database: Any, labeller: Labeller, quarantine: Quaranti
 
 
 def database_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Everything that each row of a database names, apart from its geometry.
+    """Yields all named values of each row of a database, without its geometry.
 
     Raises:
-        RamifyError: no such file, or no ASE database.
+        RamifyError: no such file, or not an ASE database.
     """
     database, _ = _open(path)
     try:
@@ -81,7 +81,7 @@ def database_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _values(row: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything that a row names, and its geometry."""
+    """All named values of a row, and its geometry."""
     results = {name: row[name] for name in all_properties if name in row}
     geometry = {
         "numbers": np.asarray(row.numbers, np.int64),
@@ -93,7 +93,7 @@ def _values(row: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _rows(path: Path, database: Any) -> Iterator[Any]:
-    """Every row in the order of the ids, with bounded memory (a JSON database is held whole by ASE)."""
+    """Yields all rows in the order of their ids, with bounded memory (ASE loads a JSON database as a whole)."""
     try:
         if path.suffix == ".db":
             last = 0
@@ -104,7 +104,7 @@ def _rows(path: Path, database: Any) -> Iterator[Any]:
             for index in database.ids:
                 try:
                     yield database.get(id=index)
-                except KeyError:  # a hole in the ids is no row
+                except KeyError:  # a gap in the ids
                     continue
         else:
             yield from database.select()
@@ -113,11 +113,12 @@ def _rows(path: Path, database: Any) -> Iterator[Any]:
 
 
 def _open(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The database and what it says of itself."""
+    """Opens a database; returns it with its metadata."""
     kind = _TYPES.get(path.suffix)
     if kind is None:
         raise RamifyError(
-            f"{path} has no ending of an ASE database ({', '.join(_TYPES)})", fix="correct `path` or `format`"
+            f"{path} has no extension of ASE databases ({', '.join(_TYPES)})",
+            fix="correct `path` or `format`",
         )
     if not path.is_file():  # ASE would create it
         raise RamifyError(f"{path} does not exist", fix="correct `path`")
@@ -134,36 +135,36 @@ def _open(path: Path) -> tuple[Any, dict[str, Any]]:
         raise RamifyError(f"{path} needs the package ase-db-backends", fix="pip install ase-db-backends") from error
     except RamifyError:
         raise
-    except Exception as error:  # the errors of sqlite3, lmdb and ASE have no base in common
+    except Exception as error:  # the errors of sqlite3, lmdb and ASE have no common base class
         raise _damaged(path, error) from error
 
 
 def _require_tables(path: Path) -> None:
-    """Raises before ASE opens the file, because ASE writes its tables into an SQLite file that has none."""
+    """Raises an error before ASE opens the file, because ASE adds its tables to an SQLite file without them."""
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if "systems" not in tables:
         raise RamifyError(
-            f"{path} is an SQLite file but no ASE database: it has no table 'systems'",
+            f"{path} is an SQLite file but not an ASE database: it has no table 'systems'",
             fix="correct `path` or `format`",
         )
 
 
 def _require_whole_lmdb(path: Path) -> None:
-    """Raises if pages are missing: LMDB maps the file into memory, and reading beyond its end kills the process."""
+    """Raises an error if pages are missing: LMDB maps the file, and access beyond its end terminates the process."""
     import lmdb
 
     with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment:
         pages, page_size = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
     if path.stat().st_size < pages * page_size:
         raise RamifyError(
-            f"{path} is cut short: {path.stat().st_size} of {pages * page_size} bytes",
-            fix="compare its size and checksum with the publisher's and download it again",
+            f"{path} is truncated: {path.stat().st_size} of {pages * page_size} bytes",
+            fix="compare its size and checksum with the published ones and download it again",
         )
 
 
 def _stated_units(metadata: dict[str, Any], options: Options) -> dict[str, str | None]:
-    """Units that the database states of itself, as SchNetPack does."""
+    """Units stated in the metadata of the database, as written by SchNetPack."""
     properties = metadata.get("_property_unit_dict")
     properties = properties if isinstance(properties, dict) else {}
     keys = {"energy": options.energy_key, "forces": options.forces_key, "stress": options.stress_key}

@@ -1,6 +1,6 @@
 """ASE trajectories (`.traj`), frame by frame.
 
-The file holds what a calculator had computed when a frame was written (ase.io.trajectory); eV, eV/Å, eV/Å³.
+The file contains the results of a calculator for each frame (ase.io.trajectory); eV, eV/Å, eV/Å³.
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ class Options(AtomsOptions):
     """Recipe keys of `format: ase_traj`."""
 
     format: Literal["ase_traj"] = "ase_traj"
-    """Trajectory of ASE."""
+    """Trajectory file of ASE."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every frame with an energy; forces and stress where they are given.
+    """Yields all frames with an energy, with forces and stress if present.
 
     Raises:
-        RamifyError: no such file, no trajectory, damaged, or a label or group key that the file does not have.
+        RamifyError: no such file, not a trajectory, damaged, or without a label or group of the recipe.
     """
     yield from chunked(records(path, _frames(path), options, quarantine), quarantine)
 
@@ -46,17 +46,17 @@ def _frames(path: Path) -> Iterator[Atoms]:
     except OSError as error:
         raise RamifyError(f"{path} cannot be read: {error}", fix="correct `path`") from error
     if magic != _MAGIC:
-        raise RamifyError(f"{path} is no ASE trajectory: it begins with {magic!r}", fix="correct `path` or `format`")
+        raise RamifyError(f"{path} is not an ASE trajectory, it begins {magic!r}", fix="correct `path` or `format`")
     try:
         trajectory: Any = Trajectory(str(path))
         count = len(trajectory)
-    except Exception as error:  # ASE's container raises whatever it comes upon in a file that is not whole
+    except Exception as error:  # ASE may raise any exception on a damaged file
         raise _damaged(path, error) from error
     with trajectory:
         for row in range(count):
             try:
                 atoms = trajectory[row]
-            except Exception as error:  # a frame that cannot be read in a container is damage, not a bad label
+            except Exception as error:  # an unreadable frame means a damaged file, not a malformed label
                 raise _damaged(path, error) from error
             yield atoms
 

@@ -1,10 +1,10 @@
-"""DeePMD's numpy sets: a folder with `type.raw`, `type_map.raw` and `set.*/coord.npy`, `box.npy`, `energy.npy`, ...
+"""NumPy sets of DeePMD-kit: a folder with `type.raw`, `type_map.raw` and `set.*/coord.npy`, `energy.npy`, ...
 
 Wang et al., Comput. Phys. Commun. 228, 178 (2018), doi:10.1016/j.cpc.2018.03.016;
 https://docs.deepmodeling.com/projects/deepmd/en/stable/data/system.html. A set holds R frames: `coord` (R, 3 n) Å,
 `box` (R, 9) Å with lattice vectors as rows, `energy` (R,) eV, `force` (R, 3 n) eV/Å, `virial` (R, 9) eV, which is
--dE/dε. The file `nopbc` says that nothing is periodic. In the mixed form `real_atom_types.npy` (R, n) holds the types
-of every frame; -1 fills it up.
+-dE/dε. The file `nopbc` marks systems without periodicity. In the mixed form `real_atom_types.npy` (R, n) contains the
+types of every frame, padded by -1.
 """
 
 from collections.abc import Iterator
@@ -30,16 +30,16 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 TYPES = "type.raw"
-"""The file that stands for its system."""
+"""The file that represents its system."""
 
 
 class Options(DatasetOptions):
     """Recipe keys of `format: deepmd`."""
 
     format: Literal["deepmd"] = "deepmd"
-    """Systems in DeePMD's numpy form: `path` names folders, or their `type.raw`."""
+    """Systems in DeePMD-kit's NumPy format: `path` lists folders, or their `type.raw`."""
     type_map: list[str] | None = None
-    """Elements of the types 0, 1, ... where a system has no `type_map.raw`."""
+    """Elements of the types 0, 1, ... for systems without `type_map.raw`."""
 
 
 def companions(path: Path, options: Options) -> list[Path]:
@@ -50,16 +50,16 @@ def companions(path: Path, options: Options) -> list[Path]:
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every frame of every set of one system, whose folder is the group.
+    """Yields all frames of all sets of one system, whose folder is the group.
 
     Raises:
-        RamifyError: no `type.raw`, no set, elements that nobody states, or arrays that contradict one another.
+        RamifyError: no `type.raw`, no set, unknown elements, or inconsistent arrays.
     """
     folder = path.parent if path.name == TYPES else path
     if not folder.exists():
         raise RamifyError(f"{folder} does not exist", fix="correct `path`")
     if not (folder / TYPES).is_file():
-        raise RamifyError(f"{folder} is no system of DeePMD: it has no {TYPES}", fix="correct `path`")
+        raise RamifyError(f"{folder} is not a system of DeePMD-kit: it has no {TYPES}", fix="correct `path`")
     numbers = _type_numbers(folder, options)
     sets = sorted(member for member in folder.glob("set.*") if member.is_dir())
     if not sets:
@@ -85,14 +85,14 @@ def _type_numbers(folder: Path, options: Options) -> tuple[NDArray[np.int64], ND
         )
     if names is None:
         raise RamifyError(
-            f"{folder} has no type_map.raw: nothing says which elements its types {sorted(set(types.tolist()))} are",
+            f"{folder} has no type_map.raw: the elements of its types {sorted(set(types.tolist()))} are unknown",
             fix="state them in order, e.g. `type_map: [O, H]`",
         )
     unknown = [name for name in names if name not in NUMBERS]
     if unknown or (len(types) and not 0 <= types.min() <= types.max() < len(names)):
         raise RamifyError(
             f"{folder}: the types {sorted(set(types.tolist()))} do not fit the names {names}"
-            + (f", of which {unknown} are no element symbols" if unknown else ""),
+            + (f", of which {unknown} are not element symbols" if unknown else ""),
             fix="correct type_map.raw, or the system",
         )
     return types, np.array([NUMBERS[name] for name in names], np.int64)
@@ -156,7 +156,7 @@ def _record(
 
 
 def _arrays(member: Path, n_atoms: int, *, periodic: bool) -> dict[str, NDArray[Any]]:
-    """The arrays of a set, mapped; of the shapes that they must have."""
+    """Maps the arrays of a set, and checks their shapes."""
     widths = {"coord": 3 * n_atoms, "energy": 1, "force": 3 * n_atoms, "virial": 9, "real_atom_types": n_atoms}
     widths |= {"box": 9} if periodic else {}
     arrays: dict[str, NDArray[Any]] = {}

@@ -1,8 +1,8 @@
 """Extended XYZ: a number of atoms, a line of `key=value` pairs, a line per atom; plain or compressed.
 
-The form is that of libAtoms (github.com/libAtoms/extxyz) as ASE reads and writes it. `Lattice` holds the lattice
-vectors one after the other, `pbc` the periodic axes (all three where there is a lattice and no `pbc`), `Properties` the
-columns. Files do not state their units: see the key `units`.
+The format is that of libAtoms (github.com/libAtoms/extxyz) as read and written by ASE. `Lattice` contains the three
+lattice vectors, `pbc` the periodic axes (by default all three if there is a lattice), `Properties` the columns. Files
+do not state their units: see the key `units`.
 """
 
 from collections.abc import Iterator
@@ -34,10 +34,10 @@ class Options(AtomsOptions):
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every frame with an energy; forces and stress where they are given.
+    """Yields all frames with an energy, with forces and stress if present.
 
     Raises:
-        RamifyError: no such file, not extended XYZ, truncated, or a label or group key that the file does not have.
+        RamifyError: no such file, not extended XYZ, truncated, or without a label or group of the recipe.
     """
     yield from chunked(_records(path, options, quarantine), quarantine)
 
@@ -59,7 +59,7 @@ def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[R
 
 
 def parsed_frames(path: Path, quarantine: Quarantine, start: int = 0) -> Iterator[tuple[int, XYZFrame]]:
-    """Every frame that can be read, with its place in the file, from frame `start` on; in bounded memory.
+    """Yields all readable frames from frame `start`, with their index in the file; in bounded memory.
 
     Raises:
         RamifyError: no such file, not extended XYZ, or truncated.
@@ -72,7 +72,7 @@ def parsed_frames(path: Path, quarantine: Quarantine, start: int = 0) -> Iterato
 
 
 def read_frames(path: Path, quarantine: Quarantine, start: int = 0) -> Iterator[tuple[int, Atoms]]:
-    """As `parsed_frames`, as ASE's atoms: results that ASE knows in a calculator, all else in `info` and `arrays`.
+    """Like `parsed_frames`, as ASE atoms: results known to ASE in a calculator, other values in `info` and `arrays`.
 
     Raises:
         RamifyError: no such file, not extended XYZ, or truncated.
@@ -90,7 +90,7 @@ def _to_ase(frame: XYZFrame) -> Atoms:
     for name, value in frame.info.items():
         if name in all_properties:
             stress = name == "stress" and isinstance(value, np.ndarray) and value.shape == (3, 3)
-            results[name] = value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] if stress else value  # ASE keeps Voigt's six
+            results[name] = value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] if stress else value  # Voigt order, as in ASE
         else:
             atoms.info[name] = value
     for name, value in frame.arrays.items():
@@ -110,14 +110,14 @@ def _to_ase(frame: XYZFrame) -> Atoms:
 
 
 class FrameText(NamedTuple):
-    """The lines of one frame, and its place in the file."""
+    """Lines of one frame, and its index in the file."""
 
     number: int
     lines: list[str]
 
 
 def frame_texts(path: Path) -> Iterator[FrameText]:
-    """The lines of each frame: the number of atoms, the comment, one line per atom."""
+    """Yields the lines of each frame: the number of atoms, the comment, one line per atom."""
     with open_text(path) as file:
         yield from _split(file, path)
 
@@ -130,7 +130,7 @@ def _split(file: IO[str], path: Path) -> Iterator[FrameText]:
         if not line.strip().isdecimal():
             raise RamifyError(
                 f"{path}: frame {index} should begin with its number of atoms, found {line.strip()[:60]!r}",
-                fix="correct `path` or `format`, or the number of atoms of the frame before",
+                fix="correct `path` or `format`, or the number of atoms of the previous frame",
             )
         n_atoms = int(line)
         lines = [line, *islice(file, n_atoms + 1)]
@@ -143,10 +143,10 @@ def _split(file: IO[str], path: Path) -> Iterator[FrameText]:
 
 
 def _is_cut(last: str, others: list[str]) -> bool:
-    """Whether the last row of a file, which ends without a line break, has lost its end.
+    """Returns whether the last row of a file without a final line break is truncated.
 
-    It has fewer columns than all rows before it; or its last number has fewer digits after the point than all numbers
-    of that column, which all have as many.
+    It is if it has fewer columns than all previous rows, or if its last number has fewer decimals than the numbers of
+    that column, which all have the same number of decimals.
     """
     columns, rows = last.split(), [row.split() for row in others]
     if len(columns) < min(map(len, rows)):
@@ -157,7 +157,7 @@ def _is_cut(last: str, others: list[str]) -> bool:
 
 def _truncated(path: Path, what: str) -> RamifyError:
     return RamifyError(
-        f"{path} is cut short: {what} (the file is truncated)",
+        f"{path} is truncated: {what}",
         fix="compare its size with the original's and copy it again",
     )
 

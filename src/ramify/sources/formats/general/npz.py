@@ -1,12 +1,12 @@
-"""numpy archives with one row per structure, padded to the largest: QM7-X, MD17, rMD17 and sGDML data sets.
+"""NumPy archives with one row per structure, padded to the largest: QM7-X, MD17, rMD17 and sGDML datasets.
 
 Arrays: energies (R,) or (R, 1), forces and positions (R, n, 3), atomic numbers (R, n), or (n,) for all rows; a cell
-(3, 3) or (R, 3, 3). Atoms of number 0 fill up the rows of smaller molecules and are left out. The arrays are read side
-by side, block by block.
+(3, 3) or (R, 3, 3). Atoms of number 0 pad the rows of smaller molecules and are removed. All arrays are read
+together, block by block.
 
-sGDML's data sets (Chmiela et al., Comput. Phys. Commun. 240, 38 (2019), github.com/stefanch/sGDML) may state `e_unit`,
-`r_unit` and `lattice`. MD17 (sgdml.org) and rMD17 (doi:10.24435/materialscloud:wy-kn) are in kcal/mol and do not say
-so.
+Datasets of sGDML (Chmiela et al., Comput. Phys. Commun. 240, 38 (2019), github.com/stefanch/sGDML) may state `e_unit`,
+`r_unit` and `lattice`. MD17 (sgdml.org) and rMD17 (doi:10.24435/materialscloud:wy-kn) are in kcal/mol but do not state
+it.
 """
 
 import zipfile
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from ramify.errors import RamifyError, nearest
 from ramify.sources.base import CHUNK_ATOMS, Format
 from ramify.sources.labels import LabelledOptions
-from ramify.sources.npz_rows import Block, Rows
+from ramify.sources.parsing.npz_rows import Block, Rows
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import Units, with_stated
 from ramify.structures import Structures
 
-KNOWN = (  # numbers, positions, energy, forces; QM7-X pairs are never mixed
+KNOWN = (  # numbers, positions, energy, forces; pairs of QM7-X are never mixed
     ("atNUM", "atXYZ", "ePBE0+MBD", "totFOR"),
     ("atNUM", "atXYZ", "ePBE0", "pbe0FOR"),
     ("z", "R", "E", "F"),
@@ -37,10 +37,10 @@ KNOWN = (  # numbers, positions, energy, forces; QM7-X pairs are never mixed
 
 
 UNSTATED = (KNOWN[2], KNOWN[3])
-"""The layouts of MD17 and rMD17, whose files are in kcal/mol and do not say so."""
+"""The layouts of MD17 and rMD17, whose files are in kcal/mol but do not state it."""
 
 STATED = {"energy": "e_unit", "length": "r_unit"}
-"""Arrays by which an sGDML data set states its units."""
+"""Arrays with the units of an sGDML dataset."""
 
 Role = Literal["numbers", "positions", "energy", "forces", "cell"]
 
@@ -49,22 +49,21 @@ class Options(LabelledOptions):
     """Recipe keys of `format: npz`."""
 
     format: Literal["npz"] = "npz"
-    """numpy archive with padded rows."""
+    """NumPy archive with padded rows."""
     keys: dict[Role, str] | None = None
-    """Names of the arrays (`forces` and `cell` may be left out); without this key those of QM7-X, MD17, rMD17,
-    sGDML."""
+    """Names of the arrays (`forces` and `cell` are optional); by default those of QM7-X, MD17, rMD17 or sGDML."""
     lattice: Literal["rows", "columns"] | None = None
-    """Whether lattice vectors are the rows or the columns of the cell; needed only where it makes a difference, because
-    sGDML's converters write rows and its documentation says columns."""
+    """Whether lattice vectors are the rows or the columns of the cell; required for cells that are not symmetric,
+    because the converters of sGDML write rows, but its documentation defines columns."""
     group_key: str | None = None
-    """Array (R,) that says which rows belong together; without it, the composition."""
+    """Name of an array (R,) with the group of each row; by default, groups are compositions."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every row; the padding is gone.
+    """Yields all rows without their padding.
 
     Raises:
-        RamifyError: no such file, not npz, damaged, without the arrays it needs, or with units that nobody states.
+        RamifyError: no such file, not npz, damaged, without the required arrays, or with unknown units.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -82,25 +81,25 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
 
 
 def _keys(path: Path, names: set[str], options: Options) -> dict[str, str]:
-    """Array names by what they hold."""
+    """Names of the arrays by role."""
     roles = ("numbers", "positions", "energy", "forces")
     if options.keys is None:
         fitting = [dict(zip(roles, known, strict=True)) for known in KNOWN if names >= set(known)]
         if len(fitting) != 1:
-            why = "several sets of labels" if fitting else "no known set of arrays"
+            why = "several known sets of labels" if fitting else "no known set of arrays"
             raise RamifyError(
                 f"{path} holds {why} (e.g. {' '.join(KNOWN[0])}): it has {', '.join(sorted(names))}",
-                fix="name them: `keys: {numbers: ..., positions: ..., energy: ..., forces: ...}`",
+                fix="set `keys: {numbers: ..., positions: ..., energy: ..., forces: ...}`",
             )
         keys = fitting[0] | ({"cell": "lattice"} if "lattice" in names else {})
     else:
         keys = {str(role): name for role, name in options.keys.items()}
         if missing := {"numbers", "positions", "energy"} - keys.keys():
-            raise RamifyError(f"`keys` lacks {', '.join(sorted(missing))}", fix="name all but forces and cell")
+            raise RamifyError(f"`keys` lacks {', '.join(sorted(missing))}", fix="set all but forces and cell")
     mixed = {keys["energy"], keys.get("forces")}
     if mixed in ({"ePBE0+MBD", "pbe0FOR"}, {"ePBE0", "totFOR"}):
         raise RamifyError(
-            f"`keys` pairs {keys['energy']} with {keys['forces']}, which are no gradient of it",
+            f"`keys` pairs {keys['energy']} with {keys['forces']}, which are not its gradient",
             fix="pair ePBE0+MBD with totFOR, or ePBE0 with pbe0FOR",
         )
     for name in [*keys.values(), *([options.group_key] if options.group_key else [])]:
@@ -113,22 +112,22 @@ def _keys(path: Path, names: set[str], options: Options) -> dict[str, str]:
 
 
 def _units(archive: zipfile.ZipFile, path: Path, names: set[str], keys: dict[str, str], options: Options) -> Units:
-    """The units of the recipe, and those that the file states where the recipe is silent."""
+    """Units of the recipe, or else those stated in the file."""
     stated = {kind: _text(archive, name) for kind, name in STATED.items() if name in names}
     units = with_stated(path, options.units, stated)
     layout = tuple(keys.get(role) for role in ("numbers", "positions", "energy", "forces"))
     one_molecule = len(_shape(archive, keys["numbers"])) == 1
     if layout in UNSTATED and one_molecule and not units.model_fields_set & {"energy"} and "energy" not in stated:
         raise RamifyError(
-            f"{path} has the arrays of MD17 or rMD17 ({', '.join(map(str, layout))}), whose files are in kcal/mol as "
-            "published and do not say so; neither does this one",
-            fix="set `units: {energy: kcal/mol}`, or the unit that was converted to, e.g. `units: {energy: eV}`",
+            f"{path} has the arrays of MD17 or rMD17 ({', '.join(map(str, layout))}). The published files are in "
+            "kcal/mol, but this file does not state its units",
+            fix="set `units: {energy: kcal/mol}`, or the unit of a converted file, e.g. `units: {energy: eV}`",
         )
     return units
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> str:
-    """An array of one text."""
+    """Reads an array that contains one text."""
     with archive.open(f"{name}.npy") as stream:
         value = npy.read_array(stream, allow_pickle=False).reshape(-1)[:1]
     return str(value.astype("U")[0]) if value.size else ""
@@ -140,7 +139,7 @@ def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
 
 
 def _remark_unread(path: Path, names: set[str], keys: dict[str, str], quarantine: Quarantine) -> None:
-    """Says which arrays look like a label or a cell and were not read."""
+    """Records a remark for each array that may be a label or a cell and is not read."""
     words = ("stress", "virial", "lattice", "cell", "pbc", "box")
     for name in sorted(names - set(keys.values())):
         if any(word in name.lower() for word in words):
@@ -191,12 +190,12 @@ def _check_shapes(path: Path, arrays: dict[str, "Rows"], rows: int, n: int, shar
     for role, array in arrays.items():
         if role in ("positions", "forces", "cell") and array.kind not in "iuf":
             raise RamifyError(
-                f"{path}: the array of {role} holds no numbers but values of type '{array.kind}'", fix="correct `keys`"
+                f"{path}: the array of {role} has values of type '{array.kind}', not numbers", fix="correct `keys`"
             )
         shape = array.shape[:1] if role == "energy" and array.shape == (rows, 1) else array.shape
         if shape != expected[role]:
             raise RamifyError(
-                f"{path}: the array of {role} has shape {array.shape}, expected {expected[role]} beside {rows} rows",
+                f"{path}: the array of {role} has shape {array.shape}, expected {expected[role]} for {rows} rows",
                 fix="correct `keys`",
             )
     if "numbers" in shared and shared["numbers"].shape != (n,):

@@ -1,4 +1,4 @@
-"""Alexandria in both shapes it is published in, JSON or JSON.bz2, told apart by what stands in the file.
+"""Alexandria, in both published layouts, JSON or JSON.bz2; the layout is detected from the content.
 
 Schmidt et al., Materials Today Physics 48, 101560 (2024), doi:10.1016/j.mtphys.2024.101560; alexandria.icams.rub.de.
 
@@ -30,10 +30,10 @@ class Options(DatasetOptions):
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every entry or every step; the group is `data.parent_id` if there, else `mat_id`, or the path's agm-id.
+    """Yields all entries or all steps; the group is `data.parent_id` if present, else `mat_id`, or the agm-id of paths.
 
     Raises:
-        RamifyError: the file is not of this layout, is damaged, or is cut short.
+        RamifyError: the file is not of this layout, or is damaged or truncated.
     """
     yield from merged(convert(_frames(path, quarantine), quarantine))
 

@@ -1,8 +1,8 @@
-"""FitSNAP: a JSON file for each configuration, often below a line that begins with `#`.
+"""FitSNAP: a JSON file for each configuration, often after a line that begins with `#`.
 
 Rohskopf et al., J. Open Source Softw. 8, 5118 (2023), doi:10.21105/joss.05118; https://fitsnap.github.io. The object
 `Dataset` holds `Data` (a list of `Positions`, `Energy`, `Forces`, `Stress`, `Lattice`, `AtomTypes`) and the units of
-each as `EnergyStyle`, ... LAMMPS's pressure, which the stresses are fitted to, is positive in compression.
+each as `EnergyStyle`, ... Stresses follow LAMMPS's pressure, which is positive in compression.
 """
 
 import json
@@ -32,9 +32,9 @@ from ramify.sources.units import STRESS_UNITS, known_unit
 from ramify.structures import Structures
 
 LARGEST = 64 << 20
-"""Bytes of a file at most: one configuration takes some thousands."""
+"""Maximum bytes of a file; one configuration needs some thousands."""
 
-_STYLES = {  # what a file may say of the units, by the label; the labels as they are then taken
+_STYLES = {  # accepted styles of units by label
     "Energy": ("electronvolt", "ev"),
     "Forces": ("electronvoltperangstrom", "ev/angstrom", "ev/a"),
     "Positions": ("angstrom",),
@@ -48,14 +48,14 @@ class Options(DatasetOptions):
     format: Literal["fitsnap"] = "fitsnap"
     """JSON files of FitSNAP: `path: JSON/*/*.json`."""
     stress_sign: Literal[1, -1] = -1
-    """-1: compression is positive, as in LAMMPS's and VASP's pressure; 1: tension is."""
+    """-1: compression is positive, as in the pressure of LAMMPS and VASP; 1: tension is positive."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields the configurations of one file; the group is the file's folder, as in FitSNAP's own lists of groups.
+    """Yields the configurations of one file; the group is the folder of the file, as in FitSNAP.
 
     Raises:
-        RamifyError: the file is not of this layout, is damaged or cut short, or has units that are not known.
+        RamifyError: the file is not of this layout, is damaged or truncated, or has unknown units.
     """
     dataset = _load(path)
     stress = STRESS_UNITS[_stress_unit(path, dataset)] * options.stress_sign
@@ -68,7 +68,7 @@ def _load(path: Path) -> dict[str, Any]:
         text = stream.read(LARGEST + 1)
     if len(text) > LARGEST:
         raise RamifyError(
-            f"{path} has more than {LARGEST >> 20} MiB, no file of one configuration", fix="correct `path`"
+            f"{path} has more than {LARGEST >> 20} MiB, too large for one configuration", fix="correct `path`"
         )
     if text.lstrip().startswith(b"#"):
         text = text.lstrip().partition(b"\n")[2]
@@ -125,7 +125,7 @@ def _record(entry: dict[str, Any], stress: float, group: str, origin: str, row: 
 
     symbols = entry.get("AtomTypes")
     if not isinstance(symbols, list) or not symbols or any(symbol not in NUMBERS for symbol in map(str, symbols)):
-        raise UnusableError(MALFORMED_STRUCTURE, f"AtomTypes {str(symbols)[:60]} are no element symbols")
+        raise UnusableError(MALFORMED_STRUCTURE, f"AtomTypes {str(symbols)[:60]} are not element symbols")
     positions, cell = numbers_of("Positions", MALFORMED_STRUCTURE), numbers_of("Lattice", MALFORMED_STRUCTURE)
     if positions is None or cell is None or cell.shape != (3, 3):
         raise UnusableError(MALFORMED_STRUCTURE, "no Positions, or no Lattice of 3x3")

@@ -1,8 +1,8 @@
 """JARVIS and ALIGNN-FF: a JSON list of `{jid, atoms, total_energy, forces, stresses}`.
 
 Choudhary et al., Digital Discovery 2, 346 (2023), doi:10.1039/D2DD00096B; `atoms` is JARVIS's form (`lattice_mat`,
-`coords`, `elements`, `cartesian`). Whether `total_energy` is that of the cell or per atom differs from file to file
-whatever its name says: it is stated by the recipe, or measured.
+`coords`, `elements`, `cartesian`). Despite its name, `total_energy` is per cell in some files and per atom in others:
+this is set in the recipe, or determined from the data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 SAMPLE = 2000
-"""Records that tell whether energies are totals."""
+"""Number of records from which to determine whether energies are totals."""
 
 PLAUSIBLE = (0.7, 16.0)
-"""eV: between these lies minus the energy per atom of nearly every solid in VASP's scale (relative to its own atoms,
-whose energies are close to zero): molecular crystals of noble gases are below, tungsten and rhenium reach 13."""
+"""eV, range of minus the energy per atom of nearly all solids on the scale of VASP (relative to its reference atoms):
+noble gas crystals are below, tungsten and rhenium reach 13."""
 
 UNREAD_STRESS = "stress not read: its unit is not documented (stress: vasp-kbar reads it)"
 
@@ -36,16 +36,16 @@ class Options(DatasetOptions):
     format: Literal["jarvis"] = "jarvis"
     """JSON list of JARVIS or ALIGNN-FF (`id_prop.json`)."""
     energy_is_per_atom: bool | None = None
-    """Whether `total_energy` is per atom; without this key it is measured, and asked for where that does not tell."""
+    """Whether `total_energy` is per atom; by default determined from the data, and required if that is ambiguous."""
     stress: Literal["none", "vasp-kbar"] = "none"
-    """`vasp-kbar`: `stresses` are in kBar with compression positive, as VASP prints them; the files do not say."""
+    """`vasp-kbar`: `stresses` are in kBar with compression positive, as printed by VASP; the files do not state it."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every record; the group is the material (`jid` up to its first `_`), else the composition.
+    """Yields all records; the group is the material (`jid` up to its first `_`), else the composition.
 
     Raises:
-        RamifyError: the file is not of this layout, is damaged, or does not tell whether its energies are totals.
+        RamifyError: the file is not of this layout or is damaged, or it is unclear whether energies are totals.
     """
     per_atom = options.energy_is_per_atom
     if per_atom is None:
@@ -84,18 +84,18 @@ def _frames(path: Path, options: Options, per_atom: bool, quarantine: Quarantine
 
 
 def is_jarvis(record: dict[str, Any]) -> bool:
-    """Whether a record is of this form."""
+    """Returns whether a record has this layout."""
     return isinstance(record.get("atoms"), dict) and "total_energy" in record
 
 
 def measured_per_atom(path: Path) -> bool:
-    """Whether the energies of a file are per atom, told by its first `SAMPLE` records.
+    """Determines from the first `SAMPLE` records whether the energies of a file are per atom.
 
-    Where one material comes in cells of several sizes, a total grows with the cell and an energy per atom does not.
-    Where not, exactly one of the two must be plausible as VASP's energy per atom.
+    If one material occurs in cells of several sizes, a total energy grows with the cell, an energy per atom does not.
+    Otherwise, exactly one of the two must be plausible as an energy per atom of VASP.
 
     Raises:
-        RamifyError: neither tells.
+        RamifyError: both criteria are inconclusive.
     """
     sample = [_energy_and_size(item.value) for item in islice(items(path), SAMPLE)]
     known = [(formula, energy, size) for formula, energy, size in filter(None, sample) if energy]
@@ -110,14 +110,14 @@ def measured_per_atom(path: Path) -> bool:
     if max(total, per_atom) > 0.95 and min(total, per_atom) < 0.5:
         return per_atom > total
     raise RamifyError(
-        f"{path} does not tell whether its `total_energy` is that of the cell or per atom: as totals {total:.0%}, as "
+        f"{path}: it is unclear whether `total_energy` is per cell or per atom: as totals {total:.0%}, as "
         f"energies per atom {per_atom:.0%} of {len(known)} records are plausible (-{high:g} to -{low:g} eV/atom)",
         fix="set `energy_is_per_atom: true` or `energy_is_per_atom: false`",
     )
 
 
 def _energy_and_size(record: dict[str, Any]) -> tuple[str, float, int] | None:
-    """Reduced formula, energy and number of atoms of a record that has them."""
+    """Reduced formula, energy and number of atoms of a record; None if one is missing."""
     if not is_jarvis(record) or not isinstance(record["total_energy"], int | float):
         return None
     symbols = record["atoms"].get("elements")
@@ -129,7 +129,7 @@ def _energy_and_size(record: dict[str, Any]) -> tuple[str, float, int] | None:
 
 
 def _size_votes(known: Sequence[tuple[str, float, int]]) -> list[int]:
-    """+1 for every material whose energy does not grow with the cell, -1 for every one whose energy does."""
+    """+1 for each material whose energy does not grow with the cell, -1 for each one whose energy does."""
     votes = []
     by_formula: dict[str, list[tuple[int, float]]] = {}
     for formula, energy, size in known:
@@ -148,7 +148,7 @@ def composition_of(symbols: Sequence[str]) -> str:
 
 
 def pymatgen_structure(atoms: dict[str, Any]) -> dict[str, Any]:
-    """JARVIS's atoms in pymatgen's form."""
+    """Converts JARVIS atoms to the dictionary form of pymatgen."""
     key = "xyz" if atoms.get("cartesian") else "abc"
     species = [[{"element": symbol, "occu": 1}] for symbol in atoms["elements"]]
     sites = [{"species": s, key: row} for s, row in zip(species, atoms["coords"], strict=True)]

@@ -2,7 +2,7 @@
 
 Kaplan et al., arXiv:2503.04070 (2025); matpes.ai. A record holds `structure` (pymatgen), `energy` (eV), `forces`
 (eV/Å), `stress` (kBar in VASP's sign, six numbers in the order xx yy zz yz xz xy, or 3x3), `matpes_id`, `functional`
-and `provenance.original_mp_id`. `cohesive_energy_per_atom` is not read: it is relative to atoms of the same functional.
+and `provenance.original_mp_id`. `cohesive_energy_per_atom`, relative to atoms of the same functional, is not read.
 """
 
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ class Options(DatasetOptions):
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every record; the group is the material of the Materials Project that it came from.
+    """Yields all records; the group is the original material of the Materials Project.
 
     Raises:
-        RamifyError: the file is not of this layout, is damaged, or holds two functionals.
+        RamifyError: the file is not of this layout, is damaged, or contains two functionals.
     """
     yield from merged(convert(_frames(path, quarantine), quarantine))
 
@@ -44,7 +44,7 @@ def _frames(path: Path, quarantine: Quarantine) -> Iterator[Frame]:
         if record.get("functional") != functional:
             raise RamifyError(
                 f"{path} holds two functionals, {functional} and {record.get('functional')} (record {row})",
-                fix="make a dataset of each: their energies do not compare",
+                fix="make one dataset per functional: their energies are not comparable",
             )
         stress = _full(record.get("stress"))
         if not isinstance(record.get("structure"), dict):
@@ -67,7 +67,7 @@ def _frames(path: Path, quarantine: Quarantine) -> Iterator[Frame]:
 
 
 def _full(stress: Any) -> list[Any] | None:
-    """Three rows of a stress in Voigt's order (xx yy zz yz xz xy) or as it stands; None if it is neither."""
+    """Converts a stress in Voigt order (xx yy zz yz xz xy) or 3x3 to three rows; None if it is neither."""
     if not isinstance(stress, list):
         return None
     if len(stress) == 6:

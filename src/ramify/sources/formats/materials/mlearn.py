@@ -1,10 +1,10 @@
-"""mlearn (Zuo et al., J. Phys. Chem. A 124, 731 (2020), doi:10.1021/acs.jpca.9b08723): JSON lists, in two dialects.
+"""mlearn (Zuo et al., J. Phys. Chem. A 124, 731 (2020), doi:10.1021/acs.jpca.9b08723): JSON lists, in two layouts.
 
 - the original `training.json`, `test.json`: pymatgen structure, `outputs.energy` (total, eV), `outputs.forces`;
-- the copies in ALIGNN's examples (`id_prop.json`): JARVIS atoms, `total_energy`, which in those copies is eV per atom
-  whatever its name says; as other copies hold totals, it is measured or stated (see `jarvis`).
+- the copies in the examples of ALIGNN (`id_prop.json`): JARVIS atoms, `total_energy`, which in those copies is eV per
+  atom despite its name; because other copies contain totals, it is determined from the data or set (see `jarvis`).
 
-The stresses of both stay unread: their unit is not documented, and 62 of ALIGNN's carry those of other frames.
+Stresses are not read: their unit is not documented, and 62 records of ALIGNN contain those of other frames.
 """
 
 import re
@@ -28,18 +28,18 @@ class Options(DatasetOptions):
     """Recipe keys of `format: mlearn`."""
 
     format: Literal["mlearn"] = "mlearn"
-    """JSON list of mlearn, original or ALIGNN's copy."""
+    """JSON list of mlearn, original or copy of ALIGNN."""
     energy_is_per_atom: bool | None = None
-    """Of ALIGNN's copies: whether `total_energy` is per atom; without this key it is measured, and asked for where that
-    does not tell."""
+    """For copies of ALIGNN: whether `total_energy` is per atom; by default determined from the data, and required if
+    that is ambiguous."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every record. The group is the trajectory (the description without the snapshot's number), the surface,
-    or all strained cells of an element; ALIGNN's copies do not tell: there it is the composition.
+    """Yields all records. The group is the trajectory (the description without the number of the snapshot), the
+    surface, or all strained cells of an element; in copies of ALIGNN, without descriptions, it is the composition.
 
     Raises:
-        RamifyError: the file is not of this layout, is damaged, or is cut short.
+        RamifyError: the file is not of this layout, or is damaged or truncated.
     """
     yield from merged(convert(_frames(path, options), quarantine))
 
@@ -55,7 +55,7 @@ def _frames(path: Path, options: Options) -> Iterator[Frame]:
 def _frame(path: Path, item: Item, per_atom: bool) -> Frame:
     record = item.value
     if isinstance(outputs := record.get("outputs"), dict) and isinstance(record.get("structure"), dict):
-        # strained cells along x, y and z are copies of one another by cubic symmetry: they stay together
+        # cells strained along x, y and z are equivalent by cubic symmetry: one group
         kind = "" if record.get("group") == "Elastic" else _SNAPSHOT.sub("", str(record.get("description", "")))
         return _labelled(
             path,

@@ -17,7 +17,7 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 PART_BYTES = 16 << 20
-"""Of JSON, about, in a part."""
+"""Approximate bytes of JSON in a part."""
 
 
 class Options(DatasetOptions):
@@ -26,15 +26,15 @@ class Options(DatasetOptions):
     format: Literal["mptrj"] = "mptrj"
     """JSON of MPtrj, plain or compressed (bz2, gz, xz)."""
     energy: Literal["uncorrected", "corrected"] = "uncorrected"
-    """Total energy to read: VASP's own, or with the Materials Project's corrections (per composition, so the forces
-    fit both, but GGA and GGA+U are then mixed)."""
+    """Total energy to read: that of VASP, or with the corrections of the Materials Project (per composition, so that
+    forces are consistent with both, but GGA and GGA+U are then mixed)."""
 
 
 def cut(path: Path, options: Options) -> Iterator[tuple[Text, ...]]:
-    """Yields materials, not parsed yet, about `PART_BYTES` at a time.
+    """Yields unparsed materials in parts of about `PART_BYTES`.
 
     Raises:
-        RamifyError: the file is not of this layout, is damaged, or is cut short.
+        RamifyError: the file is not of this layout, or is damaged or truncated.
     """
     for number, part in enumerate(texts(path, PART_BYTES)):
         if number == 0:
@@ -43,7 +43,7 @@ def cut(path: Path, options: Options) -> Iterator[tuple[Text, ...]]:
 
 
 def read_part(path: Path, options: Options, quarantine: Quarantine, part: tuple[Text, ...]) -> Iterator[Structures]:
-    """Yields every frame of some materials; the group is the outer mp-id, whose frames are near-copies.
+    """Yields all frames of some materials; the group is the outer mp-id, whose frames are near-duplicates.
 
     Raises:
         RamifyError: the file is damaged.

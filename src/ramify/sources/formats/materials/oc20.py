@@ -1,7 +1,7 @@
-"""OC20 S2EF: extended XYZ `N.extxyz.xz` beside `N.txt.xz`, a line for each frame.
+"""OC20 S2EF: extended XYZ `N.extxyz.xz` with `N.txt.xz`, which has a line for each frame.
 
 Chanussot et al., ACS Catal. 11, 6059 (2021), doi:10.1021/acscatal.0c04525; fair-chem.github.io. A line of the text is
-`system id, frame, reference energy`: the energy of the frame less that reference is the adsorption energy. eV, eV/Å.
+`system id, frame, reference energy`; the adsorption energy is the energy of the frame minus the reference. eV, eV/Å.
 """
 
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ class Options(DatasetOptions):
     """Recipe keys of `format: oc20`."""
 
     format: Literal["oc20"] = "oc20"
-    """`N.extxyz` or `N.extxyz.xz` of S2EF, with `N.txt` or `N.txt.xz` beside it: `path:
+    """`N.extxyz` or `N.extxyz.xz` of S2EF, with `N.txt` or `N.txt.xz` in the same folder: `path:
     s2ef_train_200K/*.extxyz.xz`."""
     energy: Literal["total", "adsorption"] = "total"
-    """`total`: VASP's energy; `adsorption`: less the reference energy of the slab and the adsorbate."""
+    """`total`: the energy of VASP; `adsorption`: minus the reference energy of the slab and the adsorbate."""
 
 
 class _Line(NamedTuple):
@@ -44,15 +44,15 @@ class _Line(NamedTuple):
 
 
 def companions(path: Path, options: Options) -> list[Path]:
-    """The text beside a file of frames."""
+    """The text file that belongs to a file of frames."""
     return [_beside(path)]
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every frame; the group is the system, whose frames are one relaxation.
+    """Yields all frames; the group is the system, whose frames are one relaxation.
 
     Raises:
-        RamifyError: a file of the two is missing or damaged, or they do not have as many frames as lines.
+        RamifyError: one of the two files is missing or damaged, or their numbers of frames and lines differ.
     """
     yield from chunked(_records(path, options, quarantine), quarantine)
 
@@ -62,7 +62,7 @@ def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[R
     lines: list[_Line] = []
     count = 0
     for text in frame_texts(path):
-        if beside is None:  # a missing or wrong file of frames is said first
+        if beside is None:  # errors of the file of frames come first
             beside = _beside(path)
             lines = _lines(beside)
         count += 1
@@ -75,8 +75,8 @@ def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[R
             quarantine.add(f"{path.name}[{text.number}]", error.reason, f"{line.system} {line.frame}: {error.detail}")
     if count != len(lines):
         raise RamifyError(
-            f"{path} has {count} frames, {beside} {len(lines)} lines: which belong together is not known",
-            fix="compare both with the publisher's and download them again",
+            f"{path} has {count} frames, but {beside} has {len(lines)} lines",
+            fix="compare both with the published files and download them again",
         )
 
 
@@ -110,8 +110,8 @@ def _beside(path: Path) -> Path:
         if file.is_file():
             return file
     raise RamifyError(
-        f"{path} has no {found[0].name} or {found[1].name} beside it, which names the system of each frame",
-        fix="unpack the archive of S2EF whole, or read it as `format: extxyz`",
+        f"{path} has no {found[0].name} or {found[1].name} in its folder, which states the system of each frame",
+        fix="unpack the whole archive of S2EF, or read it as `format: extxyz`",
     )
 
 
@@ -127,7 +127,7 @@ def _lines(path: Path) -> list[_Line]:
             except ValueError as error:
                 raise RamifyError(
                     f"{path}, line {number}: {text.strip()[:60]!r} is not `system id,frame,reference energy` ({error})",
-                    fix="compare it with the publisher's and download it again",
+                    fix="compare it with the published file and download it again",
                 ) from error
     return lines
 

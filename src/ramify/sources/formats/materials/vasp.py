@@ -1,7 +1,7 @@
-"""VASP's own output: `vasprun.xml` and `OUTCAR`, plain or compressed, as ASE reads them.
+"""Output of VASP: `vasprun.xml` and `OUTCAR`, plain or compressed, read by ASE.
 
-The energy is `free_energy` (VASP's TOTEN), of which the forces are the derivative; with smeared occupations `energy`,
-the extrapolation to zero smearing, is not. ASE turns the stress into eV/Å³ with tension positive.
+The energy is `free_energy` (TOTEN), whose gradient gives the forces; with smeared occupations, `energy` (extrapolated
+to zero smearing) is not consistent with the forces. ASE converts the stress to eV/Å³ with tension positive.
 https://www.vasp.at/wiki/index.php/Energies_of_the_electronic_system
 """
 
@@ -24,25 +24,25 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 _XML_END, _OUTCAR_END = b"</modeling>", b"General timing and accounting informations"
-"""What stands at the end of the output of a calculation that went through."""
+"""Text at the end of the output of a completed calculation."""
 
 
 class Options(AtomsOptions):
     """Recipe keys of `format: vasp`."""
 
     format: Literal["vasp"] = "vasp"
-    """`vasprun.xml` or `OUTCAR`, told apart by what stands in them."""
+    """`vasprun.xml` or `OUTCAR`, detected from the content."""
     unfinished: Literal["refuse", "read"] = "refuse"
-    """`read`: of a file that ends too early (the calculation was stopped) the ionic steps that are complete."""
+    """`read`: reads the complete ionic steps of a truncated file (from a calculation that was stopped)."""
     energy_key: str = "free_energy"
-    """`free_energy`: TOTEN, whose derivative the forces are; `energy`: extrapolated to zero smearing."""
+    """`free_energy`: TOTEN, consistent with the forces; `energy`: extrapolated to zero smearing."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every ionic step; origins name the folder of the file too, because all these files have one name.
+    """Yields all ionic steps; origins include the folder, because all these files have the same name.
 
     Raises:
-        RamifyError: no such file, none of VASP's, or one that ends too early.
+        RamifyError: no such file, not an output of VASP, or truncated.
     """
     origin = f"{path.resolve().parent.name}/{path.name}"
     yield from chunked(records(path, _frames(path, options), options, quarantine, origin), quarantine)
@@ -57,7 +57,7 @@ def _frames(path: Path, options: Options) -> Iterator[Atoms]:
                 f"{path} is neither vasprun.xml nor OUTCAR: it begins with {head[:40]!r}",
                 fix="correct `path` or `format`",
             )
-        plain = Path(folder) / ("vasprun.xml" if xml else "OUTCAR")  # ASE takes names and plain text only
+        plain = Path(folder) / ("vasprun.xml" if xml else "OUTCAR")  # ASE requires these names and plain text
         with plain.open("wb") as copy:
             shutil.copyfileobj(stream, copy)
         if options.unfinished == "refuse":
@@ -66,10 +66,10 @@ def _frames(path: Path, options: Options) -> Iterator[Atoms]:
             yield from iread(str(plain), index=":", format="vasp-xml" if xml else "vasp-out")
         except RamifyError:
             raise
-        except Exception as error:  # ASE's readers raise whatever they come upon in an unfinished file
+        except Exception as error:  # ASE may raise any exception on an unfinished file
             raise RamifyError(
                 f"{path} is truncated or damaged: ASE cannot read it ({type(error).__name__}: {error})",
-                fix="leave the file out, or take the other one of vasprun.xml and OUTCAR",
+                fix="leave the file out, or use the other one of vasprun.xml and OUTCAR",
             ) from error
 
 

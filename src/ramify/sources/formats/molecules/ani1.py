@@ -1,8 +1,8 @@
 """ANI-1 and COMP6 in their older layout: HDF5 groups with `species`, `coordinates`, `energies` and, at times, `forces`.
 
 Smith et al., Scientific Data 4, 170193 (2017); Smith et al., J. Chem. Phys. 148, 241733 (2018).
-COMP6 stores gradients under the name of forces (isayev/COMP6 issue 2): say `forces_sign: -1`. The reader yields what
-stands in the file, so that the measured energy-force slope can show it.
+COMP6 stores gradients as forces (isayev/COMP6 issue 2): set `forces_sign: -1`. The reader does not change the sign, so
+that the energy-force slope can reveal it.
 """
 
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ class Options(DatasetOptions):
     format: Literal["ani1"] = "ani1"
     """Older layout of ANI-1 and COMP6; the ANI-1x release is `format: ani1x`."""
     high_energy: bool = False
-    """Whether to read `coordinatesHE` and `energiesHE` too, the conformers that ANI-1 keeps apart for their energy."""
+    """Whether to read also `coordinatesHE` and `energiesHE`, the conformers of high energy."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every conformer of every molecule; the group is the molecule's path in the file.
+    """Yields all conformers of all molecules; the group is the path of the molecule in the file.
 
     Raises:
         RamifyError: the file is not of this layout or is damaged.
@@ -81,7 +81,7 @@ def _atomic_numbers(molecule: h5py.Group, path: Path) -> NDArray[np.uint8]:
     unknown = sorted({s for s in symbols if s not in NUMBERS})
     if unknown:
         raise RamifyError(
-            f"{path}{molecule.name}/species names {unknown}, which are no element symbols",
+            f"{path}{molecule.name}/species contains {unknown}, which are not element symbols",
             fix="the file is damaged or of another format: download it again, or correct `format`",
         )
     return np.array([NUMBERS[s] for s in symbols], np.uint8)

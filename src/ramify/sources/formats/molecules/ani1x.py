@@ -1,4 +1,4 @@
-"""ANI-1x in the layout of its release: one HDF5 group per composition, NaN where a level was not computed.
+"""ANI-1x in its release layout: one HDF5 group per composition, NaN where a level of theory was not computed.
 
 Smith et al., Scientific Data 7, 134 (2020), doi:10.1038/s41597-020-0473-z; file `ani1x-release.h5`.
 """
@@ -28,10 +28,10 @@ class Options(DatasetOptions):
 
 
 def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
-    """Yields names of groups, as many as hold about `PART_ATOMS` atoms.
+    """Yields names of groups in parts of about `PART_ATOMS` atoms.
 
     Raises:
-        RamifyError: the file is not of this layout, is damaged, or has nothing at this level.
+        RamifyError: the file is not of this layout, is damaged, or has no data at this level.
     """
     with open_hdf5(path, "ani1x") as file:
         _require_level(file, path, options.level)

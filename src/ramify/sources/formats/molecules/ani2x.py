@@ -29,7 +29,7 @@ class Options(DatasetOptions):
 
 
 def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
-    """Yields names of groups, as many as hold about `PART_ATOMS` atoms.
+    """Yields names of groups in parts of about `PART_ATOMS` atoms.
 
     Raises:
         RamifyError: the file is not of this layout or is damaged.
@@ -39,7 +39,7 @@ def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
 
 
 def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:
-    """Yields every row; the group is the composition.
+    """Yields all rows; the group is the composition.
 
     Raises:
         RamifyError: the file is damaged.

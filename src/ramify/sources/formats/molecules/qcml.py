@@ -2,8 +2,8 @@
 
 Ganscha et al., Scientific Data 12, 406 (2025), doi:10.1038/s41597-025-04720-7. A record holds `atomic_numbers`,
 `positions`, `pbe0_energy`, `pbe0_formation_energy`, `pbe0_forces` (Hartree, Hartree/bohr), `charge`, `multiplicity` and
-`is_outlier`. Numbers are float32, whose step at a total energy of 2,400 Hartree is 7 meV: by default the formation
-energy is read, which differs from the total by constants of the elements and so fits the same forces.
+`is_outlier`. Numbers are float32, whose spacing at a total energy of 2,400 Hartree is 7 meV: by default the formation
+energy is read, which differs from the total by constants per element and is consistent with the same forces.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,16 +43,16 @@ class Options(DatasetOptions):
     length: Literal["Å", "bohr"]
     """Unit of the positions. The files do not state it: a C-H bond is 1.1 Å, or 2.1 bohr."""
     energy: Literal["formation", "total"] = "formation"
-    """`formation`: relative to atoms; `total`: as computed, in float32 good to some meV only."""
+    """`formation`: relative to atoms; `total`: as computed, accurate only to some meV in float32."""
     outliers: Literal["drop", "keep"] = "drop"
-    """What becomes of records that the publisher marks (`is_outlier`)."""
+    """Whether to keep or drop records marked by the publisher (`is_outlier`)."""
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:
-    """Yields every molecule; the group is the composition.
+    """Yields all molecules; the group is the composition.
 
     Raises:
-        RamifyError: no such file, no TFRecord file of this group of features, damaged, or cut short.
+        RamifyError: no such file, not a TFRecord file of this feature group, damaged, or truncated.
     """
     yield from chunked(_records(path, options, quarantine), quarantine)
 
@@ -114,7 +114,7 @@ def _other_layout(path: Path, row: int, what: str) -> RamifyError:
     return RamifyError(
         f"{path}: record {row} is not of format 'qcml' ({', '.join((*NEEDED, *ENERGIES.values(), 'pbe0_forces'))}): "
         f"{what}",
-        fix="correct `path`: the group of features dft_force_field is needed",
+        fix="correct `path`: the feature group dft_force_field is required",
     )
 
 

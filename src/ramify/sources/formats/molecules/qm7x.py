@@ -1,8 +1,8 @@
 """QM7-X: HDF5 files `1000.hdf5` to `8000.hdf5` with `/<molecule>/<conformer>/<property>`.
 
 Hoja et al., Scientific Data 8, 43 (2021), doi:10.1038/s41597-021-00812-2. Conformers are `Geom-m<M>-i<I>-c<C>-opt`
-(equilibrium) and `...-d<1..100>` (displaced). `DupMols.dat` lists equilibria that occur twice; each stands for itself
-and its 100 displaced copies.
+(equilibrium) and `...-d<1..100>` (displaced). `DupMols.dat` lists duplicate equilibria; each entry also applies to the
+100 displaced conformers.
 """
 
 import re
@@ -23,10 +23,10 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 PAIRS = {"pbe0+mbd": ("ePBE0+MBD", "totFOR"), "pbe0": ("ePBE0", "pbe0FOR")}
-"""Energy and the forces that are its gradient. Any other pairing trains on forces of another surface."""
+"""Energy and the consistent forces. Any other pair has forces of another potential energy surface."""
 
 PART_MOLECULES = 500
-"""Molecules of a part: each has 100 conformers or a few hundred, of 15 atoms or so."""
+"""Molecules per part: each has one hundred to a few hundred conformers of about 15 atoms."""
 
 _MEMORY: dict[type[np.generic], Any] = {np.float64: h5py.h5t.NATIVE_DOUBLE, np.int64: h5py.h5t.NATIVE_INT64}
 _STEM = re.compile(r"(Geom-m\d+-i\d+-c\d+)-(opt|d\d+)")
@@ -36,18 +36,18 @@ class Options(DatasetOptions):
     """Recipe keys of `format: qm7x`."""
 
     format: Literal["qm7x"] = "qm7x"
-    """Unpacked HDF5 files of QM7-X (the published `.xz` hold a tar)."""
+    """Unpacked HDF5 files of QM7-X (the published `.xz` contain a tar archive)."""
     labels: Literal["pbe0+mbd", "pbe0"] = "pbe0+mbd"
     """`pbe0+mbd`: `ePBE0+MBD` with `totFOR`; `pbe0`: `ePBE0` with `pbe0FOR`, without dispersion."""
     duplicates: str | None = None
-    """Path of `DupMols.dat`, whose conformers are left out; without this key the one beside the file, if any."""
+    """Path of `DupMols.dat`, whose conformers are left out; by default the one in the folder of the file, if any."""
 
 
 def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
-    """Yields names of molecules, `PART_MOLECULES` at a time.
+    """Yields names of molecules in parts of `PART_MOLECULES`.
 
     Raises:
-        RamifyError: the file is not of this layout, is damaged, or lacks the labels asked for.
+        RamifyError: the file is not of this layout, is damaged, or lacks the selected labels.
     """
     _duplicates(path, options.duplicates)
     with open_hdf5(path, "qm7x") as file:
@@ -58,7 +58,7 @@ def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
 
 
 def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:
-    """Yields every conformer of some molecules that is no listed duplicate; the group is the molecule's number.
+    """Yields the conformers of some molecules, without listed duplicates; the group is the number of the molecule.
 
     Raises:
         RamifyError: the file is damaged.
@@ -87,7 +87,7 @@ def _records(
             if energy_key not in group or forces_key not in group:
                 quarantine.add(f"{name}/{molecule}/{conformer}", NOT_COMPUTED, " or ".join(pair))
                 continue
-            # row: 0 for -opt, k for -dk, so that a structure's name leads back to its conformer
+            # row: 0 for -opt, k for -dk, so that the name of a structure identifies its conformer
             stem, kind = (match[1], match[2]) if match else (conformer, "opt")
             yield Record(
                 numbers=_array(group, b"atNUM", np.int64),
@@ -101,7 +101,7 @@ def _records(
 
 
 def _array(group: h5py.h5g.GroupID, key: bytes, kind: type[np.generic] = np.float64) -> NDArray[Any]:
-    """One whole array by HDF5's own calls, converted on the way: what `group[key][()]` adds costs more than reading."""
+    """Reads a whole array by low-level HDF5 calls: the overhead of `group[key][()]` exceeds the time of reading."""
     found = h5py.h5d.open(group, key)
     array = np.empty(found.shape, kind)
     found.read(h5py.h5s.ALL, h5py.h5s.ALL, array, _MEMORY[kind])
@@ -109,7 +109,7 @@ def _array(group: h5py.h5g.GroupID, key: bytes, kind: type[np.generic] = np.floa
 
 
 def _require_labels(file: h5py.File, path: Path, labels: str) -> None:
-    """The first conformer has the labels asked for; the error names those it has."""
+    """Raises an error with the available labels if the first conformer lacks the selected ones."""
     first = next(conformer for molecule in file.values() for conformer in molecule.values())
     if all(key in first for key in PAIRS[labels]):
         return
@@ -121,12 +121,12 @@ def _require_labels(file: h5py.File, path: Path, labels: str) -> None:
 
 
 def _duplicates(path: Path, listed: str | None) -> frozenset[str]:
-    """Stems `Geom-m-i-c` of the conformers to leave out."""
+    """Prefixes `Geom-m-i-c` of the conformers to leave out."""
     file = Path(listed) if listed else path.with_name("DupMols.dat")
     if not file.exists():
         if listed is None:
             return frozenset()
-        raise RamifyError(f"`duplicates: {listed}` does not exist", fix="correct the path or leave the key out")
+        raise RamifyError(f"`duplicates: {listed}` does not exist", fix="correct the path or remove the key")
     stems = frozenset(re.findall(r"Geom-m\d+-i\d+-c\d+", file.read_text(encoding="utf-8", errors="replace")))
     if not stems:
         raise RamifyError(

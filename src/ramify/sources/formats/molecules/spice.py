@@ -2,8 +2,8 @@
 
 Eastman et al., Scientific Data 10, 11 (2023), doi:10.1038/s41597-022-01882-6; zenodo 8222043;
 github.com/openmm/spice-dataset. A group holds `atomic_numbers` (n,), `conformations` (R, n, 3) bohr, `dft_total_energy`
-(R,) Hartree, `dft_total_gradient` (R, n, 3) Hartree/bohr - gradients, not forces -, `subset` (1,) and `smiles` (1,).
-Molecules may be charged: the SMILES states it.
+(R,) Hartree, `dft_total_gradient` (R, n, 3) Hartree/bohr (gradients, not forces), `subset` (1,) and `smiles` (1,).
+Molecules may be charged; the SMILES contains the charge.
 """
 
 from collections.abc import Iterator
@@ -22,23 +22,23 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 PART_MOLECULES = 500
-"""Molecules of a part: most have 50 conformations of 20 to 60 atoms."""
+"""Molecules per part: most have 50 conformations of 20 to 60 atoms."""
 
 
 class Options(DatasetOptions):
     """Recipe keys of `format: spice`."""
 
     format: Literal["spice"] = "spice"
-    """HDF5 of SPICE."""
+    """HDF5 file of SPICE."""
     subsets: list[str] | None = None
-    """Names of the subsets to read, e.g. `SPICE PubChem Set 1 Single Points Dataset v1.2`; without this key all."""
+    """Names of the subsets to read, e.g. `SPICE PubChem Set 1 Single Points Dataset v1.2`; by default all."""
 
 
 def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
-    """Yields names of molecules, `PART_MOLECULES` at a time.
+    """Yields names of molecules in parts of `PART_MOLECULES`.
 
     Raises:
-        RamifyError: the file is not of this layout or is damaged, or has none of a stated subset.
+        RamifyError: the file is not of this layout, is damaged, or lacks a selected subset.
     """
     with open_hdf5(path, "spice") as file:
         if options.subsets is not None:
@@ -49,7 +49,7 @@ def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
 
 
 def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:
-    """Yields every conformation of some molecules; the group is the molecule. Gradients become forces.
+    """Yields all conformations of some molecules; the group is the molecule. Gradients are converted to forces.
 
     Raises:
         RamifyError: the file is damaged.
@@ -77,7 +77,7 @@ def _molecule(group: h5py.Group, path: Path, options: Options, quarantine: Quara
 
 
 def _subset(group: h5py.Group) -> str:
-    """Name of the molecule's subset; empty where the file states none."""
+    """Name of the subset of a molecule; empty if the file states none."""
     found = dataset(group, "subset")
     if found is None:
         return ""

@@ -1,8 +1,8 @@
-"""Transition1x: HDF5 with `/{train,val,test}/<formula>/<reaction>`, paths of nudged elastic bands.
+"""Transition1x: HDF5 with `/{train,val,test}/<formula>/<reaction>`, nudged elastic band paths.
 
 Schreiner et al., Scientific Data 9, 779 (2022), doi:10.1038/s41597-022-01870-w. `/data` is the union of the three
-official parts. A reaction holds 10 starting images and then 8 moving images per iteration of the band; its subgroups
-`reactant`, `product` and `transition_state` hold single frames, of which those that stand in the band are repeats.
+official splits. A reaction contains 10 initial images and then 8 moving images per iteration of the band; its subgroups
+`reactant`, `product` and `transition_state` contain single frames, which may repeat frames of the band.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from pydantic import Field
 from ramify.errors import RamifyError
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import merged
-from ramify.sources.parsing.hdf5 import Conformers, Floats, dataset, groups, groups_by_atoms, open_hdf5, ranges
-from ramify.sources.quarantine import Quarantine
+from ramify.sources.parsing.hdf5 import Conformers, Floats, dataset, groups, groups_by_atoms, open_hdf5
+from ramify.sources.quarantine import Quarantine, ranges
 from ramify.structures import Split, Structures
 
 ENERGY = "wB97x_6-31G(d).energy"
@@ -31,14 +31,14 @@ class Options(DatasetOptions):
     """Recipe keys of `format: transition1x`."""
 
     format: Literal["transition1x"] = "transition1x"
-    """HDF5 with the parts train, val and test, whose official split is kept."""
+    """HDF5 with the groups train, val and test; this official split is used."""
     every: int = Field(1, ge=1)
     """Keep every n-th iteration of a band (8 images each; the first 10 images and the last iteration always):
-    neighbouring iterations are near-copies."""
+    consecutive iterations are near-duplicates."""
 
 
 def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
-    """Yields names of reactions of train, val and test (of `data` only where those are absent), as many as hold about
+    """Yields names of reactions of train, val and test (of `data` only if those are absent), in parts of about
     `PART_ATOMS` atoms.
 
     Raises:
@@ -104,7 +104,7 @@ def _frames(group: h5py.Group, name: str, origin: str, split: Split) -> Conforme
 
 
 def _repeated(band: Floats, kept: NDArray[np.bool_], frame: Floats) -> int | None:
-    """The first kept frame of the band whose positions are those of `frame` (1, n, 3) to the last bit."""
+    """Index of the first kept frame of the band with positions bitwise equal to those of `frame` (1, n, 3), or None."""
     if len(frame) != 1 or band.shape[1:] != frame.shape[1:]:
         return None
     same = np.flatnonzero((band == frame).all(axis=(1, 2)) & kept)
@@ -112,7 +112,7 @@ def _repeated(band: Floats, kept: NDArray[np.bool_], frame: Floats) -> int | Non
 
 
 def _kept(frames: int, every: int) -> NDArray[np.bool_]:
-    """(frames,) the frames that `every` keeps."""
+    """(frames,) whether `every` keeps each frame."""
     iteration = (np.arange(frames) - FIRST_IMAGES) // MOVING_IMAGES
     last = (frames - 1 - FIRST_IMAGES) // MOVING_IMAGES
     kept: NDArray[np.bool_] = (iteration < 0) | (iteration % every == 0) | (iteration == last)

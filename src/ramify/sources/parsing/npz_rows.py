@@ -1,4 +1,4 @@
-"""Rows of a numpy archive: read from its stream block by block, and turned into structures without their padding."""
+"""Rows of a NumPy archive, read from its stream block by block and converted to structures without padding."""
 
 from pathlib import Path
 from typing import IO, Any
@@ -22,45 +22,45 @@ from ramify.structures import Structures
 
 
 class Rows:
-    """An array inside the archive, read row by row from its stream.
+    """An array in the archive, read row by row from its stream.
 
     Attributes:
-        shape: the shape of the whole array.
-        kind: numpy's letter for the kind of its values.
+        shape: shape of the whole array.
+        kind: NumPy's code of the kind of its values.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
         self.shape, column_major, self._dtype = header(stream)
         if self._dtype.hasobject or (column_major and len(self.shape) > 1):
-            raise ValueError("an array of objects or in column-major order; save it as plain C-ordered numbers")
+            raise ValueError("an array of objects or in column-major order; save it as numbers in C order")
         self.kind = self._dtype.kind
         self._stream = stream
 
     def read(self, rows: int) -> NDArray[Any]:
-        """The next `rows` rows."""
+        """Reads the next `rows` rows."""
         shape = (rows, *self.shape[1:])
         size = int(np.prod(shape)) * self._dtype.itemsize
         data = self._stream.read(size)
         if len(data) != size:
-            raise EOFError("an array is cut short")
+            raise EOFError("an array is truncated")
         return np.frombuffer(data, self._dtype).reshape(shape)
 
     def read_all(self) -> NDArray[Any]:
-        """Every row."""
+        """Reads all rows."""
         return self.read(self.shape[0])
 
 
 class Block:
-    """Some rows of all arrays.
+    """A block of rows of all arrays.
 
     Args:
         path: the file.
         values: arrays by role, one row per structure.
-        start: the first row.
-        units: of the numbers.
-        per_atom: whether energies are.
-        lattice: whether lattice vectors are `rows` or `columns`; None where nobody says.
+        start: index of the first row.
+        units: units of the file.
+        per_atom: whether energies are per atom.
+        lattice: whether lattice vectors are `rows` or `columns`; None if not stated.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Block:
         self._units, self._per_atom, self._lattice = units, per_atom, lattice
 
     def structures(self, quarantine: Quarantine) -> Structures:
-        """The rows that can be used, without their padding; the others go to the quarantine."""
+        """Converts the usable rows without their padding; the others are added to the quarantine."""
         numbers = _whole(self._values["numbers"])
         energy, problems = _energies(self._values["energy"])
         for row, found in enumerate(numbers):
@@ -117,17 +117,17 @@ class Block:
         if "cell" not in self._values:
             return None
         cell = self._values["cell"][rows].astype(np.float64) * self._units.length_factor
-        turned = cell.transpose(0, 2, 1)
-        if self._lattice is None and not np.array_equal(cell, turned):
+        transposed = cell.transpose(0, 2, 1)
+        if self._lattice is None and not np.array_equal(cell, transposed):
             raise RamifyError(
-                f"{self._path}: the cell {cell[0].tolist()} is not symmetric: it matters whether lattice vectors "
-                "are its rows (as sGDML's converters write them) or its columns (as its documentation says)",
+                f"{self._path}: the cell {cell[0].tolist()} is not symmetric, and its lattice vectors may be its rows "
+                "(as written by the converters of sGDML) or its columns (as in the documentation of sGDML)",
                 fix="set `lattice: rows` or `lattice: columns`",
             )
-        return turned if self._lattice == "columns" else cell
+        return transposed if self._lattice == "columns" else cell
 
     def _labelled(self, found: Structures, quarantine: Quarantine) -> Structures:
-        """Without the rows that have a NaN in a label."""
+        """Removes the rows with a NaN in a label."""
         unlabelled = np.isnan(found.energy)
         if "forces" in self._values:
             unlabelled[found.structure_of_atom[np.isnan(found.forces).any(axis=1)]] = True
@@ -138,12 +138,12 @@ class Block:
 
 def _whole(numbers: NDArray[Any]) -> NDArray[np.int64]:
     if numbers.dtype.kind == "f" and not np.array_equal(numbers, np.rint(numbers)):
-        raise ValueError("atomic numbers that are not whole")
+        raise ValueError("atomic numbers that are not integers")
     return numbers.astype(np.int64)
 
 
 def _energies(values: NDArray[Any]) -> tuple[NDArray[np.float64], dict[int, UnusableError]]:
-    """(R,) energies; and which rows hold no number, for archives that keep energies as text."""
+    """(R,) energies, and the rows that are not numbers, for archives with energies as text."""
     flat, problems = values.reshape(-1), {}
     if flat.dtype.kind in "iuf":
         return flat.astype(np.float64), {}
@@ -152,5 +152,5 @@ def _energies(values: NDArray[Any]) -> tuple[NDArray[np.float64], dict[int, Unus
         try:
             energy[row] = float(text)
         except ValueError:
-            problems[row] = UnusableError(MALFORMED_ENERGY, f"energy {text[:60]!r} is no number")
+            problems[row] = UnusableError(MALFORMED_ENERGY, f"energy {text[:60]!r} is not a number")
     return energy, problems
