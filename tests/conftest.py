@@ -1,11 +1,14 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start programs in the background: tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("COLUMNS", None)  # rich would keep the width that it is imported with; pytest-xdist hands one on
 # programs of this environment: mpiexec comes in the wheel of mpich
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

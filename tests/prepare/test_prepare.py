@@ -586,12 +586,10 @@ def test_embedded_corpora(
 
 def test_every_of_transition1x_counts_iterations_of_a_band_once(tmp_path: Path) -> None:
     """The key has a meaning of its own in this format; the general one must not thin the rest again."""
-    options = formats()["transition1x"].options
-    path = str(FILES["transition1x_mini"])
-    whole = prepare_dataset("a", options.model_validate({"format": "transition1x", "path": path}), tmp_path)
-    thinned = prepare_dataset(
-        "b", options.model_validate({"format": "transition1x", "path": path, "every": 2}), tmp_path
-    )
+    stated = {"format": "transition1x", "path": str(FILES["transition1x_mini"])}
+    kind = formats()["transition1x"].options
+    whole = prepare_dataset("a", kind.model_validate(stated), tmp_path / "a", base=tmp_path)
+    thinned = prepare_dataset("b", kind.model_validate(stated | {"every": 2}), tmp_path / "b", base=tmp_path)
     assert whole.read == thinned.read
     assert "left out by every" not in thinned.dropped
     assert thinned.dropped["band iteration not taken (every)"] > 0
