@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 
 import pytest
-from ramify.cli_words import gigabytes
 from rich.console import Console
 
 from ramify.cli.console import Steps, say_training
+from ramify.cli.options import gigabytes
 from ramify.cli.progress_lines import ProgressLines
 from ramify.errors import RamifyError
 from ramify.train.reporting import Callbacks
