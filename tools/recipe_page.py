@@ -27,9 +27,11 @@ PAGE = Path(__file__).parents[1] / "docs/recipe.md"
 INTRO = """\
 # The recipe
 
+After this page you can set every key of a recipe.
+
 A recipe is a YAML file that defines a run. Every key has a default except `datasets`, `datasets.NAME.format` and
 `datasets.NAME.path`. An unknown key is an error that names the nearest known one. Values are never changed after they
-have been read; the run directory keeps the recipe with all defaults filled in.
+have been read; the run directory contains the recipe with all defaults.
 
 Any key can be set on the command line after the recipe, as `key.sub=value`; the value is YAML:
 
@@ -37,9 +39,9 @@ Any key can be set on the command line after the recipe, as `key.sub=value`; the
 ramify train own.yaml --run runs/wide model.encoder.width=256 'objective.weights={metals: 2.0}'
 ```
 
-Paths of data files and the folder `stores` are relative to the folder that the command is run in.
+Paths of data files and the folder `stores` are relative to the working directory.
 
-`tools/recipe_page.py` writes this page from the models in `src/ramify/recipe/` and `src/ramify/sources/`, and a test
+`tools/recipe_page.py` generates this page from the models in `src/ramify/recipe/` and `src/ramify/sources/`, and a test
 compares the two: change a docstring there, then run the tool.
 """
 
@@ -47,8 +49,8 @@ DATASETS = """\
 ## `datasets`
 
 A mapping from names to datasets. A name consists of letters, digits, `-` and `_`; it becomes the name of a folder and
-of a branch. The keys in this table are common to all formats; those of each format come on top.
-[Sources](sources.md) says what each format reads and which traps it knows.
+of a branch. The keys in this table are common to all formats; each format has additional keys.
+[Sources](sources.md) describes the formats and their pitfalls.
 """
 
 Model = type[BaseModel]

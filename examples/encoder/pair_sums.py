@@ -1,11 +1,11 @@
-"""An encoder from outside: sums over neighbours of learnt functions of distance, element by element.
+"""An encoder in a package of its own: sums over neighbours of learnt functions of distance, element by element.
 
-The recipe keys stand in `PairSumsOptions`; keys that all encoders have (layers, width, cutoff, ...) are inherited. With
-w_ij the weight of an edge, which fades to zero where the neighbourhood of an atom ends, a layer is
+`PairSumsOptions` defines the recipe keys; keys that all encoders have (layers, width, cutoff, ...) are inherited. With
+w_ij the weight of an edge, which falls to zero where the neighbourhood of an atom ends, a layer is
 
     h_i += U(Σ_j (A h_j) * (R rbf(d_ij) w_ij) / sqrt(n)),   v_i += Σ_j G(h_j) * (S rbf(d_ij) w_ij) r̂_ij / sqrt(n)
 
-Scalars h depend on distances alone, so they do not change under rotation and reflection; vectors v turn with r̂.
+Scalars h depend on distances alone, so they are invariant under rotation and reflection; vectors v rotate with r̂.
 """
 
 import math
@@ -26,7 +26,7 @@ class PairSumsOptions(EncoderOptions):
 
     kind: Literal["pair_sums"] = "pair_sums"
     vector_channels: int = Field(8, ge=1)
-    """Vector features per atom, which direct forces are made of."""
+    """Vector features per atom, from which direct forces are computed."""
 
 
 class PairSumsLayer(nn.Module):
@@ -49,14 +49,14 @@ class PairSumsLayer(nn.Module):
         sent = self.send(h).index_select(0, graph.sender) * self.scalar_filter(basis)
         along = self.gate(h).index_select(0, graph.sender) * self.vector_filter(basis)
         pushed = along[:, None] * graph.direction[:, :, None]
-        # sums keep the precision of the scalars, also where products are taken in bfloat16
+        # sums keep the precision of the scalars, also if products are computed in bfloat16
         collected = torch.zeros_like(scalars).index_add(0, graph.receiver, sent.to(scalars.dtype))
         pull = torch.zeros_like(vectors).index_add(0, graph.receiver, pushed.to(vectors.dtype))
         return scalars + self.update(collected * self.scale), vectors + pull * self.scale
 
 
 class PairSums(Encoder):
-    """What the entry point names: options, and an `nn.Module` made from them."""
+    """The class that the entry point names: options, and an `nn.Module` built from them."""
 
     Options = PairSumsOptions
 

@@ -3,9 +3,9 @@
 #
 #     sbatch --account=PROJECT --nodes=8 perlmutter.sh recipe.yaml runs/mine
 #
-# What is set here and why: https://docs.nersc.gov/jobs/affinity/, https://docs.nersc.gov/machinelearning/pytorch/,
+# Sources of the settings: https://docs.nersc.gov/jobs/affinity/, https://docs.nersc.gov/machinelearning/pytorch/,
 # nodes: https://docs.nersc.gov/systems/perlmutter/architecture/
-# Jobs that end and go on: see generic.sh. With --qos=preempt the job is cheaper and may be stopped after two hours
+# Requeueing and resuming: see generic.sh. With --qos=preempt the job is cheaper and may be stopped after two hours
 # (https://docs.nersc.gov/jobs/policy/); nothing else needs to change.
 
 #SBATCH --job-name=ramify
@@ -26,10 +26,10 @@ RECIPE=${1:?usage: sbatch --account=PROJECT perlmutter.sh RECIPE RUN}
 RUN=${2:?usage: sbatch --account=PROJECT perlmutter.sh RECIPE RUN}
 
 module load python
-module load nccl # with the plugin for the Slingshot network; without it NCCL goes by TCP between nodes
+module load nccl # with the plugin for the Slingshot network; without it NCCL uses TCP between nodes
 source activate "${RAMIFY_ENV:?set RAMIFY_ENV to the conda environment that has ramify and torch for CUDA}"
 
-# shown by every rank before it counts as one, see docs/clusters.md, Security
+# the secret that every rank must prove to know, see docs/clusters.md, Security
 export RAMIFY_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 export MASTER_ADDR=$(hostname)
 export MASTER_PORT=29500 # GPU nodes are not shared
@@ -38,13 +38,13 @@ export NCCL_SOCKET_IFNAME=hsn
 export SLURM_CPU_BIND=cores
 export OMP_NUM_THREADS=16
 
-# "none": every rank sees the 4 GPUs of its node, takes its own by its number there and reaches the others directly
+# "none": every rank can access the 4 GPUs of its node; it selects its own by its local rank
 status=0
 srun --gpu-bind=none --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
     python -m ramify train "$RECIPE" --run "$RUN" --continue || status=$?
 
 if [ "$status" -eq 75 ]; then
-    echo "stopped before the end: back into the queue"
+    echo "stopped before the end: requeued"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

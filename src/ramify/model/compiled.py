@@ -71,7 +71,7 @@ class CompiledModel:
         options: dict[str, Any] = {
             "fullgraph": True,  # raises an error if a part cannot be compiled
             "backend": BACKEND,
-            "options": CUDA_GRAPHS if self._graphs else None,
+            "options": compiler_options(device, graphs=self._graphs),
             "recompile_limit": MAX_PROGRAMS,
             "isolate_recompiles": True,  # other models of the process do not count
         }
@@ -142,6 +142,24 @@ def _mark_sizes(batch: PaddedBatch) -> None:
     for name, tensor in batch.tensors().items():
         if name != "tile_branch" or len(tensor):
             mark_dynamic(tensor, 0)
+
+
+def compiler_options(device: torch.device, *, graphs: bool) -> dict[str, Any] | None:
+    """Options of inductor.
+
+    They contain the vector width of the processor, so that it is part of the key of inductor's cache on disk. Without
+    it, PyTorch 2.13 would run a program generated for AVX2 on a processor with AVX-512 that shares the cache, with
+    wrong results and no error.
+    """
+    if BACKEND != "inductor":
+        return None
+    if graphs:
+        return CUDA_GRAPHS
+    if device.type != "cpu":
+        return None
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    return {"cpp.simdlen": pick_vec_isa().bit_width() or 1}  # 1: no vectors
 
 
 def _require_compiler(device: torch.device, mode: str) -> None:
