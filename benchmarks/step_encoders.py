@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from step_compiled import WARMUP, make
 
-from ramify.bench.limits import wait_for
 from ramify.recipe import Recipe, load_recipe, parse_recipe
+from ramify.train.optimization.product_rates import wait_for
 
 
 def with_encoder(recipe: Recipe, encoder: dict[str, Any]) -> Recipe:

@@ -65,7 +65,7 @@ def test_the_schedule_begins_anew_where_it_is_told(small: MakeRecipe, tmp_path: 
 
 
 def rates_of(recipe: Recipe) -> list[float]:
-    from ramify.train.optimization.optimizer import Schedule
+    from ramify.train.optimization.schedules import Schedule
 
     schedule = Schedule(recipe.schedule, recipe.optimizer.lr, recipe.train.max_steps or 0)
     return [schedule.rate(step) for step in range(recipe.train.max_steps or 0)]

@@ -147,9 +147,9 @@ def _mark_sizes(batch: PaddedBatch) -> None:
 def compiler_options(device: torch.device, *, graphs: bool) -> dict[str, Any] | None:
     """Options of inductor.
 
-    The width of the processor's vectors is stated, so that it is part of the key of inductor's cache on disk. By
-    default it is not: PyTorch 2.13 then runs a program generated for AVX2 on a processor with AVX-512 that shares the
-    cache, with wrong results and no error.
+    They contain the vector width of the processor, so that it is part of the key of inductor's cache on disk. Without
+    it, PyTorch 2.13 would run a program generated for AVX2 on a processor with AVX-512 that shares the cache, with
+    wrong results and no error.
     """
     if BACKEND != "inductor":
         return None
