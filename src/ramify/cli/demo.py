@@ -22,9 +22,9 @@ def demo(
     from ramify.demo import free_path, run_demo
 
     path = free_path(run)
-    continued = f"`ramify train --resume {path}`, then `ramify evaluate {path}` and `ramify report {path}`"
-    with interrupted_training(path, continued):
+    resume_hint = f"`ramify train --resume {path}`, then `ramify evaluate {path}` and `ramify report {path}`"
+    with interrupted_training(path, resume_hint):
         trainer, report = run_demo(path, overrides or [], console)
     if report is None:
-        training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, continued, say=True)
+        training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, resume_hint, say=True)
     console.print(f"report: [bold]{escape(str(report))}[/bold]", soft_wrap=True)

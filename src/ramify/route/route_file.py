@@ -42,7 +42,7 @@ class Line:
         result = f"{chosen.branch} ({chosen.confidence:.2f})" if chosen.branch else f"abstains, {chosen.why}"
         if spread.energy is None:
             return head + result
-        apart = f"; {len(spread.branches)} branches apart by {spread.energy:.3f} eV/atom"
+        apart = f"; spread of {len(spread.branches)} branches: {spread.energy:.3f} eV/atom"
         return head + result + apart + ("" if spread.forces is None else f", {spread.forces:.3f} eV/Å")
 
 
