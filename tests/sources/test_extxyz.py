@@ -209,7 +209,7 @@ def test_a_file_that_ends_within_its_last_row(tmp_path: Path, read: Any) -> None
         if size == len(text) - 1:
             assert len(read("extxyz", path)[0]) == 3
         else:
-            with pytest.raises(RamifyError, match="truncated: .*frame 2"):
+            with pytest.raises(RamifyError, match=r"truncated: .*frame 2"):
                 read("extxyz", path)
 
 
