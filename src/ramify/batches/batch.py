@@ -1,4 +1,4 @@
-"""`Batch`: what one step trains on, as tensors; a row of segments, one per branch."""
+"""`Batch`: the structures of a step as tensors, in contiguous segments, one per branch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,7 +17,7 @@ from ramify.structures import Structures
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A contiguous part of a batch: what one branch reads, or what one dataset gives."""
+    """A contiguous part of a batch: the structures of one branch or of one dataset."""
 
     name: str
     structures: slice
@@ -26,13 +26,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class BatchPart:
-    """What one dataset gives to a batch.
+    """The structures of one dataset in a batch.
 
     Attributes:
-        dataset: its name.
-        branch: the branch that reads it.
-        structures: the structures themselves.
-        edges: their edges, numbered within `structures`.
+        dataset: name of the dataset.
+        branch: name of its branch.
+        structures: the structures.
+        edges: their edges, with atom indices within `structures`.
         references: (119,) eV per element, by atomic number.
     """
 
@@ -50,21 +50,21 @@ class Batch:
     Attributes:
         numbers: (N,) int64.
         positions: (N, 3) Å.
-        structure: (N,) int64, the structure of each atom.
+        structure: (N,) int64, index of the structure of each atom.
         n_atoms: (S,) atoms of each structure, as floats of the batch's precision.
         receiver, sender: (E,) int64, sorted by receiver.
-        shift: (E, 3) Å, what moves the sender to its periodic image.
-        slots: (n,) int64, 0, 1, ... n - 1, where n is the most neighbours that an atom has here: its length lets tables
-            of neighbours (N, n) be made without reading a count from the device.
-        reach: (N,) Å, where the atom's neighbourhood ends.
-        rim_receiver, rim_sender: (H,) int64, rim_shift: (H, 3) Å, rim_gain: (H,): the pairs that move reaches, and how
-            far each moves its receiver's (see `ramify.neighbors.edges`).
+        shift: (E, 3) Å, displacement of the sender to its periodic image.
+        slots: (n,) int64, 0, 1, ... n - 1, where n is the maximum number of neighbours of an atom in the batch: tables
+            of neighbours (N, n) can then be built without reading a count from the device.
+        reach: (N,) Å, adaptive cutoff of each atom.
+        rim_receiver, rim_sender: (H,) int64, rim_shift: (H, 3) Å, rim_gain: (H,): the cutoff pairs, and the derivatives
+            of adaptive cutoffs with respect to their distances (see `ramify.neighbors.edges`).
         volume: (S,) Å³, 0 without a cell.
-        energy: (S,) eV per atom, reference energies taken out.
+        energy: (S,) eV per atom, after subtracting reference energies.
         forces: (N, 3) eV/Å.
         stress: (S, 3, 3) eV/Å³.
-        segments: one per branch that has structures here, in order.
-        datasets: one per dataset that has structures here, in order.
+        segments: one per branch with structures in the batch, in order.
+        datasets: one per dataset with structures in the batch, in order.
         further: further labels by name, (S,) in their unit of errors.
     """
 
@@ -91,8 +91,8 @@ class Batch:
 
     @classmethod
     def make(cls, parts: Sequence[BatchPart], dtype: torch.dtype = torch.float32) -> Self:
-        """Joins the parts; parts of one branch must stand side by side. Energies are differenced in float64, and
-        structures far from the origin are brought near it (`ramify.neighbors.wrapping`) before positions are cast."""
+        """Joins the parts; parts of one branch must be consecutive. Reference energies are subtracted in float64, and
+        structures far from the origin are moved close to it (`ramify.neighbors.wrapping`) before positions are cast."""
         n_atoms, cell = _joined(parts, "n_atoms"), _joined(parts, "cell").astype(np.float64)
         structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
         kind = np.float64 if dtype == torch.float64 else np.float32
@@ -105,7 +105,7 @@ class Batch:
         ]
 
         def real(array: np.ndarray) -> Tensor:
-            # converted by numpy: PyTorch would start its threads from the thread that makes batches
+            # converted by NumPy: PyTorch would start a thread pool for each thread that makes batches
             return torch.from_numpy(np.ascontiguousarray(array, kind))
 
         return cls(
@@ -140,16 +140,16 @@ class Batch:
         return {name: getattr(self, name) for name in BUILT_IN} | dict(self.further)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, but those of further labels."""
+        """All tensors by name, except those of further labels."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same batch on another device; `non_blocking` returns before it has arrived."""
+        """Copies the batch to another device; with `non_blocking`, returns before the copy is complete."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pinned(self) -> Self:
-        """The same batch in page-locked memory, from which a device copies by itself."""
+        """Copies the batch to page-locked memory, from which a device can copy asynchronously."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -158,17 +158,17 @@ class Batch:
 
 
 def _joined(parts: Sequence[BatchPart], column: str) -> np.ndarray:
-    """A column of all structures; their names, which may be millions, are not wanted here."""
+    """Joins a column of all structures without joining their names, which may be millions."""
     return _one([getattr(p.structures, column) for p in parts])
 
 
 def _one(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """All rows in one array; a copy only where there are several."""
+    """Joins arrays; a single array is not copied."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _near_origin(parts: Sequence[BatchPart]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Positions (N, 3), and what was taken off them (None for nothing), in Å."""
+    """Positions (N, 3) close to the origin, and the displacements subtracted from them (None for none), in Å."""
     positions = _joined(parts, "positions")
     found = [displacements(p.structures) for p in parts]
     if all(some is None for some in found):
@@ -186,7 +186,7 @@ def _join(
     moved: np.ndarray | None,
     kind: type[np.floating],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Receivers and senders numbered within the batch, and lattice steps as vectors in Å."""
+    """Receivers and senders as indices within the batch, and lattice shifts as vectors in Å."""
     atoms = np.array([len(p.structures.numbers) for p in parts])
     first = np.cumsum(atoms) - atoms
     receiver = _one([p.receiver + a if a else p.receiver for p, a in zip(pairs, first.tolist(), strict=True)])
@@ -207,13 +207,13 @@ def _join(
 
 
 def _segments(names: Sequence[str], parts: Sequence[BatchPart]) -> tuple[Segment, ...]:
-    """The stretch of each name; neighbouring parts of one name make one segment."""
+    """Segments of each name; consecutive parts of one name form one segment."""
     segments: dict[str, Segment] = {}
     structure = atom = 0
     previous = None
     for name, part in zip(names, parts, strict=True):
         if name in segments and name != previous:
-            raise ValueError(f"the parts of '{name}' do not stand side by side")
+            raise ValueError(f"the parts of '{name}' are not consecutive")
         next_structure, next_atom = structure + len(part.structures), atom + len(part.structures.numbers)
         begun = segments.get(name)
         segments[name] = Segment(

@@ -1,4 +1,4 @@
-"""The edges of every structure of a split, found once and kept while they fit into memory."""
+"""Cache of the edges of all structures of a split, within a memory limit."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ from ramify.structures import Structures, atom_rows
 _STRUCTURES_AT_ONCE = 2000
 
 BYTES_PER_EDGE = 4 + 3 + 4
-"""Sender as int32 within its structure, three lattice steps as int8, and about as much again for rims per edge;
-receivers follow from counts."""
+"""Bytes per edge: sender as int32 within its structure, three lattice steps as int8, and about as much again for cutoff
+pairs; receivers follow from counts."""
 
 
 class EdgeCache:
     """Edges of the structures `rows` of a store, as flat columns.
 
-    `take` returns exactly what `find_edges` would return for the same structures.
+    `take` returns exactly the edges that `find_edges` returns for the same structures.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class EdgeCache:
         self._edge_counts = self._edges.counts(self._first_atom)
 
     def edge_counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(T,) edges of each of the structures at store rows `rows`."""
+        """(T,) number of edges of the structures at store rows `rows`."""
         return self._edge_counts[rows - self._first_row]
 
     def take(self, rows: NDArray[np.int64]) -> Edges:
-        """The edges of the structures at store rows `rows`, numbered within them."""
+        """Returns the edges of the structures at store rows `rows`, with atom indices within them."""
         index = rows - self._first_row
         n_atoms = self._n_atoms[index]
         atoms = atom_rows(self._first_atom[index], n_atoms)
@@ -75,8 +75,8 @@ _Packed = tuple[NDArray[np.int32], NDArray[np.int8], NDArray[np.int64]]
 def _packed(structures: Structures, pairs: Edges | CutoffPairs) -> _Packed:
     if len(pairs) and np.abs(pairs.shift).max() > 127:
         raise RamifyError(
-            "atoms lie more than 127 lattice vectors from their neighbours, farther than an edge table can hold",
-            fix="set train.edge_cache: 0 to find edges anew for every batch, or wrap the positions into the cell",
+            "atoms are more than 127 lattice vectors from their neighbours, the limit of the edge cache",
+            fix="set train.edge_cache: 0 to find edges for every batch, or wrap the positions into the cell",
         )
     first_atom = np.repeat(structures.offsets[:-1], structures.n_atoms)[pairs.receiver]
     counts = np.bincount(pairs.receiver, minlength=len(structures.numbers))
@@ -84,20 +84,20 @@ def _packed(structures: Structures, pairs: Edges | CutoffPairs) -> _Packed:
 
 
 class _PairTable:
-    """Pairs of all atoms, contiguous by receiver."""
+    """Table of the pairs of all atoms, contiguous by receiver."""
 
     def __init__(self, parts: list[_Packed]) -> None:
         self._sender, self._shift, self._count = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         self._first = np.cumsum(self._count) - self._count
 
     def counts(self, first_atom: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Pairs of each structure; `first_atom` is where each begins, and none is empty."""
+        """Number of pairs of each structure; `first_atom` are the first atoms of the structures, none of them empty."""
         return np.add.reduceat(self._count, first_atom)
 
     def take(
         self, atoms: NDArray[np.int64], first_atom: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-        """receiver, sender, shift of the pairs of `atoms`, and where in the table they stand."""
+        """Receiver, sender and shift of the pairs of `atoms`, and their positions in the table."""
         counts = self._count[atoms]
         pairs = atom_rows(self._first[atoms], counts)
         receiver = np.repeat(np.arange(len(atoms)), counts)

@@ -1,4 +1,4 @@
-"""Batches for the steps to come, assembled by threads while the current step runs."""
+"""Loader that prefetches the batches of the next steps in threads while the current step runs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,21 +18,21 @@ from ramify.store.prefetch import Prefetcher
 from ramify.store.store import LabelCounts, Store
 
 TYPICAL_NEIGHBORS = 50
-"""Neighbours per atom assumed when the size of an edge table is estimated and `max_neighbors` sets no limit."""
+"""Neighbours per atom in estimates of the size of an edge cache if `max_neighbors` is null."""
 
 
 class SplitReader:
-    """One split of one dataset as parts of batches: structures from the store, edges from a table or on the fly.
+    """Reads one split of one dataset as parts of batches: structures from the store, edges cached or computed.
 
     Args:
-        dataset: its name.
-        store: of the dataset.
+        dataset: name of the dataset.
+        store: store of the dataset.
         split: `train`, `val` or `test`.
-        branch: that reads the dataset.
+        branch: branch of the dataset.
         cutoff: Å.
-        max_neighbors: per atom.
-        edge_cache: GB that a table of edges may take; beyond that edges are found for every batch.
-        progress: called with the number of structures whose edges have been found.
+        max_neighbors: maximum number of neighbours per atom.
+        edge_cache: maximum GB of a cache of edges; if it would be larger, edges are computed for every batch.
+        progress: called with the number of structures whose edges were computed.
     """
 
     def __init__(
@@ -60,23 +60,23 @@ class SplitReader:
         return len(self.rows)
 
     def edge_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(T,) edges of the structures at `indices`, the same on every process: from the table, or where there is none
-        estimated as `max_neighbors` (else `TYPICAL_NEIGHBORS`) for each atom."""
+        """(T,) number of edges of the structures at `indices`, the same on every process: from the cache, or without
+        one estimated as `max_neighbors` (or `TYPICAL_NEIGHBORS`) per atom."""
         rows = self.rows.start + indices
         if self._table is not None:
             return self._table.edge_counts(rows)
         return self.atom_counts(indices) * (self._max_neighbors or TYPICAL_NEIGHBORS)
 
     def atom_counts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(T,) atoms of the structures at `indices`."""
+        """(T,) number of atoms of the structures at `indices`."""
         return self.store.n_atoms[self.rows.start + indices].astype(np.int64)
 
     def label_counts(self, indices: NDArray[np.int64], *, stress: bool) -> LabelCounts:
-        """How many labels the structures at `indices` have; those of stress are only looked for when asked for."""
+        """Counts the labels of the structures at `indices`; those of stress only if requested."""
         return self.store.label_counts(self.rows.start + indices, stress=stress)
 
     def part(self, indices: NDArray[np.int64]) -> BatchPart:
-        """The structures at `indices` of the split, with their edges."""
+        """Reads the structures at `indices` of the split, with their edges."""
         rows = self.rows.start + indices
         structures = self.store.take(rows)
         if self._table is not None:
@@ -86,24 +86,24 @@ class SplitReader:
         return BatchPart(self.dataset, self.branch, structures, edges, self.store.references)
 
     def culprit(self, indices: NDArray[np.int64]) -> str:
-        """Which of the structures at `indices` cannot be read by itself: its place in the original files; empty if all
-        can."""
+        """Finds the first structure at `indices` that cannot be read, and returns its place in the original files;
+        empty if all can be read alone."""
         for index in indices.tolist():
             try:
                 self.part(np.array([index]))
             except Exception:
                 try:
                     return f"is row {index}, {self.store.take([self.rows.start + index]).name(0)}"
-                except Exception:  # where it comes from cannot be read either
+                except Exception:  # its origin cannot be read either
                     return f"is row {index}"
         return ""
 
     def batches(
         self, atoms_at_once: int, dtype: torch.dtype, *, first: int = 0, step: int = 1
     ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """The whole split in order, in batches of about `atoms_at_once` atoms: (indices, batch).
+        """Yields the whole split in order, in batches of about `atoms_at_once` atoms: (indices, batch).
 
-        With `first` and `step` only every `step`-th of these batches, from the one numbered `first` on.
+        With `first` and `step`, yields only every `step`-th of these batches, beginning with number `first`.
         """
         n_atoms = self.store.n_atoms[self.rows.start : self.rows.stop]
         for piece in islice(pieces_of(n_atoms, atoms_at_once), first, None, step):
@@ -113,14 +113,14 @@ class SplitReader:
 
 @dataclass(frozen=True, slots=True)
 class StepAssignment:
-    """What one process does in one step.
+    """Work of one process in one step.
 
     Attributes:
-        step: from 0.
-        turns: one micro-batch after the other: which rows of its training split each dataset gives; none where the
-            process has nothing to do in this step.
-        labels: by dataset of a branch on this process, the labels that its structures of the step have, over all
-            processes; datasets without structures in the step are not named.
+        step: number of the step, from 0.
+        turns: for each micro-batch, the rows of the training split of each dataset; empty if the process has no
+            structures in this step.
+        labels: for each dataset of the branches on this process, the number of labels of its structures in the step,
+            over all processes; datasets without structures in the step are absent.
     """
 
     step: int
@@ -130,27 +130,27 @@ class StepAssignment:
 
 @dataclass(frozen=True, slots=True)
 class StepBatches:
-    """A share as tensors: one batch for each of its turns."""
+    """The batches of a `StepAssignment`, one per micro-batch."""
 
     assignment: StepAssignment
     batches: tuple[Batch, ...]
 
 
 class Loader(Prefetcher[StepAssignment, StepBatches]):
-    """Iterates over the work of one step after the other; use as a context manager.
+    """Iterates over the batches of consecutive steps; use as a context manager.
 
-    Threads work ahead, so the step need not wait; memory is bounded, and the batches are those that would be made
-    without them, however many there are. What goes wrong is raised by the `next()` of the step it concerns, with that
-    step, the dataset and the structure.
+    Threads prefetch batches with bounded memory; the batches do not depend on the number of threads. An error is raised
+    by the `next()` of the step in which it occurs, with the step, the dataset and the structure.
 
     Args:
-        readers: of the training splits; a turn's parts stand in their order, so those of one branch must be neighbours.
-        assignments: what to do in each step.
-        dtype: of the batches.
-        ahead: steps that may be ready or under way.
-        workers: threads.
-        device: where the batches are sent, while earlier steps run.
-        padding: how batches are filled up; None leaves them as they are.
+        readers: readers of the training splits, whose order is that of the parts of a micro-batch: datasets of one
+            branch must be consecutive.
+        assignments: work of each step.
+        dtype: floating-point type of the batches.
+        ahead: maximum number of steps that are ready or in progress.
+        workers: number of threads.
+        device: device to which batches are transferred while earlier steps run.
+        padding: how batches are padded; None: no padding.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Opens what a recipe trains on: the stores of its datasets, and readers of their splits."""
+"""Opening of the stores of a recipe, and of readers of their splits."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from ramify.store.store import Store
 
 
 def open_stores(recipe: Recipe) -> dict[str, Store]:
-    """The store of every dataset, in the recipe's order; what must be read as a whole is read when it is first needed.
+    """Opens the stores of all datasets, in the order of the recipe; stores that must be loaded are loaded on first use.
 
     Raises:
         RamifyError: a store is missing, damaged, without training structures, or was prepared with other options.
@@ -39,14 +39,14 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
 
 
 def place_stores(recipe: Recipe, stores: Mapping[str, Store], ranks: Mapping[str, Sequence[int]]) -> dict[str, Store]:
-    """The stores with their structures where the recipe wants them during a training.
+    """Moves the structures of stores to the storage that the recipe selects for training.
 
     All ranks that share a dataset must call this with their stores in the same order.
 
     Args:
-        recipe: of the run.
-        stores: of the datasets that this rank trains on.
-        ranks: which ranks share each.
+        recipe: recipe of the run.
+        stores: stores of the datasets that this rank trains on.
+        ranks: ranks that share each store.
 
     Raises:
         RamifyError: damaged files, not enough memory, or no MPI for `data.store: distributed`.
@@ -66,25 +66,25 @@ def place_stores(recipe: Recipe, stores: Mapping[str, Store], ranks: Mapping[str
 
 
 def _on_its_scale(recipe: Recipe, dataset: str, store: Store) -> Store:
-    """The store, measured by the references and units of the branch that the dataset goes on with, if there is one."""
+    """Applies the references and scales of the pretrained branch that the dataset continues, if any."""
     scale = recipe.finetune.scales.get(dataset)
     return store if scale is None else store.on_scale(scale)
 
 
 def close_shared_stores() -> None:
-    """Closes stores that ranks share; all ranks together, when the run is over."""
+    """Closes stores shared by ranks; a collective operation at the end of a run."""
     if "ramify.store.shared.distributed" in sys.modules:
         sys.modules["ramify.store.shared.distributed"].close_all()
 
 
 def end_sharing_ranks(why: str) -> None:
-    """Ends all ranks if this one, which has failed, shares stores with others; `why` is printed before."""
+    """Terminates all ranks if this rank, which has failed, shares stores with them; prints `why` first."""
     if "ramify.store.shared.distributed" in sys.modules:
         sys.modules["ramify.store.shared.distributed"].end_others(why)
 
 
 def _check_form(dataset: str, path: Path, wanted: str) -> None:
-    """Refuses a store of another form than the recipe names."""
+    """Raises an error if a store does not have the form set in the recipe."""
     found = form_of(path)
     if wanted in FORMS and found != wanted:
         raise RamifyError(
@@ -94,14 +94,14 @@ def _check_form(dataset: str, path: Path, wanted: str) -> None:
 
 
 def check_same_data(before: Mapping[str, Manifest], stores: Mapping[str, Store]) -> None:
-    """Refuses stores with other structures or references than a model was trained with.
+    """Raises an error if the structures or references of stores differ from those a model was trained with.
 
     Args:
-        before: the manifests of the stores it was trained with.
-        stores: those of today.
+        before: manifests of the stores used for training.
+        stores: current stores.
 
     Raises:
-        RamifyError: naming the dataset and what differs.
+        RamifyError: a store differs; the message states the dataset and the differences.
     """
     for name, store in stores.items():
         keys = ("columns", "references", "splits")
@@ -120,9 +120,9 @@ def open_split(
     *,
     edge_cache: float | None = None,
 ) -> dict[str, SplitReader]:
-    """One reader per dataset for a split; `progress(dataset, structures)` hears of edges being found.
+    """Opens one reader per dataset for a split; `progress(dataset, structures)` is called as edges are computed.
 
-    `edge_cache` (GB) takes the place of the recipe's `train.edge_cache`: 0 where every structure is read only once.
+    `edge_cache` (GB) replaces `train.edge_cache` of the recipe: 0 if every structure is read only once.
     """
     cache = recipe.train.edge_cache if edge_cache is None else edge_cache
     branches = recipe.datasets_of_branches()
@@ -138,7 +138,7 @@ def open_readers(
     *,
     edge_cache: float,
 ) -> dict[str, SplitReader]:
-    """One reader per store for a split, for an encoder and the datasets that each branch reads; see `open_split`."""
+    """Opens one reader per store for a split, for an encoder and the datasets of each branch; see `open_split`."""
     branch_of = {dataset: branch for branch, group in branches.items() for dataset in group}
     first_branch = next(iter(branches))
     readers = {}

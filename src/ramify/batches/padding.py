@@ -1,15 +1,15 @@
-"""Batches laid out for a compiled step: filled up such that programs made for some sizes serve all others.
+"""Padding of batches for a compiled step, so that programs compiled for a few sizes can be used for all batches.
 
-What is added is there for its size only:
-    atoms      of one more structure, behind the others and, where segments fill whole tiles, behind each segment;
-               nothing refers to them but added edges
-    edges      of an added atom to an image of itself, `APART` away, beyond its reach: their weight and all that
-               they send is exactly zero, and so are its derivatives
-    rim pairs  the same, of gain 0
+Padding rows only change sizes:
+    atoms      of one dummy structure, after the others and, where segments fill whole tiles, after each segment;
+               only padding edges refer to them
+    edges      of a padding atom to an image of itself at distance `APART`, beyond its cutoff: their weights, messages
+               and derivatives are exactly zero
+    rim pairs  the same, with gain 0
     structures without labels and without a cell
     slots      of neighbours
-Segments and datasets say which rows are real, so that losses and errors count no other. Rows stay in their order, and
-edges sorted by receiver. A real atom gets the same numbers as without padding, to rounding.
+Segments and datasets contain only real rows, so that losses and errors exclude padding. The order of rows is preserved,
+and edges stay sorted by receiver. Results of real atoms are equal to those without padding, within rounding.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -23,13 +23,13 @@ from torch import Tensor
 from ramify.batches.batch import Batch, Segment
 
 APART, REACH = 2.0, 1.0
-"""Å: length of an added edge, and the reach of an added atom. Any two lengths will do, if the first is the larger."""
+"""Å: length of a padding edge, and cutoff of a padding atom; arbitrary, but the first must be larger."""
 
 FEWEST = 2
-"""Rows of anything in a padded batch, at least: a compiler makes programs of their own for sizes of 0 and 1."""
+"""Minimum number of rows of each kind in a padded batch: compilers specialise programs for sizes 0 and 1."""
 
 SMALLEST_TILE, LARGEST_TILE = 8, 256
-"""Atoms. Smaller tiles than this make slow products, larger ones gain nothing more."""
+"""Atoms per tile. Matrix products are slower with smaller tiles, and not faster with larger ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class PaddedBatch(Batch):
     """A batch with rows that belong to no segment.
 
     Attributes:
-        tile_branch: (K,) int64, for each tile of N / K atoms the branch whose segment it belongs to, by its place among
-            the names of `Padding`; 0 where it has no real atoms. With tiles of one atom there are none (K = 0).
+        tile_branch: (K,) int64, index (in `Padding.branches`) of the branch of each tile of N / K atoms; 0 for tiles
+            without real atoms. Empty (K = 0) with tiles of one atom.
     """
 
     tile_branch: Tensor = field(kw_only=True)
@@ -46,12 +46,12 @@ class PaddedBatch(Batch):
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How batches are filled up.
+    """Pads batches.
 
     Attributes:
-        branches: names of all that a batch may have.
-        tile: atoms; every segment takes whole tiles.
-        steps: whether sizes are rounded up by `rounded_up`, so that there are few of them.
+        branches: names of all branches that may occur.
+        tile: atoms per tile; every segment is padded to whole tiles.
+        steps: whether sizes are rounded up by `rounded_up`, so that few different sizes occur.
     """
 
     branches: tuple[str, ...]
@@ -59,10 +59,10 @@ class Padding:
     steps: bool = False
 
     def __call__(self, batch: Batch) -> PaddedBatch:
-        """The batch, filled up; on the CPU."""
+        """Pads a batch, on the CPU."""
         starts, used = self._starts(batch.segments)
         size = {name: self._size(count) for name, count in _counts(batch).items()}
-        tiles = self._size(-(-(used + 1) // self.tile))  # one added atom at least stands behind all others
+        tiles = self._size(-(-(used + 1) // self.tile))  # at least one padding atom at the end
         atoms, structures = tiles * self.tile, self._size(len(batch.n_atoms) + 1)
         move = np.concatenate([np.arange(s.atoms.start, s.atoms.stop) - s.atoms.start + a for s, a in starts])
         added = range(used, atoms)
@@ -101,7 +101,7 @@ class Padding:
         return PaddedBatch(**given | new | rows)
 
     def _starts(self, segments: tuple[Segment, ...]) -> tuple[list[tuple[Segment, int]], int]:
-        """The first row of each segment, and the row behind the last real atom."""
+        """First row of each segment, and the row after the last real atom."""
         starts, first, used = [], 0, 0
         for segment in segments:
             starts.append((segment, first))
@@ -123,17 +123,17 @@ class Padding:
 
 
 def rounded_up(count: int) -> int:
-    """The next of 1, 2, ... 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ...: four sizes to every doubling, so that less than
-    a quarter is added, a tenth on average."""
+    """Rounds up to the next of 1, 2, ... 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ...: four sizes per factor of two, so
+    that less than a quarter is added, a tenth on average."""
     unit = 1 << max(0, (count - 1).bit_length() - 3)
     return -(-count // unit) * unit
 
 
 def tile_for(atoms: float, branches: int) -> int:
-    """Atoms of a tile where batches have about so many atoms of so many branches.
+    """Atoms per tile for batches of about `atoms` atoms and `branches` branches.
 
-    A branch leaves half a tile empty on average: with four tiles or more to a branch that is an eighth of all atoms at
-    most. Every tile takes a copy of the weights of its energy head, which is why they are not smaller.
+    A branch leaves half a tile empty on average: with at least four tiles per branch, this is at most an eighth of all
+    atoms. Tiles are not smaller because each one needs a copy of the weights of its energy head.
     """
     if branches == 1:
         return 1
@@ -144,7 +144,7 @@ def tile_for(atoms: float, branches: int) -> int:
 
 
 def _counts(batch: Batch) -> dict[str, int]:
-    """Pairs of each kind, by what their columns begin with."""
+    """Number of pairs of each kind, by the prefix of their columns."""
     return {"": len(batch.receiver), "cutoff_": len(batch.cutoff_gain)}
 
 
@@ -156,18 +156,18 @@ def _longer(tensor: Tensor, rows: int, filling: float) -> Tensor:
 
 
 def _spread_over(rows: range, count: int) -> NDArray[np.int64]:
-    """`count` of these rows in their order, each about equally often."""
+    """Repeats rows in order to `count` rows, each about equally often."""
     return rows.start + np.arange(count) * len(rows) // max(1, count)
 
 
 def _moved(segment: Segment, old: int, new: int) -> Segment:
-    """The segment where rows that began at `old` begin at `new`."""
+    """Moves a segment by `new` - `old` rows."""
     atoms = slice(segment.atoms.start - old + new, segment.atoms.stop - old + new)
     return replace(segment, atoms=atoms)
 
 
 def _datasets(batch: Batch, starts: list[tuple[Segment, int]]) -> tuple[Segment, ...]:
-    """Each dataset moves with the branch that it lies in."""
+    """Segments of datasets, moved with the segments of their branches."""
     found = []
     for dataset in batch.datasets:
         for segment, first in starts:

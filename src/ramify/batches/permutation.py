@@ -1,29 +1,29 @@
-"""A random order of very many rows of which any stretch is known at once, without the rest.
+"""Random permutation of very many rows with random access, without storing the permutation.
 
-A shuffled list of 544 million rows takes 4.4 GB in every process and half a minute at the start of every pass. Here row
-k of the order is computed from k by a Feistel network (Luby and Rackoff, doi:10.1137/0217022), which permutes all
-numbers of so many bits; results past the last row are put in again until they fall among the rows (cycle walking, Black
-and Rogaway, doi:10.1007/3-540-45760-7_9).
+A shuffled list of 544 million rows needs 4.4 GB in every process and half a minute at the start of every pass. Here
+element k of the permutation is computed from k by a Feistel network (Luby and Rackoff, doi:10.1137/0217022), which
+permutes all integers of a given number of bits; results beyond the last row are mapped again until they are valid
+(cycle walking, Black and Rogaway, doi:10.1007/3-540-45760-7_9).
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 4
-"""Of changing both halves. Three make it pseudo-random if the round function is."""
+"""Rounds of the network. Three give a pseudo-random permutation if the round function is pseudo-random."""
 
 STRETCH = 1 << 16
-"""Rows computed at a time: calls then cost nothing against the work."""
+"""Rows computed at once, to make the overhead per call negligible."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class LargePermutation:
-    """The numbers below `size` in a random order.
+    """A random permutation of the integers below `size`.
 
     Args:
-        size: how many.
-        key: 128 bits that the order depends on.
+        size: number of rows.
+        key: 128 bits that determine the permutation.
     """
 
     def __init__(self, size: int, key: int) -> None:
@@ -37,7 +37,7 @@ class LargePermutation:
         self._kept: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
     def rows(self, start: int, count: int) -> NDArray[np.int64]:
-        """Numbers `start` to `start + count` of the order, which must lie within `size`."""
+        """Elements `start` to `start + count` of the permutation, which must be within `size`."""
         pieces = []
         while count > 0:
             stretch, offset = divmod(start, STRETCH)
@@ -47,7 +47,7 @@ class LargePermutation:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
     def _stretch(self, number: int) -> NDArray[np.int64]:
-        """One stretch of the order; the last one asked for is kept."""
+        """One block of the permutation; the last one is cached."""
         if self._kept[0] != number:
             begin = number * STRETCH
             values = self._network(np.arange(begin, min(begin + STRETCH, self.size), dtype=np.uint64))

@@ -1,26 +1,26 @@
-"""How a batch is shared out among datasets.
+"""Sampling rules: the fraction of each dataset in a batch.
 
-A new rule is a function here, its line in `RULES`, and its name in the type of `train.sampling`.
+To add a rule, add a function, its entry in `RULES`, and its name to the type of `train.sampling`.
 """
 
 from collections.abc import Callable, Mapping
 
 Rule = Callable[[int, float], float]
-"""(structures of a dataset, `train.temperature`) -> its relative share of a batch."""
+"""(structures of a dataset, `train.temperature`) -> its relative fraction of a batch."""
 
 
 def proportional(structures: int, temperature: float) -> float:
-    """By number of structures: each is visited equally often."""
+    """Proportional to the number of structures: each structure is used equally often."""
     return float(structures)
 
 
 def equal(structures: int, temperature: float) -> float:
-    """Every dataset alike: those of small ones are visited more often."""
+    """Equal for all datasets: structures of small datasets are used more often."""
     return 1.0
 
 
 def temperature(structures: int, temperature: float) -> float:
-    """Between the two: number ** (1 / temperature)."""
+    """Between `proportional` and `equal`: number ** (1 / temperature)."""
     return float(structures) ** (1.0 / temperature)
 
 
@@ -30,7 +30,7 @@ RULES: dict[str, Rule] = {"proportional": proportional, "equal": equal, "tempera
 def sampling_weights(
     sizes: Mapping[str, int], sampling: str | Mapping[str, float], temperature: float
 ) -> dict[str, float]:
-    """Relative share of each dataset: by a rule, or its size times a factor of its own."""
+    """Relative fraction of each dataset: by a rule, or its size times a factor."""
     if not isinstance(sampling, str):
         return {name: size * sampling.get(name, 1.0) for name, size in sizes.items()}
     return {name: RULES[sampling](size, temperature) for name, size in sizes.items()}

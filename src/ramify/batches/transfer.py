@@ -1,4 +1,4 @@
-"""Batches on their way to an accelerator, while it computes on earlier ones."""
+"""Asynchronous transfer of batches to an accelerator."""
 
 import threading
 from typing import Protocol
@@ -9,22 +9,22 @@ from ramify.batches.batch import Batch
 
 
 class Transfer(Protocol):
-    """The way of batches from the threads that make them to the one that trains."""
+    """Transfers batches from the threads that make them to the training thread."""
 
     def send(self, batch: Batch) -> Batch:
-        """Called by the thread that made the batch."""
+        """Starts the transfer; called by the thread that made the batch."""
 
     def receive(self, batch: Batch) -> Batch:
-        """Called by the thread that uses it; what it then does on the device comes after the batch has arrived."""
+        """Called by the training thread; orders its subsequent work on the device after the transfer."""
 
 
 def transfer_to(device: torch.device | None) -> Transfer:
-    """The way to `device`: for CUDA through page-locked memory and a stream beside that of the computation."""
+    """Creates the transfer to `device`: for CUDA by page-locked memory and a separate stream."""
     return _CudaTransfer(device) if device is not None and device.type == "cuda" else _NoTransfer()
 
 
 class _NoTransfer:
-    """Stays where it was made; other devices are reached by the step itself."""
+    """Leaves batches on the CPU; for other devices, the step copies them."""
 
     def send(self, batch: Batch) -> Batch:
         return batch
@@ -34,11 +34,11 @@ class _NoTransfer:
 
 
 class _CudaTransfer:
-    """Copies run on a stream of each sending thread's own; the device knows when they are through, nobody waits."""
+    """Copies on one stream per sending thread; the device waits for events, host threads do not wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._local = device, threading.local()
-        self._arrived: dict[int, torch.cuda.Event] = {}  # by the identity of the batch that is on its way
+        self._arrived: dict[int, torch.cuda.Event] = {}  # by the id of the batch in transfer
 
     def send(self, batch: Batch) -> Batch:
         if not hasattr(self._local, "stream"):
@@ -53,5 +53,5 @@ class _CudaTransfer:
         current = torch.cuda.current_stream(self._device)
         current.wait_event(self._arrived.pop(id(batch)))
         for tensor in batch.tensors().values():
-            tensor.record_stream(current)  # its memory was taken on the other stream: not to be given away too early
+            tensor.record_stream(current)  # allocated on the other stream: prevents early reuse of its memory
         return batch

@@ -1,10 +1,10 @@
-"""Pairs of atoms of many small structures in one vectorised pass: every atom with every other, images included.
+"""Neighbour search over all pairs of atoms of many small structures in one vectorised pass, periodic images included.
 
-Structures of like size are padded to one size and stacked, so that every operation is one long loop over contiguous
-numbers and nothing is looked up. Separations are wrapped to fractional coordinates within ±1/2 along periodic axes. A
-pair closer than r then lies within r/h + 1/2 lattice steps of there along an axis of height h (the distance between
-the faces of the cell that the axis joins), which bounds the images to be tried; exact for skewed cells and for cells
-smaller than r. Squared distances to all images are one matrix product: |d + t|² = |d|² + 2 d·t + |t|².
+Structures of similar size are padded to one size and stacked, so that every operation is one loop over contiguous
+memory without indexing. Separations are wrapped to fractional coordinates within ±1/2 along periodic axes. A pair
+closer than r then differs by at most r/h + 1/2 lattice steps along an axis of height h (the distance between opposite faces of
+the cell), which bounds the images to test; this is exact for skewed cells and for cells smaller than r. Squared
+distances to all images are one matrix product: |d + t|² = |d|² + 2 d·t + |t|².
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,19 @@ Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CANDIDATES_AT_ONCE = 1 << 17
-"""Padded candidates, pairs times images, of one pass: the working arrays then stay within a core's cache."""
+"""Padded candidates (pairs times images) per pass, so that the working arrays fit into the cache of a core."""
 
 CANDIDATES_OF_ONE = 20_000
-"""Candidates of the largest structure that is treated here: with more, a cell list is faster."""
+"""Maximum number of candidates of a structure; for larger structures, a cell list is faster."""
 
 PADDED = 60_000
-"""Candidates that may be padding in one pass: another pass, and putting its pairs in order, costs as much."""
+"""Maximum number of padding candidates in one pass, whose cost equals that of another pass and sorting its pairs."""
 
 FAR = 1e12
-"""Å or Å², what stands for nothing: far beyond any radius, and squared still far from the end of the numbers."""
+"""Å or Å², placeholder larger than any radius; its square does not overflow."""
 
 MARGIN = 1e-6
-"""Å, far more than a squared distance out of a matrix product can be wrong by."""
+"""Å, tolerance much larger than the rounding error of squared distances from a matrix product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Pairs:
     """P pairs of atoms within some radius, sorted by receiver.
 
     Attributes:
-        receiver: (P,) int64, atom that is surrounded.
-        sender: (P,) int64, atom that surrounds it.
+        receiver: (P,) int64, central atom.
+        sender: (P,) int64, neighbouring atom.
         shift: (P, 3) int32, lattice vectors added to the sender.
         distance: (P,) float64, Å.
     """
@@ -57,11 +57,11 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """How far to look for images of the atoms of S structures.
+    """Range of the search for periodic images of S structures.
 
     Attributes:
-        steps: (S, 3) lattice steps to either side, along each axis; 0 along axes without periodicity.
-        cell: (S, 3, 3) with vectors standing in for the axes without periodicity.
+        steps: (S, 3) maximum lattice steps in both directions of each axis; 0 along axes without periodicity.
+        cell: (S, 3, 3) cells, completed by vectors for the axes without periodicity.
         candidates: (S,) pairs times images.
     """
 
@@ -71,7 +71,7 @@ class Images:
 
 
 def images_within(structures: Structures, radius: float) -> Images:
-    """What images may lie within `radius` (Å) of an atom, once separations are wrapped; cells must have a volume."""
+    """Range of images within `radius` (Å) of an atom after wrapping separations; cells must have a volume."""
     pbc = structures.pbc
     S = len(structures)
     steps, cell = np.zeros((S, 3), np.int64), np.broadcast_to(np.eye(3), (S, 3, 3))
@@ -85,14 +85,14 @@ def images_within(structures: Structures, radius: float) -> Images:
 def all_pairs(
     structures: Structures, images: Images, chosen: Rows, radius: float, *, distances: bool = True
 ) -> Iterator[Pairs]:
-    """The pairs closer than `radius` (Å) of the structures `chosen`, in portions; receivers ascend throughout.
+    """Yields the pairs closer than `radius` (Å) of the structures `chosen`, in parts with ascending receivers.
 
     Args:
-        structures: any.
-        images: of `structures`, for this radius.
-        chosen: which of them, ascending.
+        structures: any structures.
+        images: range of images of `structures` for this radius.
+        chosen: indices of structures, ascending.
         radius: Å.
-        distances: whether they are wanted; those of pairs may be NaN if not.
+        distances: whether distances are needed; otherwise they may be NaN.
     """
     n_images = (2 * images.steps + 1).prod(axis=1)
     periodic, offsets = np.atleast_1d(structures.pbc.any(axis=1)), structures.offsets
@@ -109,16 +109,16 @@ def all_pairs(
 
 
 def merged(parts: Sequence[Pairs], first: int, last: int) -> Pairs:
-    """One list of pairs, sorted by receiver, out of several in which those of each receiver stand side by side.
+    """Merges lists of pairs in which the pairs of each receiver are contiguous to one list sorted by receiver.
 
     Args:
-        parts: no two have pairs of one receiver.
-        first, last: all receivers lie between these atoms.
+        parts: lists of pairs with disjoint receivers.
+        first, last: range of the receivers.
     """
     joint = together(parts)
     receiver = joint.receiver
     count = np.bincount(receiver - first, minlength=last - first)
-    begins = np.flatnonzero(np.diff(receiver, prepend=-1))  # only these runs must be put in order
+    begins = np.flatnonzero(np.diff(receiver, prepend=-1))  # only these runs must be sorted
     at = np.zeros(last - first, np.int64)
     at[receiver[begins] - first] = begins
     order = atom_rows(at, count)
@@ -131,14 +131,14 @@ def merged(parts: Sequence[Pairs], first: int, last: int) -> Pairs:
 
 
 def together(parts: Sequence[Pairs]) -> Pairs:
-    """Any number of lists of pairs, one after the other."""
+    """Concatenates lists of pairs."""
     none = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32), np.zeros(0))
     columns = ("receiver", "sender", "shift", "distance")
     return Pairs(*(np.concatenate([getattr(part, name) for part in (*parts, none)]) for name in columns))
 
 
 def _alike(rows: Rows, n_atoms: Rows, n_images: Rows) -> Iterator[Rows]:
-    """`rows` in groups of like size and number of images, in their order; one, where padding costs less than calls."""
+    """Yields `rows` in groups of similar size and number of images; one group if padding costs less than more calls."""
     work_of_all = int((n_atoms**2 * n_images).sum())
     if len(rows) * int(n_atoms.max()) ** 2 * int(n_images.max()) <= work_of_all + PADDED:
         yield rows
@@ -160,9 +160,9 @@ class _Stack:
     """B structures padded to n atoms each.
 
     Attributes:
-        first: (B,) their first atoms.
-        x: (3, B, n) Å; of padding, anything.
-        empty: (B, n) where there is padding; None if there is none.
+        first: (B,) first atoms of the structures.
+        x: (3, B, n) Å; arbitrary for padding.
+        empty: (B, n) mask of padding; None if there is none.
     """
 
     first: Rows
@@ -170,7 +170,7 @@ class _Stack:
     empty: NDArray[np.bool_] | None
 
     def of_pairs(self, pair: Rows) -> tuple[Rows, Rows]:
-        """Receiver and sender among all atoms, of pairs (structure, receiver, sender) as flat indices of (B, n, n)."""
+        """Receivers and senders among all atoms, from flat indices of pairs in (B, n, n)."""
         _, B, n = self.x.shape
         row = pair // n  # flat index of (B, n)
         rows = np.arange(B * n)
@@ -194,14 +194,14 @@ def _isolated(structures: Structures, rows: Rows, radius: float, distances: bool
     """Pairs of structures without periodicity."""
     stack = _stacked(structures, rows)
     _, B, n = stack.x.shape
-    if stack.empty is not None:  # far from every atom, and from one another
+    if stack.empty is not None:  # far from all atoms and from one another
         np.copyto(stack.x, FAR * np.arange(1, n + 1), where=stack.empty)
     d = np.subtract(stack.x[:, :, None, :], stack.x[:, :, :, None])
     np.multiply(d, d, out=d)
     square = d[0]
     square += d[1]
     square += d[2]
-    square.reshape(B, n * n)[:, :: n + 1] = FAR  # an atom is no neighbour of its own
+    square.reshape(B, n * n)[:, :: n + 1] = FAR  # an atom is not its own neighbour
     flat = square.reshape(-1)
     pair = np.flatnonzero(flat < radius * radius)
     distance = np.sqrt(np.take(flat, pair)) if distances else np.broadcast_to(np.nan, pair.shape)
@@ -211,8 +211,8 @@ def _isolated(structures: Structures, rows: Rows, radius: float, distances: bool
 def _periodic(structures: Structures, images: Images, rows: Rows, radius: float) -> Pairs:
     """Pairs of structures of which some are periodic along some axes.
 
-    The matrix product only finds candidates: how it rounds may depend on what else is in it. What decides, wraps and
-    distances, is computed number by number.
+    The matrix product only finds candidates, because its rounding may depend on the other structures in it. Wrapping
+    and the final distances are computed elementwise.
     """
     stack = _stacked(structures, rows)
     _, B, n = stack.x.shape
@@ -231,7 +231,7 @@ def _periodic(structures: Structures, images: Images, rows: Rows, radius: float)
     if missing is not None:
         right[:, 4][missing] = FAR
     square = np.matmul(left, right)
-    square[:, :: n + 1, 0] = FAR  # an atom is no neighbour of its own, but of its images
+    square[:, :: n + 1, 0] = FAR  # an atom is not its own neighbour, but of its images
     at = np.flatnonzero(square.reshape(-1) < (radius + MARGIN) ** 2)
     pair = at // M
     image = at - pair * M
@@ -248,8 +248,8 @@ def _periodic(structures: Structures, images: Images, rows: Rows, radius: float)
 
 
 def _wrapped(x: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int32]]:
-    """(3, B, n n) Å, separations of all pairs (receiver, sender) of positions (3, B, n), taken to within half a cell
-    along periodic axes; and (B n n, 3) the lattice steps that were taken off."""
+    """(3, B, n n) Å, separations of all pairs (receiver, sender) of positions (3, B, n), wrapped to half a cell along
+    periodic axes; and (B n n, 3) the subtracted lattice steps."""
     _, B, n = x.shape
     x = x - x[:, :, :1]
     inverse = np.linalg.inv(cell)
@@ -269,8 +269,8 @@ def _wrapped(x: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> tuple[Floats, N
 
 
 def _lattice_vectors(steps: Rows, cell: Floats) -> tuple[NDArray[np.int32], Floats, NDArray[np.bool_] | None]:
-    """Images of B structures: lattice steps, (M, 3), or (B M, 3) where not all structures have the same; the lattice
-    vectors (3, B, M) Å; and which of these stand for nothing, None if all are images."""
+    """Images of B structures: lattice steps, (M, 3), or (B M, 3) if they differ between structures; lattice vectors (3,
+    B, M) Å; and a mask of padding among them, None if there is none."""
     tables = {tuple(row): _steps_within(*row) for row in steps.tolist()}
     M = max(len(table) for table in tables.values())
     missing = None
@@ -294,6 +294,6 @@ def _lattice_vectors(steps: Rows, cell: Floats) -> tuple[NDArray[np.int32], Floa
 
 @lru_cache(maxsize=1024)
 def _steps_within(a: int, b: int, c: int) -> NDArray[np.int32]:
-    """(M, 3) all lattice steps up to a, b and c to either side; none at all comes first."""
+    """(M, 3) all lattice steps up to a, b and c in both directions; the zero step is first."""
     axes = [sorted(range(-m, m + 1), key=abs) for m in (a, b, c)]
     return np.array(list(product(*axes)), np.int32)

@@ -1,7 +1,7 @@
-"""All pairs of one large structure, by the cell lists of a library: vesin, or nvalchemi-toolkit-ops on an NVIDIA GPU.
+"""Neighbour search for one large structure by cell lists: vesin, or nvalchemi-toolkit-ops on an NVIDIA GPU.
 
 Both are exact for skewed cells, cells smaller than the radius and any periodicity, and find the same pairs; the second
-is taken for structures that are worked on with CUDA, where it is installed (https://github.com/NVIDIA/nvalchemi-toolkit-ops).
+is used with CUDA if it is installed (https://github.com/NVIDIA/nvalchemi-toolkit-ops).
 """
 
 from collections.abc import Callable
@@ -17,19 +17,19 @@ Floats = NDArray[np.float64]
 Found = tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer], Floats]
 """Receiver (P,), sender (P,), lattice steps of the sender (P, 3), and distance (P,) in Å, in no particular order."""
 CellList = Callable[[Floats, Floats, NDArray[np.bool_], float], Found]
-"""Of positions (N, 3) Å, cell (3, 3) Å, periodic axes (3,) and radius Å: all pairs at most that far apart."""
+"""Function of positions (N, 3) Å, cell (3, 3) Å, periodic axes (3,) and radius Å that finds all pairs within it."""
 
 NEIGHBORS = 64
-"""Neighbours per atom that a GPU has room for at first; twice as many wherever that is not enough."""
+"""Initial capacity of neighbours per atom on a GPU, doubled until it is sufficient."""
 
 
 def cell_list_for(device: str) -> CellList:
-    """The library for structures that are worked on with `device`."""
+    """Selects the library for a device."""
     return by_nvalchemi if device == "cuda" and find_spec("nvalchemiops") is not None else by_vesin
 
 
 def by_vesin(positions: Floats, cell: Floats, periodic: NDArray[np.bool_], radius: float) -> Found:
-    """By one thread of the CPU."""
+    """Neighbour search by one CPU thread."""
     receiver, sender, shift, distance = NeighborList(cutoff=radius, full_list=True, n_threads=1).compute(
         points=positions,
         box=cell,
@@ -42,11 +42,11 @@ def by_vesin(positions: Floats, cell: Floats, periodic: NDArray[np.bool_], radiu
 def by_nvalchemi(
     positions: Floats, cell: Floats, periodic: NDArray[np.bool_], radius: float, device: str = "cuda"
 ) -> Found:
-    """By the present GPU, or by the CPU (`device="cpu"`), where the library is slower than vesin."""
+    """Neighbour search by the current GPU, or by the CPU (`device="cpu"`), which is slower than vesin."""
     from nvalchemiops.neighbors.neighbor_utils import NeighborOverflowError
     from nvalchemiops.torch.neighbors import cell_list
 
-    box = complete_cell(np.where(periodic[:, None], cell, 0.0))  # axes that repeat nothing may have no length
+    box = complete_cell(np.where(periodic[:, None], cell, 0.0))  # vectors without periodicity may be zero
     given = (np.ascontiguousarray(one) for one in (positions, box[None], periodic[None]))
     there = [torch.as_tensor(one, device=device) for one in given]
     room = NEIGHBORS

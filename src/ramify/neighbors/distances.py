@@ -1,7 +1,7 @@
-"""Closest distance between the atoms of each structure, periodic images included, without a Python step per structure.
+"""Closest distance between the atoms of each structure, periodic images included, vectorised over structures.
 
-Structures with the same number of atoms are taken together in arrays whose last axis runs over the structures, so that
-every operation is one long contiguous loop (for 7 atoms ten times faster than batched Gram matrices).
+Structures with the same number of atoms are processed together in arrays whose last axis is the structure, so that
+every operation is one contiguous loop (for 7 atoms ten times faster than batched Gram matrices).
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from ramify.structures import Structures, atom_rows
 Floats = NDArray[np.float64]
 
 VALUES_AT_ONCE = 65_536
-"""Pair distances computed at a time: the working arrays stay within a core's cache."""
+"""Pair distances per pass, so that the working arrays fit into the cache of a core."""
 STRUCTURES_AT_ONCE = 4096
 DEGENERATE = 1e-6
-"""A cell counts as degenerate when its volume is below this part of the product of its edges."""
+"""A cell is degenerate if its volume is below this fraction of the product of the lengths of its vectors."""
 IMPROVEMENT = 1.0 - 1e-9
-"""Part of its squared length that a lattice vector must fall to for a reduction step to count: ends the loop."""
+"""Maximum ratio of the new to the old squared length in a reduction step; larger ratios end the loop."""
 
 
 def closest_distances(structures: Structures) -> Floats:
-    """(S,) Å, the smallest distance between two atoms (or an atom and its own image); inf for one atom without pbc.
+    """(S,) Å, smallest distance between two atoms (or an atom and its image); inf for one atom without periodicity.
 
     Positions and cells must be finite, and periodic cells not degenerate (see `degenerate_cells`).
     """
@@ -56,8 +56,8 @@ def degenerate_cells(cell: NDArray[np.floating], pbc: NDArray[np.bool_]) -> NDAr
 def reduce_cells(cell: Floats) -> Floats:
     """Minkowski-reduced bases, (B, 3, 3) rows, of the lattices that the rows of `cell` (B, 3, 3) span, shortest first.
 
-    Greedy reduction (Nguyen and Stehlé, doi:10.1145/1597036.1597050): in three dimensions a basis is reduced when no
-    vector becomes shorter by adding a combination with coefficients -1, 0, 1 of the shorter ones.
+    Greedy reduction (Nguyen and Stehlé, doi:10.1145/1597036.1597050): in three dimensions, a basis is reduced if adding
+    combinations of the shorter vectors with coefficients -1, 0, 1 does not shorten any vector.
     """
     cell = cell.copy()
     active = np.arange(len(cell))
@@ -82,7 +82,7 @@ def reduce_cells(cell: Floats) -> Floats:
 def _same_size(
     n_atoms: NDArray[np.int64], offsets: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The structures `rows` in parts with one number of atoms each: which structures, and their atoms."""
+    """Yields the structures `rows` in parts with equal numbers of atoms: indices of structures and of their atoms."""
     counts = n_atoms[rows]
     order = np.argsort(counts, kind="stable")
     ends = np.flatnonzero(np.diff(counts[order], append=-1)) + 1
@@ -101,7 +101,7 @@ def _fractional(structures: Structures, rows: NDArray[np.int64]) -> tuple[Floats
     extent = np.maximum.reduceat(np.abs(x).max(axis=1), offsets)[rows]
     cell, pbc = structures.cell[rows].astype(np.float64), structures.pbc[rows]
     longest = np.where(pbc[:, :, None], np.abs(cell), 0.0).sum(axis=2).max(axis=1)
-    # edges that stand in for the axes without periodicity: too long for an image across them to be the closest
+    # vectors for the axes without periodicity: so long that images along them are never the closest
     basis = reduce_cells(complete_cells(cell, pbc, 8 * extent + 8 * longest + 1.0))
     inverse = np.zeros((len(structures), 3, 3))
     inverse[rows] = np.linalg.inv(basis)
@@ -109,7 +109,7 @@ def _fractional(structures: Structures, rows: NDArray[np.int64]) -> tuple[Floats
 
 
 def _closest_open(positions: Floats) -> Floats:
-    """(B,) closest pair of (B, n, 3) positions without periodicity."""
+    """(B,) smallest squared distance of (B, n, 3) positions without periodicity."""
     x = np.ascontiguousarray(positions.transpose(2, 1, 0))
     squared = np.full(len(positions), np.inf)
     for i, j in _pair_blocks(x.shape[1], x.shape[2]):
@@ -122,16 +122,16 @@ def _closest_open(positions: Floats) -> Floats:
 
 
 def _closest_periodic(fractional: Floats, basis: Floats) -> Floats:
-    """(B,) closest pair of (B, n, 3) fractional coordinates in reduced cells (B, 3, 3), images included.
+    """(B,) smallest squared distance of (B, n, 3) fractional coordinates in reduced cells (B, 3, 3), images included.
 
     Separations are wrapped to fractional coordinates within ±1/2. A separation shorter than half the height of the
-    cell over an axis has its true fractional coordinate there within ±1/2, so wrapping found it; only over lower axes
-    are the neighbouring images tried as well.
+    cell along an axis has a fractional coordinate within ±1/2, so that wrapping finds it; the neighbouring images are
+    tested only along axes with a smaller height.
     """
     s = np.ascontiguousarray(fractional.transpose(2, 1, 0))
     heights = 1 / np.linalg.norm(np.linalg.inv(basis), axis=1)
     metric = np.einsum("bij,bkj->ikb", basis, basis)
-    squared = metric[0, 0].copy()  # an atom and its own image: the shortest lattice vector
+    squared = metric[0, 0].copy()  # an atom and its image: the shortest lattice vector
     for i, j in _pair_blocks(s.shape[1], s.shape[2]):
         np.minimum(squared, _lengths(_wrapped(s, i, j), metric).min(axis=0), out=squared)
     low = (heights / 2) ** 2 < squared[:, None]
@@ -161,7 +161,7 @@ def complete_cells(cell: Floats, pbc: NDArray[np.bool_], length: Floats) -> Floa
             cell[some] = np.eye(3) * size[:, :, None]
         elif len(periodic) == 1:
             a = cell[some, periodic[0]]
-            helper = np.eye(3)[np.argmin(np.abs(a), axis=1)]  # the axis least along a
+            helper = np.eye(3)[np.argmin(np.abs(a), axis=1)]  # the Cartesian axis with the smallest component of a
             b = _unit(np.cross(a, helper))
             cell[some, free[0]] = size * b
             cell[some, free[1]] = size * _unit(np.cross(a, b))
@@ -172,16 +172,16 @@ def complete_cells(cell: Floats, pbc: NDArray[np.bool_], length: Floats) -> Floa
 
 
 def _unit(vectors: Floats) -> Floats:
-    """(B, 3) vectors of length 1; zero stays zero (the cell is then found to be degenerate)."""
+    """Normalises (B, 3) vectors; zero vectors stay zero (the cell is then degenerate)."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Floats = vectors / np.where(norms > 0, norms, 1.0)
     return unit
 
 
 def _pair_blocks(n: int, structures: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """All pairs i < j of n atoms, in blocks small enough for `structures` of them at once."""
+    """Yields all pairs i < j of n atoms, in blocks small enough for `structures` structures at once."""
     size = max(1, VALUES_AT_ONCE // structures)
-    rows = max(1, size // n)  # only structures of thousands of atoms take more than one turn here
+    rows = max(1, size // n)  # only structures of thousands of atoms need several blocks
     for start in range(0, n - 1, rows):
         first = np.arange(start, min(start + rows, n - 1))
         counts = n - 1 - first

@@ -1,16 +1,16 @@
-"""Neighbour lists, made on the fly so that the cutoff stays a hyper-parameter.
+"""Neighbour lists, computed on the fly so that the cutoff stays a hyper-parameter.
 
-An edge (i, j, n) says that atom j, moved by n lattice vectors, lies within the cutoff of atom i. Small structures go
-through vectorised passes over the whole batch (`ramify.neighbors.all_pairs`); large ones through cell lists
-(`ramify.neighbors.cell_lists`), structure by structure. Which way a structure goes depends on itself alone, and so do
-its edges, to the last bit and in their order.
+An edge (i, j, n) means that atom j, translated by n lattice vectors, is within the cutoff of atom i. Small structures
+are searched in vectorised passes over the whole batch (`ramify.neighbors.all_pairs`), large ones individually by cell
+lists (`ramify.neighbors.cell_lists`). The choice depends only on the structure, and so do its edges, bitwise and in
+their order.
 
-`max_neighbors` keeps the nearest. A plain limit would make the energy jump when two atoms trade ranks, and would choose
-among equally distant atoms of a crystal by chance. Instead every atom gets a *reach* of its own, at most the cutoff, at
-which the encoder lets all weights fade to zero: the radius at which a smoothed count of neighbours comes to
-`max_neighbors` + 1/2. An atom at distance d begins to count when the radius r comes within `SOFTNESS` of it and counts
-fully at r = d, so at most `max_neighbors` atoms lie inside; the reach moves smoothly with all atoms near it, treats
-equal distances equally, and is differentiated with everything else.
+`max_neighbors` keeps the nearest neighbours. A hard limit would make the energy discontinuous when two atoms exchange
+ranks, and would select arbitrarily among equidistant atoms of a crystal. Instead every atom has an *adaptive cutoff*
+(`reach`), at most the cutoff, at which the encoder lets all weights go to zero: the radius at which a smoothed count of
+neighbours equals `max_neighbors` + 1/2. The contribution of an atom at distance d to the count rises from 0 at radius
+d - `SOFTNESS` to 1 at radius d, so that at most `max_neighbors` atoms are inside; the adaptive cutoff is a smooth
+function of the positions of all atoms near it, treats equal distances equally, and is differentiated in forces.
 """
 
 from dataclasses import dataclass
@@ -23,31 +23,31 @@ from ramify.neighbors.cell_lists import cell_list_for
 from ramify.structures import Structures
 
 SOFTNESS = 0.25
-"""Å before its own distance over which an atom comes to count. Smaller keeps more of the neighbourhood, larger makes
-the reach follow its atoms more gently."""
+"""Å, interval of the radius over which the contribution of an atom to the count rises. Smaller values keep more
+neighbours, larger ones make the adaptive cutoff smoother."""
 
 ROUNDING = 0.2
-"""Å around the cutoff within which the minimum of reach and cutoff is rounded off."""
+"""Å around the cutoff within which the minimum of adaptive cutoff and cutoff is smoothed."""
 
 CONVERGED = 1e-10
-"""Å, the last step of looking for a reach. Newton's method about squares the error: what is left is rounding."""
+"""Å, last step of the search for an adaptive cutoff. Newton's method squares the error: the remainder is rounding."""
 
 RANKED_AT_ONCE = 1 << 20
-"""Distances that are ranked in one table."""
+"""Maximum number of distances ranked in one table."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """E edges over N atoms, sorted by receiver; and what each atom's reach depends on.
+    """E edges over N atoms, sorted by receiver, with the adaptive cutoffs.
 
     Attributes:
-        receiver: (E,) int64, atom i that is surrounded.
-        sender: (E,) int64, atom j.
+        receiver: (E,) int64, central atom i.
+        sender: (E,) int64, neighbour j.
         shift: (E, 3) int32, lattice vectors added to the sender.
-        reach: (N,) float64, Å, where the atom's neighbourhood ends.
-        rim: the pairs whose distance moves the reach, sorted by receiver.
+        reach: (N,) float64, Å, adaptive cutoff of each atom.
+        rim: the pairs whose distances determine the adaptive cutoffs, sorted by receiver.
     """
 
     receiver: NDArray[np.int64]
@@ -62,11 +62,11 @@ class Edges:
 
 @dataclass(frozen=True, slots=True)
 class CutoffPairs:
-    """H pairs near the reach of their receiver.
+    """H pairs near the adaptive cutoff of their receiver.
 
     Attributes:
         receiver, sender, shift: as in `Edges`.
-        gain: (H,) float64, derivative of the receiver's reach with respect to the pair's distance.
+        gain: (H,) float64, derivative of the adaptive cutoff of the receiver with respect to the distance of the pair.
     """
 
     receiver: NDArray[np.int64]
@@ -79,28 +79,28 @@ class CutoffPairs:
 
 
 def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None = None) -> Edges:
-    """All edges of all structures.
+    """Finds all edges of all structures.
 
     Args:
         structures: any number of structures.
-        cutoff: Å, for atom pairs strictly closer than this.
-        max_neighbors: the most that an atom may have; None keeps all within the cutoff.
+        cutoff: Å; edges are strictly shorter.
+        max_neighbors: maximum number of neighbours of an atom; None keeps all within the cutoff.
 
     Returns:
-        edges numbered within `structures` as a whole.
+        edges with atom indices within `structures`.
     """
     pairs = find_pairs(structures, search_radius(cutoff, max_neighbors), distances=max_neighbors is not None)
     return edges_among(pairs, len(structures.numbers), cutoff, max_neighbors)
 
 
 def search_radius(cutoff: float, max_neighbors: int | None) -> float:
-    """Å: pairs up to here decide what the edges are; beyond the cutoff they still move reaches."""
+    """Radius in Å of the pairs that determine the edges; pairs beyond the cutoff influence adaptive cutoffs."""
     return cutoff if max_neighbors is None else cutoff + ROUNDING + SOFTNESS
 
 
 def find_pairs(structures: Structures, radius: float, *, distances: bool = True, device: str = "cpu") -> Pairs:
-    """All pairs of atoms of one structure strictly closer than `radius` (Å), images included; their distances may be
-    NaN where `distances` are not wanted. Large structures are searched on `device`, see `cell_list_for`."""
+    """Finds all pairs of atoms within each structure strictly closer than `radius` (Å), images included; without
+    `distances`, distances may be NaN. Large structures are searched on `device`, see `cell_list_for`."""
     images = images_within(structures, radius)
     small = images.candidates <= CANDIDATES_OF_ONE
     found = list(all_pairs(structures, images, np.flatnonzero(small), radius, distances=distances))
@@ -111,7 +111,7 @@ def find_pairs(structures: Structures, radius: float, *, distances: bool = True,
 
 
 def edges_among(pairs: Pairs, n_atoms: int, cutoff: float, max_neighbors: int | None) -> Edges:
-    """The edges among all pairs of `n_atoms` atoms within `search_radius` of each other."""
+    """Selects edges from all pairs of `n_atoms` atoms within `search_radius`."""
     if max_neighbors is None:
         nothing = np.zeros(0, np.int64)
         cutoff_pairs = CutoffPairs(nothing, nothing, np.zeros((0, 3), np.int32), np.zeros(0))
@@ -130,7 +130,7 @@ def edges_among(pairs: Pairs, n_atoms: int, cutoff: float, max_neighbors: int | 
 
 
 def _cell_list(structures: Structures, index: int, radius: float, device: str) -> Pairs:
-    """The pairs of one structure by a cell list."""
+    """Finds the pairs of one structure by a cell list."""
     first, last = structures.offsets[index : index + 2]
     receiver, sender, shift, distance = cell_list_for(device)(
         np.asarray(structures.positions[first:last], np.float64),
@@ -151,10 +151,10 @@ def _cell_list(structures: Structures, index: int, radius: float, device: str) -
 def _adaptive_cutoffs(
     count: NDArray[np.int64], receiver: NDArray[np.int64], distance: Floats, cutoff: float, max_neighbors: int
 ) -> tuple[Floats, NDArray[np.int64], Floats]:
-    """(N,) reach; the pairs that move it, and its derivative with respect to the distance of each of these.
+    """(N,) adaptive cutoffs; the pairs that determine them, and the derivatives with respect to their distances.
 
     Args:
-        count: (N,) pairs of each atom.
+        count: (N,) number of pairs of each atom.
         receiver, distance: (pairs,) sorted by receiver.
         cutoff, max_neighbors: see `find_edges`.
     """
@@ -167,7 +167,7 @@ def _adaptive_cutoffs(
     first = np.cumsum(count) - count
     beyond[crowded] = _ranked(distance, first[crowded], count[crowded], max_neighbors)
     behind = np.repeat(beyond, count)
-    behind -= distance  # how far inside of the first one beyond the limit a pair is
+    behind -= distance  # distance from the first neighbour beyond the limit
     near = np.flatnonzero(np.abs(behind) < SOFTNESS)
     number = np.zeros(len(count), np.int64)
     number[crowded] = np.arange(len(crowded))
@@ -181,7 +181,7 @@ def _adaptive_cutoffs(
     over = np.clip(free - cutoff, -ROUNDING, ROUNDING)
     rounded = cutoff + 0.5 * over - (ROUNDING**2 + over**2) / (4 * ROUNDING)
     limited = np.where(free < cutoff - ROUNDING, free, rounded)
-    limited[free >= cutoff + ROUNDING] = cutoff  # exactly: what else is in the batch must not change a bit
+    limited[free >= cutoff + ROUNDING] = cutoff  # exactly, so that the result does not depend on the batch
     atom_cutoff[crowded] = limited
     gain = slope / total[owner] * (0.5 - over / (2 * ROUNDING))[owner]
     moving = np.flatnonzero(gain > 0)
@@ -189,7 +189,7 @@ def _adaptive_cutoffs(
 
 
 def _ranked(distance: Floats, first: NDArray[np.int64], count: NDArray[np.int64], rank: int) -> Floats:
-    """For some atoms, whose pairs begin at `first`, the distance that `rank` others are below."""
+    """Distance with rank `rank` (from 0) among the pairs of each atom, which begin at `first`."""
     found = np.empty(len(first))
     rows = max(1, RANKED_AT_ONCE // int(count.max()))
     for start in range(0, len(first), rows):
@@ -202,15 +202,15 @@ def _ranked(distance: Floats, first: NDArray[np.int64], count: NDArray[np.int64]
 
 
 def _where_count_passes(target: Floats, owner: NDArray[np.int64], distance: Floats, beyond: Floats) -> Floats:
-    """(atoms,) Å, the radius at which the smoothed count of the pairs `owner`, `distance` comes to `target`.
+    """(atoms,) Å, radius at which the smoothed count of the pairs `owner`, `distance` equals `target`.
 
-    It lies between `beyond` - SOFTNESS and `beyond`. Newton's method, by halves where that leaves the bracket; an atom
-    stops when it has converged, so that its result does not depend on the others.
+    It is between `beyond` - SOFTNESS and `beyond`. Newton's method, with bisection if a step leaves the bracket; each
+    atom stops when it has converged, so that its result does not depend on the others.
     """
     low, high = beyond - SOFTNESS, beyond.copy()
     radius = 0.5 * (low + high)
     active = np.arange(len(target))
-    for _ in range(100):  # by halves alone 40 would do
+    for _ in range(100):  # bisection alone needs 40
         here = radius[active]
         steps, slopes = _step(np.take(here, owner), distance)
         excess = np.bincount(owner, steps, minlength=len(active)) - target
@@ -230,8 +230,8 @@ def _where_count_passes(target: Floats, owner: NDArray[np.int64], distance: Floa
 
 
 def _step(radius: Floats, distance: Floats) -> tuple[Floats, Floats]:
-    """How far an atom counts: 0 at radius <= distance - SOFTNESS, 1 at radius >= distance, twice differentiable, with t
-    from 0 to 1 between them 6 t⁵ - 15 t⁴ + 10 t³; and its derivative with respect to t."""
+    """Contribution of an atom to the count: 0 at radius <= distance - SOFTNESS, 1 at radius >= distance, and
+    6 t⁵ - 15 t⁴ + 10 t³ (twice differentiable) with t from 0 to 1 between them; and its derivative by t."""
     t = np.clip((radius - distance) / SOFTNESS + 1.0, 0.0, 1.0)
     u = t * (1.0 - t)
     return t * t * t * (t * (6.0 * t - 15.0) + 10.0), 30.0 * u * u

@@ -1,7 +1,7 @@
-"""Structures far from the origin, brought near it before their positions are cast to float32.
+"""Translation of structures far from the origin, before their positions are cast to float32.
 
-A float32 of 1,000 Å has a step of 6e-5 Å, of 10,000 Å one of 1e-3 Å: distances would be rounded by as much. Energies,
-forces and stress do not change when a structure moves as a whole, or an atom by a lattice vector.
+The spacing of float32 at 1,000 Å is 6e-5 Å, at 10,000 Å 1e-3 Å, and distances would be rounded accordingly. Energies,
+forces and stress are invariant to translations of a structure and of atoms by lattice vectors.
 """
 
 import numpy as np
@@ -11,16 +11,16 @@ from ramify.neighbors.distances import complete_cells
 from ramify.structures import Structures
 
 FAR = 64.0
-"""Å; below it a float32 is exact to 4e-6 Å, which moves a force by 4e-4 eV/Å even in the stiffest bonds. Structures
-within it stay where they are."""
+"""Å; below it, float32 is accurate to 4e-6 Å, which changes forces by 4e-4 eV/Å even in the stiffest bonds. Structures
+within it are not moved."""
 
 
 def displacements(structures: Structures) -> NDArray[np.float64] | None:
-    """(N, 3) Å, in float64: what to take off positions so that atoms far from the origin come near it; None where no
+    """(N, 3) Å, float64 displacements to subtract from positions so that all atoms are close to the origin; None if no
     atom is farther than `FAR` along any axis.
 
-    Along periodic axes each atom moves by whole lattice vectors into the cell, along the others the whole structure
-    moves. Cells must have a volume.
+    Along periodic axes, each atom is wrapped into the cell by lattice vectors; along the others, the structure is
+    translated as a whole. Cells must have a volume.
     """
     if not len(structures.positions) or max(structures.positions.max(), -structures.positions.min()) <= FAR:
         return None

@@ -1,9 +1,9 @@
 """The columns of a store in one ADIOS2 file (BP5), written and read in large pieces.
 
-ADIOS2 (https://github.com/ornladios/ADIOS2) is made for bulk transfer on parallel file systems: a file is written from
-memory as it stands and read back in long sequential reads. It is not made for random rows, so a store of this form is
-read as a whole when a run begins, into memory that the processes share. Every column is one global array of one step,
-its unit beside it as an attribute; `bpls -la columns.bp` lists them.
+ADIOS2 (https://github.com/ornladios/ADIOS2) is designed for bulk transfer on parallel file systems: a file is written
+from memory without conversion and read in long sequential reads. Random access to rows is slow, so a store of this form
+is read as a whole when a run begins, into memory that the processes share. Every column is one global array of one
+step, with its unit as an attribute; `bpls -la columns.bp` lists them.
 """
 
 import os
@@ -30,11 +30,11 @@ PARTS_FILE = "columns.json"
 ADIOS_FILES = (ADIOS_FILE, PARTS_FILE)
 
 UNITS = {"positions": "Å", "cell": "Å"}
-"""Of columns that are no labels."""
+"""Units of columns that are not labels."""
 
 PARAMETERS = {
-    "StatsLevel": "0",  # no minima and maxima: they would be a second pass over everything
-    "MinDeferredSize": "1024",  # bytes; larger pieces are written from where they are instead of being copied
+    "StatsLevel": "0",  # no minima and maxima, which need a second pass over the data
+    "MinDeferredSize": "1024",  # bytes; larger pieces are written without a copy
 }
 
 
@@ -42,12 +42,12 @@ def write_adios(path: Path, manifest: Manifest, pieces: Mapping[str, Iterable[tu
     """Writes columns as the ADIOS2 file `path`.
 
     Args:
-        path: to be made.
-        manifest: of the store; states types and shapes.
-        pieces: of every column: first row, and rows (whose memory may be used again for the next piece).
+        path: file to create.
+        manifest: manifest of the store, with types and shapes.
+        pieces: for every column, first row and rows of each piece (whose memory may be reused for the next piece).
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     adios2 = _adios2()
     io = adios2.Adios().declare_io("write")
@@ -61,7 +61,7 @@ def write_adios(path: Path, manifest: Manifest, pieces: Mapping[str, Iterable[tu
                 _put(adios2, io, engine, name, manifest.columns[name], parts, syncing)
             engine.end_step()
         except BaseException:
-            with suppress(RuntimeError):  # it may try again to write what it could not
+            with suppress(RuntimeError):  # closing may retry the failed write
                 engine.close()
             raise
         engine.close()
@@ -69,10 +69,10 @@ def write_adios(path: Path, manifest: Manifest, pieces: Mapping[str, Iterable[tu
 
 
 class _Syncing:
-    """Has the system put on the disk what is written to an ADIOS2 file, beside the writing; without this it would keep
-    it all in memory up to the end and the disk would idle until then.
+    """Flushes the written parts of an ADIOS2 file to disk in a thread; otherwise the system would keep all data in memory
+    until the end, while the disk is idle.
 
-    An error of the disk is told to one of those who sync a file, so it is raised here.
+    The system reports a disk error to only one caller of fsync, so it is raised here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,10 +89,10 @@ class _Syncing:
             self._last.result()
 
     def wrote(self) -> None:
-        """Something more was written.
+        """Notifies the thread that more was written.
 
         Raises:
-            OSError: what was written before could not be put on the disk.
+            OSError: earlier data could not be flushed to disk.
         """
         if self._last is not None:
             if not self._last.done():
@@ -124,13 +124,13 @@ def _put(
     for start, piece in parts:
         variable.set_selection([[start, *[0] * (piece.ndim - 1)], list(piece.shape)])
         engine.put(variable, piece.view(kind.dtype), adios2.bindings.Mode.Deferred)
-        engine.perform_data_write()  # before the memory of the piece is used again
+        engine.perform_data_write()  # before the memory of the piece is reused
         syncing.wrote()
 
 
 @contextmanager
 def _system_errors(path: Path) -> Iterator[None]:
-    """Turns what ADIOS2 says of the system's errors into the errors themselves."""
+    """Converts system errors in messages of ADIOS2 to `OSError`."""
     try:
         yield
     except RuntimeError as error:
@@ -149,7 +149,7 @@ class AdiosFiles:
         self.path, self.manifest = path, manifest
         self._adios2 = _adios2()
         _check_parts(path)
-        self._lock = threading.Lock()  # an engine is not made for several threads
+        self._lock = threading.Lock()  # an engine is not thread-safe
         self._io = self._adios2.Adios().declare_io("read")
         self._io.set_engine("BP5")
         try:
@@ -186,7 +186,7 @@ class AdiosFiles:
 
 
 def _parts(path: Path) -> dict[str, dict[str, Any]]:
-    """Size of every file that an ADIOS2 file consists of, and checksums of those that describe the data."""
+    """Size of every file of an ADIOS2 dataset, and checksums of its metadata files."""
     found: dict[str, dict[str, Any]] = {}
     for part in sorted(path.iterdir()):
         found[part.name] = {"bytes": part.stat().st_size}
@@ -196,8 +196,8 @@ def _parts(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_parts(path: Path) -> None:
-    """Refuses files that are not as they were written, before ADIOS2 sees them: on a file that is too short it waits
-    for the rest."""
+    """Raises an error if files are not as written, before ADIOS2 opens them: it would wait for the rest of a truncated
+    file."""
     stated = parsed(dict[str, dict[str, Any]], read_json(path / PARTS_FILE), path / PARTS_FILE, fix=REBUILD)
     found = _parts(path / ADIOS_FILE)
     for name in sorted({*stated, *found} - {"profiling.json"}):
@@ -211,18 +211,18 @@ assert {np.dtype(kind.dtype).str for kind in COLUMNS.values()} <= {*_TYPES, "|b1
 
 
 def _stored(dtype: str) -> np.dtype[Any]:
-    """The type that a column has in the file: ADIOS2 knows no booleans."""
+    """Type of a column in the file: ADIOS2 has no booleans."""
     return np.dtype(np.uint8 if np.dtype(dtype) == np.bool_ else dtype)
 
 
 def _short(error: Exception) -> str:
-    """What an ADIOS2 error says, without its colours, its time and the names of its own classes."""
+    """Message of an ADIOS2 error, without colours, time and class names."""
     plain = re.sub(r"\x1b\[[0-9;]*m|\[[^\]]*\]|<\w+>", "", str(error))
     return " ".join(plain.split()).lstrip(": ") or type(error).__name__
 
 
 def _adios2() -> Any:
-    """The package, which is not needed for stores of the other form."""
+    """Imports the package, which is needed only for stores of this form."""
     try:
         import adios2
     except ImportError as error:

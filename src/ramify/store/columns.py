@@ -1,4 +1,4 @@
-"""The columns of a store as files: their types, and writing them piece by piece."""
+"""Columns of a store: their types, and writing them as files in pieces."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class ColumnType:
-    """One column: little-endian type, shape of one row, and whether a row is an atom or a structure."""
+    """Type of a column: little-endian type, shape of one row, and whether a row is an atom or a structure."""
 
     dtype: str
     row: tuple[int, ...]
@@ -45,28 +45,28 @@ COLUMNS: Mapping[str, ColumnType] = {
     "origin": ColumnType("<i4", ()),
     "row": ColumnType("<i8", ()),
 }
-"""Units as in `Structures`; energy is the total energy, from which references are taken before any cast to float32."""
+"""Units as in `Structures`; energy is the total energy, from which references are subtracted before a cast to float32."""
 
 
 LABEL_COLUMN = ColumnType("<f8", ())
-"""Of every further label (`ramify.labels.register`); a store has those that any of its structures carries."""
+"""Type of further labels (`ramify.labels.register`); a store has a column for each label of any of its structures."""
 
 
 def column_type(name: str) -> ColumnType:
-    """The type of a column, one of `COLUMNS` or a further label."""
+    """Type of a column, one of `COLUMNS` or a further label."""
     return COLUMNS.get(name, LABEL_COLUMN)
 
 
 def possible_columns() -> tuple[str, ...]:
-    """Names of all columns that a store may have: those of every store, and further labels."""
+    """Names of all possible columns of a store, further labels included."""
     return (*COLUMNS, *further())
 
 
 class RawColumns:
-    """Columns appended to in any number of pieces, of a length not known beforehand, then mapped. For staging.
+    """Columns of unknown length, appended in pieces and then memory-mapped; for staging.
 
     Args:
-        folder: where `<column>.raw` files are made.
+        folder: folder for the files `<column>.raw`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,12 +79,12 @@ class RawColumns:
             write(file, np.ascontiguousarray(pieces[name], column_type(name).dtype))
 
     def close(self) -> None:
-        """Nothing can be appended any more."""
+        """Closes the files for writing."""
         for file in self._files.values():
             file.close()
 
     def map(self, name: str) -> Array:
-        """One column, mapped anew: pages that were read leave memory when the result is dropped. `close` first."""
+        """Maps one column; its pages are released with the result. Call `close` first."""
         kind = column_type(name)
         with (self._folder / f"{name}.raw").open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:  # cannot be mapped
@@ -94,17 +94,17 @@ class RawColumns:
 
 
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What a `.npy` file begins with."""
+    """Header of a `.npy` file."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
     return header.getvalue()
 
 
 class NpyFile:
-    """One `.npy` file of known shape, written in pieces, its checksums computed on the way.
+    """One `.npy` file of known shape, written in pieces with checksums.
 
     Attributes:
-        blocks: checksums of its blocks, known after `finish`.
+        blocks: checksums of its blocks, set by `finish`.
     """
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
@@ -123,7 +123,7 @@ class NpyFile:
         self._sums.add(array)
 
     def finish(self) -> Column:
-        """Puts the file on the disk and says what it holds."""
+        """Flushes the file to disk and returns its description."""
         assert self._missing == 0, "the pieces do not add up to the shape stated in the header"
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -132,7 +132,7 @@ class NpyFile:
         return Column(dtype=self._dtype, shape=self._shape, sha256=self._hash.hexdigest())
 
     def close(self) -> None:
-        """Gives the file up; nothing happens after `finish`."""
+        """Closes an unfinished file; has no effect after `finish`."""
         self._file.close()
 
     def _put(self, array: Array) -> None:
@@ -141,5 +141,5 @@ class NpyFile:
 
 
 def write(file: IO[bytes], array: Array) -> None:
-    """Appends the bytes of a contiguous array. (`ndarray.tofile` loses the reason when a disk is full.)"""
+    """Appends the bytes of a contiguous array (`ndarray.tofile` does not report the cause of a failure)."""
     file.write(memory_of(array))

@@ -1,4 +1,4 @@
-"""A store from one form into the other: the same manifest, the same values to the bit."""
+"""Conversion of a store to the other form, with the same manifest and bitwise equal values."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,39 +32,39 @@ from ramify.store.replace import clear_leftovers, replaced_store
 from ramify.untrusted import has_file
 
 Progress = Callable[[int], None]
-"""Hears of every piece: how many bytes more are done."""
+"""Called for each piece with its number of bytes."""
 
 READERS = 2
-"""Threads that read and check for one that writes: ADIOS2 lets no Python run while it writes, so in that time each of
-them gets one call done."""
+"""Threads that read and verify for one writing thread: ADIOS2 holds the GIL while it writes, so that each of them
+completes only one call in that time."""
 READ_AHEAD = 3
-"""Pieces read and not written yet."""
+"""Maximum number of pieces that are read but not yet written."""
 
 
 def convert_store(source: Path, to: Form, target: Path | None = None, progress: Progress = lambda done: None) -> Path:
     """Writes the store `source` in the form `to`.
 
-    Every value is compared with its checksum on the way, so that damage is not carried over.
+    All checksums are verified, so that damaged data are not copied.
 
     Args:
         source: folder of a store.
         to: `mapped` or `adios`.
-        target: folder of the new store, which must not exist; None puts it in the place of `source`.
-        progress: hears how many bytes more are written.
+        target: folder of the new store, which must not exist; None replaces `source`.
+        progress: called with the number of bytes written.
 
     Returns:
         the folder of the new store.
 
     Raises:
-        RamifyError: no store there, damaged, already of this form, `target` is taken, or the disk is full. Then
-            `source` is as it was, and nothing half-written is left.
+        RamifyError: no store, damaged, already of this form, `target` exists, or the disk is full. `source` is then
+            unchanged, and no partial store remains.
     """
     if target is not None and target.exists():
-        raise RamifyError(f"{target} exists already; nothing is overwritten", fix="name another folder")
+        raise RamifyError(f"{target} exists already; nothing is overwritten", fix="choose another folder")
     clear_leftovers(source)
     with open_files(source) as files:
         if files.form == to:
-            raise RamifyError(f"the store {source} has the form `{to}` already", fix="there is nothing to do")
+            raise RamifyError(f"the store {source} already has the form `{to}`", fix="there is nothing to do")
         with replaced_store(source if target is None else target) as folder:
             verify_names(files)
             for name in ("names.json", "quarantine.jsonl"):
@@ -75,7 +75,7 @@ def convert_store(source: Path, to: Form, target: Path | None = None, progress: 
 
 
 def to_adios(folder: Path, manifest: Manifest) -> None:
-    """Turns the columns of a store that is being written into the form `adios`, where they are."""
+    """Converts the columns of a store that is being written to the form `adios`, in place."""
     copy_columns(MappedFiles(folder, manifest), folder, "adios")
     for name in manifest.columns:
         (folder / f"{name}.npy").unlink()
@@ -85,10 +85,10 @@ def copy_columns(files: StoreFiles, folder: Path, to: Form, progress: Progress =
     """Writes the columns of a store and its manifest into `folder` in the form `to`.
 
     Raises:
-        RamifyError: a column is not what the manifest says.
+        RamifyError: a column does not match the manifest.
     """
     manifest = files.manifest
-    if manifest.blocks is None:  # written before there were checksums of blocks: only the whole can be checked
+    if manifest.blocks is None:  # an older store without checksums of blocks: verified as a whole
         verify(files)
     blocks = (_write_adios if to == "adios" else _write_mapped)(files, folder, progress)
     if manifest.blocks is not None and (wrong := [name for name in blocks if blocks[name] != manifest.blocks[name]]):
@@ -99,10 +99,10 @@ def copy_columns(files: StoreFiles, folder: Path, to: Form, progress: Progress =
 
 
 def _write_adios(files: StoreFiles, folder: Path, progress: Progress) -> dict[str, list[int]]:
-    """Returns the checksums of the blocks, as does the next. Threads read and sum up while others' rows are written."""
+    """Writes the form `adios`; returns the checksums of the blocks. Threads read and verify while pieces are written."""
     sums: dict[str, list[int]] = {name: [] for name in files.manifest.columns}
     plans = [(name, rows) for name in sums for rows in portions(files, name)]
-    memory = [Scratch() for _ in range(READ_AHEAD + 1)]  # for those under way or waiting, and the one being written
+    memory = [Scratch() for _ in range(READ_AHEAD + 1)]  # for pieces being read or waiting, and the one being written
 
     def read(plan: tuple[int, tuple[str, range]]) -> tuple[int, NDArray[Any], list[int]]:
         number, (name, rows) = plan

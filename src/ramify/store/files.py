@@ -1,4 +1,4 @@
-"""The files of a store, in either form: columns read in sequence, and checked against the manifest."""
+"""Files of a store in either form: sequential reading of columns, and verification against the manifest."""
 
 import hashlib
 import math
@@ -19,26 +19,26 @@ from ramify.store.columns import COLUMNS, column_type, npy_header
 from ramify.store.manifest import REBUILD, SPLITS, Column, Manifest
 
 Form = Literal["mapped", "adios"]
-"""How a store's columns lie on disk: one `.npy` file each, or one ADIOS2 file for all."""
+"""Form of a store on disk: one `.npy` file per column (`mapped`), or one ADIOS2 file for all (`adios`)."""
 FORMS: tuple[Form, ...] = get_args(Form)
 ADIOS_FILE = "columns.bp"
 
 PIECE_BYTES = 8 << 20
-"""What is read or written at a time where a column is gone through in order: long enough for any disk, and little
-enough to stay in a processor's cache while it is checked and passed on."""
+"""Bytes per piece in sequential reads and writes: large enough for efficient disk access, small enough to stay in the
+cache of a processor while it is verified and processed."""
 
 
 class Scratch:
-    """Memory that is used again and again: memory fresh from the system costs more than reading a file into it.
+    """Reusable buffer: allocating new pages costs more than reading a file into them.
 
-    It goes back to the system with its last array, which memory of numpy's own need not do.
+    It is returned to the system with its last array, which NumPy's allocator does not guarantee.
     """
 
     def __init__(self) -> None:
         self._bytes = mmap.mmap(-1, 1)
 
     def array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """An array of any content, in the place of the one before."""
+        """Returns an uninitialised array, which replaces the previous one."""
         size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
         if len(self._bytes) < size:
             self._bytes = mmap.mmap(-1, size)
@@ -49,9 +49,9 @@ class StoreFiles(Protocol):
     """The files of one store.
 
     Attributes:
-        path: the folder.
+        path: folder of the store.
         manifest: its `manifest.json`.
-        form: how its columns lie on disk.
+        form: form of its columns on disk.
     """
 
     path: Path
@@ -59,24 +59,24 @@ class StoreFiles(Protocol):
     form: Form
 
     def read(self, column: str, start: int, out: NDArray[Any]) -> None:
-        """Fills `out`, contiguous and of the column's type, with the rows of a column from `start` on.
+        """Fills `out`, contiguous and of the column's type, with the rows of a column from `start`.
 
         Raises:
-            RamifyError: the file is too short or cannot be read.
+            RamifyError: the file is truncated or cannot be read.
         """
 
     def name_of(self, column: str) -> str:
-        """The file that holds a column, for messages."""
+        """Name of the file of a column, for messages."""
 
     def close(self) -> None:
-        """Nothing can be read any more."""
+        """Closes the files."""
 
 
 def form_of(path: Path) -> Form:
-    """The form of the store in folder `path`.
+    """Form of the store in folder `path`.
 
     Raises:
-        RamifyError: it holds both.
+        RamifyError: it contains both forms.
     """
     adios, mapped = (path / ADIOS_FILE).exists(), (path / "n_atoms.npy").exists()
     if adios and mapped:
@@ -85,21 +85,21 @@ def form_of(path: Path) -> Form:
 
 
 def check_manifest(path: Path, manifest: Manifest) -> None:
-    """Refuses a manifest whose columns are not those of a store with that many structures and atoms.
+    """Checks that the columns in a manifest match its numbers of structures and atoms.
 
     Raises:
-        RamifyError: naming the column.
+        RamifyError: a column does not match; the message names it.
     """
     labels = {name for name in manifest.labels.counts if name not in BUILT_IN}
     if set(manifest.columns) != {*COLUMNS, *labels}:
         odd = ", ".join(sorted(set(manifest.columns) ^ {*COLUMNS, *labels}))
-        raise RamifyError(f"{path}: the manifest names other columns than a store has ({odd})", fix=REBUILD)
+        raise RamifyError(f"{path}: the columns in the manifest are not those of a store ({odd})", fix=REBUILD)
     counts = [count for split in manifest.splits.values() for count in (split.structures, split.atoms)]
     if set(manifest.splits) != set(SPLITS) or min(counts) < 0:
         raise RamifyError(f"{path}: the manifest is damaged at splits, found {manifest.splits}", fix=REBUILD)
     if unknown := sorted(labels - set(further())):
         raise RamifyError(
-            f"{path}: the store holds labels that this program does not know: {', '.join(unknown)}",
+            f"{path}: the store holds labels that are not registered: {', '.join(unknown)}",
             fix="import the module that registers them (ramify.labels.register), or prepare the dataset without them",
         )
     for name, stated in manifest.columns.items():
@@ -122,18 +122,18 @@ def check_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def _is(stated: str, wanted: str) -> bool:
-    """Whether a type that a manifest states is the one that the column has."""
+    """Returns whether a type in a manifest equals the type of the column."""
     try:
         return np.dtype(stated) == np.dtype(wanted)
-    except (TypeError, ValueError):  # numpy knows no such type
+    except (TypeError, ValueError):  # not a NumPy type
         return False
 
 
 def verify(files: StoreFiles) -> None:
-    """Reads everything and compares all checksums.
+    """Reads all data and verifies all checksums.
 
     Raises:
-        RamifyError: naming the file whose checksum is not the manifest's.
+        RamifyError: a checksum does not match; the message names the file.
     """
     for name, stated in files.manifest.columns.items():
         if column_checksum(files, name) != stated.sha256:
@@ -142,10 +142,10 @@ def verify(files: StoreFiles) -> None:
 
 
 def verify_names(files: StoreFiles) -> None:
-    """Compares the checksum of `names.json`.
+    """Verifies the checksum of `names.json`.
 
     Raises:
-        RamifyError: it is not the manifest's.
+        RamifyError: it does not match the manifest.
     """
     names = files.path / "names.json"
     if not names.is_file() or sha256(names) != files.manifest.names_sha256:
@@ -153,7 +153,7 @@ def verify_names(files: StoreFiles) -> None:
 
 
 def column_checksum(files: StoreFiles, column: str) -> str:
-    """SHA-256 of a column as its `.npy` file, whichever form the store has."""
+    """SHA-256 of a column as a `.npy` file, for either form of store."""
     if files.form == "mapped":
         return sha256(files.path / files.name_of(column))
     stated = files.manifest.columns[column]
@@ -164,13 +164,13 @@ def column_checksum(files: StoreFiles, column: str) -> str:
 
 
 def pieces(files: StoreFiles, column: str, scratch: Scratch) -> Iterator[tuple[int, NDArray[Any]]]:
-    """A column in pieces of whole blocks: first row and rows, which lie in `scratch` until the next piece does."""
+    """Yields a column in pieces of whole blocks: first row, and rows in `scratch`, valid until the next piece."""
     for rows in portions(files, column):
         yield rows.start, read_rows(files, column, rows, scratch)
 
 
 def portions(files: StoreFiles, column: str) -> list[range]:
-    """The rows of a column in portions of whole blocks, of about `PIECE_BYTES` each."""
+    """Ranges of rows of a column, of whole blocks and about `PIECE_BYTES` each."""
     stated = files.manifest.columns[column]
     row_bytes = np.dtype(stated.dtype).itemsize * int(np.prod(stated.shape[1:]))
     step = BLOCK_ROWS * max(1, PIECE_BYTES // (BLOCK_ROWS * row_bytes))
@@ -178,7 +178,7 @@ def portions(files: StoreFiles, column: str) -> list[range]:
 
 
 def read_rows(files: StoreFiles, column: str, rows: range, scratch: Scratch) -> NDArray[Any]:
-    """Some rows of a column, in `scratch`."""
+    """Reads rows of a column into `scratch`."""
     stated = files.manifest.columns[column]
     piece = scratch.array((len(rows), *stated.shape[1:]), stated.dtype)
     files.read(column, rows.start, piece)
@@ -186,10 +186,10 @@ def read_rows(files: StoreFiles, column: str, rows: range, scratch: Scratch) -> 
 
 
 def checksums(files: StoreFiles) -> dict[str, list[int]]:
-    """The checksums of the blocks of each column.
+    """Returns the checksums of the blocks of each column.
 
     Raises:
-        RamifyError: the store was written before there were any.
+        RamifyError: an older store without checksums of blocks.
     """
     if files.manifest.blocks is None:
         raise RamifyError(f"{files.path} has no checksums of blocks, an older version wrote it", fix=REBUILD)
@@ -197,10 +197,10 @@ def checksums(files: StoreFiles) -> dict[str, list[int]]:
 
 
 def check_block(files: StoreFiles, column: str, block: int, rows: NDArray[Any]) -> None:
-    """Compares one block of a column, just read, with its checksum.
+    """Verifies the checksum of one block of a column.
 
     Raises:
-        RamifyError: it is not what was written.
+        RamifyError: the checksum does not match.
     """
     if block_sum(rows) != checksums(files)[column][block]:
         first = block * BLOCK_ROWS
@@ -209,7 +209,7 @@ def check_block(files: StoreFiles, column: str, block: int, rows: NDArray[Any]) 
 
 
 def damaged(path: Path, what: str) -> RamifyError:
-    """The error for a file that is not what was written."""
+    """Creates the error for a damaged file."""
     return RamifyError(f"{path}: damaged, {what}", fix=REBUILD)
 
 
@@ -230,7 +230,7 @@ class MappedFiles:
         mapped = np.memmap(
             self.path / f"{column}.npy", stated.dtype, "r", offset=self._at[column], shape=stated.shape, order="C"
         )
-        return np.asarray(mapped)  # a plain view of the map: indexing np.memmap itself is slower
+        return np.asarray(mapped)  # a plain view: indexing np.memmap is slower
 
     def read(self, column: str, start: int, out: NDArray[Any]) -> None:
         """See `StoreFiles`."""
@@ -240,7 +240,7 @@ class MappedFiles:
             while len(rest):
                 count = os.preadv(file.fileno(), [rest], at)
                 if not count:
-                    raise damaged(self.path / f"{column}.npy", "it ends too early")
+                    raise damaged(self.path / f"{column}.npy", "it is truncated")
                 rest, at = rest[count:], at + count
 
     def name_of(self, column: str) -> str:
@@ -248,21 +248,21 @@ class MappedFiles:
         return f"{column}.npy"
 
     def close(self) -> None:
-        """See `StoreFiles`; nothing stays open, and maps stay."""
+        """See `StoreFiles`; no file is open, and existing maps remain valid."""
 
 
 def _check_npy(path: Path, stated: Column) -> int:
-    """Where the values of a `.npy` file begin, if it is what the manifest says."""
+    """Offset of the values in a `.npy` file, after checking it against the manifest."""
     try:
         with path.open("rb") as file:
             major, _ = np.lib.format.read_magic(file)
             reader = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = reader(file)
             begin, size = file.tell(), os.fstat(file.fileno()).st_size
-    except Exception as error:  # whatever numpy's parser of headers raises on what is none
+    except Exception as error:  # any exception of NumPy's parser on an invalid header
         raise RamifyError(f"{path}: damaged or missing ({error})", fix=REBUILD) from None
     if (shape, dtype, fortran) != (stated.shape, np.dtype(stated.dtype), False):
         raise damaged(path, f"holds {dtype} {shape} instead of {np.dtype(stated.dtype)} {stated.shape}")
     if size != begin + dtype.itemsize * math.prod(shape):
-        raise damaged(path, f"{size} bytes are not what its header announces")
+        raise damaged(path, f"its size, {size} bytes, does not match its header")
     return begin

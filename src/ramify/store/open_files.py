@@ -1,4 +1,4 @@
-"""Opens the files of a store, of whichever form they are."""
+"""Opening of the files of a store in either form."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from ramify.store.manifest import read_manifest
 
 @contextmanager
 def open_files(path: Path | str) -> Iterator[StoreFiles]:
-    """The files of the store in folder `path`, of whichever form it is; types, shapes and sizes are compared.
+    """Opens the files of the store in folder `path`, in either form, and checks types, shapes and sizes.
 
     Raises:
-        RamifyError: no store there, a newer version, or damaged.
+        RamifyError: no store, a newer version, or damaged.
     """
     path = Path(path)
     manifest = read_manifest(path)

@@ -1,4 +1,4 @@
-"""Work done ahead by threads: results in order, whoever makes them, and never more than a few waiting."""
+"""Prefetching by threads: results in order, with a bounded number of waiting results."""
 
 import threading
 import time
@@ -10,17 +10,16 @@ R = TypeVar("R")
 
 
 class Prefetcher(Generic[P, R]):
-    """Iterates over `make(plan)` for one plan after the other, made ahead by threads; use as a context manager.
+    """Iterates over `make(plan)` for consecutive plans, computed in advance by threads; use as a context manager.
 
-    Plans are taken one at a time, in order; what is made of them must not depend on anything else, so the results do
-    not depend on the number of threads. An error, of a plan or of making, is raised when its turn comes. When the block
-    ends, so have the threads.
+    Plans are taken one at a time, in order; `make` must depend only on its plan, so that results do not depend on the
+    number of threads. An error of a plan or of `make` is raised in place of its result. Threads end with the context.
 
     Args:
-        plans: what to make, endless or not.
-        make: called by any of the threads, by several at once.
-        workers: threads.
-        ahead: results that may be under way or waiting: bounds the memory.
+        plans: inputs of `make`, finite or infinite.
+        make: called by several threads concurrently.
+        workers: number of threads.
+        ahead: maximum number of results in progress or waiting, which bounds the memory.
 
     Attributes:
         waited: seconds that the caller has waited for results.
@@ -30,8 +29,8 @@ class Prefetcher(Generic[P, R]):
         self._plans, self._make, self._ahead = plans, make, ahead
         self._planning = threading.Lock()
         self._changed = threading.Condition()
-        self._planned = 0  # plans taken so far; the lock is that of planning
-        self._wanted = 0  # the result that is asked for next; from here on the lock is that of the condition
+        self._planned = 0  # number of plans taken; guarded by the lock of plans
+        self._wanted = 0  # number of the next result; this and the following are guarded by the condition
         self._done: dict[int, _Outcome] = {}
         self._stopping = False
         self._threads = [
@@ -60,7 +59,7 @@ class Prefetcher(Generic[P, R]):
             while self._wanted not in self._done:
                 self._changed.wait()
             outcome = self._done[self._wanted]
-            if outcome.error is None:  # an error, or the end, stays: it comes again if asked again
+            if outcome.error is None:  # an error, or the end, is kept and raised again by later calls
                 del self._done[self._wanted]
                 self._wanted += 1
                 self._changed.notify_all()
@@ -81,17 +80,17 @@ class Prefetcher(Generic[P, R]):
             self._put(number, outcome)
 
     def _take(self) -> tuple[int, P] | None:
-        """The next plan and its number, once there is room for its result; None if there is nothing more to do."""
+        """Waits for capacity and returns the next plan with its number; None if there are no more plans."""
         with self._planning:
             number = self._planned
             with self._changed:
                 while number - self._wanted >= self._ahead and not self._stopping:
                     self._changed.wait()
-                if self._stopping or number in self._done:  # an outcome without a plan is the end
+                if self._stopping or number in self._done:  # an outcome without a plan marks the end
                     return None
             try:
                 plan = next(self._plans)
-            except Exception as error:  # StopIteration among them, which ends the caller's loop in its turn
+            except Exception as error:  # including StopIteration, which ends the caller's loop
                 self._put(number, _Outcome(error=error))
                 return None
             self._planned += 1
@@ -104,7 +103,7 @@ class Prefetcher(Generic[P, R]):
 
 
 class _Outcome:
-    """A result, or what went wrong."""
+    """A result or an exception."""
 
     __slots__ = ("error", "result")
 

@@ -1,4 +1,4 @@
-"""Writing a store in the place of another: by one process at a time, whole or not at all, whatever was left behind."""
+"""Atomic replacement of a store, by one process at a time, with cleanup after earlier interrupted writers."""
 
 import errno
 import fcntl
@@ -16,19 +16,19 @@ from ramify.system import parse_tag, process_runs, process_tag
 
 @contextmanager
 def replaced_store(target: Path) -> Iterator[Path]:
-    """Gives a folder to write a store into; it becomes `target` when the block ends without error.
+    """Creates a folder to write a store into; it is renamed to `target` when the block ends without error.
 
-    A store that is at `target` now is put aside only then, and comes back if anything goes wrong. While the block runs
-    the folder is locked, so that a second writer is told; the lock ends with the process, however that ends.
+    An existing store at `target` is moved aside only then, and restored on failure. The folder is locked during the
+    block, so that a second writer raises an error; the lock ends with the process.
 
     Raises:
-        RamifyError: another process is writing this store, or wrote it meanwhile; or the disk is full.
+        RamifyError: another process is writing this store, or has written it in the meantime; or the disk is full.
     """
     replaced = target.with_name(f".{target.name}.replaced-{process_tag()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as until_renamed:
-            with _locked(target.parent):  # one process at a time looks around and settles
+            with _locked(target.parent):  # one process at a time checks and creates folders
                 _refuse_second_writer(target)
                 replacing = target.exists()
                 lock = until_renamed.enter_context(ExitStack())
@@ -42,14 +42,14 @@ def replaced_store(target: Path) -> Iterator[Path]:
             os.rename(replaced, target)
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise RamifyError(
-                f"{target} was written by another process meanwhile", fix="look at what it made"
+                f"{target} was written by another process in the meantime", fix="check the store that it wrote"
             ) from error
         raise
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def clear_leftovers(target: Path) -> None:
-    """Removes what earlier runs that were killed left behind; a store they had put aside comes back."""
+    """Removes temporary folders of earlier killed processes, and restores a store that they had moved aside."""
     for entry, kind, pid, began in _beside(target):
         if process_runs(pid, began) or _is_locked(entry):
             continue
@@ -63,13 +63,13 @@ def _refuse_second_writer(target: Path) -> None:
     for entry, _, pid, _ in _beside(target):
         if _is_locked(entry):
             raise RamifyError(
-                f"{target} is being written by process {pid} already ({entry})",
+                f"{target} is already being written by process {pid} ({entry})",
                 fix="wait until it is done, or stop it",
             )
 
 
 def _beside(target: Path) -> list[tuple[Path, str, int, int | None]]:
-    """Folders of writers of `target`: path, `partial` or `replaced`, the writer's number and when it began."""
+    """Temporary folders of writers of `target`: path, `partial` or `replaced`, id and start time of the process."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(partial|replaced)-(\d+(?:-\d+)?)")
     found = [(entry, pattern.fullmatch(entry.name)) for entry in sorted(target.parent.glob(f".{target.name}.*"))]
     return [(entry, match[1], *parse_tag(match[2])) for entry, match in found if match]
@@ -77,10 +77,10 @@ def _beside(target: Path) -> list[tuple[Path, str, int, int | None]]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process (of any machine, where the file system carries locks) holds the lock of `folder`."""
+    """Holds the exclusive lock of `folder` (across machines, if the file system supports locks)."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks: renaming still lets only one store through
+        with suppress(OSError):  # a file system without locks: renaming still admits only one store
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -88,7 +88,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether another process holds the lock of `folder`."""
+    """Returns whether another process holds the lock of `folder`."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where the atoms of each structure begin, without eight bytes per structure in every process."""
+"""Compact index of the first atom of each structure, without eight bytes per structure in every process."""
 
 from collections.abc import Callable
 
@@ -8,23 +8,23 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 STRIDE = 8
-"""Structures per entry of the table: one byte per structure (544 MB for 544 million), and up to 7 neighbours to add
-up for every row that is looked up."""
+"""Structures per entry of the table: one byte per structure (544 MB for 544 million), and up to 7 additions per
+lookup."""
 
 
 _ENTRIES_AT_ONCE = 1 << 13
 
 
 class RowIndex:
-    """Where each of S rows of variable length begins, when they lie one after the other.
+    """Index of the start of each of S contiguous rows of variable length.
 
     Args:
-        n_atoms: (S,) int32; mapped or shared memory, of which nothing is copied.
-        lengths: of the rows, from the atoms of each; the atoms themselves if not given.
+        n_atoms: (S,) int32; mapped or shared memory, which is not copied.
+        lengths: function from numbers of atoms to lengths of rows; identity by default.
 
     Attributes:
-        total: length of all rows.
-        shortest: length of the shortest row; 1 if there is none.
+        total: total length of all rows.
+        shortest: length of the shortest row; 1 if there are no rows.
     """
 
     def __init__(self, n_atoms: NDArray[np.int32], lengths: Callable[[Rows], Rows] = lambda n_atoms: n_atoms) -> None:
@@ -43,17 +43,17 @@ class RowIndex:
         return len(self._n_atoms)
 
     def starts(self, rows: Rows) -> Rows:
-        """Where each of `rows` (T,) begins; for `len(self)` the end of all."""
+        """Start of each of `rows` (T,); for `len(self)`, the end of the last row."""
         entry = rows // STRIDE
         first = entry * STRIDE
-        before = self._n_atoms.take(first[:, None] + _PLACES, mode="clip")  # those beyond the end are masked
+        before = self._n_atoms.take(first[:, None] + _PLACES, mode="clip")  # values beyond the end are masked
         lengths = self._lengths(before.astype(np.int64))
         lengths *= (rows - first)[:, None] > _PLACES
         starts: Rows = self._starts.take(entry) + lengths.sum(axis=1)
         return starts
 
     def shares(self, parts: int) -> list[int]:
-        """The `parts` + 1 rows at which to cut into parts of about equal length, multiples of `STRIDE` or the end."""
+        """Boundaries (`parts` + 1 rows) of parts of about equal length, multiples of `STRIDE` or the end."""
         entries = np.searchsorted(self._starts, np.arange(parts + 1) * self.total / parts)
         return [0, *np.minimum(entries[1:-1] * STRIDE, len(self)).tolist(), len(self)]
 
