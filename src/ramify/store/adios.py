@@ -69,8 +69,8 @@ def write_adios(path: Path, manifest: Manifest, pieces: Mapping[str, Iterable[tu
 
 
 class _Syncing:
-    """Flushes the written parts of an ADIOS2 file to disk in a thread; otherwise the system would keep all data in memory
-    until the end, while the disk is idle.
+    """Flushes the written parts of an ADIOS2 file to disk in a thread; otherwise the system would keep all data in
+    memory until the end, while the disk is idle.
 
     The system reports a disk error to only one caller of fsync, so it is raised here.
     """

@@ -45,7 +45,7 @@ COLUMNS: Mapping[str, ColumnType] = {
     "origin": ColumnType("<i4", ()),
     "row": ColumnType("<i8", ()),
 }
-"""Units as in `Structures`; energy is the total energy, from which references are subtracted before a cast to float32."""
+"""Units as in `Structures`; energy is the total energy, references are subtracted before a cast to float32."""
 
 
 LABEL_COLUMN = ColumnType("<f8", ())

@@ -99,7 +99,7 @@ def copy_columns(files: StoreFiles, folder: Path, to: Form, progress: Progress =
 
 
 def _write_adios(files: StoreFiles, folder: Path, progress: Progress) -> dict[str, list[int]]:
-    """Writes the form `adios`; returns the checksums of the blocks. Threads read and verify while pieces are written."""
+    """Writes the form `adios`; returns the checksums of the blocks. Threads read and verify during writing."""
     sums: dict[str, list[int]] = {name: [] for name in files.manifest.columns}
     plans = [(name, rows) for name in sums for rows in portions(files, name)]
     memory = [Scratch() for _ in range(READ_AHEAD + 1)]  # for pieces being read or waiting, and the one being written
