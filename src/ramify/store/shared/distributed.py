@@ -2,8 +2,8 @@
 
 Each rank of a group holds a contiguous shard of the rows as records (`ramify.store.shared.records`), in memory that the
 ranks of its node access directly. If the group spans several nodes, the memory is also an MPI window, open for the
-whole run (a passive-target epoch: no rank has to respond). To read a batch, a rank copies the records of its node directly,
-issues all remote reads together, with consecutive rows as one read, and completes them at once.
+whole run (a passive-target epoch: no rank has to respond). To read a batch, a rank copies the records of its node
+directly, issues all remote reads together, with consecutive rows as one read, and completes them at once.
 """
 
 import os

@@ -2,8 +2,8 @@
 
 The memory is a file in `/dev/shm` named after the checksums of its content, so that all processes with the same data
 find it. Users hold a shared lock on it. The first process gets an exclusive lock and fills it; the last one gets an
-exclusive lock and removes it. Locks end with their process: memory left by a killed run is reused by the next run on the
-same data, or removed by the next run on other data.
+exclusive lock and removes it. Locks end with their process: memory left by a killed run is reused by the next run on
+the same data, or removed by the next run on other data.
 """
 
 import errno
