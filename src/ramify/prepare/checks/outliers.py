@@ -30,14 +30,14 @@ UNITS_PER_DEVIATION = (6, 4)
 units are then 10 and 15 deviations. Tested on two dozen datasets: only failed self-consistency (lanthanide dimers) is
 beyond the limit, and with 4 and 4, a third more of shifts by 1.36 eV/atom would be missed."""
 NEIGHBORS = 20
-"""Neighbouring structures on each side: with fewer, a rare phase looks like an outlier, with more, curves blur."""
+"""Neighbouring structures on each side: with fewer, a rare phase looks like an outlier; with more, curves blur."""
 ENOUGH = 12
 """Minimum number of structures for judging a formula alone."""
 BEYOND = 3
 """Accepted distance of an energy at the end of a curve from the median of its neighbours, relative to their range."""
 APART = 5.0
-"""Mean covalent radii; with a larger closest distance (2.5 bond lengths), atoms are isolated, and their energy is higher
-than that of bound structures by the cohesive energy."""
+"""Mean covalent radii; with a larger closest distance (2.5 bond lengths), atoms are isolated, and their energy is above
+that of bound structures by the cohesive energy."""
 ROWS_AT_ONCE = 200_000
 ATOMS_AT_ONCE = 200_000
 GROSS = 20
