@@ -280,7 +280,7 @@ def test_an_unknown_atomic_number_in_a_store_is_named(trained: Path, tmp_path: P
     content = json.loads((tmp_path / "store/manifest.json").read_text())
     content["blocks"]["numbers"] = [block_sum(numbers)]
     (tmp_path / "store/manifest.json").write_text(json.dumps(content))
-    with pytest.raises(RamifyError, match="column numbers holds what is not an atomic number from 1 to 118"):
+    with pytest.raises(RamifyError, match="column numbers has values outside 1 to 118"):
         Store.open(tmp_path / "store").take([0])
 
 

@@ -200,7 +200,7 @@ REFUSED = [
     ("new-branch", ("qm7x",), "ani1", {}, "has no branch 'ani1', did you mean 'ani1x'"),
     ("new-branch", ("ani1x",), "mptrj", {"branches": {"b": ["ani1x"]}}, "belongs to branch 'ani1x' of the model"),
     ("keep-branch", ("qm7x",), None, {}, "the model has no branch 'qm7x'"),
-    ("keep-branch", ("qm7x",), "ani1x", {}, "dataset 'qm7x' holds Cl, S; the branch that it is to go on with has"),
+    ("keep-branch", ("qm7x",), "ani1x", {}, "dataset 'qm7x' holds Cl, S; the branch that it continues has"),
     ("keep-branch", ("ani1x", "mptrj"), "ani1x", {}, "dataset 'mptrj' belongs to branch 'mptrj'"),
     ("replay", ("qm7x", "ani1x"), "ani1x", {}, "the recipe has none for mptrj"),
     ("replay", ("ani1x", "mptrj"), None, {}, "no new dataset"),

@@ -411,7 +411,7 @@ def test_only_stores_are_replaced(tmp_path: Path) -> None:
     (target / "thesis.tex").write_text("years of work")
     write(tmp_path / "all.extxyz", frames())
     for force in (False, True):
-        with pytest.raises(RamifyError, match="is in the way and is not a store"):
+        with pytest.raises(RamifyError, match="exists and is not a store"):
             prepare_dataset("d", options(path="all.extxyz"), tmp_path / "stores", base=tmp_path, force=force)
     assert (target / "thesis.tex").read_text() == "years of work"
 

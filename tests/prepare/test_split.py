@@ -237,7 +237,7 @@ def test_by_structure() -> None:
     origins = ["x"] * 100 + ["y"] * 100
     found = divided(groups, origins=origins, by="structure", val=0.1, test=0.2)
     assert np.bincount(found.split, minlength=4)[1:].tolist() == [140, 20, 40]
-    assert "near copies" in found.findings[0].text
+    assert "near-duplicates" in found.findings[0].text
     parts = [found.split[:100], found.split[100:]]
     again = divided(
         groups[100:] + groups[:100], origins=origins[100:] + origins[:100], by="structure", val=0.1, test=0.2
@@ -259,7 +259,7 @@ def test_train_holds_every_element_of_single_structures(by: str, seed: int) -> N
 def test_a_split_that_groups_keep_from_its_fraction_is_said_to_be() -> None:
     found = divided(["a"] * 60 + ["b"] * 20 + ["c"] * 20)
     assert np.bincount(found.split, minlength=4)[1:].tolist() == [60, 20, 20]
-    assert "20 structures where 10 were wanted" in found.findings[0].text
+    assert "20 structures instead of 10" in found.findings[0].text
     assert divided([f"g{i}" for i in range(100)]).findings == []
 
 

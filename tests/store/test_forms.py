@@ -185,7 +185,7 @@ def test_a_missing_adios_file(converted: Path, tmp_path: Path, name: str) -> Non
 
 
 def test_what_cannot_be_converted(mapped: Path, converted: Path, tmp_path: Path) -> None:
-    with pytest.raises(RamifyError, match="has the form `mapped` already"):
+    with pytest.raises(RamifyError, match="already has the form `mapped`"):
         convert_store(mapped, "mapped", tmp_path / "x")
     with pytest.raises(RamifyError, match="exists already; nothing is overwritten"):
         convert_store(mapped, "adios", tmp_path)

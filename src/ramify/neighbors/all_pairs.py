@@ -4,7 +4,8 @@ Structures of similar size are padded to one size and stacked, so that every ope
 memory without indexing. Separations are wrapped to fractional coordinates within ±1/2 along periodic axes. A pair
 closer than r then differs by at most r/h + 1/2 lattice steps along an axis of height h (the distance between opposite
 faces of the cell), which bounds the images to test; this is exact for skewed cells and for cells smaller than r.
-Squared distances to all images are one matrix product: |d + t|² = |d|² + 2 d·t + |t|²."""
+Squared distances to all images are one matrix product: |d + t|² = |d|² + 2 d·t + |t|².
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

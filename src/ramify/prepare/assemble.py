@@ -1,4 +1,4 @@
-"""The second pass of preparing a dataset: staged structures are put down in the order of their splits, and counted."""
+"""Second pass of preparing a dataset: writes staged structures in the order of their splits, and counts them."""
 
 import json
 import os
@@ -34,14 +34,14 @@ ATOMS_AT_ONCE = 200_000
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted while columns are written.
+    """Counts and sums accumulated while columns are written.
 
     Attributes:
-        atoms: (3, 119) atoms by split and atomic number.
-        structures: (3,) structures by split.
-        forces: structures with a force label.
-        stress: structures with a stress label.
-        components: force components of the training split that carry a label.
+        atoms: (3, 119) number of atoms by split and atomic number.
+        structures: (3,) number of structures by split.
+        forces: number of structures with a force label.
+        stress: number of structures with a stress label.
+        components: number of labelled force components of the training split.
         absolute: eV/Å, sum of their absolute values.
         squared: (eV/Å)², sum of their squares.
     """
@@ -55,7 +55,7 @@ class Tally:
     squared: float = 0.0
 
     def add(self, split: int, column: str, piece: Array, n_atoms: NDArray[np.int32]) -> None:
-        """Counts one piece of a column of split number `split`; no two columns count into the same attribute."""
+        """Counts one piece of a column in split number `split`; different columns update different attributes."""
         if column == "n_atoms":
             self.structures[split] += len(piece)
         elif column == "numbers":
@@ -74,7 +74,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """What the manifest says of the columns written."""
+    """Content of the manifest that describes the written columns."""
 
     splits: dict[SplitName, SplitCounts]
     elements: dict[str, dict[SplitName, int]]
@@ -94,10 +94,10 @@ def assemble(
 
     Args:
         staged: S structures in source order.
-        split: (S,) a `Split` each; NONE leaves a structure out.
-        folder: of the store.
+        split: (S,) a `Split` each; structures with NONE are left out.
+        folder: folder of the store.
         reference_ridge: see `fit_references`.
-        threads: that write columns; the files do not depend on it.
+        threads: number of threads that write columns; the files do not depend on it.
     """
     rows = [np.flatnonzero(split == Split[name.upper()]) for name in SPLITS]
     kept = np.concatenate(rows)
@@ -145,7 +145,7 @@ def _write_columns(
     folder: Path,
     threads: int,
 ) -> tuple[dict[str, Column], dict[str, list[int]], Tally]:
-    """Every column is a task of its own, the largest first."""
+    """Writes each column as one task, the largest first."""
     tally = Tally(np.zeros((len(SPLITS), MAX_NUMBER + 1), np.int64), np.zeros(len(SPLITS), np.int64))
     kinds = {name: column_type(name) for name in names}
     largest_first = sorted(names, key=lambda name: (not kinds[name].per_atom, -len(kinds[name].row)))
@@ -170,7 +170,7 @@ def _write_column(
     folder: Path,
     tally: Tally,
 ) -> tuple[Column, list[int]]:
-    """Writes one column; returns what the manifest says of it, and the checksums of its blocks."""
+    """Writes one column; returns its manifest entry and the checksums of its blocks."""
     kept = np.concatenate(rows)
     kind = column_type(name)
     shape = kind.shape(len(kept), int(staged.n_atoms[kept].sum(dtype=np.int64)))
@@ -188,7 +188,7 @@ def _write_column(
 
 
 def _gather(staged: Staged, name: str, rows: NDArray[np.int64]) -> Array:
-    """A column at `rows`, ascending: as a view where they follow one another without a gap."""
+    """Rows of a column, ascending; a view if they are consecutive."""
     column, per_atom = staged.columns.map(name), column_type(name).per_atom
     if rows[-1] - rows[0] + 1 == len(rows):
         atoms = slice(int(staged.offsets[rows[0]]), int(staged.offsets[rows[-1] + 1]))
@@ -198,7 +198,7 @@ def _gather(staged: Staged, name: str, rows: NDArray[np.int64]) -> Array:
 
 
 def _fit(folder: Path, tally: Tally, ridge: float) -> Fit:
-    """References of the training split, from the columns just written."""
+    """Fits the references of the training split from the written columns."""
     train = int(tally.structures[0])
     n_atoms = np.load(folder / "n_atoms.npy", mmap_mode="r")[:train].astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(n_atoms)])
@@ -223,7 +223,7 @@ def _references(fit: Fit) -> References:
 
 
 def _label_statistics(folder: Path, train: int, names: Iterable[str]) -> dict[str, LabelStatistics]:
-    """Of further labels that any structure of the training split has, from the columns just written."""
+    """Statistics of the further labels of the training split, from the written columns."""
     found = {}
     n_atoms = np.load(folder / "n_atoms.npy", mmap_mode="r")[:train]
     for name in names:

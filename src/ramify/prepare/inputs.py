@@ -1,4 +1,4 @@
-"""Which original files a dataset is read from."""
+"""Original files of a dataset."""
 
 import glob
 from collections import Counter
@@ -14,12 +14,12 @@ from ramify.structures import Split
 
 
 def source_files(dataset: str, options: DatasetOptions, base: Path) -> list[tuple[Path, Split]]:
-    """The files that `path` names, and the split each belongs to (NONE where the recipe does not say).
+    """Files selected by `path`, with the split of each (NONE if the recipe does not state one).
 
     Args:
         dataset: name, for messages.
-        options: its recipe entry; `*` in a path stands for any part of a name, matches are sorted by name.
-        base: folder that relative paths start from.
+        options: its recipe entry; `*` in a path matches any part of a name, matches are sorted by name.
+        base: base folder of relative paths.
 
     Raises:
         RamifyError: a pattern without a match, a missing file, a folder, or a file named twice.
@@ -43,15 +43,15 @@ def source_files(dataset: str, options: DatasetOptions, base: Path) -> list[tupl
 
 
 def with_companions(options: DatasetOptions, files: list[tuple[Path, Split]]) -> list[Path]:
-    """The files and all that their format reads beside them, each once."""
+    """The files and their companion files, each once."""
     companions = formats()[options.format].companions
     listed = [part for file, _ in files for part in (file, *(companions(file, options) if companions else ()))]
     return list(dict.fromkeys(listed))
 
 
 def distinct_names(files: Sequence[Path]) -> list[str]:
-    """What each file is called in `origin` and in the quarantine: its name, with as many folders before it as it takes
-    to tell it from all others."""
+    """Unique names of the files for `origin` and the quarantine: the file name with as many parent folders as
+    necessary."""
     names = [file.name for file in files]
     for depth in range(2, max((len(file.parts) for file in files), default=0) + 1):
         shared = {name for name, count in Counter(names).items() if count > 1}
@@ -69,7 +69,7 @@ def _listed(paths: str | list[str]) -> list[str]:
 
 
 def _expand(dataset: str, pattern: str, base: Path, folder: str | None) -> Iterator[Path]:
-    """The files that a pattern names; a folder stands for every file named `folder` in it, at any depth."""
+    """Files that match a pattern; a folder represents all files named `folder` in it, at any depth."""
     where = base / Path(pattern).expanduser()
     if "*" in pattern:
         found = sorted(Path(f) for f in glob.glob(glob.escape(str(where)).replace("[*]", "*"), recursive=True))

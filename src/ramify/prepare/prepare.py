@@ -1,4 +1,4 @@
-"""From original files to a store: read, screen, split, fit reference energies, write; in one piece or not at all."""
+"""Preparation of a store from original files: read, screen, split, fit reference energies, write atomically."""
 
 import platform
 import shutil
@@ -35,11 +35,11 @@ from ramify.store.replace import clear_leftovers, replaced_store
 from ramify.structures import Split
 
 Progress = Callable[[int], None]
-"""Hears of every chunk: how many structures more have been read."""
+"""Called for each chunk with its number of structures."""
 
 
 FILES = {"manifest.json", "names.json", "quarantine.jsonl", *ADIOS_FILES, *(f"{column}.npy" for column in COLUMNS)}
-"""What a store's folder may hold; a folder with anything else in it is never replaced."""
+"""Possible content of the folder of a store; a folder with other content is never replaced."""
 
 
 def prepare_dataset(
@@ -53,24 +53,24 @@ def prepare_dataset(
     workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Makes the store `stores / name`, or finds it made from the same files with the same options.
+    """Prepares the store `stores / name`, unless it was already prepared from the same files with the same options.
 
-    Memory: a chunk (for each of several workers, two parts of a file, about 100 MB), and at the most about 130 bytes
-    per structure (1.3 GB for ten million), none per atom. Disk: twice the size of the store while it is being made.
+    Memory: a chunk (with several workers, two parts of a file each, about 100 MB), and at most about 130 bytes per
+    structure (1.3 GB for ten million), none per atom. Disk: temporarily twice the size of the store.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         options: its recipe entry.
-        stores: folder of stores; made if need be.
-        base: folder that relative paths in the recipe start from.
-        force: make it anew even if there is one, whatever it was made from.
-        form: how its columns are written; one that exists already in the other form is left as it is.
-        workers: who reads; None for this process alone. The store does not depend on it.
-        progress: hears how many structures more have been read.
+        stores: folder of stores; created if necessary.
+        base: base folder of relative paths in the recipe.
+        force: replace an existing store, whatever it was prepared from.
+        form: form of the columns; an existing store of the other form is kept unchanged.
+        workers: processes that read; None for this process alone. The store does not depend on it.
+        progress: called with the number of structures read.
 
     Raises:
-        RamifyError: a source cannot be read, forces contradict energies, no split can be made, the disk is full, or
-            there is a store made from other files or options and `force` is not given. Nothing half-written is left.
+        RamifyError: a source cannot be read, forces contradict energies, no split is possible, the disk is full, or
+            the existing store has other files or options and `force` is not set. No partial store remains.
     """
     files = source_files(name, options, base)
     target = stores / name
@@ -91,7 +91,7 @@ def prepare_dataset(
 
 
 def _check_sources(store: Described, sources: list[SourceFile]) -> None:
-    """Compares contents: files may have moved."""
+    """Compares checksums of files, whose paths may have changed."""
     before = [(s.bytes, s.sha256) for s in store.manifest.sources]
     if before == [(s.bytes, s.sha256) for s in sources]:
         return
@@ -99,7 +99,7 @@ def _check_sources(store: Described, sources: list[SourceFile]) -> None:
     changed = ", ".join(s.path for s in sources if s.sha256 not in known) or "their number or order"
     raise RamifyError(
         f"the store {store.path} was prepared from other files (changed: {changed})",
-        fix="run `ramify prepare RECIPE --force` to make it anew, or name another `stores` folder",
+        fix="run `ramify prepare RECIPE --force` to prepare it again, or set another `stores` folder",
     )
 
 
@@ -112,9 +112,7 @@ def _build(
     workers: Workers,
 ) -> Manifest:
     """Writes a whole store into `folder`, its manifest last."""
-    sources = [
-        workers.submit(fingerprint, file) for file in with_companions(options, files)
-    ]  # read as the rest goes on
+    sources = [workers.submit(fingerprint, file) for file in with_companions(options, files)]  # computed concurrently
     stage = folder / "staging"
     stage.mkdir()
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
@@ -126,7 +124,7 @@ def _build(
             reasons = quarantine.summary() or "the files hold none"
             raise RamifyError(
                 f"dataset '{name}': no structure is left ({reasons})",
-                fix="check `path` and `gates`, or what the first record lacks",
+                fix="check `path` and `gates`, or the first record",
             )
         doubts = findings(name, staged, keep, dropped)
         split, divided = _divided(name, options, staged, keep)
@@ -168,7 +166,7 @@ def _stage(
     progress: Progress,
     workers: Workers,
 ) -> tuple[Staged, Consistency]:
-    """Reads every file, and checks that its forces belong to its energies."""
+    """Reads all files, and checks the consistency of forces and energies."""
     names = distinct_names([file for file, _ in files])
     parts = (
         part for (file, split), own in zip(files, names, strict=True) for part in cut(name, options, file, own, split)
@@ -204,7 +202,7 @@ def _limited(
 def _divided(
     name: str, options: DatasetOptions, staged: Staged, keep: NDArray[np.bool_]
 ) -> tuple[NDArray[np.uint8], Divided]:
-    """(S,) the split of each structure, NONE for those not kept; and what else came of dividing them."""
+    """(S,) split of each structure, NONE for those not kept; and the other results of splitting."""
     rows = np.flatnonzero(keep)
     structures = ToSplit(
         dataset=name,
@@ -223,10 +221,10 @@ def _divided(
 
 
 def _require_store(target: Path, force: bool) -> None:
-    """Only stores, whole or damaged, are ever replaced."""
+    """Raises an error if `target` is not a store (complete or damaged), because only stores are replaced."""
     if not target.is_dir() or {entry.name for entry in target.iterdir()} - FILES - {
         f"{label}.npy" for label in further()
     }:
-        raise RamifyError(f"{target} is in the way and is not a store", fix="move it, or name another `stores` folder")
+        raise RamifyError(f"{target} exists and is not a store", fix="move it, or set another `stores` folder")
     if not force and not (target / "manifest.json").is_file():
         raise RamifyError(f"{target} is a store without its manifest", fix=REBUILD)

@@ -1,5 +1,4 @@
-"""One part of an original file, read, screened and measured: the work of preparing that needs nothing else, and that
-any number of processes may therefore do at once."""
+"""Reading, screening and measuring of parts of original files, which several processes can do concurrently."""
 
 import pickle
 from collections.abc import Iterable, Iterator
@@ -26,15 +25,15 @@ from ramify.structures import Split, Structures
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A chunk of S structures that passed the gates which look at one structure at a time.
+    """A chunk of S structures that passed the gates for single structures.
 
     Attributes:
-        read: how many there were before the gates.
-        structures: themselves.
-        prints: what tells them apart.
+        read: number of structures before the gates.
+        structures: the structures.
+        prints: their fingerprints.
         max_force: (S,) eV/Å, largest norm of a force; NaN without forces.
         closest: (S,) Å, distance of the closest two atoms.
-        sampled: slope of energies on the work of forces over some close pairs.
+        sampled: energy-force slope over some close pairs.
     """
 
     read: int
@@ -47,15 +46,15 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartOfFile:
-    """What to read: plain data, for whoever reads it.
+    """A part of a file to read: plain data that can be sent to another process.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the dataset.
         options: its recipe entry.
         file: an original file.
-        name: of the file, unlike those of all other files of the dataset.
-        split: that the recipe states for the file; NONE if it states none.
-        part: of the file, as its format cuts it; None for the whole.
+        name: unique name of the file in the dataset.
+        split: split of the file in the recipe; NONE if not stated.
+        part: part of the file, as defined by its format; None for the whole file.
     """
 
     dataset: str
@@ -67,16 +66,16 @@ class PartOfFile:
 
 
 Chunk = tuple[list[Note], Measured | None]
-"""What was left out since the last chunk, and the chunk; None after the last of a part."""
+"""Notes on records since the last chunk, and the chunk; None after the last chunk of a part."""
 
 
 def read_parts(parts: Iterable[PartOfFile], workers: Workers, folder: Path) -> Iterator[Chunk]:
-    """The chunks of all parts in order, whoever reads them.
+    """Yields the chunks of all parts in order.
 
     Args:
-        parts: what to read.
-        workers: who does it.
-        folder: an empty one, for what workers have read of files that cannot be cut, until its turn comes.
+        parts: parts to read.
+        workers: processes that read.
+        folder: an empty folder, for the chunks of files that cannot be divided into parts, until they are needed.
 
     Raises:
         RamifyError: a part is damaged, or contradicts the recipe.
@@ -94,7 +93,7 @@ def read_parts(parts: Iterable[PartOfFile], workers: Workers, folder: Path) -> I
 
 
 def cut(dataset: str, options: DatasetOptions, file: Path, name: str, split: Split) -> Iterator[PartOfFile]:
-    """The parts of a file in order; they depend on nothing but the file."""
+    """Yields the parts of a file in order; they depend only on the file."""
     format_ = formats()[options.format]
     for part in format_.cut(file, options) if format_.cut is not None else (None,):
         yield PartOfFile(dataset=dataset, options=options, file=file, name=name, split=split, part=part)
@@ -104,7 +103,7 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
     """Reads one part, chunk by chunk.
 
     Raises:
-        RamifyError: it is damaged, or contradicts the recipe.
+        RamifyError: the part is damaged, or contradicts the recipe.
     """
     format_, quarantine = formats()[work.options.format], Notes()
     if format_.read_part is None:
@@ -127,14 +126,14 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
 
 
 def _named(work: PartOfFile, notes: list[Note]) -> list[Note]:
-    """The notes, with the name that the file has among the others."""
+    """Replaces the name of the file in notes by its unique name."""
     if work.name == work.file.name:
         return notes
     return [replace(note, record=_distinct(work, note.record)) for note in notes]
 
 
 def _distinct(work: PartOfFile, place: str) -> str:
-    """A place in the file, which formats begin with the name of the file alone."""
+    """Replaces the name of the file at the start of a record by its unique name."""
     known = (work.name, work.file.name)
     if place.startswith(known[0]):
         return place
@@ -142,7 +141,8 @@ def _distinct(work: PartOfFile, place: str) -> str:
 
 
 def _read_elsewhere(numbered: tuple[PartOfFile, Path]) -> list[Chunk] | Path:
-    """What a worker does: a part goes back as it is; a whole file may not fit into memory, and is put down."""
+    """Work of a worker: returns the chunks of a part; chunks of a whole file, which may not fit into memory, are
+    written to a file."""
     part, spool = numbered
     if part.part is not None:
         return list(read_part(part))
@@ -153,10 +153,10 @@ def _read_elsewhere(numbered: tuple[PartOfFile, Path]) -> list[Chunk] | Path:
 
 
 def _from_file(spool: Path) -> Iterator[Chunk]:
-    """What a worker put down; then it is removed."""
+    """Yields the chunks that a worker wrote to a file, and removes the file."""
     with spool.open("rb") as file:
         while True:
-            notes, chunk = pickle.load(file)  # a worker of this program wrote it a moment ago
+            notes, chunk = pickle.load(file)  # trusted: written by a worker of this program
             yield notes, chunk
             if chunk is None:
                 break
@@ -164,7 +164,7 @@ def _from_file(spool: Path) -> Iterator[Chunk]:
 
 
 def measure(chunk: Structures, gates: Gates, quarantine: Quarantine) -> Measured:
-    """Screens a chunk and measures what passes; failures are noted."""
+    """Screens a chunk and measures the structures that pass; failures are added to the quarantine."""
     screening, read = screen(chunk, gates), len(chunk)
     failed = np.flatnonzero(screening.failures)
     for row in failed.tolist():
@@ -174,7 +174,7 @@ def measure(chunk: Structures, gates: Gates, quarantine: Quarantine) -> Measured
     if len(failed):
         passed = np.flatnonzero(screening.failures == 0)
         chunk, closest, max_force = chunk.take(passed), closest[passed], max_force[passed]
-    if (moved := displacements(chunk)) is not None:  # a store holds float32
+    if (moved := displacements(chunk)) is not None:  # stores contain float32
         chunk = replace(chunk, positions=chunk.positions - moved)
     prints, sampled = fingerprints(chunk), SlopeMeter()
     if len(chunk):
@@ -183,7 +183,7 @@ def measure(chunk: Structures, gates: Gates, quarantine: Quarantine) -> Measured
 
 
 def _as_stated(work: PartOfFile, chunk: Structures) -> Structures:
-    """The chunk with the name of its file, and the sign and the split that the recipe states."""
+    """Applies the unique name of the file, and the sign and split of the recipe, to a chunk."""
     if work.name != work.file.name:
         chunk = replace(chunk, origin_names=tuple(_distinct(work, origin) for origin in chunk.origin_names))
     if work.options.forces_sign == -1:
@@ -196,6 +196,6 @@ def _as_stated(work: PartOfFile, chunk: Structures) -> Structures:
         raise RamifyError(
             f"datasets.{work.dataset}.path puts {work.file} into the {work.split.name.lower()} split, but the file "
             f"itself puts {chunk.name(int(other[0]))} into {own}",
-            fix="name the file without a split, its own is then honoured",
+            fix="list the file without a split: that of the file is then used",
         )
     return replace(chunk, split=np.full(len(chunk), work.split, np.uint8))

@@ -1,5 +1,5 @@
-"""Training, validation and test split: by group, so that near copies never stand on both sides, unless the recipe says
-otherwise; where the files bring a split it is honoured, and only what they do not bring is carved out of train."""
+"""Training, validation and test splits: by group by default, so that near-duplicates are in the same split. A split
+defined by the files is used; a missing validation or test split is taken from the training files."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ from ramify.store.manifest import SPLITS, Finding
 from ramify.structures import Split
 
 Elements = NDArray[np.uint64]
-"""(..., 2) sets of elements as bits: bit z % 64 of word z // 64."""
+"""(..., 2) sets of elements as bit masks: bit z % 64 of word z // 64."""
 
 EXAMPLES = 3
-"""Structures that an error names."""
+"""Maximum number of structures listed in an error."""
 FAR_OFF = 1.5
-"""A split that has so many times the wanted number of structures, or that part of it, is said to have."""
+"""A warning is given if a split has this many times the requested number of structures, or this fraction of it."""
 
 
 def element_bits(numbers: NDArray[np.integer]) -> Elements:
@@ -38,7 +38,7 @@ def element_numbers(bits: Elements) -> list[int]:
 
 
 def group_hash(seed: int, dataset: str, group: str) -> int:
-    """What orders the groups: the same on every machine and in every version, whatever other groups there are."""
+    """Hash that orders the groups: independent of machine, version and other groups."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{dataset}:{group}".encode(), digest_size=8).digest(), "big")
 
 
@@ -47,12 +47,12 @@ class ToSplit:
     """S structures of a dataset, in source order.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the dataset.
         group, origin: (S,) indices into `groups` and `origins`.
         row: (S,) position inside the origin.
-        groups, origins: names; those without a structure do not count.
+        groups, origins: names, including unused ones.
         elements: (S, 2) set of elements of each, see `element_bits`.
-        given: (S,) the `Split` that the files bring.
+        given: (S,) the `Split` defined by the files.
     """
 
     dataset: str
@@ -65,24 +65,24 @@ class ToSplit:
     given: NDArray[np.uint8]
 
     def name(self, index: int) -> str:
-        """Where a structure comes from, as `Structures.name`."""
+        """Origin and row of a structure, as in `Structures.name`."""
         return f"{self.origins[self.origin[index]]}[{self.row[index]}]"
 
     def take(self, rows: NDArray[np.int64]) -> "ToSplit":
-        """Some of them."""
+        """Selects structures."""
         columns = {name: getattr(self, name)[rows] for name in ("group", "origin", "row", "elements", "given")}
         return ToSplit(dataset=self.dataset, groups=self.groups, origins=self.origins, **columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Divided:
-    """What came out.
+    """Result of splitting.
 
     Attributes:
         split: (S,) a `Split` each.
-        moved: sorted names of the groups (or of groups with structures) that stay in train because only they hold some
-            element.
-        findings: what the user should know.
+        moved: sorted names of the groups that stay in train (some structures of them, if not split by group) because
+            only they contain some element.
+        findings: warnings for the user.
     """
 
     split: NDArray[np.uint8]
@@ -91,20 +91,20 @@ class Divided:
 
 
 def divide(structures: ToSplit, options: SplitOptions, seed: int) -> Divided:
-    """Splits structures, or honours the split that their files bring.
+    """Splits structures, or uses the split defined by their files.
 
-    Validation and test are taken out of the training files where the files bring none, out of everything where they
-    bring no split at all: `options.val` and `options.test` of these structures, as far as `options.by` allows, and at
-    least one; none where the fraction is 0. Structures whose elements would then be absent from train stay in it.
+    A missing validation or test split is taken from the training files, or from all files if they define no split: the
+    fractions `options.val` and `options.test` of these structures, approximately for `by: group`, and at least one
+    structure; none if the fraction is 0. Structures whose elements would be absent from train stay in it.
 
     Args:
-        structures: to split.
-        options: the fractions, and what must stay together.
-        seed: enters the hash that orders groups.
+        structures: structures to split.
+        options: fractions and method.
+        seed: seed of the hash that orders groups.
 
     Raises:
-        RamifyError: only some structures have a split, too few groups, a split left empty, or given validation or test
-            structures with elements that no training structure has.
+        RamifyError: only some structures have a split, too few groups, an empty split, or elements in a given
+            validation or test split that are absent from train.
     """
     brought = np.unique(structures.given)
     if len(brought) > 1 and brought[0] == Split.NONE:
@@ -130,15 +130,15 @@ def divide(structures: ToSplit, options: SplitOptions, seed: int) -> Divided:
 
 
 def _by_group(pool: ToSplit, targets: Mapping[Split, int], seed: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """Whole groups, in the order of `group_hash`: first those of test, then those of validation."""
+    """Splits by whole groups in the order of `group_hash`: first test, then validation."""
     present, of_structure = np.unique(pool.group, return_inverse=True)
     names = [pool.groups[group] for group in present]
     if len(present) <= len(targets):
         parts = " and ".join(part.name.lower() for part in targets)
         raise RamifyError(
-            f"dataset '{pool.dataset}': {len(present)} group(s) cannot be split into train, {parts}; groups never part",
-            fix="bring more groups, state files by split: `path: {train: ..., val: ..., test: ...}`, or state "
-            "`split: {by: block}` to cut trajectories into blocks",
+            f"dataset '{pool.dataset}': {len(present)} group(s) are too few for train, {parts}; groups are never split",
+            fix="add more groups, list files by split: `path: {train: ..., val: ..., test: ...}`, or set "
+            "`split: {by: block}` to divide trajectories into blocks",
         )
     order = sorted(range(len(present)), key=lambda g: (group_hash(seed, pool.dataset, names[g]), names[g]))
     held = np.zeros((len(present), 2), np.uint64)
@@ -150,12 +150,12 @@ def _by_group(pool: ToSplit, targets: Mapping[Split, int], seed: int) -> tuple[N
 def _fill(
     order: Sequence[int], sizes: Sequence[int], held: Elements, targets: Mapping[Split, int]
 ) -> tuple[NDArray[np.uint8], set[int]]:
-    """Takes groups in `order` out of train, but never the last with some element, and never so many that train or a
-    later split is left without. A group is taken where the split comes nearer to its target by it; if there is none,
-    the smallest is.
+    """Moves groups in `order` from train to the splits, but never the last group with some element, and never so many
+    that train or a later split would be empty. A group is moved if this brings the split closer to its target; if there
+    is no such group, the smallest is moved.
 
     Returns:
-        (G,) the split of each group, and the groups that had to stay in train when it was their turn.
+        (G,) split of each group, and the groups that had to stay in train.
     """
     split_of_group = np.full(len(order), Split.TRAIN, np.uint8)
     in_train = np.array([int((held[:, z // 64] >> np.uint64(z % 64) & np.uint64(1)).sum()) for z in range(128)])
@@ -187,13 +187,13 @@ def _fill(
 
 
 def _first(groups: Iterator[int]) -> list[int]:
-    """The first one, if there is any."""
+    """A list with the first group, if any."""
     return list(islice(groups, 1))
 
 
 def _by_block(pool: ToSplit, targets: Mapping[Split, int], seed: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """The structures of a group in one file, or place in a file, are a trajectory: its first block trains, the next is
-    for validation, the last for test. What is rounded off in one trajectory goes to the next."""
+    """Splits each trajectory (the structures of a group in one origin) into blocks: train, then validation, then test.
+    Rounding errors are carried over to the next trajectory."""
     pairs = np.stack([pool.group, pool.origin], axis=1)
     present, of_structure = np.unique(pairs, axis=0, return_inverse=True)
     of_structure = of_structure.reshape(-1)
@@ -217,7 +217,7 @@ def _by_block(pool: ToSplit, targets: Mapping[Split, int], seed: int) -> tuple[N
 
 
 def _by_structure(pool: ToSplit, targets: Mapping[Split, int], seed: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """Single structures, in the order of a hash of where they come from."""
+    """Splits by single structures, in the order of a hash of their origin and row."""
     origins = np.zeros(len(pool.origins), np.uint64)
     for origin in np.unique(pool.origin).tolist():
         origins[origin] = group_hash(seed, pool.dataset, pool.origins[origin])
@@ -231,7 +231,7 @@ def _by_structure(pool: ToSplit, targets: Mapping[Split, int], seed: int) -> tup
 
 
 def _keep_elements(split: NDArray[np.uint8], pool: ToSplit) -> tuple[NDArray[np.uint8], list[str]]:
-    """Structures with an element that training would not see go back to it; and the names of their groups."""
+    """Moves structures with elements that are absent from train back to it; returns also the names of their groups."""
     train = split == Split.TRAIN
     known = np.bitwise_or.reduce(pool.elements[train], axis=0) if train.any() else np.zeros(2, np.uint64)
     back = np.flatnonzero((pool.elements & ~known).any(axis=1))
@@ -240,23 +240,23 @@ def _keep_elements(split: NDArray[np.uint8], pool: ToSplit) -> tuple[NDArray[np.
 
 
 def _said(split: NDArray[np.uint8], targets: Mapping[Split, int], by: str, is_given: bool) -> Iterator[Finding]:
-    """What of a split does not follow from its files."""
+    """Yields warnings about a split that is not defined by the files."""
     for part, target in targets.items():
         name, found = part.name.lower(), int((split == part).sum())
         if is_given:
             yield Finding(
-                text=f"the files bring no {name} split: {found} structures of the training files were taken for it",
+                text=f"the files define no {name} split: {found} structures of the training files were used for it",
                 fix=f"`split: {{{name}: 0}}` leaves it empty",
             )
         if found and not target / FAR_OFF <= found <= target * FAR_OFF and abs(found - target) > 1:
             yield Finding(
-                text=f"the {name} split has {found} structures where {target} were wanted: groups never part",
-                fix="`split: {by: block}` cuts trajectories into blocks",
+                text=f"the {name} split has {found} structures instead of {target}: groups are never split",
+                fix="`split: {by: block}` divides trajectories into blocks",
             )
     if by == "structure":
         yield Finding(
-            text="split by structure: near copies stand on both sides, so that errors look smaller than on new data",
-            fix="`split: {by: group}` keeps them together, `split: {by: block}` cuts trajectories",
+            text="split by structure: near-duplicates are in different splits, so that errors are underestimated",
+            fix="`split: {by: group}` keeps them together, `split: {by: block}` divides trajectories",
         )
 
 
@@ -264,13 +264,13 @@ def _refuse_partial(structures: ToSplit) -> None:
     without = np.flatnonzero(structures.given == Split.NONE)
     raise RamifyError(
         f"dataset '{structures.dataset}': {len(without)} of {len(structures.given)} structures are in no split while "
-        f"the files put others into one, e.g. {_examples(without, structures.name)}",
-        fix="state the split of every file: `path: {train: ..., val: ..., test: ...}`",
+        f"the files assign a split to others, e.g. {_examples(without, structures.name)}",
+        fix="set the split of every file: `path: {train: ..., val: ..., test: ...}`",
     )
 
 
 def _check_elements(split: NDArray[np.uint8], structures: ToSplit) -> None:
-    """Validation and test may hold no element that train does not."""
+    """Raises an error if validation or test contain elements that are absent from train."""
     unseen = structures.elements & ~np.bitwise_or.reduce(structures.elements[split == Split.TRAIN], axis=0)
     rows = np.flatnonzero(unseen.any(axis=1))
     if len(rows):
@@ -290,11 +290,11 @@ def _check_not_empty(split: NDArray[np.uint8], needed: Collection[Split], datase
         sizes = ", ".join(f"{name} {counts[Split[name.upper()]]}" for name in SPLITS)
         raise RamifyError(
             f"dataset '{dataset}': the split(s) {', '.join(empty)} are empty ({sizes}){why}",
-            fix="bring structures for each split, change `split` or `split_seed`, or state a fraction of 0 for a split "
-            "that you do without",
+            fix="add structures for each split, change `split` or `split_seed`, or set the fraction of an unneeded "
+            "split to 0",
         )
 
 
 def _examples(rows: NDArray[np.int64], name: Callable[[int], str]) -> str:
-    """A few names."""
+    """Lists a few names."""
     return ", ".join(name(int(row)) for row in rows[:EXAMPLES])

@@ -1,6 +1,6 @@
-"""The first pass of preparing a dataset: chunks that were read, screened and measured are put down in source order.
+"""First pass of preparing a dataset: writes measured chunks to temporary files in source order.
 
-Per structure about 50 bytes stay in memory (what later decisions about all structures need), per atom none.
+About 50 bytes per structure stay in memory (for later decisions about all structures), none per atom.
 """
 
 from collections.abc import Iterable
@@ -31,13 +31,13 @@ SCALARS: dict[str, Any] = {
 
 
 class Names:
-    """Names numbered in the order in which they first come."""
+    """Table of names in the order of first occurrence."""
 
     def __init__(self) -> None:
         self._position: dict[str, int] = {}
 
     def translate(self, index: NDArray[np.int64], names: tuple[str, ...]) -> NDArray[np.int64]:
-        """Indices into `names` as indices into this table; only names that are used enter it."""
+        """Converts indices into `names` to indices into this table, to which the used names are added."""
         used, inverse = np.unique(index, return_inverse=True)
         numbers = [self._position.setdefault(names[u], len(self._position)) for u in used.tolist()]
         return np.array(numbers, np.int64)[inverse]
@@ -49,21 +49,21 @@ class Names:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """Everything that passed the gates which look at one structure at a time, in source order.
+    """All structures that passed the gates for single structures, in source order.
 
-    The columns are mapped anew whenever they are asked for: take what is needed and drop the rest.
+    Columns are mapped on each access: copy the required rows and drop the map, to release its pages.
 
     Attributes:
         columns: the columns of the store on disk.
-        n_atoms: (S,) int32, atoms of each structure.
-        offsets: (S + 1,) the first atom of each structure.
+        n_atoms: (S,) int32, number of atoms of each structure.
+        offsets: (S + 1,) index of the first atom of each structure.
         scalars: (S, ...) `sequence`, `projection` (see `Fingerprints`), `composition` (index), `split`, `max_force`
             (eV/Å), `closest` (Å).
         elements: (C, 2) the elements of each composition, see `element_bits`.
-        formulas: (C,) the same number for compositions of one reduced formula.
-        radii: (C,) Å, the radius of the sphere that has the mean volume of the spheres of its atoms' covalent radii.
-        groups: names that the column `group` points into.
-        origins: names that the column `origin` points into.
+        formulas: (C,) hash of the reduced formula of each composition.
+        radii: (C,) Å, radius of a sphere with the mean volume of the spheres with the covalent radii of its atoms.
+        groups: names of the groups.
+        origins: names of the origins.
     """
 
     columns: RawColumns
@@ -115,16 +115,16 @@ class Staged:
         return self.columns.map("stress")
 
     def numbers_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Atomic numbers of the structures at `rows`, one after the other."""
+        """Concatenated atomic numbers of the structures at `rows`."""
         return np.take(self.numbers, atom_rows(self.offsets[rows], self.n_atoms[rows].astype(np.int64)))
 
     def name(self, index: int) -> str:
-        """Where structure `index` comes from, as `Structures.name`."""
+        """Origin and row of structure `index`, as in `Structures.name`."""
         return f"{self.origins[self.columns.map('origin')[index]]}[{self.columns.map('row')[index]}]"
 
 
 class Staging:
-    """Takes chunks up one by one.
+    """Collects chunks.
 
     Args:
         folder: an empty folder for the columns.
@@ -141,7 +141,7 @@ class Staging:
         self._radii: list[NDArray[np.float64]] = []
 
     def add(self, measured: Measured) -> None:
-        """Puts a chunk down, in the order of the source."""
+        """Appends a chunk, in source order."""
         chunk, prints = measured.structures, measured.prints
         if not len(chunk):
             return
@@ -169,11 +169,11 @@ class Staging:
         self._columns.close()
 
     def finish(self) -> Staged:
-        """Everything taken up, mapped."""
+        """Returns all collected structures, memory-mapped."""
         self.close()
         n_atoms = np.array(self._columns.map("n_atoms"))
         scalars = {}
-        for name, kind in SCALARS.items():  # one after the other: pieces and whole are not held at once for all
+        for name, kind in SCALARS.items():  # one at a time, to limit the memory for pieces and joined arrays
             scalars[name] = _joined(self._scalars.pop(name), kind)
         return Staged(
             columns=self._columns,
@@ -188,7 +188,7 @@ class Staging:
         )
 
     def _composition_index(self, hashes: NDArray[np.uint64], chunk: Structures) -> NDArray[np.int64]:
-        """(S,) a small number for each composition; the elements of new ones are noted."""
+        """(S,) index of each composition; stores the elements of new ones."""
         unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
         known = len(self._compositions)
         index = np.array([self._compositions.setdefault(h, len(self._compositions)) for h in unique.tolist()])

@@ -1,4 +1,4 @@
-"""Processes that share work out among themselves: on this machine, or over MPI on many. Results come in order."""
+"""Pool of worker processes, on this machine or over MPI on several, with results in order."""
 
 import multiprocessing
 import os
@@ -15,19 +15,19 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 2
-"""Tasks for each worker that may be under way or done and waiting: bounds the memory."""
+"""Maximum number of tasks per worker in progress or waiting, which bounds the memory."""
 
 
 class Served(Exception):
-    """This process has worked for another one, which is through now: there is nothing left to do."""
+    """Raised in worker processes of MPI when rank zero has finished."""
 
 
 class Workers:
-    """Does tasks in order of their results, with `count` processes; in this process if there is one.
+    """Executes tasks with `count` processes and yields results in order; a single process executes them itself.
 
     Args:
-        executor: hands tasks to processes; None does them here.
-        count: of processes.
+        executor: executor of tasks; None for this process.
+        count: number of processes.
     """
 
     def __init__(self, executor: Executor | None = None, count: int = 1) -> None:
@@ -35,11 +35,11 @@ class Workers:
 
     @property
     def alone(self) -> bool:
-        """Whether this process does all the work."""
+        """Whether this process executes all tasks."""
         return self._executor is None
 
     def results(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """`work` of every task, in the order of the tasks; whatever a task raises is raised in its turn."""
+        """Yields `work(task)` for all tasks in order; an exception is raised in place of its result."""
         if self._executor is None:
             yield from map(work, tasks)
             return
@@ -56,7 +56,7 @@ class Workers:
                 future.cancel()
 
     def submit(self, work: Callable[[T], R], task: T) -> Callable[[], R]:
-        """Begins a task; the result is there when it is called for."""
+        """Starts a task; returns a function that waits for the result."""
         if self._executor is None:
             return lambda: work(task)
         return self._executor.submit(work, task).result
@@ -64,14 +64,14 @@ class Workers:
 
 @contextmanager
 def start_workers(count: int | Literal["mpi"]) -> Iterator[Workers]:
-    """Workers for the time of the block.
+    """Starts workers for the duration of the block.
 
     Args:
-        count: how many processes; `mpi` for those that mpiexec or srun started: rank 0 leads, the others work for it.
+        count: number of processes; `mpi` for those started by mpiexec or srun: rank zero distributes the tasks.
 
     Raises:
-        Served: on all other ranks, once rank 0 is through.
-        RamifyError: `mpi`, but there is only this process.
+        Served: on all other ranks, when rank zero has finished.
+        RamifyError: `mpi` with only one process.
     """
     if count == "mpi":
         with _mpi_workers() as workers:
@@ -79,7 +79,7 @@ def start_workers(count: int | Literal["mpi"]) -> Iterator[Workers]:
     elif count == 1:
         yield Workers()
     else:
-        context = multiprocessing.get_context("spawn")  # forking would copy threads' locks
+        context = multiprocessing.get_context("spawn")  # fork would copy locks held by threads
         executor = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
         try:
             yield Workers(executor, count)
@@ -88,7 +88,7 @@ def start_workers(count: int | Literal["mpi"]) -> Iterator[Workers]:
 
 
 def _end_with_parent() -> None:
-    """Lets a worker end when whoever started it ends, however that happens."""
+    """Terminates a worker when its parent process ends for any reason."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -113,7 +113,7 @@ def _mpi_workers() -> Iterator[Workers]:
     if MPI.COMM_WORLD.size < 2:
         raise RamifyError(
             "--workers mpi: MPI sees one process, so there are no workers",
-            fix="start it on several, e.g. `mpiexec -n 8 ramify prepare RECIPE --workers mpi`",
+            fix="start several processes, e.g. `mpiexec -n 8 ramify prepare RECIPE --workers mpi`",
         )
     executor: Any
     with MPICommExecutor(MPI.COMM_WORLD) as executor:

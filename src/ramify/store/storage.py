@@ -1,4 +1,4 @@
-"""Where the columns of an open store are: arrays of this process or of its node, checked when they are first read."""
+"""Storage of the columns of an open store: arrays of the process or its node, verified on first read."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,34 +17,34 @@ Columns = dict[str, NDArray[Any]]
 Rows = NDArray[np.int64]
 
 TAKEN = tuple(name for name in COLUMNS if name != "n_atoms")
-"""Columns that every store has, apart from the numbers of atoms."""
+"""Columns that every store has, except the numbers of atoms."""
 
 
 class ColumnStorage(Protocol):
-    """What a store takes structures from."""
+    """Storage from which a store reads structures."""
 
     def take(self, rows: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
-        """Columns of the structures at `rows` (T,), in that order, in memory of their own.
+        """Copies columns of the structures at `rows` (T,), in that order.
 
         Args:
-            rows: which structures.
-            n_atoms: atoms of each.
-            columns: which; all but `n_atoms` if not given.
+            rows: indices of structures.
+            n_atoms: number of atoms of each.
+            columns: names of columns; by default all but `n_atoms`.
         """
 
     def load(self) -> None:
-        """Reads what has to be read as a whole, if that is not done yet."""
+        """Loads data that must be read as a whole, unless already loaded."""
 
     def close(self) -> None:
-        """Gives memory back; nothing can be taken any more."""
+        """Releases the memory."""
 
 
 class ArrayStorage:
     """Flat arrays: memory maps, or memory that the processes of a node share.
 
     Args:
-        columns: of the whole store.
-        check: called with rows, their first atoms and their numbers of atoms before they are taken.
+        columns: columns of the whole store.
+        check: called with rows, their first atoms and their numbers of atoms before they are read.
         release: called when the store is closed.
     """
 
@@ -76,10 +76,10 @@ class ArrayStorage:
 
 
 class LazyStorage:
-    """A home that is read into memory when it is first needed, by whichever thread needs it.
+    """Storage that is loaded into memory on first use, by any thread.
 
     Args:
-        read: gives the home.
+        read: loads the storage.
         release: called when the store is closed.
     """
 
@@ -110,14 +110,14 @@ class LazyStorage:
 
 
 class ChecksumOnRead:
-    """Compares the checksum of a block of rows when the first of its rows is read.
+    """Verifies the checksum of a block when the first of its rows is read.
 
-    A memory map is open before any of it has been read; checking everything first would read everything. This way
-    wrong bytes never become numbers, and every byte is checked once in each process.
+    Verifying a memory-mapped store when it is opened would read all of it. With this class, damaged data are never
+    used, and every block is verified once in each process.
 
     Args:
-        files: of the store.
-        columns: of the whole store, mapped.
+        files: files of the store.
+        columns: mapped columns of the whole store.
     """
 
     def __init__(self, files: StoreFiles, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -126,20 +126,20 @@ class ChecksumOnRead:
         self._of_structures = _Waiting(len(columns["n_atoms"]))
 
     def whole(self, name: str) -> None:
-        """Checks one column at once, which is not looked at again.
+        """Verifies a whole column, which is not checked again.
 
         Raises:
-            RamifyError: a block is not what was written.
+            RamifyError: a checksum does not match.
         """
         column = self._columns.pop(name)
         for block in range(block_count(len(column))):
             self._compare(name, column, block)
 
     def __call__(self, rows: Rows, starts: Rows, n_atoms: Rows) -> None:
-        """Checks what these structures touch for the first time.
+        """Verifies the unverified blocks that contain these structures.
 
         Raises:
-            RamifyError: a block is not what was written.
+            RamifyError: a checksum does not match.
         """
         if not len(rows):
             return
@@ -158,20 +158,20 @@ class ChecksumOnRead:
 
 
 class _Waiting:
-    """Which blocks of a column of `rows` rows are not checked yet."""
+    """Tracks the unverified blocks of a column of `rows` rows."""
 
     def __init__(self, rows: int) -> None:
         self._waits = np.ones(block_count(rows), np.bool_)
         self._left = len(self._waits)
 
     def among(self, first: Rows, counts: Rows) -> list[int]:
-        """The blocks that wait and hold any of these rows."""
+        """Unverified blocks that contain any of these rows."""
         if not self._left:
             return []
         touched = touched_blocks(first, counts)
         return touched[self._waits[touched]].tolist()
 
     def done(self, block: int) -> None:
-        """Waits no longer; two threads may have checked the same block."""
+        """Marks a block as verified; two threads may have verified the same block."""
         self._waits[block] = False
         self._left = int(np.count_nonzero(self._waits))

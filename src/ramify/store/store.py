@@ -1,4 +1,4 @@
-"""`Store`: a prepared dataset, as flat columns that are mapped into memory or held by the processes of a run."""
+"""`Store`: a prepared dataset as flat columns, memory-mapped or in memory shared by the processes of a run."""
 
 import builtins
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +29,13 @@ from ramify.structures import Split, Structures
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """How many labels some structures of a dataset have, by the rule that the objective counts them by.
+    """Numbers of labels of some structures of a dataset, as counted by the objective.
 
     Attributes:
-        energy: structures with an energy.
-        forces: atoms with a force.
-        stress: structures with a stress and a cell; 0 where it is not trained on.
-        labels: structures with each of the further labels that the dataset has.
+        energy: number of structures with an energy.
+        forces: number of atoms with a force.
+        stress: number of structures with a stress and a cell; 0 if it is not trained on.
+        labels: number of structures with each further label of the dataset.
     """
 
     energy: int
@@ -44,30 +44,30 @@ class LabelCounts:
     labels: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, label: str) -> int:
-        """By the name of the label."""
+        """Number of a label by its name."""
         return int(getattr(self, label)) if label in BUILT_IN else self.labels.get(label, 0)
 
 
 class Store:
-    """One prepared dataset. Structures lie in the order of their splits, so that a split is a range of rows.
+    """A prepared dataset. Structures are sorted by split, so that a split is a range of rows.
 
     Use `Store.open`, or `ramify.store.shared.distributed.open_distributed`.
 
     Args:
-        path: the folder.
+        path: folder of the store.
         manifest: its `manifest.json`.
-        n_atoms: (S,) int32, atoms of each structure.
-        home: where the columns are.
+        n_atoms: (S,) int32, number of atoms of each structure.
+        home: storage of the columns.
 
     Attributes:
-        path: the folder.
+        path: folder of the store.
         manifest: its `manifest.json`.
-        n_atoms: (S,) int32, atoms of each structure; not to be changed.
-        references: (119,) eV by atomic number, NaN where the training split does not hold the element.
-        fitted: the references were fitted to this dataset; False where they are those of a branch, see `on_scale`.
+        n_atoms: (S,) int32, number of atoms of each structure; read-only.
+        references: (119,) eV by atomic number, NaN for elements that are absent from the training split.
+        fitted: whether the references were fitted to this dataset; False if they are those of a branch, see `on_scale`.
 
     Raises:
-        RamifyError: the numbers of atoms are not those of the manifest.
+        RamifyError: the numbers of atoms do not match the manifest.
     """
 
     def __init__(
@@ -96,18 +96,18 @@ class Store:
     ) -> Self:
         """Opens the store in folder `path`.
 
-        A store of the form `mapped` is mapped into memory, and every part of it checked when it is first read. One of
-        the form `adios` is read as a whole into memory that the processes of the node share.
+        A store of the form `mapped` is memory-mapped, and every block is verified on first read. A store of the form
+        `adios` is read as a whole into memory that the processes of the node share.
 
         Args:
-            path: the folder.
-            verify: first read every file and compare all checksums (as fast as the disk).
-            preload: read a mapped store into shared memory too, in sequence.
-            later: read into shared memory not now but when the first structure is asked for, or by `load`.
-            progress: hears how many bytes have been read into shared memory.
+            path: folder of the store.
+            verify: first read all files and verify all checksums (at the speed of the disk).
+            preload: read also a mapped store sequentially into shared memory.
+            later: read into shared memory on first access or by `load`, not now.
+            progress: called with the number of bytes read into shared memory.
 
         Raises:
-            RamifyError: no store there, a newer version, damaged, or not enough memory.
+            RamifyError: no store, a newer version, damaged, or not enough memory.
         """
         with open_files(path) as files:
             if verify:
@@ -127,7 +127,7 @@ class Store:
                 if not later:
                     store.load()
             except BaseException:
-                storage.close()  # or the numbers of atoms would stay in shared memory until the error is forgotten
+                storage.close()  # the exception would otherwise keep the numbers of atoms in shared memory
                 raise
         return store
 
@@ -143,7 +143,7 @@ class Store:
         self.close()
 
     def load(self) -> None:
-        """Reads into shared memory now what else would be read when the first structure is asked for.
+        """Reads the data into shared memory now rather than on first access.
 
         Raises:
             RamifyError: damaged, or not enough memory.
@@ -151,7 +151,7 @@ class Store:
         self._storage.load()
 
     def close(self) -> None:
-        """Gives back shared memory, of which this process then holds nothing but what it has taken."""
+        """Releases shared memory; structures taken before remain valid."""
         self._storage.close()
 
     def range(self, split: str) -> builtins.range:
@@ -163,21 +163,21 @@ class Store:
         return builtins.range(sum(counts[:at]), sum(counts[: at + 1]))
 
     def take(self, rows: NDArray[np.integer] | Sequence[int]) -> Structures:
-        """The structures at `rows` (T,), in that order; positions, forces, cell and stress in float32.
+        """Reads the structures at `rows` (T,), in that order; positions, forces, cell and stress in float32.
 
         Raises:
-            RamifyError: they are damaged.
+            RamifyError: damaged data.
         """
         row = np.asarray(rows, np.int64)
         n_atoms = self.n_atoms.take(row).astype(np.int64)
         taken = self._storage.take(row, n_atoms, (*TAKEN, *self._further))
         labels = {name: taken.pop(name) for name in self._further}
         if taken["numbers"].max(initial=1) > MAX_NUMBER or taken["numbers"].min(initial=1) < 1:
-            raise damaged(self.path, f"column numbers holds what is not an atomic number from 1 to {MAX_NUMBER}")
+            raise damaged(self.path, f"column numbers has values outside 1 to {MAX_NUMBER}")
         for name, table in (("group", "groups"), ("origin", "origins")):
             taken[name] = taken[name].astype(np.int64)
             if len(row) and not 0 <= taken[name].min() <= taken[name].max() < len(self._names[table]):
-                raise damaged(self.path, f"column {name} points past the {table} of names.json")
+                raise damaged(self.path, f"column {name} has an index outside the {table} of names.json")
         return Structures(
             n_atoms=n_atoms,
             split=np.searchsorted(self._split_ends, row, side="right").astype(np.uint8) + np.uint8(Split.TRAIN),
@@ -188,18 +188,18 @@ class Store:
         )
 
     def on_scale(self, scale: Scale) -> Self:
-        """The same structures, measured by the references and units of a branch that was trained before.
+        """Returns the same structures with the references and scales of a pretrained branch.
 
-        What else the manifest says of references and statistics stays that of the references fitted to these data.
+        Other references and statistics in the manifest stay those fitted to this dataset.
 
         Raises:
-            RamifyError: the store holds an element that the scale has no reference energy of.
+            RamifyError: an element of the store has no reference energy in the scale.
         """
         if strange := sorted(set(self.manifest.elements) - set(scale.references)):
             raise RamifyError(
-                f"dataset '{self.manifest.dataset}' holds {', '.join(strange)}; the branch that it is to go on with "
+                f"dataset '{self.manifest.dataset}' holds {', '.join(strange)}; the branch that it continues "
                 f"has reference energies of {' '.join(scale.references)} only",
-                fix="give the dataset a branch of its own (--mode new-branch), or take those structures out",
+                fix="use a new branch for the dataset (--mode new-branch), or remove those structures",
             )
         stated = self.manifest.references.model_copy(update={"energies": dict(scale.references)})
         units = {"energy_std": scale.energy, "forces_mae": scale.forces}
@@ -208,18 +208,18 @@ class Store:
         return type(self)(self.path, self.manifest.model_copy(update=update), self.n_atoms, self._storage, fitted=False)
 
     def label_counts(self, rows: NDArray[np.int64], *, stress: bool) -> LabelCounts:
-        """How many labels the structures at `rows` (T,) have; where all or none of the store have one, nothing is read.
+        """Counts the labels of the structures at `rows` (T,); reads nothing if all or none of the store have a label.
 
         Args:
-            rows: of the store, repeats count again.
-            stress: whether to count those of stress, for which cells are read.
+            rows: rows of the store; repeated rows are counted repeatedly.
+            stress: whether to count stresses, which needs cells.
         """
         labels, whole = self.manifest.labels, len(self)
         energy, n_atoms = len(rows), self.n_atoms[rows]
         if labels.energy < whole:
             energy = int((~np.isnan(self._some(rows, "energy")["energy"])).sum())
         forces = int(n_atoms.sum()) if labels.forces else 0
-        if 0 < labels.forces < whole:  # whole or absent (`ramify.prepare.checks.gates`): the first atom stands for all
+        if 0 < labels.forces < whole:  # all or none of its atoms: the first is sufficient
             first = np.cumsum(n_atoms, dtype=np.int64) - n_atoms
             forces = int(n_atoms[~np.isnan(self._some(rows, "forces")["forces"][first, 0])].sum())
         further = {name: int((~np.isnan(self._some(rows, name)[name])).sum()) for name in self._further}
@@ -231,7 +231,7 @@ class Store:
         return LabelCounts(energy, forces, int((known & has_cell).sum()), further)
 
     def _some(self, rows: NDArray[np.int64], *columns: str) -> dict[str, NDArray[Any]]:
-        """Some columns of the structures at `rows`."""
+        """Reads some columns of the structures at `rows`."""
         return self._storage.take(rows, self.n_atoms.take(rows).astype(np.int64), columns)
 
     @cached_property
@@ -240,7 +240,7 @@ class Store:
 
     @cached_property
     def _names(self) -> dict[str, tuple[str, ...]]:
-        """Tables that the columns `group` and `origin` point into."""
+        """Tables of names for the columns `group` and `origin`."""
         try:
             content = parse_json((self.path / "names.json").read_bytes())
             return {key: tuple(map(str, content[key])) for key in ("groups", "origins")}
@@ -249,9 +249,9 @@ class Store:
 
 
 def checksums_on_read(files: MappedFiles, columns: Mapping[str, NDArray[Any]]) -> Callable[[Rows, Rows, Rows], None]:
-    """What checks mapped columns when they are read; the numbers of atoms, which all else hangs on, at once.
+    """Creates the check of mapped columns on read; the numbers of atoms, which define offsets, are verified at once.
 
-    Stores written before there were checksums of blocks are checked by `verify` only.
+    Older stores without checksums of blocks are only checked by `verify`.
     """
     if files.manifest.blocks is None:
         return lambda rows, starts, n_atoms: None
@@ -261,7 +261,7 @@ def checksums_on_read(files: MappedFiles, columns: Mapping[str, NDArray[Any]]) -
 
 
 def _read(path: Path, n_atoms: NDArray[np.int32], progress: Callable[[int], None]) -> ColumnStorage:
-    """All columns but the numbers of atoms, which are there already, in shared memory."""
+    """Reads all columns except the numbers of atoms into shared memory."""
     with open_files(path) as files:
         names = [name for name in files.manifest.columns if name != "n_atoms"]
         memory = NodeMemory(files, names, progress)

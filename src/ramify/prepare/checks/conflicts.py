@@ -1,9 +1,10 @@
-"""Equal geometries that carry different labels: which of them stay.
+"""Selection among equal geometries with different labels.
 
-Copies of a structure (`ramify.prepare.checks.duplicates`) need not carry the labels of the first: another spin state,
-another charge, another setting of the code. Copies that agree count as duplicates. Where they do not, nothing in the
-data says which is right; a ground state is the lowest of the solutions that one method finds for a geometry (the
-variational principle), so by default the lowest energy stays."""
+Copies of a structure (`ramify.prepare.checks.duplicates`) may have different labels: another spin state, charge or
+setting of the code. Copies with equal labels are duplicates. Otherwise the data do not show which is correct; the
+ground state is the lowest solution of a method for a geometry (variational principle), so by default the lowest energy
+is kept.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,15 +22,15 @@ Floats = NDArray[np.float64]
 Rule = Literal["lowest", "drop", "keep"]
 
 ENERGY = 1e-3
-"""eV/atom by which the energies of agreeing copies may differ: what different parallel layouts of a code leave."""
+"""eV/atom, tolerance for equal energies: differences between parallel layouts of a code."""
 FORCES = 0.05
-"""eV/Å by which a force of agreeing copies may differ, in norm. Copies may lie up to 1e-4 Å apart in every coordinate;
-the stiffest bonds (143 eV/Å² in N2) turn that into 0.02 eV/Å."""
+"""eV/Å, tolerance for equal forces, in norm. Coordinates of copies may differ by 1e-4 Å, which changes forces by 0.02
+eV/Å in the stiffest bonds (143 eV/Å² in N2)."""
 ATOMS_AT_ONCE = 200_000
 
 
 class LabelColumns(Protocol):
-    """Where labels are looked up: the columns of `Structures` of that name."""
+    """Columns of labels, as in `Structures`."""
 
     @property
     def n_atoms(self) -> NDArray[np.integer]: ...
@@ -44,8 +45,8 @@ Differences = Callable[[Rows, Rows], tuple[Floats, Floats]]
 
 
 def label_differences(columns: LabelColumns, offsets: Rows, i: Rows, j: Rows) -> tuple[Floats, Floats]:
-    """Differences (both (P,)) of the labels of structures i and j (both (P,)), which have the same atoms; `offsets` are
-    the first atoms of all structures."""
+    """Differences (both (P,)) of the labels of structures i and j (both (P,)) with equal atoms; `offsets` are the first
+    atoms of all structures."""
     energies, n_atoms = columns.energy, columns.n_atoms
     energy: Floats = np.abs(energies[i] - energies[j]) / n_atoms[i]
     forces = np.full(len(i), np.nan)
@@ -60,14 +61,14 @@ def label_differences(columns: LabelColumns, offsets: Rows, i: Rows, j: Rows) ->
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of S structures.
+    """Decision on S structures.
 
     Attributes:
-        copy_of: (S,) the structure that stays in the place of one that agrees with it; -1 where there is none.
-        conflict_with: (S,) the structure whose geometry one shares and whose labels it does not, where that is why it
-            goes; -1 elsewhere.
-        energy, forces: (S,) differences from that structure, eV/atom and eV/Å; NaN elsewhere.
-        summary: for the manifest; None where all copies agree.
+        copy_of: (S,) the structure kept instead of a duplicate; -1 for others.
+        conflict_with: (S,) the structure with the same geometry and different labels, for structures dropped for this
+            reason; -1 for others.
+        energy, forces: (S,) differences from that structure, eV/atom and eV/Å; NaN for others.
+        summary: for the manifest; None if all copies agree.
     """
 
     copy_of: Rows
@@ -78,25 +79,26 @@ class Verdict:
 
     @property
     def kept(self) -> NDArray[np.bool_]:
-        """(S,) what stays."""
+        """(S,) whether each structure is kept."""
         return (self.copy_of < 0) & (self.conflict_with < 0)
 
 
 def judge(
     earlier: Rows, per_atom: Floats, labels: NDArray[np.integer], differences: Differences, rule: Rule
 ) -> Verdict:
-    """Decides which of equal structures stay.
+    """Decides which of equal structures to keep.
 
     Args:
         earlier: (S,) the earlier structure that each one repeats, -1 for none (`earlier_equals`).
         per_atom: (S,) energy in eV/atom.
-        labels: (S,) how many labels each has; of copies that agree the first with the most stays.
-        differences: compares labels.
-        rule: what stays of a geometry with different labels: the `lowest` energy, nothing (`drop`) or all (`keep`).
+        labels: (S,) number of labels of each; of duplicates, the first with the most labels is kept.
+        differences: function that compares labels.
+        rule: which structures to keep for a geometry with different labels: the `lowest` energy, none (`drop`) or all
+            (`keep`).
     """
     copies = np.flatnonzero(earlier >= 0)
     alike = _agree(*differences(copies, earlier[copies]))
-    to_judge = earlier[copies[~alike | (labels[copies] != labels[earlier[copies]])]]  # of all others the first stays
+    to_judge = earlier[copies[~alike | (labels[copies] != labels[earlier[copies]])]]  # of others, the first is kept
     S = len(earlier)
     copy_of, conflict_with = earlier.copy(), np.full(S, -1, np.int64)
     geometries, structures, spread, apart = 0, 0, 0.0, np.nan
@@ -124,7 +126,7 @@ def judge(
 
 
 def _geometries(copies: Rows, earlier: Rows, first: Rows) -> Iterator[Rows]:
-    """All structures of the geometry of each of `first`, in source order."""
+    """Yields all structures with the geometry of each of `first`, in source order."""
     order = copies[np.argsort(earlier[copies], kind="stable")]
     starts, stops = (np.searchsorted(earlier[order], first, side=side) for side in ("left", "right"))
     for one, start, stop in zip(first.tolist(), starts.tolist(), stops.tolist(), strict=True):
@@ -132,7 +134,7 @@ def _geometries(copies: Rows, earlier: Rows, first: Rows) -> Iterator[Rows]:
 
 
 def _clusters(members: Rows, per_atom: Floats, differences: Differences) -> list[Rows]:
-    """Structures of one geometry in clusters that agree with their first, the lowest energy first."""
+    """Clusters structures of one geometry by agreement with the first member, the lowest energy first."""
     clusters: list[list[int]] = []
     for member in members[np.argsort(per_atom[members], kind="stable")].tolist():
         found = None
@@ -150,5 +152,5 @@ def _clusters(members: Rows, per_atom: Floats, differences: Differences) -> list
 
 
 def _agree(energy: Floats, forces: Floats) -> NDArray[np.bool_]:
-    """Whether labels so far apart count as the same; forces that one of the two lacks say nothing."""
+    """Returns whether differences are within tolerances; missing forces are ignored."""
     return ~((energy > ENERGY) | (forces > FORCES))

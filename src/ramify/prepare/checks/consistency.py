@@ -1,10 +1,10 @@
-"""Do forces and energies of a dataset belong together? The slope of dE on -(F_i + F_j)/2 · (x_j - x_i) must be 1.
+"""Consistency of forces and energies of a dataset: the slope of dE on -(F_i + F_j)/2 · (x_j - x_i) must be 1.
 
 Pairs are structures with the same elements in the same order and the same cell. The trapezoidal rule is exact for a
-quadratic energy surface; its error grows with the cube of the distance r between the structures while the energy
-difference grows with r to r², so pairs far apart say less: each is weighted by 1/(r² + r0²)², r being the root mean
-square displacement. Tried on corpora whose forces agree with finite differences, this gives 0.97 to 1.02, where the
-unweighted regression gives 0.7 to 1.1 depending on how far apart pairs may be.
+quadratic energy surface; its error grows with the cube of the distance r between the structures, while the energy
+difference grows with r to r², so distant pairs are less informative: each is weighted by 1/(r² + r0²)², where r is the
+root mean square displacement. For datasets whose forces agree with finite differences, this gives 0.97 to 1.02, while
+unweighted regression gives 0.7 to 1.1, depending on the maximum distance of pairs.
 """
 
 from collections.abc import Iterator
@@ -23,29 +23,29 @@ Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 ACCEPTED = (0.8, 1.25)
-"""What consistent labels give; a slope outside is shown with a mark. Most give 0.95 to 1.05; anharmonic crystals whose
-close pairs are not that close give less (0.1 Å of random displacement in a metal: 0.89; InP: 0.85)."""
+"""Range of slopes for consistent labels; other slopes are marked. Most datasets give 0.95 to 1.05; anharmonic crystals
+with more distant pairs give less (0.1 Å of random displacement in a metal: 0.89; InP: 0.85)."""
 REFUSED = (0.7, 1.4)
-"""A slope outside stops the preparation. No known mistake of units lies inside: those start at 0.53 and 1.89."""
+"""A slope outside this range stops the preparation. Known errors of units give at most 0.53 or at least 1.89."""
 ENOUGH_PAIRS = 30
-"""Fewer close pairs than this are not judged."""
+"""Minimum number of close pairs for a judgement."""
 MEANINGFUL = 0.8
-"""At least this correlation makes a slope exact enough to be judged by itself."""
+"""Minimum correlation for a slope that is accurate enough to be judged alone."""
 TELLING = 0.5
-"""With at least this one the slope lies between that of dE on -F·dx and that of -F·dx on dE, which is 1/correlation²
-times as large (the bounds of regression with errors in both variables, Frisch 1934); it is refused where all between
-the two is outside `REFUSED`. Weaker ones say nothing (e.g. two labels for one geometry)."""
+"""Minimum correlation for bounds: the slope is between that of dE on -F·dx and that of -F·dx on dE, which is
+1/correlation² times as large (bounds of regression with errors in both variables, Frisch 1934); it is refused if the
+whole interval is outside `REFUSED`. Weaker correlations are inconclusive (e.g. two labels for one geometry)."""
 IDENTICAL = 1e-3
-"""Å; pairs closer than this (r) are left out: rounding of positions in files outweighs what is measured."""
+"""Å; pairs with a smaller r are left out, because rounding of positions in files dominates."""
 CELL_TOLERANCE = 1e-5
-"""Å within which two cells are the same."""
+"""Å, tolerance for equal cells."""
 BUDGET = 2_000_000
-"""Atom pairs looked at in one chunk while close pairs are still sought for (about 60 ms)."""
+"""Atom pairs tested per chunk until enough close pairs are found (about 60 ms)."""
 TOTAL_BUDGET = 20_000_000
 SOUGHT = 2000
-"""Close pairs that are sought for as hard as that."""
+"""Number of close pairs after which the search is reduced."""
 SAMPLED = 10_000
-"""Atom pairs looked at in each chunk once enough pairs are found, or have been looked for."""
+"""Atom pairs tested per chunk in the reduced search."""
 ATOMS_AT_ONCE = 100_000
 
 KNOWN_RATIOS = (
@@ -62,7 +62,7 @@ KNOWN_RATIOS = (
     (96.485332, "energies are in kJ/mol but forces in eV/Å"),
     (0.0103643, "energies are in eV but forces in kJ/mol/Å"),
 )
-"""Slopes that give a mistake away (CODATA 2018: Hartree 27.211386 eV, bohr 0.529177 Å)."""
+"""Slopes caused by common errors (CODATA 2018: Hartree 27.211386 eV, bohr 0.529177 Å)."""
 RATIO_TOLERANCE = 0.1
 
 
@@ -86,11 +86,11 @@ class SlopeMeter:
 
     @property
     def searching(self) -> bool:
-        """Whether more pairs are sought for in earnest."""
+        """Whether the full search continues."""
         return self.pairs < SOUGHT and self._spent < TOTAL_BUDGET
 
     def add(self, structures: Structures, prints: Fingerprints) -> None:
-        """Takes up the close pairs among `structures`, at most about `BUDGET` atom pairs of work."""
+        """Adds the close pairs among `structures`, testing at most about `BUDGET` atom pairs."""
         for i, j in self._candidates(structures, prints, BUDGET):
             self._spent += int(structures.n_atoms[i].sum())
             self._measure(structures, i, j)
@@ -98,7 +98,7 @@ class SlopeMeter:
                 break
 
     def sample(self, structures: Structures, prints: Fingerprints) -> None:
-        """Takes up some close pairs among `structures`, about `SAMPLED` atom pairs of work."""
+        """Adds some close pairs among `structures`, testing about `SAMPLED` atom pairs."""
         for i, j in self._candidates(structures, prints, SAMPLED):
             self._measure(structures, i, j)
 
@@ -111,14 +111,14 @@ class SlopeMeter:
         self._nw += sampled._nw
 
     def result(self) -> Consistency:
-        """Slope and (uncentred) correlation of all pairs so far; None where fewer than `ENOUGH_PAIRS` were found."""
+        """Slope and (uncentred) correlation of all pairs so far; None with fewer than `ENOUGH_PAIRS` pairs."""
         if self.pairs < ENOUGH_PAIRS or self._ww == 0 or self._ee == 0:
             return Consistency(slope=None, pairs=self.pairs, correlation=None)
         correlation = self._ew / np.sqrt(self._ww * self._ee)
         return Consistency(slope=self._ew / self._ww, pairs=self.pairs, correlation=float(correlation))
 
     def check(self, dataset: str) -> Consistency:
-        """The result, if it lies within `REFUSED` or cannot be judged.
+        """Returns the result if it is within `REFUSED` or inconclusive.
 
         Raises:
             RamifyError: forces and energies contradict each other.
@@ -138,10 +138,10 @@ class SlopeMeter:
         )
 
     def _candidates(self, structures: Structures, prints: Fingerprints, budget: int) -> Iterator[tuple[Rows, Rows]]:
-        """Pairs (i, j) to try, in parts of bounded size: growing lags within each run of comparable structures."""
+        """Yields pairs (i, j) to test, in parts of bounded size: increasing lags in runs of comparable structures."""
         has_forces = np.logical_and.reduceat(np.isfinite(structures.forces[:, 0]), structures.offsets[:-1])
         cell = np.rint(structures.cell * structures.pbc[:, :, None] / CELL_TOLERANCE)
-        key = np.einsum("sij,ij->s", cell, geometry_weights(3)[0])  # one number per cell: enough to tell them apart
+        key = np.einsum("sij,ij->s", cell, geometry_weights(3)[0])  # one number per cell distinguishes cells
         rows = np.flatnonzero(has_forces & np.isfinite(structures.energy))
         order = rows[np.lexsort((key[rows], prints.sequence[rows]))]
         left, lag = np.arange(len(order) - 1), 1
@@ -158,7 +158,7 @@ class SlopeMeter:
             left = left[left + lag < len(order)]
 
     def _measure(self, structures: Structures, i: Rows, j: Rows) -> None:
-        """Adds those of the pairs that are close."""
+        """Adds the pairs that are close."""
         n = structures.n_atoms[i]
         starts = np.cumsum(n) - n
         offsets = structures.offsets
@@ -183,10 +183,10 @@ class SlopeMeter:
 def _nearest_lattice_vectors(
     dx: NDArray[np.float64], structures: Structures, i: Rows, n: Rows
 ) -> NDArray[np.float64] | float:
-    """What to take off (N, 3) displacements so that an atom wrapped to the other side of its cell has not moved far."""
+    """Lattice vectors to subtract from (N, 3) displacements, for atoms wrapped to the other side of their cell."""
     if not structures.pbc[i].any():
         return 0.0
-    # in slabs and chains wrapped atoms stay where they are: the pair is then a distant one
+    # in slabs and chains, wrapped atoms are not corrected: the pair is then distant
     full: NDArray[np.bool_] = np.asarray(structures.pbc[i].all(axis=1))
     cell = np.where(full[:, None, None], structures.cell[i].astype(np.float64), np.eye(3) * 1e9)
     of_atom = np.repeat(np.arange(len(i)), n)
@@ -196,7 +196,7 @@ def _nearest_lattice_vectors(
 
 
 def _explain(slope: float, slope_per_atom: float) -> tuple[str, str]:
-    """What a slope outside the accepted range means, and what to do."""
+    """Possible causes of a slope outside the accepted range, and the fix."""
     sign = "state `forces_sign: -1` under datasets.DATASET in the recipe"
     if abs(abs(slope) - 1) < RATIO_TOLERANCE:
         return "-1 means: the file stores gradients under the name of forces.", sign

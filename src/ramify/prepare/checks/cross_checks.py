@@ -1,4 +1,4 @@
-"""The gates that compare structures with one another: equal ones, and energies far from those of their like."""
+"""Gates that compare structures with one another: duplicates, and outliers of energy."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from ramify.store.manifest import Conflicts, Finding
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What is left of S structures.
+    """Result of comparing S structures.
 
     Attributes:
-        keep: (S,) whether each is left.
-        conflicts: equal geometries with other labels, if there are any.
-        findings: what the user should know.
+        keep: (S,) whether each structure is kept.
+        conflicts: equal geometries with different labels, if any.
+        findings: warnings for the user.
     """
 
     keep: NDArray[np.bool_]
@@ -34,11 +34,11 @@ class Compared:
 
 
 SUBSETS = 5
-"""Places of outliers that a finding names."""
+"""Maximum number of places of outliers listed in a finding."""
 
 
 def compare(staged: Staged, gates: Gates, quarantine: Quarantine) -> Compared:
-    """Screens structures that passed the gates which look at one at a time; failures are noted."""
+    """Screens structures that passed the gates for single structures; failures are added to the quarantine."""
     keep, conflicts = np.ones(len(staged), np.bool_), None
     if gates.duplicates == "drop":
         keep, conflicts = _without_copies(staged, gates, quarantine)
@@ -54,7 +54,7 @@ def compare(staged: Staged, gates: Gates, quarantine: Quarantine) -> Compared:
 
 
 def _by_subset(staged: Staged, outliers: NDArray[np.int64], largest: float) -> Iterator[Finding]:
-    """Where energies far off come from: places in the files, or groups where there is only one place."""
+    """Yields a finding with the origins of outliers: places in the files, or groups if there is only one place."""
     if not len(outliers):
         return
     column, names = ("origin", staged.origins) if len(staged.origins) > 1 else ("group", staged.groups)
@@ -69,7 +69,7 @@ def _by_subset(staged: Staged, outliers: NDArray[np.int64], largest: float) -> I
 
 
 def _without_copies(staged: Staged, gates: Gates, quarantine: Quarantine) -> tuple[NDArray[np.bool_], Conflicts | None]:
-    """(S,) what is left when every structure stands there once."""
+    """(S,) whether each structure is kept after removal of duplicates."""
     earlier = earlier_equals(
         staged.scalars["sequence"],
         staged.scalars["projection"],

@@ -1,9 +1,9 @@
 """Structures equal to an earlier one: same elements in the same order, same positions and cell within a tolerance.
 
-Rounding coordinates to a grid and hashing them misses pairs that rounding noise puts on two sides of a grid line (with
-20 atoms every other pair, when the noise is a hundredth of the grid). So candidates are found by two projections of
-the geometry, which noise below the tolerance moves by no more than a known amount, and are then compared coordinate by
-coordinate: nothing below the tolerance is missed, nothing above it is dropped.
+Hashing coordinates rounded to a grid misses pairs that noise separates by a grid line (with 20 atoms, every other pair,
+if the noise is a hundredth of the grid). Instead, candidates are found by two projections of the geometry, whose change
+by noise below the tolerance is bounded, and are then compared coordinate by coordinate: all pairs below the tolerance
+are found, and none above it is dropped.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Equal = Callable[[Rows, Rows, float], NDArray[np.bool_]]
 """`equal(i, j, tolerance)`: whether structures i and j (both (P,)) are equal within `tolerance` Å."""
 
 TOLERANCE = 1e-4
-"""Å by which every coordinate of two equal structures may differ."""
+"""Å, maximum difference of each coordinate of two equal structures."""
 ATOMS_AT_ONCE = 200_000
 STRUCTURES_AT_ONCE = 500_000
 ODD = 0xBF58476D1CE4E5B9
@@ -30,7 +30,7 @@ ODD = 0xBF58476D1CE4E5B9
 
 
 class Columns(Protocol):
-    """What is compared: the columns of `Structures` of that name."""
+    """Columns to compare, as in `Structures`."""
 
     @property
     def n_atoms(self) -> NDArray[np.integer]: ...
@@ -47,14 +47,14 @@ class Columns(Protocol):
 def earlier_equals(
     sequence: NDArray[np.uint64], projection: Projections, n_atoms: NDArray[np.integer], equal: Equal
 ) -> Rows:
-    """(S,) the earlier structure that each one repeats, -1 where it is the first of its kind.
+    """(S,) the earlier structure that each one repeats, -1 for first occurrences.
 
-    A structure is compared with earlier ones that are kept, so that a slow drift is not taken for one long repetition.
+    A structure is compared only with earlier ones that are kept, so that a slow drift is not treated as repetition.
 
     Args:
         sequence, projection: (S,), (S, 2), see `ramify.prepare.checks.fingerprints.Fingerprints`.
-        n_atoms: (S,) atoms of each structure.
-        equal: compares structures themselves; called for likely pairs only.
+        n_atoms: (S,) number of atoms of each structure.
+        equal: function that compares structures; called for likely pairs only.
     """
     earlier = np.full(len(sequence), -1, np.int64)
     for rows in _comparable(sequence):
@@ -65,13 +65,13 @@ def earlier_equals(
             if earlier[first] < 0 and earlier[later] < 0:
                 earlier[later] = first
     copies = np.flatnonzero(earlier >= 0)
-    repeated = copies[earlier[earlier[copies]] >= 0]  # exact copies of what then turned out to repeat another
+    repeated = copies[earlier[earlier[copies]] >= 0]  # exact copies of a structure that itself repeats another
     earlier[repeated] = earlier[earlier[repeated]]
     return earlier
 
 
 def _comparable(sequence: NDArray[np.uint64]) -> Iterator[Rows]:
-    """All rows in blocks of bounded size, those of one sequence together and in source order."""
+    """Yields all rows in blocks of bounded size, grouped by sequence and in source order."""
     order = np.argsort(sequence, kind="stable")
     start = 0
     while start < len(order):
@@ -82,10 +82,10 @@ def _comparable(sequence: NDArray[np.uint64]) -> Iterator[Rows]:
 
 
 def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, tolerance: float) -> NDArray[np.bool_]:
-    """(P,) whether structures i and j of `columns` are equal within `tolerance` Å; `offsets` are their first atoms."""
+    """(P,) whether structures i and j of `columns` are equal within `tolerance` Å; `offsets` are the first atoms."""
     pbc, cell, positions = columns.pbc, columns.cell, columns.positions
     same: NDArray[np.bool_] = columns.n_atoms[i] == columns.n_atoms[j]
-    for atom in (offsets[:-1], offsets[1:] - 1):  # the first and the last atom tell most apart
+    for atom in (offsets[:-1], offsets[1:] - 1):  # the first and the last atom distinguish most pairs
         apart = np.abs(np.take(positions, atom[i], axis=0).astype(np.float64) - np.take(positions, atom[j], axis=0))
         same &= apart.max(axis=1, initial=0.0) <= tolerance
     candidates = np.flatnonzero(same)
@@ -109,10 +109,10 @@ def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, toleranc
 
 
 def _mark_exact(rows: Rows, sequence: NDArray[np.uint64], projection: Projections, equal: Equal, earlier: Rows) -> Rows:
-    """Marks exact copies first: however many there are of one structure, each is compared with its neighbour only.
+    """Marks exact copies first, comparing only adjacent rows after sorting, for any number of copies.
 
     Returns:
-        `rows` in an order that puts equal ones next to each other.
+        `rows` sorted so that equal ones are adjacent.
     """
     bits = projection[rows].view(np.uint64)
     key = sequence[rows] + bits[:, 0] * np.uint64(GOLDEN) + bits[:, 1] * np.uint64(ODD)
@@ -131,9 +131,9 @@ def _close_pairs(
 ) -> Iterator[Rows]:
     """(P, 2) pairs (later, earlier) of equal structures among `rest`.
 
-    The plane of the two projections is cut into square cells twice as wide as the tolerance, four times, with the
-    borders moved by half a cell along either axis: two equal structures share a cell in at least one of them. All pairs
-    within a cell are compared, in the first cutting that puts them together.
+    The plane of the two projections is divided into square cells twice as wide as the tolerance, in four grids shifted
+    by half a cell along each axis: two equal structures share a cell in at least one grid. All pairs within a cell are
+    compared, in the first grid in which they share one.
     """
     # how far noise below the tolerance moves a projection, and how exact a sum in float64 is
     width = projection_reach(n_atoms[rest]) * TOLERANCE + np.abs(projection[rest]).max(initial=0.0) * 2.0**-48

@@ -1,8 +1,8 @@
-"""Numbers that tell structures apart, one vectorised pass over all atoms: composition, sequence of elements, geometry.
+"""Fingerprints of structures in one vectorised pass over all atoms: composition, sequence of elements, geometry.
 
-Hashes are 64-bit sums modulo 2^64 of pseudo-random terms (multilinear hashing): some two of C different ones coincide
-with a probability of about C²/2^65, 3e-8 for a million compositions. Where a coincidence would drop a structure, the
-structures themselves are compared (`ramify.prepare.checks.duplicates`).
+Hashes are 64-bit sums modulo 2^64 of pseudo-random terms (multilinear hashing): the probability of a collision among C
+values is about C²/2^65, 3e-8 for a million compositions. Before a structure is dropped, the structures themselves are
+compared (`ramify.prepare.checks.duplicates`).
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Fingerprints:
     """One row per structure.
 
     Attributes:
-        composition: (S,) uint64, the same for the same number of atoms of each element, in whatever order.
-        sequence: (S,) uint64, the same for the same elements in the same order and the same periodic axes.
+        composition: (S,) uint64, equal for equal numbers of atoms of each element, in any order.
+        sequence: (S,) uint64, equal for equal elements in the same order and equal periodic axes.
         projection: (S, 2) float64, two weighted sums of positions and cell, Å.
     """
 
@@ -39,13 +39,13 @@ def fingerprints(structures: Structures) -> Fingerprints:
     """Fingerprints of structures that each have at least one atom, with finite positions and cells."""
     offsets = structures.offsets
     largest = int(structures.n_atoms.max(initial=0))
-    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], structures.n_atoms)  # of an atom within its structure
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], structures.n_atoms)  # index within the structure
     elements = scramble(np.arange(1, MAX_NUMBER + 2, dtype=np.uint64))
     places = scramble(np.arange(1000, 1000 + largest, dtype=np.uint64)) | np.uint64(1)
     of_atom = np.take(elements, structures.numbers)
     weights = geometry_weights(largest + 3)
     projection = np.empty((len(structures), 2))
-    cell = structures.cell * structures.pbc[:, :, None]  # a cell without periodicity says nothing
+    cell = structures.cell * structures.pbc[:, :, None]  # cell vectors without periodicity are irrelevant
     for k in range(2):
         moved = np.einsum("nc,nc->n", structures.positions, np.take(weights[k, 3:], place, axis=0))
         projection[:, k] = _sums(moved, offsets) + np.einsum("sij,ij->s", cell, weights[k, :3])
@@ -58,7 +58,7 @@ def fingerprints(structures: Structures) -> Fingerprints:
 
 
 def formula_hash(structures: Structures) -> NDArray[np.uint64]:
-    """(S,) the same for structures of one reduced formula, e.g. Si2 and Si64."""
+    """(S,) hash of the reduced formula, equal e.g. for Si2 and Si64."""
     S, elements = len(structures), MAX_NUMBER + 1
     place = structures.structure_of_atom * elements + structures.numbers
     counts = np.bincount(place, minlength=S * elements).reshape(S, elements)
@@ -68,14 +68,14 @@ def formula_hash(structures: Structures) -> NDArray[np.uint64]:
 
 
 def projection_reach(n_atoms: NDArray[np.integer]) -> NDArray[np.float64]:
-    """(S,) how far a projection can move, in units of the largest displacement of a coordinate."""
+    """(S,) maximum change of a projection, in units of the largest displacement of a coordinate."""
     weights = geometry_weights(int(n_atoms.max(initial=0)) + 3)
     reach: NDArray[np.float64] = np.abs(weights).sum(axis=2).max(axis=0).cumsum()[n_atoms + 2]
     return reach
 
 
 def geometry_weights(rows: int) -> NDArray[np.float64]:
-    """(2, rows, 3) fixed numbers in ±(1/2 .. 1), the same whatever `rows` is; the first three rows weigh the cell."""
+    """(2, rows, 3) fixed numbers in ±(1/2 .. 1), independent of `rows`; the first three rows weight the cell."""
     bits = scramble(np.arange(6 * rows, dtype=np.uint64) + np.uint64(1 << 32)).reshape(rows, 2, 3).transpose(1, 0, 2)
     size = 0.5 + (bits >> np.uint64(12)) * 2.0**-53
     return np.where(bits & np.uint64(1), size, -size)

@@ -1,4 +1,4 @@
-"""Quality gates: what a structure must fulfil to enter a store. What fails is counted and named, never changed."""
+"""Quality gates for single structures: structures that fail are counted and listed, never changed."""
 
 from dataclasses import dataclass
 
@@ -27,14 +27,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Screening:
-    """Verdict on a chunk of S structures.
+    """Result of screening a chunk of S structures.
 
     Attributes:
-        failures: (S,) the first gate each structure fails: 0 for none, else 1 + its place in `reasons`.
-        reasons: the gates, in the order they are tried.
-        details: (S,) measured value behind the failure, NaN where there is none to tell.
-        closest: (S,) Å, distance of the closest two atoms, images included; inf where there is only one.
-        max_force: (S,) eV/Å, largest norm of a force; NaN where there is no force label.
+        failures: (S,) first gate that each structure fails: 0 for none, else 1 + its index in `reasons`.
+        reasons: the gates, in the order in which they are applied.
+        details: (S,) measured value of the failed gate, or NaN.
+        closest: (S,) Å, distance of the closest two atoms, images included; inf for a single atom.
+        max_force: (S,) eV/Å, largest norm of a force; NaN without force labels.
     """
 
     failures: NDArray[np.int8]
@@ -45,9 +45,9 @@ class Screening:
 
 
 def screen(structures: Structures, gates: Gates) -> Screening:
-    """Tries every gate that needs no other structure.
+    """Applies all gates for single structures.
 
-    A label is absent when all of it is NaN, and not finite when only part of it is, or when it is infinite. An absent
+    A label is absent if all its values are NaN, and non-finite if only some are, or if any is infinite. An absent
     energy fails; absent forces or stress do not.
     """
     S = len(structures)
@@ -87,7 +87,7 @@ def screen(structures: Structures, gates: Gates) -> Screening:
 
 
 def detail(reason: str, measured: float, gates: Gates) -> str:
-    """What the quarantine file says beside `reason`."""
+    """Detail of a failure for the quarantine file."""
     if reason == TOO_CLOSE:
         return f"closest atoms {measured:.4f} Å apart, limit {gates.min_distance:g} Å"
     if reason == LARGE_FORCE:

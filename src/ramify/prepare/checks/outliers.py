@@ -1,12 +1,11 @@
-"""Energies far from those of their like: labels that went wrong, and not merely structures far from equilibrium.
+"""Outliers of energy: wrong labels, as opposed to structures far from equilibrium.
 
-The energy of a structure says little by itself: a compressed crystal lies electronvolts per atom above the same one at
-rest. So an energy per atom is compared with those of structures that are like it in one of three ways: in volume (where
-all axes are periodic), in the distance of the closest atoms, in the largest force. In each, the structures of one
-reduced formula are put in order, and an energy is expected between the median of those before it and the median of
-those behind it; before the first and behind the last, where a curve goes on that nobody knows, farther out. An energy
-that none of the three explains is an outlier. Formulas with few structures are judged together, by what reference
-energies leave of theirs.
+The energy alone is not sufficient: a compressed crystal is electronvolts per atom above its equilibrium. So an energy
+per atom is compared with those of structures that are similar in one of three quantities: volume (if all axes are
+periodic), closest distance, largest force. For each, the structures of one reduced formula are sorted, and an energy is
+expected between the median of its predecessors and the median of its successors; at both ends, where the curve must be
+extrapolated, a larger range is accepted. An energy that none of the three quantities explains is an outlier. Formulas
+with few structures are judged together, by the residuals of their energies after subtracting reference energies.
 """
 
 from collections.abc import Iterator
@@ -24,33 +23,33 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 UNIT = 0.02
-"""eV/atom, the least that counts as one unit of `Gates.energy_outlier`: energies of one formula that lie within 1.2
-eV/atom (60 units) are never outliers."""
+"""eV/atom, minimum size of one unit of `Gates.energy_outlier`: energies of one formula within 1.2 eV/atom (60 units)
+are never outliers."""
 UNITS_PER_DEVIATION = (6, 4)
-"""Units in one median absolute deviation, where energies scatter more: within one formula, and where formulas are
-judged together; 60 units are then 10 and 15 deviations. Tried on two dozen datasets of this field: nothing but failed
-self-consistency (dimers of lanthanides) lies beyond, and 4 and 4 would miss a third of shifts by 1.36 eV/atom more."""
+"""Units per median absolute deviation, if energies vary more: within one formula, and for formulas judged together; 60
+units are then 10 and 15 deviations. Tested on two dozen datasets: only failed self-consistency (lanthanide dimers) is
+beyond the limit, and with 4 and 4, a third more of shifts by 1.36 eV/atom would be missed."""
 NEIGHBORS = 20
-"""Structures looked at on either side: with fewer a rare phase looks like an outlier, with more a curve is blurred."""
+"""Neighbouring structures on each side: with fewer, a rare phase looks like an outlier; with more, curves blur."""
 ENOUGH = 12
-"""Structures of one formula that are judged by themselves."""
+"""Minimum number of structures for judging a formula alone."""
 BEYOND = 3
-"""How many times the range of its neighbours an energy at the end of a curve may lie beyond their median."""
+"""Accepted distance of an energy at the end of a curve from the median of its neighbours, relative to their range."""
 APART = 5.0
-"""Mean covalent radii; where the closest atoms are farther apart (2.5 bond lengths), they are isolated atoms, which lie
-above everything that is bound by their energy of cohesion."""
+"""Mean covalent radii; with a larger closest distance (2.5 bond lengths), atoms are isolated, and their energy is above
+that of bound structures by the cohesive energy."""
 ROWS_AT_ONCE = 200_000
 ATOMS_AT_ONCE = 200_000
 GROSS = 20
-"""Median absolute deviations beyond which an energy does not enter the references that others are judged by."""
+"""Median absolute deviations above which an energy is excluded from the fit of references."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deviations:
-    """How far S energies lie from what is expected.
+    """Deviations of S energies from the expected range.
 
     Attributes:
-        units: (S,) distance in units of `Gates.energy_outlier`; 0 where it is explained.
+        units: (S,) distance in units of `Gates.energy_outlier`; 0 within the expected range.
         energy: (S,) the same distance in eV/atom.
     """
 
@@ -59,12 +58,12 @@ class Deviations:
 
 
 def deviations(staged: Staged, rows: Rows, limit: float) -> Deviations:
-    """How far the energies of the structures `rows` (T,) lie from those of their like; arrays are (T,).
+    """Deviations of the energies of the structures `rows` (T,) from those of similar structures; arrays are (T,).
 
     Args:
-        staged: structures that passed the gates which look at one at a time.
-        rows: which of them, without copies.
-        limit: `Gates.energy_outlier`; energies that cannot exceed it are not looked at.
+        staged: structures that passed the gates for single structures.
+        rows: indices of structures, without duplicates.
+        limit: `Gates.energy_outlier`; energies that cannot exceed it are skipped.
     """
     found = Deviations(np.zeros(len(rows)), np.zeros(len(rows)))
     if not len(rows):
@@ -90,8 +89,8 @@ def deviations(staged: Staged, rows: Rows, limit: float) -> Deviations:
 
 
 def _views(staged: Staged, rows: Rows) -> list[Floats]:
-    """Each (T,): what structures are ordered by; NaN where a structure has no such thing. Lengths are in units of the
-    mean covalent radius, so that different formulas can be compared."""
+    """Quantities (T,) by which structures are sorted; NaN if undefined. Lengths are in units of the mean covalent
+    radius, so that different formulas can be compared."""
     sizes = staged.radii[staged.scalars["composition"][rows]]
     periodic = staged.pbc[rows].all(axis=1)
     volume = np.abs(np.linalg.det(staged.cell[rows].astype(np.float64))) / staged.n_atoms[rows] / sizes**3
@@ -103,7 +102,7 @@ def _views(staged: Staged, rows: Rows) -> list[Floats]:
 
 
 def _judge(pool: Rows, energy: Floats, views: list[Floats], limit: float, found: Deviations, per: int) -> None:
-    """Writes down how far the energies of `pool` are from being explained by any view."""
+    """Stores the smallest deviation of the energies of `pool` over all quantities."""
     if np.ptp(energy[pool]) <= limit * UNIT:
         return
     units, apart = np.full(len(pool), np.inf), np.full(len(pool), np.inf)
@@ -116,13 +115,13 @@ def _judge(pool: Rows, energy: Floats, views: list[Floats], limit: float, found:
         better = distance / unit < units[order]
         units[order[better]] = (distance / unit)[better]
         apart[order[better]] = distance[better]
-    judged = np.isfinite(units)  # what has neither volume nor neighbours nor forces is like nothing else
+    judged = np.isfinite(units)  # structures without any of the quantities are not judged
     found.units[pool[judged]], found.energy[pool[judged]] = units[judged], apart[judged]
 
 
 def _from_neighbors(energy: Floats, per: int) -> tuple[Floats, Floats]:
-    """How far each energy lies outside what those around it in order span, and the unit of it; both (n,), eV/atom.
-    `per` units are a median absolute deviation."""
+    """Distance of each energy from the range of its neighbours in sorted order, and the unit; both (n,), eV/atom. `per`
+    units are a median absolute deviation."""
     padded = np.concatenate([np.full(NEIGHBORS, np.nan), energy, np.full(NEIGHBORS, np.nan)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, NEIGHBORS)
     distance, unit = np.empty(len(energy)), np.empty(len(energy))
@@ -145,7 +144,7 @@ def _from_neighbors(energy: Floats, per: int) -> tuple[Floats, Floats]:
 
 
 def _median(values: Floats) -> Floats:
-    """(n,) medians of the rows of (n, m) numbers, NaN left out; NaN where a row has no other."""
+    """(n,) medians of the rows of (n, m) numbers, ignoring NaN; NaN for rows with only NaN."""
     ordered = np.sort(values, axis=1)  # NaN come last
     count = (~np.isnan(ordered)).sum(axis=1)
     at = np.arange(len(ordered))
@@ -154,8 +153,8 @@ def _median(values: Floats) -> Floats:
 
 
 def _residuals(staged: Staged, rows: Rows) -> Floats:
-    """(T,) eV/atom, what reference energies leave of the energies of some structures. Energies far off do not enter the
-    fit: a single one in other units would shift its elements."""
+    """(T,) eV/atom, residuals of energies after subtracting reference energies. Outliers are excluded from the fit: a
+    single energy in another unit would shift the references of its elements."""
     kept = np.ones(len(rows), np.bool_)
     for _ in range(2):
         residual = _fit_residuals(staged, rows, kept)
@@ -182,5 +181,5 @@ def _fit_residuals(staged: Staged, rows: Rows, kept: NDArray[np.bool_]) -> Float
         references = np.add.reduceat(energies[numbers], np.cumsum(n) - n)
         residual[at : at + len(n)] = (energy - references) / n
         at += len(n)
-    residual[np.isnan(residual)] = 0.0  # of an element that only energies far off have: nothing to compare with
+    residual[np.isnan(residual)] = 0.0  # an element that only occurs in outliers: no comparison possible
     return residual

@@ -1,13 +1,13 @@
-"""Whether what was read can be what the recipe says: units, totals or energies per atom, placeholders.
+"""Plausibility of the data given the recipe: units, total energies or energies per atom, placeholders.
 
 The energy scale is compared with isolated atoms. All-electron total energies follow from the nuclear charge alone,
 
     E(Z) = -(0.768745 Z^(7/3) - Z²/2 + 0.269900 Z^(5/3)) Hartree
 
 (Thomas-Fermi with Scott's and Schwinger's corrections: Schwinger, Phys. Rev. A 22, 1827 (1980) and 24, 2353 (1981)).
-That is 0.5 % off for carbon and 8 % for hydrogen; binding and, for the heaviest elements, relativity add up to 10 %.
-Nothing lies below. Energies with pseudopotentials lie anywhere between it and zero, but the part of it that they
-are differs from element to element; a part that is the same for all, and is the ratio of two units, tells the unit.
+The error is 0.5 % for carbon and 8 % for hydrogen; binding and, for the heaviest elements, relativity add up to 10 %.
+This is a lower bound. Energies with pseudopotentials are between it and zero, and their ratio to it differs between
+elements; a ratio that is the same for all, and equals the ratio of two units, reveals the unit.
 """
 
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ from ramify.structures import atom_rows
 Floats = NDArray[np.float64]
 
 SAMPLE = 5000
-"""Structures that are looked at."""
+"""Maximum number of structures examined."""
 ENOUGH = 20
-"""Fewer are not judged."""
+"""Minimum number of structures for a judgement."""
 BELOW_ALL = 1.3
-"""Times the energy of the all-electron atoms that nothing can have."""
+"""Multiple of the all-electron energy that is impossible."""
 SAME_PART = 0.06
-"""How far parts of it may differ between structures, and from the ratio of two units, to tell the unit."""
+"""Tolerance of the ratio between structures, and to the ratio of two units, for detecting the unit."""
 ENERGY_UNITS = {
     "Hartree": units.Hartree,
     "Rydberg": units.Rydberg,
@@ -40,21 +40,21 @@ ENERGY_UNITS = {
     "kJ/mol": units.kJ / units.mol,
     "meV": 1e-3,
 }
-"""eV in each unit that a file's energies may have."""
+"""eV in each possible unit of energies."""
 PER_ATOM_FIT = 0.1
-"""Relative spread below which energies count as the same for all sizes."""
+"""Relative spread below which energies are considered independent of size."""
 SOME = 0.01
-"""Part of the labels of which exact zeros are said: fewer are dissociated pairs, or rounded to zero."""
+"""Minimum fraction of exact zeros for a warning: fewer are dissociated pairs, or rounded to zero."""
 CLEARER = 4
-"""Times by which one explanation must be the better one."""
+"""Factor by which one explanation must be better than the other."""
 UNBALANCED = 0.1
-"""Part of the root mean square force that the mean force of a structure's atoms may be: it is zero where all forces are
-there (two dozen datasets of this field have up to 3e-4)."""
+"""Maximum ratio of the mean force of a structure to the root mean square force: the mean is zero if all forces are
+present (two dozen datasets have up to 3e-4)."""
 DISTANCE = (0.6, 1.6)
 """Median distance of the closest atoms over twice the mean covalent radius. Lengths in bohr read as Å give 1.5 to 2.1,
-the other way round about 0.5; two dozen datasets of this field give 0.80 to 1.00."""
+the reverse about 0.5; two dozen datasets give 0.80 to 1.00."""
 MANY = 0.2
-"""Part of the records that a gate for single structures may leave out before the unit is in doubt."""
+"""Fraction of records failing a gate for single structures above which the unit is doubtful."""
 
 
 def all_electron_energy() -> Floats:
@@ -65,16 +65,16 @@ def all_electron_energy() -> Floats:
 
 
 def findings(dataset: str, staged: Staged, keep: NDArray[np.bool_], dropped: dict[str, int]) -> list[Finding]:
-    """What does not fit; one finding each, with the key that mends it.
+    """Finds implausible data; one finding each, with the recipe key that corrects it.
 
     Args:
-        dataset: its name.
-        staged: all structures that passed the gates which look at one at a time.
-        keep: (S,) which of them are left.
-        dropped: records left out, by reason.
+        dataset: name of the dataset.
+        staged: all structures that passed the gates for single structures.
+        keep: (S,) whether each is kept.
+        dropped: number of records left out, by reason.
 
     Raises:
-        RamifyError: energies lie below those of all-electron atoms, where none can be.
+        RamifyError: energies are below those of all-electron atoms, which is impossible.
     """
     found = [*_left_out(dropped, len(staged))]
     kept = np.flatnonzero(keep)
@@ -141,7 +141,7 @@ def _energies(dataset: str, staged: Staged, rows: NDArray[np.int64]) -> Iterator
 
 
 def _unit_of(ratio: Floats) -> str:
-    """The unit whose ratio to eV all structures share; empty for none."""
+    """Unit whose ratio to eV is common to all structures; empty if none."""
     return next((name for name, value in ENERGY_UNITS.items() if _same(ratio, value)), "")
 
 
@@ -153,7 +153,7 @@ def _same(values: Floats, expected: float) -> bool:
 def _extensive(
     energy: Floats, n_atoms: Floats, numbers: NDArray[np.uint8], first: NDArray[np.int64]
 ) -> Iterator[Finding]:
-    """Whether energies grow with the number of atoms as they should; seen only where sizes differ."""
+    """Checks that energies are proportional to the number of atoms, if sizes differ."""
     if np.quantile(n_atoms, 0.9) < 1.5 * np.quantile(n_atoms, 0.1):
         return
     present, column = np.unique(numbers, return_inverse=True)

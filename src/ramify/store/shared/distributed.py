@@ -1,10 +1,9 @@
-"""Columns spread over the memory of a group of processes; every process reads any structure with one-sided MPI reads.
+"""Store distributed over the memory of a group of processes, which read structures by one-sided MPI communication.
 
-Each rank of a group holds a contiguous share of the rows as records (`ramify.store.shared.records`), in memory that the
-ranks of its node share and read as their own. Where the group spans several nodes, the memory is also an MPI window,
-open to all for the whole run (a passive-target epoch: no rank has to answer, no batch waits for another's). A batch
-then looks up who holds what, copies the node's own records directly, issues the reads of all others together,
-neighbouring rows as one, and completes them at once.
+Each rank of a group holds a contiguous shard of the rows as records (`ramify.store.shared.records`), in memory that the
+ranks of its node access directly. If the group spans several nodes, the memory is also an MPI window, open for the
+whole run (a passive-target epoch: no rank has to respond). To read a batch, a rank copies the records of its node
+directly, issues all remote reads together, with consecutive rows as one read, and completes them at once.
 """
 
 import os
@@ -35,7 +34,7 @@ T = TypeVar("T")
 Progress = Callable[[int], None]
 
 ANSWER_EVERY = 0.001
-"""Seconds between two looks at the network, where reads need the help of the rank that holds the rows."""
+"""Seconds between calls of the progress thread, for networks on which one-sided reads need the target process."""
 
 
 def open_distributed(
@@ -45,19 +44,17 @@ def open_distributed(
     width: int | None = None,
     progress: Progress = lambda done: None,
 ) -> Store:
-    """Opens a store, of either form, whose columns are spread over processes. Each of `ranks` must call it.
-
-    Closing the store is a common act of these ranks too.
+    """Opens a store of either form distributed over processes. A collective operation of `ranks`, as is closing.
 
     Args:
         path: folder of the store.
-        ranks: of MPI's world, who share it; None for all.
-        width: how many ranks hold one copy together, at least; None for one copy over all. A small width needs more
-            memory, a large one more traffic.
-        progress: hears how many bytes this rank has read.
+        ranks: ranks of MPI's world that share it; None for all.
+        width: minimum number of ranks that hold one copy together; None for one copy over all ranks. A small width
+            needs more memory, a large one more communication.
+        progress: called with the number of bytes that this rank has read.
 
     Raises:
-        RamifyError: on all of `ranks`, if any of them cannot read its share or has no room for it.
+        RamifyError: on all of `ranks`, if any of them cannot read its shard or has not enough memory.
     """
     mpi = _mpi()
     group = _group(mpi, ranks, width)
@@ -91,17 +88,17 @@ def open_distributed(
 
 
 class DistributedStorage:
-    """The columns of a store in the memory of the ranks of a group.
+    """Columns of a store distributed over the memory of the ranks of a group.
 
     Args:
         mpi: the module `mpi4py.MPI`.
-        group: whose ranks hold one copy together.
-        index: where the record of each row begins, in words, if all lay one after the other.
-        release: called when the home is closed.
+        group: communicator of the ranks that hold one copy together.
+        index: start of the record of each row, in words, in the concatenation of all records.
+        release: called when the storage is closed.
 
     Attributes:
         shares: rank k of the group holds the rows from `shares[k]` to `shares[k + 1]`.
-        memory: this rank's records.
+        memory: records of this rank.
     """
 
     def __init__(self, mpi: Any, group: "MPI.Intracomm", index: RowIndex, release: Callable[[], None]) -> None:
@@ -121,7 +118,7 @@ class DistributedStorage:
         _open.append(self)
 
     def open_to_others(self) -> None:
-        """Lets the other ranks read what is now in `memory`; returns when they may be read too."""
+        """Makes `memory` readable for the other ranks, and waits until theirs is readable; a collective operation."""
         self._sync()
         self._group.Barrier()
         self._sync()
@@ -129,12 +126,12 @@ class DistributedStorage:
             self._answering = _Answering(self._group)
 
     def take(self, rows: Rows, n_atoms: Rows, columns: Sequence[str] = TAKEN) -> Columns:
-        """See `Home`; whole records are fetched, whichever columns are asked for."""
+        """See `ColumnStorage`; whole records are fetched for any selection of columns."""
         at = self._index.starts(rows)
         if self._window is None:
-            return unpack(self._node.words, at, n_atoms, columns)  # the node's ranks in order are all: nothing to move
+            return unpack(self._node.words, at, n_atoms, columns)  # all records are on this node: no communication
         words = record_words(n_atoms)
-        order = np.argsort(rows, kind="stable")  # so that neighbours meet
+        order = np.argsort(rows, kind="stable")  # so that consecutive rows are adjacent
         place = np.empty_like(at)
         ordered = words[order]
         place[order] = np.cumsum(ordered) - ordered
@@ -144,10 +141,10 @@ class DistributedStorage:
         return unpack(buffer, place, n_atoms, columns)
 
     def load(self) -> None:
-        """See `Home`: there is nothing to do."""
+        """See `ColumnStorage`: there is nothing to do."""
 
     def close(self) -> None:
-        """See `Home`; all ranks of the group together."""
+        """See `ColumnStorage`; a collective operation of the group."""
         if self._answering is not None:
             self._answering.stop()
             self._answering = None
@@ -155,7 +152,7 @@ class DistributedStorage:
             self._is_open = False
             _open.remove(self)
             self.memory = np.empty(0, np.uint32)
-            self._group.Barrier()  # someone may be reading still
+            self._group.Barrier()  # other ranks may still be reading
             if self._window is not None:
                 self._window.Unlock_all()
                 self._window.Free()
@@ -164,7 +161,7 @@ class DistributedStorage:
             self._release()
 
     def _fetch(self, buffer: Words, rows: Rows, at: Rows, place: Rows, words: Rows) -> None:
-        """Copies records, ascending by row, into their places in `buffer`: those of this node, and those of others."""
+        """Copies records, ascending by row, from this and other nodes to their positions in `buffer`."""
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         apart = (rows[1:] != rows[:-1] + 1) | (owner[1:] != owner[:-1])
         first = np.concatenate([[0], np.flatnonzero(apart) + 1])
@@ -192,7 +189,7 @@ class DistributedStorage:
                 self._window.Flush_all()
 
     def _buffer(self, words: int) -> Words:
-        """Memory of this thread's for the records of one batch."""
+        """Thread-local buffer for the records of one batch."""
         kept: Words | None = getattr(self._buffers, "words", None)
         if kept is None or len(kept) < words:
             kept = np.empty(words * 5 // 4, np.uint32)
@@ -200,25 +197,25 @@ class DistributedStorage:
         return kept
 
     def _sync(self) -> None:
-        """What was written becomes visible to others, and what they wrote to this rank."""
+        """Synchronises the window: makes writes of this rank visible to others, and theirs to this rank."""
         self._node.sync()
         if self._window is not None:
             self._window.Sync()
 
 
 _open: list[DistributedStorage] = []
-"""Homes that are open in this process, in the order in which they were opened, which is the same on all ranks."""
+"""Open storages of this process, in the order of opening, which is the same on all ranks."""
 
 
 def close_all() -> None:
-    """Closes what is still open; all ranks together, when they are through."""
+    """Closes all open storages; a collective operation at the end."""
     for storage in list(_open):
         storage.close()
 
 
 def end_others(why: str) -> None:
-    """Ends all ranks where stores are shared, because this one has failed: it would otherwise wait for the others at
-    its end, as MPI demands, and they for it. `why` goes to standard error before."""
+    """Terminates all ranks if stores are shared, because this rank has failed: at exit, MPI would otherwise make all
+    ranks wait for one another. Prints `why` to standard error first."""
     if _open:
         sys.stderr.write(why)
         sys.stderr.flush()
@@ -226,14 +223,14 @@ def end_others(why: str) -> None:
 
 
 _turn = threading.Lock()
-"""Of calling MPI, among the threads that make batches and the one that answers: it may not be fit for several."""
+"""Lock for MPI calls of the loader threads and the progress thread: MPI may not support concurrent calls."""
 
 
 class _Answering:
-    """A thread that lets MPI answer the reads of other nodes while this process is busy elsewhere.
+    """A progress thread, in which MPI handles remote reads while this process computes.
 
-    Over sockets, and on networks whose hardware cannot do all of it, a read waits until the process that holds the rows
-    next calls MPI. If that one waits in turn for the reader, e.g. in the sum of gradients, both would wait for ever.
+    Over sockets, and on networks without full hardware support, a one-sided read waits until the target process calls
+    MPI. If the target itself waits for the reader, e.g. in the sum of gradients, both would be deadlocked.
     """
 
     def __init__(self, group: "MPI.Intracomm") -> None:
@@ -245,7 +242,7 @@ class _Answering:
         self._finalizer = weakref.finalize(self, self._stopping.set)  # at the latest before MPI is finalized
 
     def stop(self) -> None:
-        """Returns when the thread has ended."""
+        """Stops the thread and waits for its end."""
         self._stopping.set()
         self._thread.join()
 
@@ -257,9 +254,9 @@ def _answer(group: "MPI.Intracomm", stopping: threading.Event) -> None:
 
 
 def _group(mpi: Any, ranks: Sequence[int] | None, width: int | None) -> "MPI.Intracomm":
-    """The ranks that hold one copy together with this one."""
+    """Communicator of the ranks that hold one copy together with this rank."""
     world = mpi.COMM_WORLD
-    expected = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun states it
+    expected = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     if world.size < expected:
         raise RamifyError(
             f"data.store: distributed needs MPI, which sees {world.size} of {expected} processes",
@@ -274,7 +271,7 @@ def _group(mpi: Any, ranks: Sequence[int] | None, width: int | None) -> "MPI.Int
 
 
 def _agreed(group: "MPI.Intracomm", work: Callable[[], T]) -> T:
-    """The result of `work`, which every rank does; if it fails anywhere, it fails everywhere."""
+    """Runs `work` on every rank and returns its result; a failure of one rank raises an error on all ranks."""
     result, failure = None, ""
     try:
         result = work()
@@ -287,7 +284,7 @@ def _agreed(group: "MPI.Intracomm", work: Callable[[], T]) -> T:
 
 
 def _gathered(group: "MPI.Intracomm", text: str) -> list[str]:
-    """The text of every rank; as bytes, for mpi4py would exchange objects as pickles."""
+    """Gathers the text of every rank, as bytes, because mpi4py would pickle objects."""
     own = np.frombuffer(text.encode(), np.uint8)
     sizes = np.empty(group.size, np.int64)
     group.Allgather(np.array([len(own)]), sizes)
@@ -298,7 +295,7 @@ def _gathered(group: "MPI.Intracomm", text: str) -> list[str]:
 
 
 def _mpi() -> Any:
-    """`mpi4py.MPI`, which starts MPI when it is first imported."""
+    """Imports `mpi4py.MPI`, which initialises MPI."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

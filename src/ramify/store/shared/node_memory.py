@@ -1,9 +1,9 @@
-"""Columns in memory that the processes of a node share: read once, in sequence, checked on the way.
+"""Columns in memory shared by the processes of a node: read once, sequentially, and verified.
 
-The memory is a file of `/dev/shm` named after the checksums of what it holds, so whoever opens the same data finds it.
-Users hold a shared lock on it. The first to come gets the lock alone and fills it; the last to go gets it alone and
-removes it. Locks end with their process, however it ends: memory that a killed run left behind is found again by the
-next run on the same data, or removed by the next run on any.
+The memory is a file in `/dev/shm` named after the checksums of its content, so that all processes with the same data
+find it. Users hold a shared lock on it. The first process gets an exclusive lock and fills it; the last one gets an
+exclusive lock and removes it. Locks end with their process: memory left by a killed run is reused by the next run on
+the same data, or removed by the next run on other data.
 """
 
 import errno
@@ -33,22 +33,22 @@ from ramify.store.manifest import Manifest
 FOLDER = Path(
     os.environ.get("RAMIFY_SHARED_MEMORY", "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
 )
-"""Where memory has names; elsewhere than on Linux a file does, which the system keeps in memory too."""
+"""Folder of shared memory; on systems other than Linux an ordinary file, which the system caches in memory."""
 PREFIX = f"ramify-{os.getuid()}-"
 PAGE = 4096
-"""Bytes before the columns, and what each column begins at a multiple of."""
+"""Bytes before the columns, and alignment of each column."""
 WHOLE = b"ramify-columns-whole"
-"""What the first page begins with once everything is there and checked."""
+"""Start of the first page once all data are complete and verified."""
 READERS = 4
-"""Threads that read and check: one keeps a disk busy, more hide the checking."""
+"""Threads that read and verify: one saturates a disk, more hide the time of verification."""
 
 Progress = Callable[[int], None]
-"""Hears how many bytes more have been read."""
+"""Called with the number of bytes read."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a column lies in the memory."""
+    """Location of a column in the memory."""
 
     offset: int
     dtype: str
@@ -56,7 +56,7 @@ class _Place:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """Bytes per row."""
         return np.dtype(self.dtype).itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
 
 
@@ -64,9 +64,9 @@ class NodeMemory:
     """Columns of a store, shared by the processes of this node.
 
     Args:
-        files: of the store.
-        names: which columns.
-        progress: hears of bytes read, if it is this process that reads.
+        files: files of the store.
+        names: names of columns.
+        progress: called with the number of bytes read, if this process reads.
 
     Attributes:
         columns: by name, read-only.
@@ -85,13 +85,13 @@ class NodeMemory:
         self._release = weakref.finalize(self, _leave, handle, path)
 
     def close(self) -> None:
-        """This process needs the memory no more; arrays taken from it stay as long as anything refers to them."""
+        """Releases the memory for this process; arrays taken from it remain valid while they are referenced."""
         self.columns = {}
         self._release()
 
 
 def _attach(path: Path, size: int, fill: Callable[[int], None]) -> int:
-    """A handle with a shared lock on whole memory of this name; this process fills it if nobody has."""
+    """Returns a handle with a shared lock on complete memory of this name, after filling it if necessary."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -100,14 +100,14 @@ def _attach(path: Path, size: int, fill: Callable[[int], None]) -> int:
                 if _still_named(handle, path) and not _is_whole(handle):
                     _make(handle, path, size, fill)
             except BlockingIOError:
-                pass  # someone fills it, or uses it
-            fcntl.flock(handle, fcntl.LOCK_SH)  # waits for whoever fills it
+                pass  # another process fills or uses it
+            fcntl.flock(handle, fcntl.LOCK_SH)  # waits until it is filled
             if _is_whole(handle) and _still_named(handle, path):
                 return handle
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its maker failed, or its last user left meanwhile: once more
+        os.close(handle)  # filling failed, or the last user removed it: try again
 
 
 def _make(handle: int, path: Path, size: int, fill: Callable[[int], None]) -> None:
@@ -137,12 +137,12 @@ def _too_small(size: int, free: int) -> RamifyError:
 
 
 def _fill(files: StoreFiles, handle: int, places: Mapping[str, _Place], progress: Progress) -> None:
-    """Reads columns, block by block in the order of the files, and compares every block with its checksum.
+    """Reads columns, block by block in the order of the files, and verifies the checksum of every block.
 
-    Blocks are read into memory of each thread's, checked there and written into the file: the processor's cache still
-    holds them then. Reading straight into a map of the file would have every page cleared first, and taken one at a
-    time by a page fault, which costs more than reading does; and where memory runs out a map ends the process, where
-    writing is an error.
+    Blocks are read into a buffer of each thread, verified there and written to the file while they are in the cache of
+    the processor. Reading directly into a map of the file would clear every page first, with a page fault for each,
+    which costs more than reading; and without free memory, access to a map terminates the process, while a write only
+    fails.
     """
     own = _OfThread()
 
@@ -171,14 +171,14 @@ def _fill(files: StoreFiles, handle: int, places: Mapping[str, _Place], progress
 
 
 class _OfThread(threading.local):
-    """What each thread has of its own."""
+    """Thread-local data."""
 
     def __init__(self) -> None:
         self.scratch = Scratch()
 
 
 def _layout(manifest: Manifest, names: Sequence[str]) -> tuple[dict[str, _Place], int]:
-    """Where each column goes, and the size of all in bytes."""
+    """Location of each column, and the total size in bytes."""
     places, offset = {}, PAGE
     for name in names:
         column = manifest.columns[name]
@@ -192,7 +192,7 @@ def _arrays(memory: mmap.mmap, places: Mapping[str, _Place]) -> dict[str, NDArra
 
 
 def _key(manifest: Manifest, names: Sequence[str]) -> str:
-    """The same for the same values, wherever the store lies and in whatever form."""
+    """Key of the content, independent of location and form of the store."""
     content = "".join(f"{name} {manifest.columns[name].sha256}\n" for name in names)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -202,7 +202,7 @@ def _is_whole(handle: int) -> bool:
 
 
 def _still_named(handle: int, path: Path) -> bool:
-    """Whether `path` is the file of `handle`, not another or none."""
+    """Returns whether `path` is still the file of `handle`."""
     try:
         there = path.stat()
     except FileNotFoundError:
@@ -212,7 +212,7 @@ def _still_named(handle: int, path: Path) -> bool:
 
 
 def _leave(handle: int, path: Path) -> None:
-    """Gives up the shared lock; whoever is the last removes the memory."""
+    """Releases the shared lock; the last user removes the memory."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _still_named(handle, path):
@@ -224,7 +224,7 @@ def _leave(handle: int, path: Path) -> None:
 
 
 def _remove_abandoned(but: Path) -> None:
-    """Removes what killed runs left: memory of this user's that nobody holds a lock on, except that at `but`."""
+    """Removes memory left by killed runs: all of this user without a lock, except that at `but`."""
     for path in set(FOLDER.glob(f"{PREFIX}*")) - {but}:
-        with suppress(OSError):  # its last user removes it this moment
+        with suppress(OSError):  # its last user is removing it
             _leave(os.open(path, os.O_RDWR), path)

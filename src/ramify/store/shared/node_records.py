@@ -1,4 +1,4 @@
-"""Records in memory that the ranks of one node share: each holds its own, and loads those of the others directly."""
+"""Records in memory shared by the ranks of one node: each rank fills its own part and reads all parts directly."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,18 @@ if TYPE_CHECKING:
 
 
 class NodeRecords:
-    """The shares of those ranks of a group that run on this node, one after the other in one piece of memory.
-
-    A common act of all ranks of the group.
+    """Contiguous memory with the shards of the ranks of a group on this node. Creation is a collective operation.
 
     Args:
         mpi: the module `mpi4py.MPI`.
-        group: of ranks.
-        words: (ranks,) 32-bit words that each of them holds.
+        group: communicator of the group.
+        words: (ranks,) size of the shard of each rank in 32-bit words.
 
     Attributes:
-        size: how many ranks of the group are on this node.
-        words: what they hold, in the order of their ranks.
-        first: (ranks,) where in `words` the share of each rank of the group begins; -1 for those on other nodes.
-        own: the share of this rank, to be filled by it.
+        size: number of ranks of the group on this node.
+        words: their shards, in the order of ranks.
+        first: (ranks,) start of the shard of each rank in `words`; -1 for ranks on other nodes.
+        own: shard of this rank, to be filled by it.
     """
 
     def __init__(self, mpi: Any, group: "MPI.Intracomm", words: Rows) -> None:
@@ -38,7 +36,7 @@ class NodeRecords:
         # without `alloc_shared_noncontig` MPI puts the parts side by side, in the order of the ranks (MPI 4.1, 12.2.3)
         self._window = mpi.Win.Allocate_shared(4 * int(words[group.rank]), 1, comm=node)
         node.Free()
-        begin = self._window.Shared_query(mpi.PROC_NULL)[0].address  # of the first rank that holds anything
+        begin = self._window.Shared_query(mpi.PROC_NULL)[0].address  # of the first rank with a non-empty shard
         whole = mpi.memory.fromaddress(begin, 4 * int(held.sum()))
         self.words: Words = np.frombuffer(whole, np.uint32)
         at = int(self.first[group.rank])
@@ -46,11 +44,11 @@ class NodeRecords:
         self._window.Lock_all(mpi.MODE_NOCHECK)
 
     def sync(self) -> None:
-        """What was written becomes visible to other ranks, and what they wrote to this one; with a barrier between."""
+        """Synchronises the window (with a barrier between two calls), which makes writes visible to all ranks."""
         self._window.Sync()
 
     def free(self) -> None:
-        """Gives the memory back; all ranks of the node together."""
+        """Frees the memory; a collective operation of the ranks of the node."""
         self.words = self.own = np.empty(0, np.uint32)
         self._window.Unlock_all()
         self._window.Free()

@@ -1,7 +1,7 @@
-"""Structures as records: everything of one structure side by side, so that one read of contiguous bytes fetches it.
+"""Structures as records: all data of one structure in contiguous memory, so that one read fetches it.
 
-A record begins with a head of fixed size (what a structure has once), then come position and force of each atom, then
-the atomic numbers; it ends at a multiple of four bytes, so that all of it can be moved as 32-bit words.
+A record consists of a header of fixed size (values per structure), positions and forces of each atom, and the atomic
+numbers; it is padded to a multiple of four bytes, so that it can be transferred as 32-bit words.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Rows = NDArray[np.int64]
 
 _HEAD_COLUMNS = [name for name, kind in COLUMNS.items() if not kind.per_atom and name != "n_atoms"]
 HEAD = np.dtype([*[(name, COLUMNS[name].dtype, COLUMNS[name].row) for name in _HEAD_COLUMNS], ("padding", "u1", (1,))])
-"""What a structure has once; its number of atoms is known to who looks for it."""
+"""Header: values per structure, without the number of atoms, which readers know."""
 HEAD_WORDS = HEAD.itemsize // 4
 _HEAD = np.arange(HEAD_WORDS)
 assert HEAD.itemsize % 4 == 0
@@ -30,7 +30,7 @@ assert {name: kind.dtype for name, kind in COLUMNS.items() if kind.per_atom} == 
 
 
 def record_words(n_atoms: Rows) -> Rows:
-    """(T,) 32-bit words of the record of a structure of each size."""
+    """(T,) size of the records in 32-bit words."""
     words: Rows = HEAD_WORDS + 6 * n_atoms + (n_atoms + 3) // 4
     return words
 
@@ -39,9 +39,9 @@ def pack(columns: dict[str, NDArray[Any]], out: Words, at: Rows) -> None:
     """Writes T structures as records.
 
     Args:
-        columns: of the structures, as a store has them.
-        out: where to.
-        at: (T,) the word at which each record begins.
+        columns: columns of the structures.
+        out: destination.
+        at: (T,) first word of each record.
     """
     n_atoms = columns["n_atoms"].astype(np.int64)
     heads = np.zeros(len(n_atoms), HEAD)
@@ -55,13 +55,13 @@ def pack(columns: dict[str, NDArray[Any]], out: Words, at: Rows) -> None:
 
 
 def unpack(words: Words, at: Rows, n_atoms: Rows, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Columns of structures whose records lie in `words`.
+    """Reads columns of structures from their records.
 
     Args:
         words: records.
-        at: (T,) the word at which each begins.
-        n_atoms: (T,) atoms of each.
-        columns: which; any but `n_atoms`.
+        at: (T,) first word of each record.
+        n_atoms: (T,) number of atoms of each structure.
+        columns: names of columns other than `n_atoms`.
     """
     heads = words.take(at[:, None] + _HEAD).view(HEAD).reshape(-1)
     found: dict[str, NDArray[Any]] = {
@@ -73,10 +73,10 @@ def unpack(words: Words, at: Rows, n_atoms: Rows, columns: Sequence[str]) -> dic
 
 
 def _unpack_atoms(words: Words, first: Rows, n_atoms: Rows) -> dict[str, NDArray[Any]]:
-    """The columns of atoms; `first` (T,) is the word behind the head of each record."""
+    """Reads the columns of atoms; `first` (T,) is the word after the header of each record."""
     before = np.cumsum(n_atoms) - n_atoms
     atom = np.arange(int(n_atoms.sum()))
-    # a window of three words for each place where one may begin: what is looked up are vectors, not words
+    # a window of three words at each offset: indexing then reads vectors instead of words
     windows = np.ndarray((max(0, len(words) - 2),), "V12", words, strides=(4,))
     at = np.repeat(first - 6 * before, n_atoms) + 6 * atom
     positions, forces = (windows[place].view(np.float32).reshape(-1, 3) for place in (at, at + 3))

@@ -1,4 +1,4 @@
-"""A rank's share of a store, read from its files, checked, and packed as records."""
+"""Loading of a shard of a store: read from its files, verified, and packed as records."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +16,15 @@ from ramify.store.shared.records import Words, pack
 
 ROWS_AT_ONCE = 2048
 ATOMS_AT_ONCE = 16_000
-"""What is packed at a time, at most (a single larger structure excepted): bounds the memory beside the share itself,
-and keeps what is packed in a processor's cache."""
+"""Maximum size packed at once (a single structure may be larger): bounds the additional memory, and keeps the data in
+the cache of a processor."""
 
 
 def shared_n_atoms(files: StoreFiles) -> tuple[NDArray[np.int32], Callable[[], None]]:
-    """The atoms of all structures of a store, in memory that the processes of a node share; and what gives it back.
+    """Numbers of atoms of all structures of a store in memory shared by the node, and a function that releases it.
 
     Raises:
-        RamifyError: damaged.
+        RamifyError: damaged data.
     """
     if not isinstance(files, MappedFiles):
         memory = NodeMemory(files, ["n_atoms"])
@@ -46,15 +46,15 @@ def load_shard(
     """Packs the structures `rows` of a store into `out`.
 
     Args:
-        files: of the store.
-        n_atoms: (S,) of the whole store.
-        rows: which structures.
-        index: where the record of each row of the store begins, in words; `out` begins with that of `rows.start`.
-        out: where to.
-        progress: hears of bytes read.
+        files: files of the store.
+        n_atoms: (S,) numbers of atoms of the whole store.
+        rows: rows of the shard.
+        index: start of the record of each row of the store, in words; `out` begins with that of `rows.start`.
+        out: destination.
+        progress: called with the number of bytes read.
 
     Raises:
-        RamifyError: damaged.
+        RamifyError: damaged data.
     """
     blocks = _Blocks(files, progress)
     if not len(rows):
@@ -77,7 +77,7 @@ def load_shard(
 
 
 class _Blocks:
-    """Rows of columns, read block by block in ascending order; the last block of each column is kept."""
+    """Reads rows of columns block by block in ascending order; the last block of each column is cached."""
 
     def __init__(self, files: StoreFiles, progress: Callable[[int], None]) -> None:
         self._files, self._progress = files, progress
@@ -85,14 +85,14 @@ class _Blocks:
         self._kept: dict[str, tuple[int, NDArray[Any]]] = {}
 
     def rows(self, column: str, rows: range) -> NDArray[Any]:
-        """Some rows of a column; they stay until other rows of it are asked for.
+        """Reads rows of a column; the result is valid until the next call for this column.
 
         Raises:
-            RamifyError: a block is not what was written.
+            RamifyError: a checksum does not match.
         """
         parts: list[NDArray[Any]] = []
         for block in range(rows.start // BLOCK_ROWS, (rows.stop - 1) // BLOCK_ROWS + 1):
-            if parts:  # the next block takes its place
+            if parts:  # the next block replaces it
                 parts[-1] = parts[-1].copy()
             first = block * BLOCK_ROWS
             parts.append(self._block(column, block)[max(rows.start - first, 0) : rows.stop - first])
