@@ -23,7 +23,7 @@ class NaiveLayer(nn.Module):
         self.first, self.width, self.channels, self.scale = layer.first, layer.width, layer.channels, layer.scale
         self.norm, self.message, self.update = layer.norm, layer.message, layer.update
         self.vector_gates, self.vector_mix = layer.vector_gates, layer.vector_mix
-        of_basis, passing = layer.from_distance.detach().split(layer.width, dim=1)
+        of_basis, radial = layer.from_distance.detach().split(layer.width, dim=1)
         parts = [layer.from_receiver.weight, layer.from_sender.weight, of_basis.t()]
         if layer.from_projection is not None:
             parts.append(layer.from_projection.weight)
@@ -31,7 +31,7 @@ class NaiveLayer(nn.Module):
         self.edge = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
         self.edge.weight = nn.Parameter(weight.clone())
         self.edge.bias = nn.Parameter(layer.from_receiver.bias.detach().clone())
-        self.passing = nn.Parameter(passing.clone())
+        self.radial = nn.Parameter(radial.clone())
 
     def forward(self, scalars: Tensor, vectors: Tensor, graph: Graph, basis: Tensor) -> tuple[Tensor, Tensor]:
         """As `EGNNLayer.forward`."""
@@ -43,7 +43,7 @@ class NaiveLayer(nn.Module):
         message = silu(self.edge(torch.cat(inputs, dim=1)))
         if self.message is not None:
             message = silu(self.message(message))
-        message = message * (basis @ self.passing)
+        message = message * (basis @ self.radial)
         gates = self.vector_gates(message)[:, None, :]
         along = direction * gates[..., : self.channels]
         if not self.first:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ramify.batches.batch import Batch
 from ramify.model.encoders.egnn import EGNN
 from ramify.model.kernels import messages
-from ramify.model.kernels.aligned import aligned, aligned_linear, filled
+from ramify.model.kernels.aligned import aligned, aligned_linear, padded
 from ramify.model.kernels.counting import counting
 from ramify.model.kernels.messages import MessageWeights, blockwise, plain
 from ramify.model.multibranch import MultiBranch
@@ -55,7 +55,7 @@ def test_blocks_give_what_plain_operations_give(layers: int) -> None:
     a, b, x, basis = real(ATOMS, WIDTH), real(ATOMS, WIDTH), real(EDGES, 7), real(EDGES, 5, grad=False)
     hidden, bias = (real(WIDTH, WIDTH), real(WIDTH)) if layers == 2 else (None, None)
     weights = MessageWeights(real(7, WIDTH), hidden, bias, real(5, WIDTH), real(6, WIDTH))
-    leaves = [a, b, x, weights.inputs, weights.passing, weights.gates]
+    leaves = [a, b, x, weights.inputs, weights.radial, weights.gates]
     leaves += [] if hidden is None or bias is None else [hidden, bias]
     fast = blockwise(a, b, x, basis, weights, receiver, sender, torch.float64)
     slow = plain(a, b, x, basis, weights, receiver, sender)
@@ -68,7 +68,7 @@ def test_blocks_give_what_plain_operations_give(layers: int) -> None:
 @pytest.mark.parametrize("message_layers", [1, 2])
 @pytest.mark.usefixtures("small_blocks")
 def test_the_model_is_the_naive_one(make_model: Callable, images: list, forces: str, message_layers: int) -> None:
-    """Width 20 is filled up to 24; conservative forces go through second derivatives."""
+    """Width 20 is padded to 24; conservative forces go through second derivatives."""
     batch = batch_of(images, torch.float64)
     values, gradients = derivatives(make_model(forces, message_layers=message_layers, width=20), batch)
     naive = make_naive(make_model(forces, message_layers=message_layers, width=20))
@@ -79,11 +79,11 @@ def test_the_model_is_the_naive_one(make_model: Callable, images: list, forces: 
     same([gradients[n] for n in shared], [naive_gradients[n] for n in shared])
     for k in range(3):  # what the naive form keeps in one matrix
         name = f"encoder.layers.{k}"
-        edge, passing = naive_gradients[f"{name}.edge.weight"], naive_gradients[f"{name}.passing"]
+        edge, radial = naive_gradients[f"{name}.edge.weight"], naive_gradients[f"{name}.radial"]
         parts = [gradients[f"{name}.{part}.weight"] for part in ("from_receiver", "from_sender")]
         parts.append(gradients[f"{name}.from_distance"][:, :20].t())
         parts += [gradients[f"{name}.from_projection.weight"]] if k else []
-        same([torch.cat(parts, dim=1), gradients[f"{name}.from_distance"][:, 20:]], [edge, passing])
+        same([torch.cat(parts, dim=1), gradients[f"{name}.from_distance"][:, 20:]], [edge, radial])
 
 
 @pytest.mark.parametrize("forces", ["direct", "conservative"])
@@ -129,12 +129,12 @@ def test_bf16_stays_near_float32(make_model: Callable, images: list) -> None:
             assert (half[name] - p.grad).norm() < 0.1 * p.grad.norm(), name
 
 
-def test_widths_are_filled_up_with_zeros() -> None:
+def test_widths_are_padded_with_zeros() -> None:
     assert [aligned(n) for n in (1, 8, 866, 889)] == [8, 8, 872, 896]
     x = torch.ones(2, 3)
-    assert filled(x, 3) is x
-    torch.testing.assert_close(filled(x, 4, 5).sum(), x.sum())
-    assert filled(x, 4, 5).shape == (4, 5)
+    assert padded(x, 3) is x
+    torch.testing.assert_close(padded(x, 4, 5).sum(), x.sum())
+    assert padded(x, 4, 5).shape == (4, 5)
     layer = nn.Linear(3, 5)
     found = aligned_linear(layer, x)
     torch.testing.assert_close(found[:, :5], layer(x))

@@ -126,7 +126,7 @@ def test_it_is_learnt_and_stands_in_every_line_of_metrics(run: Path) -> None:
     assert training["qm7x"]["band_gap_mae"] is None
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    assert {"val/datasets/bent/band_gap_mae", "train/branches/bent/band_gap_mae"} <= set(events.Tags()["scalars"])
+    assert {"val/datasets/bent/band_gap_mae", "train/datasets/bent/band_gap_mae"} <= set(events.Tags()["scalars"])
 
 
 def test_errors_are_those_of_numpy(run: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The contract of an encoder, and what encoders share: the start of an atom's scalars, and checkpointing of layers."""
+"""The interface of encoders and their shared parts: element embeddings, normalisation, and activation checkpointing."""
 
 import math
 from typing import Any, ClassVar, Literal
@@ -15,14 +15,13 @@ from ramify.recipe import EncoderOptions
 class Encoder(nn.Module):
     """Maps a `Graph` to features of its atoms. Subclass it to add an architecture (`docs/encoders.md`).
 
-    An encoder must be invariant to translation, permutation of atoms and choice of periodic images; its scalars must
-    not change under rotation and reflection, and its vectors must turn with the structure. It takes every weight of an
-    edge from `graph.weight`, so that features are smooth where a neighbourhood ends and an edge of weight 0 changes
-    nothing. It must accept graphs without edges. No value of a tensor may be read in Python (no `.item()`, no `if` on
-    tensors), so that passes can be compiled, exported and run on meta tensors. The suite `ramify.testing.encoders`
-    tests all of this.
+    An encoder must be invariant to translation, permutation of atoms and choice of periodic images; its scalars must be
+    invariant and its vectors equivariant under rotation and reflection. It must multiply the contribution of every edge
+    by `graph.weight`, so that features are smooth at the cutoff and an edge of weight 0 has no effect. It must accept
+    graphs without edges. It must not read values of tensors in Python (no `.item()`, no `if` on tensors), so that
+    passes can be compiled, exported and run on meta tensors. The suite `ramify.testing.encoders` tests these rules.
 
-    Linear maps that fine-tuning by low-rank updates should reach are `nn.Linear`, applied by calling them or by
+    Linear maps for which fine-tuning can add low-rank updates are `nn.Linear`, applied by calling them or with
     `ramify.model.lora.weight_of`.
 
     Args:
@@ -31,10 +30,10 @@ class Encoder(nn.Module):
     Attributes:
         Options: the recipe keys of this kind.
         width: scalar features per atom, F.
-        vector_channels: vector features per atom, C; 0 where the encoder makes no vectors, and direct forces cannot be
-            had.
+        vector_channels: vector features per atom, C; 0 for encoders without vectors, which do not support direct
+            forces.
         rounds: of message passing; features depend on atoms at most that many edges away.
-        checkpointing: see `through`; set by who trains.
+        checkpointing: see `through`; set for training.
     """
 
     Options: ClassVar[type[EncoderOptions]]
@@ -50,29 +49,30 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def through(self, layer: nn.Module, *inputs: Any) -> Any:
-        """Calls a layer; with `checkpointing`, only `inputs` are kept for the backward pass, which runs it again."""
+        """Calls a layer; with `checkpointing`, saves only `inputs`, and the backward pass recomputes the layer."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return layer(*inputs)
-        # nothing in a layer is random; without early stops derivatives of derivatives find all they need
+        # layers use no random numbers; early stops would break second derivatives
         with set_checkpoint_early_stop(False):
             return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def normalised(vectors: Tensor) -> Tensor:
-    """Vectors (N, 3, C), or tensors (N, 5, C), divided by sqrt(1 + their mean square): short ones as they are, long
-    ones of length about 1.
+    """Vectors (N, 3, C), or tensors (N, 5, C), divided by sqrt(1 + their mean square): short ones are nearly unchanged,
+    long ones get a length of about 1.
 
-    What layer normalisation is to scalars, with a smooth floor because vectors start at zero. Without it messages,
-    which grow with vectors and multiply them, square their size from layer to layer until crowded structures overflow.
+    The counterpart of layer normalisation for scalars, with a smooth floor because vectors start at zero. Without it,
+    messages grow with the vectors and multiply them, so that their size is squared at every layer, until structures
+    with many neighbours overflow.
     """
     return vectors * torch.rsqrt(1.0 + vectors.square().sum(1, keepdim=True).mean(2, keepdim=True))
 
 
 class ElementFeatures(nn.Module):
-    """Scalars that are linear in `element_features`: elements differ by nothing but their place in the periodic table.
+    """Scalars that are linear in `element_features`: elements differ only by their position in the periodic table.
 
-    For data of few structures per element. An embedding has free numbers for every element, which a network that has
-    seen an element in one or two materials uses to learn these by heart.
+    For data with few structures per element. An embedding has free parameters for every element, with which a network
+    overfits to the one or two materials of an element.
     """
 
     table: Tensor
@@ -90,14 +90,14 @@ class ElementFeatures(nn.Module):
 
 @torch.no_grad()
 def relate_elements(weight: Tensor) -> None:
-    """Starts an embedding (119, width) from a random projection of `element_features`, with a third of itself."""
+    """Initialises an embedding (119, width): a random projection of `element_features` plus 0.3 times its values."""
     features = torch.from_numpy(element_features()).to(weight)
     projection = torch.randn(features.shape[1], weight.shape[1]) / math.sqrt(features.shape[1])
     weight.mul_(0.3).add_(features @ projection)
 
 
 def element_embedding(kind: Literal["periodic-table", "random", "features"], width: int) -> nn.Module:
-    """Atomic numbers (N,) -> scalars (N, width), as `model.encoder.elements` says."""
+    """A module from atomic numbers (N,) to scalars (N, width), for a value of `model.encoder.elements`."""
     if kind == "features":
         return ElementFeatures(width)
     embedding = nn.Embedding(MAX_NUMBER + 1, width)

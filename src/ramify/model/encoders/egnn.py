@@ -1,17 +1,17 @@
 """EGNN encoder (Satorras et al., arXiv:2102.09844) with vector channels.
 
-The original moves one coordinate per atom and feeds |x_i - x_j|² to its messages. Here every atom carries C vectors v_i
-that start at zero: x_i + v_i are C displaced copies of the atom. Expanding |(x_j + v_j) - (x_i + v_i)|² shows what the
-messages gain by it: the projections v·r̂_ij and the invariants v·v, through which angles enter. Positions themselves
-are never features, so scalars are invariant and vectors equivariant under rotation, translation and permutation.
+The original updates one coordinate per atom and uses |x_i - x_j|² in its messages. Here every atom has C vectors v_i
+that start at zero: x_i + v_i are C displaced copies of the atom. The expansion of |(x_j + v_j) - (x_i + v_i)|² contains
+the projections v·r̂_ij and the invariants v·v, through which messages depend on angles. Positions themselves are never
+features, so scalars are invariant and vectors equivariant under rotation, translation and permutation.
 
-One layer, for edges i <- j with weight w_ij (smooth, zero at the end of the neighbourhood):
+One layer, for edges i <- j with weight w_ij (smooth, zero at the cutoff):
     z_ij  = A h_i + B h_j + R rbf(d_ij) w_ij + P [u_i·r̂_ij, u_j·r̂_ij]   first edge layer, split: products on atoms
     m_ij  = silu(W silu(z_ij)) * (F rbf(d_ij) w_ij)                     message, filtered by distance
     v_i  += Σ_j (g_ij r̂_ij + k_ij u_j) / sqrt(n),   [g, k] = G m_ij     coordinate channel
     h_i  += U [h_i, Σ_j m_ij / sqrt(n), (V u_i)·(V' u_i)]               node update, two layers
     v_i  += γ_i V" u_i                                                  γ from the node update
-where h enters layer-normalised and u is v, normalised (`normalised`), so that no layer can amplify without bound.
+where h is layer-normalised and u is v after `normalised`, so that no layer can amplify without bound.
 """
 
 import math
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ramify.model.encoders.base import Encoder, element_embedding, normalised
 from ramify.model.graph import Graph
 from ramify.model.kernels.activation import SiLU
-from ramify.model.kernels.aligned import aligned, aligned_linear, filled
+from ramify.model.kernels.aligned import aligned, aligned_linear, padded
 from ramify.model.kernels.counting import is_counting
 from ramify.model.kernels.messages import MessageWeights, blockwise, plain
 from ramify.model.lora import weight_of
@@ -40,8 +40,8 @@ class EGNNLayer(nn.Module):
         channels: vector features per atom, C.
         radial: size of the radial basis.
         neighbors: typical number of neighbours; sums over them are divided by its square root.
-        message_layers: 2 for a second activated layer on every edge, 1 to leave it out.
-        first: vectors are still zero: no projections go in.
+        message_layers: 2 for a second layer with activation on every edge, 1 without it.
+        first: whether vectors are still zero, so that there are no projections.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EGNNLayer(nn.Module):
         self.update = nn.Sequential(nn.Linear(2 * width + channels, width), SiLU(), nn.Linear(width, width + channels))
 
     def forward(self, scalars: Tensor, vectors: Tensor, graph: Graph, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """Scalars (N, F) and vectors (N, 3, C) -> the same, updated. `basis` is (E, radial), faded at the cutoff."""
+        """Updates scalars (N, F) and vectors (N, 3, C). `basis` is (E, radial), zero at the cutoff."""
         receiver, sender = graph.receiver, graph.sender
         direction = graph.direction[:, :, None]
         h, u = self.norm(scalars), normalised(vectors)
@@ -84,24 +84,24 @@ class EGNNLayer(nn.Module):
         return scalars + delta, vectors + gate[:, None, :] * c
 
     def _messages(self, h: Tensor, edge_inputs: Tensor, basis: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
-        """Messages summed up at their receivers (N, F), and the gates of vectors on edges."""
+        """Messages summed at their receivers (N, F), and the gates of vectors on edges."""
         full = aligned(self.width)
-        of_basis, passing = self.from_distance.split(self.width, dim=1)
+        of_basis, radial = self.from_distance.split(self.width, dim=1)
         inputs = of_basis
         if self.from_projection is not None:
             inputs = torch.cat([of_basis, weight_of(self.from_projection).t()])
         weights = MessageWeights(
-            inputs=filled(inputs, len(inputs), full),
-            hidden=None if self.message is None else filled(weight_of(self.message), full, full),
-            bias=None if self.message is None else filled(self.message.bias, full),
-            passing=filled(passing, len(passing), full),
-            gates=filled(weight_of(self.vector_gates), self.vector_gates.out_features, full),
+            inputs=padded(inputs, len(inputs), full),
+            hidden=None if self.message is None else padded(weight_of(self.message), full, full),
+            bias=None if self.message is None else padded(self.message.bias, full),
+            radial=padded(radial, len(radial), full),
+            gates=padded(weight_of(self.vector_gates), self.vector_gates.out_features, full),
         )
         ends = aligned_linear(self.from_receiver, h), aligned_linear(self.from_sender, h)
-        # forces that are derivatives are differentiated once more in training, a trace runs without Python, and a
-        # compiler chooses for itself what is fused and what is kept
-        plainly = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if basis.requires_grad or is_counting() or plainly:
+        # conservative forces need second derivatives in training, a trace cannot contain Python code, and a compiler
+        # selects fused operations and saved tensors itself
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if basis.requires_grad or is_counting() or is_traced:
             collected, gates = plain(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender)
         else:
             kind = basis.device.type

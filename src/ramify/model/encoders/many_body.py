@@ -1,8 +1,8 @@
-"""Many-body message passing in Cartesian components, with sums over neighbours as batched products.
+"""Many-body message passing in Cartesian components, with sums over neighbours as batched matrix products.
 
 The features of an atom are products of sums over its neighbours (the atomic cluster expansion, Drautz,
-arXiv:1902.00321), so that each layer sees correlations of up to `body_order` atoms, and layers pass messages.
-Relatives: MACE (arXiv:2206.07697), CACE (arXiv:2402.07472), GRACE (arXiv:2311.16326), TensorNet (arXiv:2306.06482).
+arXiv:1902.00321), so that each layer describes correlations of up to `body_order` atoms, and layers pass messages.
+Related: MACE (arXiv:2206.07697), CACE (arXiv:2402.07472), GRACE (arXiv:2311.16326), TensorNet (arXiv:2306.06482).
 
 Vectors are (N, 3, K); tensors of rank 2 are symmetric and traceless, (N, 5, K) in the orthonormal basis of `rank_two`.
 ρ is the radial basis times the weight of an edge; Y1 = r̂, Y2 = sqrt(3/2) (r̂ r̂ᵀ - 1/3). Sums over neighbours j of atom i
@@ -14,7 +14,7 @@ are divided by sqrt(n), and û = u / sqrt(1 + mean |u|²). One layer:
     invariants:  a·b, p:q  (three bodies),  a·(P b), q:(P Q)  (four bodies)
     [Δ, g] = MLP[LN(h), A_0, U_0 Σ_j ρ (D_1 v̂)_j·r̂, invariants];  h += Δ
     v = A_1 + g_1 a + g_2 P b;  T = A_2 + g_3 p + g_4 (a bᵀ) + g_5 (P Q)     symmetric traceless parts
-v, T and what is made of them are absent in the first layer; the last one needs no g.
+The first layer has no v and T and no terms with them; the last layer has no g.
 """
 
 import math
@@ -43,15 +43,15 @@ class ManyBodyOptions(EncoderOptions):
     channels: int = Field(64, ge=1)
     """Channels of vectors and tensors on atoms."""
     l_max: Literal[0, 1, 2] = 2
-    """Highest rank of what is summed over neighbours: 0 scalars, 1 vectors, 2 tensors too."""
+    """Highest rank of the sums over neighbours: 0 scalars, 1 also vectors, 2 also tensors."""
     body_order: Literal[2, 3, 4] | None = None
-    """Atoms that a product in one layer correlates, at most `l_max` + 2; null: `l_max` + 2."""
+    """Number of atoms that a product in one layer correlates, at most `l_max` + 2; null: `l_max` + 2."""
     passed: int = Field(16, ge=0)
     """Vector and tensor channels that atoms send to their neighbours from the second layer on; 0: scalars only."""
     gates: bool = True
     """Whether the receiver scales the sums over its neighbours."""
     vector_channels: int = Field(16, ge=1)
-    """Vectors that direct forces are made of, at most `channels`; there are none with `l_max: 0`."""
+    """Vectors for direct forces, at most `channels`; there are none with `l_max: 0`."""
 
     @model_validator(mode="after")
     def _fit(self) -> "ManyBodyOptions":
@@ -120,8 +120,8 @@ class ManyBodyLayer(nn.Module):
 
     Args:
         options: of the encoder.
-        first: there are no vectors and tensors yet.
-        last: nobody needs tensors any more.
+        first: whether there are no vectors and tensors yet.
+        last: whether no later layer uses tensors.
     """
 
     def __init__(self, options: ManyBodyOptions, *, first: bool, last: bool) -> None:
@@ -149,7 +149,7 @@ class ManyBodyLayer(nn.Module):
         self.update = nn.Sequential(nn.Linear(seen, width), SiLU(), nn.Linear(width, width + self.n_gates * k))
 
     def forward(self, h: Tensor, u: list[Tensor], table: NeighborTable, geometry: "Geometry") -> list[Tensor]:
-        """Scalars (N, F) and, by rank, vectors (N, 3, K) and tensors (N, 5, K) -> the same, updated."""
+        """Updates scalars (N, F) and, by rank, vectors (N, 3, K) and tensors (N, 5, K)."""
         n_atoms, n, k = table.atoms, table.slots, self.channels
         hn = self.norm(h)
         rho = geometry.radial.reshape(n_atoms * n, geometry.radial.shape[2])
@@ -183,7 +183,7 @@ class ManyBodyLayer(nn.Module):
         return found
 
     def _passed_on(self, u: list[Tensor], table: NeighborTable, geometry: "Geometry") -> list[Tensor]:
-        """What neighbours' vectors and tensors add, by rank from 0, each (N, components, K)."""
+        """Contributions of the vectors and tensors of neighbours, by rank from 0, each (N, components, K)."""
         n_atoms, n, c, r = table.atoms, table.slots, self.passed, geometry.radial.shape[2]
         mixed = [getattr(self, f"down{rank}")(normalised(own)) for rank, own in enumerate(u, 1)]
         sizes = [m.shape[1] for m in mixed]
@@ -197,7 +197,7 @@ class ManyBodyLayer(nn.Module):
         return [found[0].squeeze(1), *found[1:]]
 
     def _products(self, sums: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Invariants (N, K), and by rank what the gates g multiply, in their order."""
+        """Invariants (N, K), and by rank the terms that the gates g multiply, in the order of g."""
         halves = [
             getattr(self, f"mix{rank}")(normalised(own)).split(self.channels, dim=2)
             for rank, own in enumerate(sums[1:], 1)
@@ -215,7 +215,7 @@ class ManyBodyLayer(nn.Module):
 
 
 class Geometry:
-    """Edges in the table: radial functions (N, n, R), and by rank from 1 angular functions (N, 2 l + 1, n)."""
+    """Functions of edges in table form: radial (N, n, R), and by rank from 1 angular (N, 2 l + 1, n)."""
 
     def __init__(self, radial: Tensor, angular: list[Tensor]) -> None:
         self.radial, self.angular = radial, angular

@@ -5,9 +5,10 @@ One layer, with scalars s_i, vectors v_i, filters W of the radial basis and L = 
     s_i += Σ_j x_ij / sqrt(n);   v_i += Σ_j (y_ij v_j + z_ij r̂_ij) / sqrt(n)
     [a, b, c]_i = ψ([s_i, |V v_i|])                                eq. 9 and 10
     s_i += a_i + b_i (U v_i · V v_i);   v_i += c_i U v_i
-What differs from the paper: F channels of vectors as of scalars, but w_ij is the weight of the graph in place of the
-cosine cutoff; sums are divided by sqrt(n); scalars enter layer-normalised and vectors as v / sqrt(1 + mean |v|²), so
-that deep or crowded stacks cannot overflow; |V v| is smoothed at zero, where its derivative would not exist.
+As in the paper, vectors have F channels like scalars. Differences: w_ij is the weight of the graph instead of the
+cosine cutoff; sums are divided by sqrt(n); scalars are layer-normalised and vectors are v / sqrt(1 + mean |v|²), so
+that many layers or neighbours cannot cause an overflow; |V v| is smoothed at zero, where its derivative would not
+exist.
 """
 
 import math
@@ -23,7 +24,7 @@ from ramify.model.radial import BesselBasis
 from ramify.recipe import EncoderOptions
 
 SMALL = 1e-4
-"""Square of the length below which |V v| is rounded off."""
+"""Square of the length below which |V v| is smoothed."""
 
 
 class PaiNNOptions(EncoderOptions):
@@ -40,13 +41,15 @@ class PaiNNLayer(nn.Module):
         self.width, self.scale = width, 1.0 / math.sqrt(neighbors)
         self.norm = nn.LayerNorm(width)
         self.message = nn.Sequential(nn.Linear(width, width), SiLU(), nn.Linear(width, 3 * width))
-        self.filter = nn.Linear(radial, 3 * width, bias=False)  # without bias: it fades with the weight of the edge
+        self.filter = nn.Linear(
+            radial, 3 * width, bias=False
+        )  # no bias, so that it vanishes with the weight of the edge
         self.mix = nn.Linear(width, 2 * width, bias=False)
         self.update_norm = nn.LayerNorm(width)
         self.update = nn.Sequential(nn.Linear(2 * width, width), SiLU(), nn.Linear(width, 3 * width))
 
     def forward(self, scalars: Tensor, vectors: Tensor, graph: Graph, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """Scalars (N, F) and vectors (N, 3, F) -> the same, updated."""
+        """Updates scalars (N, F) and vectors (N, 3, F)."""
         receiver, sender, width = graph.receiver, graph.sender, self.width
         sent = self.message(self.norm(scalars)).index_select(0, sender) * self.filter(basis)
         x, y, z = sent.split(width, dim=1)

@@ -4,8 +4,8 @@ One interaction, with scalars h_i, ssp(x) = ln(1/2 eˣ + 1/2) and a filter netwo
     W_ij = w_ij network(e(d_ij)),   e_k(d) = exp(-γ (d - μ_k)²)       eq. 4 and section 4
     x_i  = Σ_j (A h_j) * W_ij / sqrt(n)
     h_i += B ssp(C x_i)
-What differs from the paper: w_ij is the weight of the graph, so that filters end smoothly at the cutoff; sums are
-divided by sqrt(n). It makes no vectors, so there are no direct forces.
+Differences from the paper: w_ij is the weight of the graph, so that filters vanish smoothly at the cutoff; sums are
+divided by sqrt(n). There are no vectors, hence no direct forces.
 """
 
 import math
@@ -21,7 +21,7 @@ from ramify.recipe import EncoderOptions
 
 
 class SchNetOptions(EncoderOptions):
-    """SchNet (Schütt et al., arXiv:1706.08566). It makes no vectors: `force_head.kind` must be `conservative`."""
+    """SchNet (Schütt et al., arXiv:1706.08566). It has no vectors: `force_head.kind` must be `conservative`."""
 
     kind: Literal["schnet"] = "schnet"
     radial: int = Field(32, ge=2)
@@ -62,7 +62,7 @@ class Interaction(nn.Module):
         self.after = nn.Sequential(nn.Linear(width, width), ShiftedSoftplus(), nn.Linear(width, width))
 
     def forward(self, scalars: Tensor, graph: Graph, basis: Tensor) -> Tensor:
-        """Scalars (N, F) -> the same, updated."""
+        """Updates scalars (N, F)."""
         filters = self.filter(basis) * graph.weight[:, None]
         sent = self.before(scalars).index_select(0, graph.sender) * filters
         collected = torch.zeros_like(scalars).index_add(0, graph.receiver, sent.to(scalars.dtype))

@@ -1,16 +1,17 @@
 """TensorNet (Simeon & De Fabritiis, arXiv:2306.06482): one 3 x 3 matrix per atom and channel.
 
-A matrix X splits into a multiple of the identity, an antisymmetric and a symmetric traceless part, X = I + A + S, which
-linear maps mix by channel, each part by its own weights. ρ is the radial basis times the weight of an edge.
+A matrix X is the sum of a multiple of the identity, an antisymmetric and a symmetric traceless part, X = I + A + S.
+Linear maps mix channels, with separate weights for each part. ρ is the radial basis times the weight of an edge.
     embedding    X_i = Σ_j Z_ij (f_I 1 + f_A [r̂]ₓ + f_S (r̂ r̂ᵀ - 1/3)),   f = ρ W,  Z_ij = E [z_i, z_j]     eq. 5 and 6
                  parts scaled by a network of LN(|X_i|²), after linear maps                               eq. 7
     interaction  X̂ = X / (|X|² + 1);   Y = linear(X̂);   M_i = Σ_j (f_I I_j + f_A A_j + f_S S_j)      eq. 8 and 9
                  Y' = Y M + M Y, divided by |Y'|² + 1, mixed;   X = X̂ + Y' + Y'²                     eq. 10
     output       scalars = W LN([|I|², |A|², |S|²]);   vectors: mixed from those of A
-where [r]ₓ is the matrix of the cross product with r. Y M + M Y treats left and right alike, so that under reflection,
-where all r and with them all A change sign against I and S, they go on doing so: scalars do not change, and the vectors
-of A turn as r does. What differs from the paper: w_ij is the weight of the graph in place of the cosine cutoff, and the
-radial basis is that of Bessel functions; sums are divided by sqrt(n); Z_i is added to I, so that a lone atom has one.
+where [r]ₓ is the matrix of the cross product with r. Y M + M Y is symmetric in left and right, which preserves parity:
+under reflection all r and A change sign relative to I and S, scalars are invariant, and the vectors of A transform
+like r. Differences from the paper: w_ij is the weight of the graph instead of the cosine cutoff, the radial basis
+consists of Bessel functions, sums are divided by sqrt(n), and Z_i is added to I, so that it is not zero for an isolated
+atom.
 """
 
 import math
@@ -43,8 +44,8 @@ def parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Matrices (N, 3, 3, K) -> isotropic, antisymmetric and symmetric traceless parts, each (N, 3, 3, K)."""
     mean = torch.diagonal(x, dim1=1, dim2=2).mean(2)
     isotropic = mean[:, None, None] * torch.eye(3, dtype=x.dtype, device=x.device)[:, :, None]
-    turned = x.transpose(1, 2)
-    return isotropic, 0.5 * (x - turned), 0.5 * (x + turned) - isotropic
+    transposed = x.transpose(1, 2)
+    return isotropic, 0.5 * (x - transposed), 0.5 * (x + transposed) - isotropic
 
 
 def square(x: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class TensorNetLayer(nn.Module):
         self.before, self.after = Mix(channels), Mix(channels)
 
     def forward(self, x: Tensor, graph: Graph, basis: Tensor) -> Tensor:
-        """Matrices (N, 3, 3, K) -> the same, updated."""
+        """Updates matrices (N, 3, 3, K)."""
         x = x / (square(x) + 1.0)[:, None, None]
         own = self.before(*parts(x))
         filters = (self.filter(basis) * graph.weight[:, None]).split(self.channels, dim=1)
@@ -107,7 +108,7 @@ class TensorNet(Encoder):
 
     def __init__(self, options: TensorNetOptions) -> None:
         super().__init__(options, vector_channels=options.vector_channels)
-        self.rounds = options.layers + 1  # the embedding looks at neighbours too
+        self.rounds = options.layers + 1  # the embedding includes neighbours
         k, self.channels, self.scale = options.channels, options.channels, 1.0 / math.sqrt(options.typical_neighbors)
         self.basis = BesselBasis(options.radial, options.cutoff)
         self.embedding = element_embedding(options.elements, k)
@@ -136,7 +137,7 @@ class TensorNet(Encoder):
         return scalars, self.vectors(torch.stack([a[:, 2, 1], a[:, 0, 2], a[:, 1, 0]], 1))
 
     def _embedded(self, graph: Graph, basis: Tensor) -> Tensor:
-        """The matrices that atoms start from, (N, 3, 3, K)."""
+        """The initial matrices of atoms, (N, 3, 3, K)."""
         z = self.embedding(graph.numbers)
         ends = torch.cat([z.index_select(0, graph.receiver), z.index_select(0, graph.sender)], dim=1)
         f = self.filter(basis) * self.pair(ends).repeat(1, 3)

@@ -1,7 +1,7 @@
-"""SiLU, x σ(x), with derivatives of its own up to the second.
+"""SiLU, x σ(x), with custom first and second derivatives.
 
-Conservative forces differentiate the network twice. PyTorch then falls back to a formula of some fifteen elementwise
-operations for each of the two derivatives; these need one and six. Equal to `torch.nn.functional.silu` to rounding.
+Conservative forces differentiate the network twice. PyTorch then uses about fifteen elementwise operations for each of
+the two derivatives; these need one and six. Equal to `torch.nn.functional.silu` within rounding.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ class _SiLU(torch.autograd.Function):
 
 def silu(x: Tensor) -> Tensor:
     """x σ(x), elementwise; twice differentiable (a third derivative raises)."""
-    # a traced model runs without Python, and a compiled one is fused: only PyTorch's own operations go in
+    # traced and compiled models must consist of PyTorch's own operations
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return torch.nn.functional.silu(x)
     return _SiLU.apply(x)

@@ -1,4 +1,4 @@
-"""Whether a model is only run to count the operations that it needs."""
+"""A context in which models run only to count their operations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ _COUNTING: ContextVar[bool] = ContextVar("counting", default=False)
 
 @contextmanager
 def counting() -> Iterator[None]:
-    """Inside, the model takes plain operations only: no zeros beside its widths, nothing calculated a second time. What
-    is counted then are the operations of the cheapest form, whatever the form that runs adds to them for speed."""
+    """Inside, models use plain operations without padding and recomputation, so that the count is that of the cheapest
+    form, without the additional operations of the form that runs."""
     token = _COUNTING.set(True)
     try:
         yield
@@ -21,5 +21,5 @@ def counting() -> Iterator[None]:
 
 
 def is_counting() -> bool:
-    """Whether it is; a compiled model never counts, and a compiler does not know of context variables."""
+    """Whether operations are counted; never in compiled models, since compilers do not support context variables."""
     return not torch.compiler.is_compiling() and _COUNTING.get()
