@@ -232,8 +232,7 @@ def own_errors_table(evaluation: "Evaluation") -> Table:
         cells = []
         for label in labels:
             found, known = None if row is None else row.mae(label), trivial.mae(label)
-            comparable = found is not None and known is not None and measurable(label, known)
-            marked = comparable and not found < known
+            marked = found is not None and known is not None and measurable(label, known) and not found < known
             cells += [_error(found), _error(known), _percent(label, found, known) + (f" {MARK}" if marked else "")]
             if marked:
                 table.caption = f"{MARK} no better than trivial"
