@@ -18,7 +18,7 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
     """The cost model fitted to a measured sweep, and its errors in the cases that it was not fitted to.
 
     Returns:
-        `speed` of one rank; `checked`: for every case on several ranks measured and predicted time, and the assumed
+        `speed` of one rank; `checked`: for every case on several ranks the measured and predicted time, and the assumed
         network and slowdown; `largest_error`: largest relative error of these (None if there are none).
     """
     cases = content["cases"]
