@@ -209,8 +209,8 @@ def test_a_key_that_the_file_lacks(folder: Path, tmp_path: Path) -> None:
         ({"name": "energy"}, "taken"),
         ({"name": "cell"}, "taken"),
         ({"name": "Band gap"}, "small letters"),
-        ({"name": "charges", "per_atom": True}, "by structure"),
-        ({"name": "dipole", "shape": (3,)}, "by structure"),
+        ({"name": "charges", "per_atom": True}, "per structure"),
+        ({"name": "dipole", "shape": (3,)}, "per structure"),
     ],
 )
 def test_rows_that_cannot_be(row: dict[str, Any], said: str) -> None:
