@@ -136,7 +136,7 @@ def _by_group(pool: ToSplit, targets: Mapping[Split, int], seed: int) -> tuple[N
     if len(present) <= len(targets):
         parts = " and ".join(part.name.lower() for part in targets)
         raise RamifyError(
-            f"dataset '{pool.dataset}': {len(present)} group(s) are too few for train, {parts}; groups are never split",
+            f"dataset '{pool.dataset}': {len(present)} group(s) cannot be split into train, {parts}; groups stay whole",
             fix="add more groups, list files by split: `path: {train: ..., val: ..., test: ...}`, or set "
             "`split: {by: block}` to divide trajectories into blocks",
         )
