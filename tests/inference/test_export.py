@@ -88,7 +88,7 @@ def test_the_card(runs: Path, tmp_path: Path) -> None:
     """What the model is, what for, how well; before an evaluation it says that there is none."""
     shutil.copytree(runs / "direct", tmp_path / "run", symlinks=True)
     before = (write_export(read_saved(tmp_path / "run"), tmp_path / "before") / "README.md").read_text()
-    assert "Not evaluated: `ramify evaluate RUN` before `ramify export RUN` puts the errors here." in before
+    assert "Not evaluated: run `ramify evaluate RUN` before `ramify export RUN` to include the errors here." in before
     result = Evaluator(tmp_path / "run").evaluate()
     after = (write_export(read_saved(tmp_path / "run"), tmp_path / "after") / "README.md").read_text()
     own = next(r for r in result["rows"] if r["branch"] == r["dataset"] == "ani1x")

@@ -104,7 +104,7 @@ def test_what_is_no_model(runs: Path, tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
     with pytest.raises(RamifyError, match="holds no model\n  fix: give a run directory"):
         load(tmp_path)
-    with pytest.raises(RamifyError, match=r"manifest\.json is that of something else"):
+    with pytest.raises(RamifyError, match=r"manifest\.json describes something else"):
         load(runs / "stores/qm7x")
     with pytest.raises(RamifyError, match="has no checkpoint 'bset'\n  fix: name one of: best, latest, step-"):
         load(runs / "direct", checkpoint="bset")
