@@ -42,7 +42,8 @@ def sampler(readers: dict[str, SplitReader]) -> BatchSampler:
 def loader_of(sampler: BatchSampler, readers: dict[str, SplitReader], start: int, ahead: int = 2) -> Loader:
     """Of one process that has all branches, its parts in the order of their names."""
     ordered = dict(sorted(readers.items()))
-    return Loader(ordered, Assigner(sampler, ordered, Placement.alone(NAMES), 0).assignments(start), torch.float32, ahead)
+    assigner = Assigner(sampler, ordered, Placement.alone(NAMES), 0)
+    return Loader(ordered, assigner.assignments(start), torch.float32, ahead)
 
 
 def same(found: Batch, expected: Batch) -> None:
