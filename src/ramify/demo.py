@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify import minicorpora
-from ramify.cli.console import Steps, own_errors_table, print_prepared, training_display
+from ramify.cli.progress import Steps, training_display
+from ramify.cli.tables import own_errors_table, print_prepared
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.results import Evaluation
 from ramify.prepare.prepare import prepare_dataset

@@ -9,7 +9,7 @@ from ase.io import write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ramify.checkpoint.checkpoint import open_checkpoint
-from ramify.cli.console import evaluation_text
+from ramify.cli.progress import evaluation_text
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.results import Results
 from ramify.prepare.prepare import prepare_dataset

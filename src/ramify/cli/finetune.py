@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ramify.cli.console import errors_table
+from ramify.cli.tables import errors_table
 from ramify.cli.options import (
     MAKING,
     CheckpointOption,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import typer
 from rich.markup import escape
 
-from ramify.cli.console import Steps, relaxation_line, step_bar
+from ramify.cli.progress import Steps, relaxation_line, step_bar
 from ramify.cli.options import (
     USING,
     CheckpointOption,

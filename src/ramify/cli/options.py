@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 
-from ramify.cli.console import training_display
+from ramify.cli.progress import training_display
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ramify.cli.console import Steps, evaluation_table
+from ramify.cli.progress import Steps
+from ramify.cli.tables import evaluation_table
 from ramify.cli.options import (
     RESULTS,
     CheckpointOption,

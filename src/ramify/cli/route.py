@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ramify.cli.console import Steps
+from ramify.cli.progress import Steps
 from ramify.cli.options import USING, FormatOption, Json, console, print_json
 from ramify.errors import RamifyError
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ramify.cli.console import print_plan
+from ramify.cli.tables import print_plan
 from ramify.cli.options import (
     MAKING,
     ContinueOption,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ramify.cli.console import EvaluationLines, own_errors_table
+from ramify.cli.progress import EvaluationLines
+from ramify.cli.tables import own_errors_table
 from ramify.evaluate.results import Evaluation
 from tests.planted import PLANTED, build_run
 
