@@ -86,8 +86,9 @@ class DatasetOptions(BaseModel):
     `elements` (all of a structure's are among those named), `group` and `periodic`; the formats whose files name their
     values freely, each of these names too. What is left out is counted."""
     every: int = Field(1, ge=1)
-    """Reads each n-th structure of a file, its first among them, of those that fulfil `where`; of a large file of many
-    parts, each n-th of every part. For trajectories, whose neighbouring frames differ little. The others are counted."""
+    """Reads each n-th structure of a file, its first among them, of those that fulfil `where`; of a file of many parts
+    (of about a million atoms), each n-th of every part. For trajectories, whose neighbouring frames differ little. The
+    others are counted."""
     limit: int | None = Field(None, ge=1)
     """At most so many structures, a random subset of those that pass the gates, the same for the same `split_seed`; the
     others are counted. All files are read nevertheless."""
