@@ -62,8 +62,8 @@ def _of_conflicts(conflicts: Conflicts | None, gates: Gates) -> Iterator[Finding
         return
     kept = {"lowest": "the lowest energy of each was kept", "drop": "none was kept", "keep": "all were kept"}
     yield Finding(
-        text=f"{conflicts.structures} structures share {conflicts.geometries} geometries and differ in their labels, by "
-        f"up to {conflicts.energy:.3g} eV/atom (another charge or spin?): {kept[gates.conflicting_labels]}",
+        text=f"{conflicts.structures} structures share {conflicts.geometries} geometries and differ in their labels, "
+        f"by up to {conflicts.energy:.3g} eV/atom (another charge or spin?): {kept[gates.conflicting_labels]}",
         fix="a dataset for each state, by `where: {charge: 0}`; or `gates.conflicting_labels`",
     )
 
