@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ramify.checkpoint import checkpoint as checkpoints
+from ramify.checkpoint.checkpoint import checkpoint as checkpoints
 from ramify.checkpoint.pointers import resolve as pointed
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ramify.cli.progress import Steps, training_display
 from ramify.cli.options import gigabytes
-from ramify.cli.progress import ProgressLines
+from ramify.cli.progress import ProgressLines, Steps, training_display
 from ramify.errors import RamifyError
 from ramify.train.reporting import Callbacks
 from ramify.train.validation import Validation, Validator

@@ -96,6 +96,22 @@ def test_an_export_is_evaluated_as_its_run(project: Path, tmp_path: Path, monkey
     assert found["rows"] == wanted
 
 
+def test_an_export_inside_its_project_is_evaluated_from_anywhere(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stores of other data with the same names, where the command is given, are not taken for its own."""
+    export = write_export(read_saved(project / "runs/a"), project / "models/a")
+    monkeypatch.chdir(tmp_path)
+    assert set(subject_of_saved(read_saved(export), None).stores) == {"ani1x", "mptrj"}
+    shutil.copytree(project / "stores", tmp_path / "stores")
+    for name in ("ani1x", "mptrj"):
+        manifest = json.loads((tmp_path / "stores" / name / "manifest.json").read_text())
+        manifest["splits"]["train"]["structures"] += 1
+        (tmp_path / "stores" / name / "manifest.json").write_text(json.dumps(manifest))
+    found = subject_of_saved(read_saved(export), None).stores
+    assert {store.path for store in found.values()} == {project / "stores/ani1x", project / "stores/mptrj"}
+
+
 def test_an_export_is_not_evaluated_on_other_data(project: Path, tmp_path: Path) -> None:
     export = write_export(read_saved(project / "runs/a"), tmp_path / "model")
     with pytest.raises(RamifyError, match=r"holds no store of a dataset of .* \(ani1x, mptrj\)"):

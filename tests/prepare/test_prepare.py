@@ -191,6 +191,10 @@ def test_equal_geometries_with_other_labels_are_no_duplicates(tmp_path: Path, fi
     assert (manifest.conflicts.geometries, manifest.conflicts.structures) == (60, 120)
     assert manifest.conflicts.energy == pytest.approx(0.6 / 2)  # N2 and others of two atoms: the most per atom
     assert manifest.conflicts.forces == pytest.approx(0.5, abs=1e-6)
+    (said,) = [f for f in manifest.findings if "conflicting_labels" in f.fix]
+    assert "120 structures share 60 geometries" in said.text
+    assert "0.3 eV/atom" in said.text
+    assert "where" in said.fix
     store = Store.open(tmp_path / "stores" / "d")
     low = range(60) if first == "low" else range(60, 120)
     assert sorted(store.take(range(60)).row.tolist()) == list(low)

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, console, print_json
 from ramify.cli.progress import Steps
 from ramify.cli.tables import print_look, print_prepared
-from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, console, print_json
 from ramify.errors import RamifyError
 
 verbs = typer.Typer()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ramify.cli.tables import errors_table
 from ramify.cli.options import (
     MAKING,
     CheckpointOption,
@@ -22,6 +21,7 @@ from ramify.cli.options import (
     training_output,
     training_stopped,
 )
+from ramify.cli.tables import errors_table
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:

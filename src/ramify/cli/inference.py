@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import typer
 from rich.markup import escape
 
-from ramify.cli.progress import Steps, relaxation_line, step_bar
 from ramify.cli.options import (
     USING,
     CheckpointOption,
@@ -22,6 +21,7 @@ from ramify.cli.options import (
     gigabytes,
     print_json,
 )
+from ramify.cli.progress import Steps, relaxation_line, step_bar
 from ramify.errors import RamifyError, RamifyWarning
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load

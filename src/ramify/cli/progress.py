@@ -1,17 +1,12 @@
 """Progress of long verbs on the terminal, and as lines of text in pipes and job logs."""
 
-import time
-
-
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,21 +16,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from ramify.cli.tables import percent
-from ramify.labels import BUILT_IN, LABELS, mae, measurable
-from ramify.prepare.checks.consistency import ACCEPTED
-from ramify.prepare.checks.gates import CONFLICT
-from ramify.report.table_format import MARK
-from ramify.store.manifest import SPLITS, Manifest
+from ramify.labels import LABELS, mae
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
-    from ramify.evaluate.results import Evaluation
     from ramify.inference.jobs.relax import Relaxation
     from ramify.train.reporting import Callbacks
-
 
 
 FIRST = 30.0

@@ -9,8 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ramify.cli.progress import Steps
-from ramify.cli.tables import evaluation_table
 from ramify.cli.options import (
     RESULTS,
     CheckpointOption,
@@ -21,6 +19,8 @@ from ramify.cli.options import (
     console,
     print_json,
 )
+from ramify.cli.progress import Steps
+from ramify.cli.tables import evaluation_table
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load

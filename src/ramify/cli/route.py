@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ramify.cli.progress import Steps
 from ramify.cli.options import USING, FormatOption, Json, console, print_json
+from ramify.cli.progress import Steps
 from ramify.errors import RamifyError
 
 verbs = typer.Typer()

@@ -1,28 +1,14 @@
 """Tables and lists that the verbs print."""
 
-
-import textwrap
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
-from ramify.labels import BUILT_IN, LABELS, mae, measurable
+from ramify.labels import BUILT_IN, LABELS, measurable
 from ramify.prepare.checks.consistency import ACCEPTED
 from ramify.prepare.checks.gates import CONFLICT
 from ramify.report.table_format import MARK
@@ -30,9 +16,6 @@ from ramify.store.manifest import SPLITS, Manifest
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
     from ramify.evaluate.results import Evaluation
-    from ramify.inference.jobs.relax import Relaxation
-    from ramify.train.reporting import Callbacks
-
 
 
 def evaluation_table(result: Mapping[str, Any]) -> Table:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from ramify.cli.tables import print_plan
 from ramify.cli.options import (
     MAKING,
     ContinueOption,
@@ -21,6 +20,7 @@ from ramify.cli.options import (
     training_output,
     training_stopped,
 )
+from ramify.cli.tables import print_plan
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # imports PyTorch

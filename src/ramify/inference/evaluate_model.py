@@ -1,6 +1,7 @@
 """Errors of a model without its run: of an export on stores, and of any model on a labelled file."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ramify.recipe.names import dataset_options
 from ramify.references import reference_energy
 from ramify.sources.formats import formats
 from ramify.sources.quarantine import Quarantine
+from ramify.store.manifest import read_manifest
 from ramify.store.store import Store
 from ramify.structures import Structures
 
@@ -29,13 +31,14 @@ def subject_of_saved(saved: Saved, stores: Path | None) -> Subject:
 
     Args:
         saved: the model.
-        stores: the folder of the stores; None for the folder named in its recipe.
+        stores: the folder of the stores; None for the folder named in its recipe, relative to the working directory or
+            to a parent folder of the model.
 
     Raises:
         RamifyError: none of its datasets has a store there, or a store contains other data than the training data.
     """
     options, network = saved.build()
-    folder = stores or Path(str(saved.recipe.get("stores", "stores")))
+    folder = stores or _folder_of_stores(saved)
     found: dict[str, Store] = {}
     for group in saved.branches.values():
         for name, info in group.items():
@@ -49,6 +52,20 @@ def subject_of_saved(saved: Saved, stores: Path | None) -> Subject:
         )
     branches = {branch: list(group) for branch, group in saved.branches.items()}
     return Subject(network, options.encoder, branches, found, saved.step)
+
+
+def _folder_of_stores(saved: Saved) -> Path:
+    """The first folder with a store that the model was trained on, or else with some store of one of its datasets."""
+    named = Path(str(saved.recipe.get("stores", "stores")))
+    folders = [named] if named.is_absolute() else [named, *(base / named for base in saved.path.resolve().parents)]
+    infos = {name: info for group in saved.branches.values() for name, info in group.items()}
+    there = [(f, name) for f in folders for name in infos if (f / name / "manifest.json").is_file()]
+    for folder, name in there:
+        with suppress(RamifyError):  # of another version, or damaged
+            train, info = read_manifest(folder / name).splits["train"], infos[name]
+            if (train.structures, train.atoms) == (info.structures, info.atoms):
+                return folder
+    return there[0][0] if there else named
 
 
 def _on_scale(store: Store, info: DatasetInfo) -> Store:

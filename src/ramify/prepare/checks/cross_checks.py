@@ -49,8 +49,23 @@ def compare(staged: Staged, gates: Gates, quarantine: Quarantine) -> Compared:
         why = f"{found.energy[at]:.4g} eV/atom from structures like it, {found.units[at]:.4g} units"
         quarantine.add(staged.name(int(rows[at])), OUTLIER, f"{why}, limit {gates.energy_outlier:g}")
     keep[rows[outliers]] = False
-    findings = [*_by_subset(staged, rows[outliers], float(found.energy[outliers].max(initial=0.0)))]
+    findings = [
+        *_of_conflicts(conflicts, gates),
+        *_by_subset(staged, rows[outliers], float(found.energy[outliers].max(initial=0.0))),
+    ]
     return Compared(keep, conflicts, findings)
+
+
+def _of_conflicts(conflicts: Conflicts | None, gates: Gates) -> Iterator[Finding]:
+    """Equal geometries with other labels: nothing in the data says which are right."""
+    if conflicts is None:
+        return
+    kept = {"lowest": "the lowest energy of each was kept", "drop": "none was kept", "keep": "all were kept"}
+    yield Finding(
+        text=f"{conflicts.structures} structures share {conflicts.geometries} geometries and differ in their labels, "
+        f"by up to {conflicts.energy:.3g} eV/atom (another charge or spin?): {kept[gates.conflicting_labels]}",
+        fix="a dataset for each state, by `where: {charge: 0}`; or `gates.conflicting_labels`",
+    )
 
 
 def _by_subset(staged: Staged, outliers: NDArray[np.int64], largest: float) -> Iterator[Finding]:
