@@ -87,9 +87,9 @@ class DatasetOptions(BaseModel):
     (the list must contain all elements of a structure), `group` and `periodic`; formats with arbitrary named values
     also support these names. Structures that are left out are counted."""
     every: int = Field(1, ge=1)
-    """Reads every n-th structure of a file, starting with the first, of those that meet `where`; of a file of many parts
-    (of about a million atoms), every n-th of each part. For trajectories, whose neighbouring frames differ little. The
-    others are counted."""
+    """Reads every n-th structure of a file, starting with the first, of those that meet `where`; of a file of many
+    parts (of about a million atoms), every n-th of each part. For trajectories, whose neighbouring frames differ
+    little. The others are counted."""
     limit: int | None = Field(None, ge=1)
     """At most so many structures, a random subset of those that pass the gates, the same for the same `split_seed`; the
     others are counted. All files are read nevertheless."""
