@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ramify.checkpoint.checkpoint import checkpoint as module
+from ramify.checkpoint import checkpoint as module
 from ramify.checkpoint.checkpoint import open_checkpoint, save_checkpoint, tidy
 from ramify.checkpoint.pointers import NAME
 from ramify.errors import RamifyError

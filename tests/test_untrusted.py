@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ramify.checkpoint.checkpoint import checkpoint as checkpoints
+from ramify.checkpoint import checkpoint as checkpoints
 from ramify.checkpoint.pointers import resolve as pointed
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator
@@ -288,7 +288,7 @@ def test_bytes_that_are_no_text_in_the_logs_of_a_run(run: Path) -> None:
     Evaluator(run).evaluate()
     lines = (run / "metrics.jsonl").read_bytes()
     (run / "metrics.jsonl").write_bytes(lines + b'{"kind": "train", "step": \xff}\n')
-    with pytest.raises(RamifyError, match=rf"metrics\.jsonl, line {lines.count(10) + 1}, is no record"):
+    with pytest.raises(RamifyError, match=rf"metrics\.jsonl, line {lines.count(10) + 1}, is not a run record"):
         Results.open(run)
     (run / "metrics.jsonl").write_bytes(lines)
     (run / "recipe.yaml").write_bytes(b"name: \xff")

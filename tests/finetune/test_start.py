@@ -126,7 +126,7 @@ def test_a_model_that_has_changed_is_not_taken_for_the_same(tune: Tune, folder: 
 
     tuning = tune("qm7x", mode="lora", start="ani1x", steps=0)
     options = tuning.trainer.recipe.finetune
-    with pytest.raises(RamifyError, match="other weights than the one this run is to start from"):
+    with pytest.raises(RamifyError, match="are not those from which this run starts"):
         read_pretrained(options.model_copy(update={"weights": "0" * 64}))
     with pytest.raises(RamifyError, match="needs a trained model to start from"):
         read_pretrained(options.model_copy(update={"weights": ""}))

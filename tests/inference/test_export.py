@@ -98,7 +98,7 @@ def test_the_card(runs: Path, tmp_path: Path) -> None:
     assert float(row[2]) == pytest.approx(own["energy_mae"], abs=6e-5)
     assert float(row[3]) == pytest.approx(own["forces_mae"], abs=6e-5)
     assert re.search(r"^\| bare \| bare \| \d+ \| [\d.]+ \| [\d.]+ \| — \| — \| — \| — \|$", after, re.MULTILINE)
-    for part in ("ramify.load", "H C N O", "eV/Å", "recipe", "manifest_sha256"[:8], "by a head of their own"):
+    for part in ("ramify.load", "H C N O", "eV/Å", "recipe", "manifest_sha256"[:8], "predicted by a separate head"):
         assert part in after
     kept = load(tmp_path / "after").saved.evaluation
     assert kept is not None

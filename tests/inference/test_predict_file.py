@@ -187,7 +187,11 @@ def test_any_format_that_ase_reads(conservative: Model, crystals: list[Atoms], t
     for atoms, original in zip(found, crystals, strict=True):
         expected = conservative.predict(original, "mptrj")
         assert atoms.get_potential_energy() == pytest.approx(expected.energy, abs=1e-3)  # some formats round
-        np.testing.assert_allclose(atoms.get_stress(voigt=False), expected.stress, atol=1e-4)
+        stress = atoms.get_stress(voigt=False)
+        if name.endswith("cif"):  # keeps lengths and angles of the cell only, so the axes of the tensor differ
+            np.testing.assert_allclose(np.linalg.eigvalsh(stress), np.linalg.eigvalsh(expected.stress), atol=1e-5)
+        else:
+            np.testing.assert_allclose(stress, expected.stress, atol=1e-5)
 
 
 def test_broken_frames_are_counted(conservative: Model, tmp_path: Path) -> None:

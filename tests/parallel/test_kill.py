@@ -26,7 +26,7 @@ LENGTH: dict[str, Any] = {
 DIES = """
 import os
 from ramify import files
-from ramify.checkpoint.checkpoint import checkpoint
+from ramify.checkpoint import checkpoint
 from ramify.run import run
 from ramify.train import loop
 module, name, count = {module}, {name!r}, {count}

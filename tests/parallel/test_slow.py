@@ -13,9 +13,10 @@ TIMEOUT, SLOW = 2.0, 4.5
 
 SLOWED = f"""
 import os, time
-import ramify.checkpoint.checkpoint, ramify.batches.loader, ramify.store.store, ramify.model.compiled,
-ramify.planning.plan import ramify.run.lock, ramify.run.run, ramify.train.validation seen = set() def slow(rank, owner,
-name):
+import ramify.batches.loader, ramify.checkpoint.checkpoint, ramify.model.compiled, ramify.planning.plan
+import ramify.run.lock, ramify.run.run, ramify.store.store, ramify.train.validation
+seen = set()
+def slow(rank, owner, name):
     work = getattr(owner, name)
     def slowly(*arguments, **options):
         if os.environ["RANK"] == str(rank) and name not in seen:
@@ -33,8 +34,8 @@ class Compiler:
         return graph.forward
 ramify.model.compiled.BACKEND = lambda graph, inputs: Compiler.program(graph, inputs)
 slow(1, Compiler, "program")
-slow(0, ramify.planning.plan, "model_cost")
-slow(1, ramify.batches.loader, "EdgeTable")
+slow(0, ramify.planning.plan, "profile_model")
+slow(1, ramify.batches.loader, "EdgeCache")
 slow(1, ramify.store.store.Store, "load")
 slow(1, ramify.train.validation, "trivial_errors")
 slow(0, ramify.run.run.MetricsLog, "add")

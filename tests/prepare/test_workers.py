@@ -70,7 +70,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, small_parts: None) -> None:
     expected = prepare(tmp_path, "alone", Workers())
     options = entries(tmp_path)
-    parts = {n: len(list(read.cut(n, o, Path(str(o.path)), 0))) for n, o in options.items() if n != "own"}
+    parts = {n: len(list(read.cut(n, o, Path(str(o.path)), n, 0))) for n, o in options.items() if n != "own"}
     assert min(parts.values()) > 3
     assert all(f"{name}/quarantine.jsonl" in expected for name in options)
     with start_workers(3) as workers:  # the parts are cut here, so they are small there too
@@ -134,7 +134,7 @@ with start_workers("mpi"):
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
-    assert "MPI sees one process, so there are no workers\n  fix: start it on several" in ended.stderr
+    assert "MPI sees one process, so there are no workers\n  fix: start several processes" in ended.stderr
 
 
 def test_workers_end_when_their_master_is_killed() -> None:

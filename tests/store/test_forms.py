@@ -119,7 +119,7 @@ def test_a_column_longer_than_a_block(mapped: Path, tmp_path: Path, monkeypatch:
     """With blocks of 64 rows every column has several, and the last is shorter."""
     rows = np.arange(0, len(Store.open(mapped)), 3)
     expected = Store.open(mapped).take(rows)
-    for module in ("blocks", "store_files", "convert"):
+    for module in ("blocks", "files", "convert"):
         monkeypatch.setattr(f"ramify.store.{module}.BLOCK_ROWS", 64)
     monkeypatch.setattr("ramify.store.files.PIECE_BYTES", 5000)
     made = prepared(tmp_path, "mapped")

@@ -185,7 +185,7 @@ def change(copy: Path, **keys: object) -> None:
         ({"new_key": 1}, "damaged at 'new_key'"),
         ({"format": "ramify-checkpoint"}, "not the manifest of a store"),
         ({"splits": {}}, "damaged"),
-        ({"columns": {}}, "names other columns"),
+        ({"columns": {}}, "columns in the manifest are not those of a store"),
     ],
 )
 def test_manifests_that_are_refused(copy: Path, keys: dict[str, object], message: str) -> None:

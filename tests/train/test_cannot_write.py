@@ -1,7 +1,10 @@
 """A run that cannot be written in its middle: one message with the file and the command that goes on, on every rank."""
 
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,20 @@ def frozen() -> Iterator[Callable[[Path], None]]:
         subprocess.run(["chattr", "-i", path], check=True)
 
 
+@contextmanager
+def between_checkpoints(program: Program, path: Path) -> Iterator[None]:
+    """Halts all ranks in the middle of the run at a moment at which no checkpoint is being written."""
+    while True:
+        until(lambda: steps(path) > 4)
+        program.kill(signal.SIGSTOP)
+        if not list((path / "checkpoints").glob(".*")):
+            break
+        program.kill(signal.SIGCONT)
+        time.sleep(0.02)
+    yield
+    program.kill(signal.SIGCONT)
+
+
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("what", ["checkpoints", "metrics.jsonl", "."])
 def test_an_immutable_place(
@@ -50,11 +67,9 @@ def test_an_immutable_place(
     path = tmp_path / "run"
     program = Program(tmp_path, world, "train", recipe, "--run", path, first=SLOW)
     try:
-        until(lambda: steps(path) > 4)
-        frozen(path / what)
-        if (
-            what == "metrics.jsonl" or what == "."
-        ):  # a file that is open already can still be written: the next session cannot open it
+        with between_checkpoints(program, path):
+            frozen(path / what)
+        if what in {"metrics.jsonl", "."}:  # an open file can still be written: the next session cannot open it
             program.wait()
             done = run(tmp_path, world, "train", "--resume", path, "train.max_steps=70")
         else:
@@ -65,7 +80,7 @@ def test_an_immutable_place(
     said = "".join(done.said)
     assert said.count("error:") == 1
     assert "Traceback" not in said
-    files = {"checkpoints": "checkpoints/step-", "metrics.jsonl": "metrics.jsonl", ".": "lock.json"}
+    files = {"checkpoints": "checkpoints/", "metrics.jsonl": "metrics.jsonl", ".": "lock.json"}
     assert f"cannot write {path}/{files[what]}" in said
     assert "Operation not permitted" in said
     assert f"ramify train --resume {path}" in said
@@ -76,16 +91,16 @@ def test_a_folder_that_became_something_else(recipe: Path, tmp_path: Path) -> No
     path = tmp_path / "run"
     program = Program(tmp_path, 2, "train", recipe, "--run", path, first=SLOW)
     try:
-        until(lambda: steps(path) > 4)
-        (path / "checkpoints").rename(path / "kept")
-        (path / "checkpoints").write_text("")
+        with between_checkpoints(program, path):
+            (path / "checkpoints").rename(path / "kept")
+            (path / "checkpoints").write_text("")
         done = program.wait()
     finally:
         program.kill(9)
     assert done.statuses == [1, 1]
     said = "".join(done.said)
     assert said.count("error:") == 1
-    assert f"cannot write {path}/checkpoints/step-" in said
+    assert f"cannot write {path}/checkpoints/" in said
     assert "Not a directory" in said
     assert not (path / "lock.json").exists()
     (path / "checkpoints").unlink()

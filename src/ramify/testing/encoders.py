@@ -72,10 +72,10 @@ class EncoderTests:
         model = MultiBranch(encoder, {"b": build_branch(recipe, encoder, [LabelSpread(0.7, 1.3, 1)])}, options.cutoff)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim == 2:
+                if parameter.ndim == 2 and parameter.any():
                     parameter.mul_(self.gain)
-            # zero by default, so that the tests would not cover it
-            model.branch("b").energy.linear.weight.normal_(std=options.width**-0.5)
+                elif parameter.ndim == 2:  # last layers of heads start at zero, so that the tests would not cover them
+                    parameter.normal_(std=parameter.shape[1] ** -0.5)
         return model.to(dtype).eval()
 
     def images(self) -> list[Atoms]:

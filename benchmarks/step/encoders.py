@@ -1,6 +1,6 @@
 """Alternating training steps of several encoders, plain and compiled, on the same structures. Prints JSON.
 
-    OMP_NUM_THREADS=1 python benchmarks/step_encoders.py five --stores stores --steps 40 \\
+    OMP_NUM_THREADS=1 python benchmarks/step/encoders.py five --stores stores --steps 40 \\
         '{kind: egnn, vector_channels: 16, message_layers: 1}' '{kind: many_body}' --modes none default
 
 Ratios are to the first encoder with the first mode: medians over steps of the time on the same batch.
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import yaml
-from step_compiled import WARMUP, make
+from compiled import WARMUP, make
 
 from ramify.recipe import Recipe, load_recipe, parse_recipe
 from ramify.train.optimization.product_rates import wait_for
