@@ -23,7 +23,7 @@ SIZE = {"qm7x": StatedSize(structures=1000, atoms=12, neighbors=8)}
 
 def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path: Path) -> None:
     """Direct forces with two message layers; operations against the equation of `ramify.planning.model_profile`,
-    tripled but for the derivatives that nobody needs."""
+    times three (forward and backward), less the derivatives with respect to inputs, which are not computed."""
     recipe = paper(60, "train.batch=4", "model.encoder.vector_channels=8")
     heard: list[dict[str, Any]] = []
     bench = StepBench(recipe, ["qm7x"], SIZE, ["fp32", "bf16"], ["direct"], warmup=1, steps=3, profile=True)

@@ -65,7 +65,7 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_training_longer(ramify: Ramify, own: Path) -> None:
-    """A finished run says that it is, goes on with other keys, says which, and keeps them."""
+    """A finished run states that it is finished; with changed keys it resumes, prints the changes and stores them."""
     run = own / "run"
     said = ramify("train", "--resume", run)
     assert said.status == 0

@@ -101,7 +101,7 @@ def test_trained_resumed_exported_loaded_and_tuned(stores: Path, tmp_path: Path,
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
 def test_metatomic(stores: Path, tmp_path: Path, case: tuple[str, str]) -> None:
-    """Equal to `predict` on crowded crystals, molecules and an atom by itself, all other than what was traced."""
+    """Equal to `predict` on dense crystals, molecules and a single atom, none of which was the traced example."""
     pytest.importorskip("metatomic.torch")
     from metatomic_ase import MetatomicCalculator
 

@@ -1,4 +1,4 @@
-"""Errors against the labels of a file: as worked out by hand, also where the work was cut off and taken up again."""
+"""Errors against the labels of a file equal the known offsets of its labels, also after an interruption."""
 
 from pathlib import Path
 

@@ -73,7 +73,7 @@ def meet(port: int, first: str, second: str, *, timeout: float = 60.0, **env: st
 @pytest.mark.usefixtures("hosts")
 @pytest.mark.parametrize("first", [ADDRESSES[0], "other-name"])
 def test_hosts_whose_names_are_loopback_meet(first: str) -> None:
-    """Also where rank 0 itself knows its address by a name that leads to nobody else."""
+    """Also where the host name of rank 0 resolves to an address that only rank 0 can reach."""
     for rank, (status, said) in enumerate(meet(21717, first, ADDRESSES[0])):
         assert status == 0, said
         assert said.endswith(f"[torchrun {rank} 0 3.0]\n")  # PyTorch warns where an address has no name
@@ -88,7 +88,7 @@ def test_without_a_secret_that_is_said() -> None:
 
 
 @pytest.mark.usefixtures("hosts")
-def test_an_interface_that_nobody_reaches_is_named() -> None:
+def test_an_unreachable_interface_is_named() -> None:
     for rank, (status, said) in enumerate(meet(21719, ADDRESSES[0], ADDRESSES[0], GLOO_SOCKET_IFNAME="lo")):
         assert status == 1
         assert f"rank {rank} of 2: GLOO_SOCKET_IFNAME=lo leads to the loopback interface" in said
@@ -110,7 +110,7 @@ def test_addresses_of_this_host() -> None:
     assert address_towards("no-such-host.invalid") == ""
     loopback = interface_of("127.0.0.1")
     assert loopback in os.listdir("/sys/class/net")
-    assert interface_of("192.0.2.1") == ""  # of documentation (RFC 5737): nobody's
+    assert interface_of("192.0.2.1") == ""  # reserved for documentation (RFC 5737): of no machine
     assert is_loopback("localhost")
     assert is_loopback("127.0.1.1")
     assert not is_loopback("192.0.2.1")
