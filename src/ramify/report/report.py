@@ -202,8 +202,8 @@ def few_groups(results: Results) -> list[str]:
     if not few:
         return []
     return [
-        f"The {split} splits of {', '.join(few)} have few groups (molecules, reactions, materials, ...): "
-        "these errors say little about other groups."
+        f"The {split} splits hold few groups (molecules, reactions, materials, ...): {', '.join(few)}. "
+        "These errors say little about other groups."
     ]
 
 
