@@ -170,6 +170,20 @@ def test_alone_there_is_nobody_to_wait_for() -> None:
         assert threading.active_count() == before
 
 
+def test_no_thread_outlives_the_run() -> None:
+    """One that returns from a call of the store while Python finalizes aborts the process."""
+
+    class SlowStore(dist.HashStore):
+        def set(self, key: str, value: str) -> None:
+            time.sleep(0.2)
+            super().set(key, value)
+
+    with Watchdog(0, 2, SlowStore(), 1.0) as rank:
+        rank.arrive("step 1")
+        time.sleep(0.05)
+    assert not [thread for thread in threading.enumerate() if thread.name == "ramify-watchdog"]
+
+
 def test_many_missing_ranks_are_counted() -> None:
     ended = Ended(timeout=1, world=20)
     text = ended.ranks[0]._hang_message([RankStatus(2, "step 2")] + [RankStatus(1, "step 1")] * 19, list(range(1, 20)))

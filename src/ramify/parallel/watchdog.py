@@ -164,7 +164,10 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         if self._store is not None:
-            self._threads[1].join()  # not the reporting thread: it may wait for a store that is gone
+            # A thread that returns from a call of the store while Python finalizes aborts the process ("terminate
+            # called without an active exception"). The limit is for a store whose host is gone.
+            self._threads[0].join(3 * EXIT_DELAY)
+            self._threads[1].join()
 
     def _report_loop(self) -> None:
         """Reports this rank's status and reads that of the next rank; the store may block this thread."""
