@@ -95,7 +95,7 @@ def study(
 def _print_study(conducted: "Conducted", *, as_json: bool) -> None:
     """Prints the results, and ends the program with an exit status if a model has failed or the study was stopped."""
     from ramify.run.stop import exit_status
-    from ramify.study.text import render
+    from ramify.study.results.text import render
 
     study, outcome = conducted.study, conducted.outcome
     if outcome is not None and not conducted.stopped_by:

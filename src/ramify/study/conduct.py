@@ -13,7 +13,7 @@ from ramify.run.lock import RunLock
 from ramify.run.stop import Stop
 from ramify.store.manifest import Manifest, read_manifest
 from ramify.study.display import Watch
-from ramify.study.publish import Outcome, outcome_of, write_tables
+from ramify.study.results.outcome import Outcome, outcome_of, write_tables
 from ramify.study.run import Controller, Starter, failures
 from ramify.study.setup import Request, add_tasks
 from ramify.study.table import Study
@@ -61,9 +61,7 @@ def conduct(request: Request, starter: Starter, jobs: int, watch: Watch, *, inte
         study.save()
         with Stop() as stop:
             Controller(study, starter, jobs, wanted, watch, interval).run(stop)
-        outcome = None
-        if any(task.state == "done" for task in study.tasks):
-            outcome = outcome_of(study)
+        if (outcome := outcome_of(study)) is not None:
             write_tables(study, outcome)
         return Conducted(study, outcome, failures(study, wanted), stop.reason)
     finally:

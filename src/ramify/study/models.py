@@ -52,7 +52,7 @@ class Model:
         train = content["train"]
         if isinstance(train["sampling"], dict):
             train["sampling"] = {name: factor for name, factor in train["sampling"].items() if name in self.datasets}
-        train |= {"seed": seed, "resume": {"add": [], "drop": []}} | dict(budget)
+        train |= {"seed": seed, "stop_after": None, "resume": {"add": [], "drop": []}} | dict(budget)
         if self.kind != "mtl" and not isinstance(whole.parallel.placement, str):
             content["parallel"]["placement"] = "auto"  # it names the branches of the multi-branch model
         return parse_recipe(content, f"the recipe of {self.run(seed)}")

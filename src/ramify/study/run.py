@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ramify.errors import RamifyError
 from ramify.files import write_whole
 from ramify.run.launcher import Training
 from ramify.run.lock import is_locked
@@ -200,13 +199,3 @@ def _runs(process: Process) -> bool:
 def failures(study: Study, wanted: Sequence[str]) -> list[str]:
     """A line for each failed task."""
     return [f"{t.name}: {t.error}" for t in study.tasks if t.name in wanted and t.state == "failed"]
-
-
-def require_results(study: Study) -> None:
-    """Refuses a study without any evaluated model.
-
-    Raises:
-        RamifyError: naming what failed.
-    """
-    if not any(task.state == "done" for task in study.tasks):
-        raise RamifyError(f"no model of {study.path} is trained and evaluated yet", fix="see its folder `logs`")

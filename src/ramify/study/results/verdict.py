@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ramify.labels import measurable
 from ramify.study.models import Kind
-from ramify.study.results import Cell, Measured, Row, Table, Tables, clearly_below
+from ramify.study.results.tables import Cell, Measured, Row, Table, Tables, clearly_below
 
 Column = tuple[Table, str]
 """A dataset of a table."""
@@ -101,7 +101,8 @@ def _compared(pairs: Sequence[tuple[Measured, Measured]]) -> str:
     same = len(pairs) - better - worse
     ratios = [mine.mean / theirs.mean for mine, theirs in pairs if theirs.mean > 0]
     undecided = f" and within the spread over seeds in {same}" if same else ""
-    counts = f"errs less in {better} of {len(pairs)} columns, more in {worse}{undecided}"
+    more = f", more in {worse}" if worse else ""
+    counts = f"errs less in {better} of {len(pairs)} columns{more}{undecided}"
     return f"{counts}; errors are {_percent(ratios)} of theirs"
 
 
@@ -136,4 +137,4 @@ def _percent(ratios: Sequence[float]) -> str:
 
 def _times(ratios: Sequence[float]) -> str:
     mean = _mean(ratios)
-    return f"{mean:.0f} times" if mean >= 10 else f"{mean:.2g} times"
+    return f"{mean:.0f} times" if mean >= 10 else f"{mean:.2f} times"

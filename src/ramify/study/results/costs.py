@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ramify.run.sessions import Sessions
-from ramify.study.results import Trained
+from ramify.study.results.tables import Trained
 
 
 @dataclass(frozen=True)

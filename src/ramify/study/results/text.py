@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ramify.report.table_format import MARK, MARKED, format_error
-from ramify.study.results import Cell, Measured, Table, Tables
+from ramify.study.results.tables import Cell, Measured, Table, Tables
 
 NONE = "—"
 

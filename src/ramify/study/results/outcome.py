@@ -9,12 +9,11 @@ from typing import Any
 
 from ramify.files import write_json, write_whole
 from ramify.store.manifest import Manifest, read_manifest
-from ramify.study.costs import Cost, costs_of
-from ramify.study.results import Tables, Trained, make_tables, trained_runs
-from ramify.study.run import require_results
+from ramify.study.results.costs import Cost, costs_of
+from ramify.study.results.tables import Tables, Trained, make_tables, trained_runs
+from ramify.study.results.text import latex, markdown
+from ramify.study.results.verdict import conclusions
 from ramify.study.table import Study
-from ramify.study.text import latex, markdown
-from ramify.study.verdict import conclusions
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,10 @@ def manifests_of(study: Study) -> dict[str, Manifest]:
     return {name: read_manifest(Path(study.recipe.stores) / name) for name in study.datasets}
 
 
-def outcome_of(study: Study) -> Outcome:
-    """The results of the models that are done.
-
-    Raises:
-        RamifyError: there are none.
-    """
-    require_results(study)
+def outcome_of(study: Study) -> Outcome | None:
+    """The results of the models that are done; None if there are none."""
+    if not any(task.state == "done" for task in study.tasks):
+        return None
     runs, manifests = trained_runs(study), manifests_of(study)
     tables = make_tables(runs, manifests)
     return Outcome(runs, tables, conclusions(tables), costs_of(runs), manifests)
