@@ -24,7 +24,7 @@ from ramify.recipe import Recipe
 from ramify.run.stop import Stop
 from ramify.train.loop import Trainer
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, resume_run, start_run
+from ramify.train.start import resume_run, start_run
 from ramify.train.state import MOMENTS
 from tests.small import assert_near, metrics
 from tests.worlds import run_world
@@ -88,9 +88,7 @@ def train_each(
     """Trains one run after the other on this rank; of each the state, the traffic, and the bytes that stay."""
     found = []
     for number, recipe in enumerate(recipes):
-        trainer = start_run(
-            recipe, folder / f"{world}-{number}", Callbacks(), process=Process(World(rank=rank, size=world))
-        )
+        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), world=World(rank=rank, size=world))
         assert all(is_sharded(p) for p in trainer.model.encoder.parameters())
         trainer.fit()
         found.append((whole_state(trainer), dict(trainer.layout.traffic), resident(trainer)))
@@ -163,13 +161,12 @@ def go_on(rank: int, world: int, recipe: Recipe, path: Path, until: int) -> tupl
     """Starts the run or takes it up, and stops it after `until` steps; returns the state, and what was not taken up to
     the bit."""
     stop, ranks = Told(), World(rank=rank, size=world)
-    process = Process(ranks, stop=stop)
     callbacks = Callbacks(step=lambda step, _: setattr(stop, "told", "a test" if step == until - 1 else ""))
     unequal: list[str] = []
     if until < 8:
-        trainer = start_run(recipe, path, callbacks, process=process)
+        trainer = start_run(recipe, path, callbacks, world=ranks, stop=stop)
     else:
-        trainer = resume_run(path, callbacks, process=process, recipe=recipe)
+        trainer = resume_run(path, callbacks, world=ranks, stop=stop, recipe=recipe)
         checkpoint = trainer.run.checkpoint("latest")
         weights, training = checkpoint.weights(), checkpoint.training()
         for (name, p), average in zip(trainer.model.named_parameters(), trainer.averages.averages, strict=True):

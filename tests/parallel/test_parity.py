@@ -17,7 +17,7 @@ from ramify.planning.workload import dataset_sizes, step_shares
 from ramify.recipe import Recipe
 from ramify.train.loop import Trainer
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, start_run
+from ramify.train.start import start_run
 from ramify.train.validation import Validation
 from tests.small import assert_near, metrics
 from tests.worlds import run_world
@@ -102,8 +102,8 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
     """Trains one run after the other on this rank."""
     found = []
     for number, recipe in enumerate(recipes):
-        process = Process(World(rank=rank, size=world))
-        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), process=process)
+        ranks = World(rank=rank, size=world)
+        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), world=ranks)
         fresh = trainer.validator(trainer.model)
         trainer.fit()
         assert trainer.progress.step == STEPS

@@ -16,7 +16,6 @@ from ramify.bench.measure import make_trainer
 from ramify.parallel.layout import Layout
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
-from ramify.train.start import Process
 
 from .conftest import MakeRecipe
 
@@ -116,6 +115,6 @@ def _trainer_and_works(
 ) -> tuple[Trainer, list[StepBatches]]:
     recipe = small("qm7x", "mptrj", model__force_head__kind=kind, train__precision=precision, optimizer__clip=1e-3)
     stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
-    trainer = make_trainer(recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), device), Process())
+    trainer = make_trainer(recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), device))
     with trainer.loader() as loader:
         return trainer, [next(loader) for _ in range(3)]

@@ -16,7 +16,7 @@ from ramify.model.build import LabelSpread, build_model
 from ramify.run.stop import Stop
 from ramify.train.optimization.optimizer import AveragedWeights
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, resume_run, start_run
+from ramify.train.start import resume_run, start_run
 from tests.small import metrics, tensors
 
 from .conftest import MakeRecipe
@@ -33,7 +33,7 @@ def stopped_at(step: int, recipe: Any, path: Path) -> Any:
         def reason(self) -> str:
             return "SIGTERM" if trainer.progress.step == step - 1 else ""
 
-    trainer = start_run(recipe, path, Callbacks(), process=Process(stop=Asked()))
+    trainer = start_run(recipe, path, Callbacks(), stop=Asked())
     trainer.fit()
     assert trainer.progress.step == step
     return trainer
