@@ -1,4 +1,4 @@
-"""What ends a run or changes its course is decided on all ranks alike, whichever of them it comes from."""
+"""All ranks take the same decision to stop or to change the run, whichever rank causes it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Broken:
 
 
 class Called(Stop):
-    """Asked to stop from the third time on that it is looked at."""
+    """Requests a stop from the third time that it is read."""
 
     looks = 0
 

@@ -1,4 +1,4 @@
-"""One process and several take the same steps, whatever branch is where: weights, averages and logged losses."""
+"""One process and several take the same steps with any placement: weights, averages and logged losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,14 +73,14 @@ def steps_of(five: MakeFive, kind: str, changes: dict[str, Any]) -> Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one rank has after a run.
+    """Results of one rank after a run.
 
     Attributes:
-        state: weights and averages of what is on this rank.
+        state: weights and averages of the parts on this rank.
         placement: of the branches.
-        traffic: bytes handed to collectives.
-        present: by branch, in how many steps it had structures.
-        fresh: what the validation splits said before the first step.
+        traffic: bytes passed to collectives.
+        present: by branch, number of steps with structures of it.
+        fresh: errors on the validation splits before the first step.
     """
 
     state: dict[str, NDArray[np.float64]]
@@ -116,7 +116,7 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
 
 @dataclass(frozen=True)
 class Outcome:
-    """One placement: what was trained, on which ranks, with which log."""
+    """One placement: its recipe, the results of its ranks, and its log."""
 
     kind: str
     recipe: Recipe
@@ -163,7 +163,7 @@ def test_weights_and_averages(outcomes: list[Outcome], expected: dict[str, Outco
 
 
 def test_ranks_agree_to_the_bit(outcomes: list[Outcome]) -> None:
-    """What two ranks both have can never drift apart."""
+    """Parts on two ranks must stay equal."""
     for outcome in outcomes:
         first: dict[str, NDArray[Any]] = {}
         for rank in outcome.ranks:
@@ -189,7 +189,7 @@ def test_errors_of_equal_weights_are_equal_to_the_bit(outcomes: list[Outcome], e
 
 @pytest.fixture(scope="module")
 def planned(five: MakeFive) -> Planned:
-    """By kind of forces, what a plan says of each rank's traffic per step under a placement."""
+    """By kind of forces, the planned traffic of each rank per step with a placement."""
     sizes = dataset_sizes(five(), {})
     spreads = {name: size.spread for name, size in sizes.items()}
     recipes = {kind: steps_of(five, kind, {}) for kind in KINDS}

@@ -1,4 +1,4 @@
-"""What a step asks the device for: every read makes a host wait until an accelerator has done all it was told."""
+"""Reads from the device in a step: each makes the host wait until the accelerator has finished its queue."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ class _Reads(TorchDispatchMode):
 
 @contextmanager
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts reads, by what reads."""
+    """Counts reads by operation."""
     found: Counter[str] = Counter()
 
     def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,8 +84,8 @@ def test_a_step_asks_for_nothing(
     kind: str,
     precision: str,
 ) -> None:
-    """Passes, sums over ranks, clipping and update. What came of it is read by the next step, once, from the copy that
-    has come to the host meanwhile."""
+    """Passes, sums over ranks, clipping and update. The next step reads the results once, from the copy that was
+    transferred to the host in the meantime."""
     trainer, works = _trainer_and_works(small, torch.device("cpu"), kind, precision)
     trainer.step(works[0])
     trainer.finish_step()
