@@ -53,7 +53,7 @@ def _remove(configured: list[Path]) -> None:
 
 
 def meet(port: int, first: str, second: str, *, timeout: float = 60.0, **env: str) -> list[tuple[int, str]]:
-    """Exit status and output of a rank on each host; the address of rank 0 is `first` on one and `second` on the other."""
+    """Exit status and output of a rank on each host, given the address of rank 0 as `first` and as `second`."""
     base = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(port)}
     base |= {"OMP_NUM_THREADS": "1", "RAMIFY_SECRET": "of this test", "MEET_TIMEOUT": str(timeout)}
     ranks = []

@@ -134,7 +134,7 @@ def listens(pid: int) -> bool:
 @pytest.mark.parametrize("after", [0.0, 0.7, 2.0])
 @pytest.mark.parametrize(("number", "status"), [(TERM, STOPPED), (INT, INTERRUPTED)])
 def test_a_signal_in_the_first_seconds(recipe: Path, tmp_path: Path, after: float, number: int, status: int) -> None:
-    """While the command line and PyTorch are imported, and afterwards; only the start of the interpreter is excluded."""
+    """While the command line and PyTorch are imported, and afterwards, but not while the interpreter starts."""
     path, env = tmp_path / "run", os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ramify", "train", str(recipe), "--run", str(path)]
     program = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -197,7 +197,7 @@ def test_weights_are_shares_whatever_is_in_the_batch() -> None:
 
 
 def test_gradients_of_datasets_add_up() -> None:
-    """The gradient of the encoder on a mixed batch is the sum over datasets; that of a branch is from its own dataset."""
+    """On a mixed batch the gradient of the encoder is the sum over datasets, that of a branch from its dataset."""
     torch.manual_seed(0)
     encoder = EGNN(EGNN.Options(layers=2, width=8, vector_channels=3, radial=4, cutoff=3.0, max_neighbors=5))
     shape: dict[str, Any] = {"energy_head": (1, 8), "force_head": (1, 8), "energy_scale": 1.0, "forces_scale": 1.0}
