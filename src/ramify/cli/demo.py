@@ -14,6 +14,7 @@ from ramify.cli.options import (
     console,
     errors,
     interrupted_training,
+    numbers,
     print_json,
     training_stopped,
 )
@@ -65,12 +66,16 @@ def study(
             "{arguments}, {slot} and {name}."
         ),
     ] = "",
+    scaling: Annotated[
+        str | None,
+        typer.Option(help="Also measure the scaling on these numbers of processes, e.g. 1,2,4.", metavar="RANKS"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train single-dataset models, one shared branch and a branch per dataset; compare them on every dataset.
 
-    Writes the paper's Tables 1 and 2 with the spread over seeds. The same command continues a study, also with more
-    seeds, models or datasets.
+    Writes the paper's Tables 1 and 2 with the spread over seeds, and study.html. The same command continues a study,
+    also with more seeds, models or datasets.
     """
     from ramify.recipe import load_recipe
     from ramify.run.launcher import Launcher
@@ -88,13 +93,15 @@ def study(
         prepare_missing(resolved, Path.cwd(), lambda dataset, count: steps.counted(count))
     starter = Launcher(launcher, jobs, resolved.train.threads)
     with study_display(console, quiet=as_json) as watch:
-        conducted = conduct(request, starter, jobs, watch)
+        ranks = numbers("--scaling", scaling) if scaling else ()
+        conducted = conduct(request, starter, jobs, watch, scaling=ranks)
     _print_study(conducted, as_json=as_json)
 
 
 def _print_study(conducted: "Conducted", *, as_json: bool) -> None:
     """Prints the results, and ends the program with an exit status if a model has failed or the study was stopped."""
     from ramify.run.stop import exit_status
+    from ramify.study.conduct import PAGE
     from ramify.study.results.text import render
 
     study, outcome = conducted.study, conducted.outcome
@@ -113,6 +120,6 @@ def _print_study(conducted: "Conducted", *, as_json: bool) -> None:
         errors.print(f"{text}, the same command continues the study", markup=False, soft_wrap=True)
         raise typer.Exit(exit_status(conducted.stopped_by))
     if not as_json:
-        console.print(f"study: [bold]{escape(str(study.path))}[/bold]", soft_wrap=True)
+        console.print(f"study: [bold]{escape(str(study.path / PAGE))}[/bold]", soft_wrap=True)
     if conducted.failed:
         raise typer.Exit(1)

@@ -45,25 +45,13 @@ def render(results: Results) -> str:
     """The page as text."""
     made = tables.from_results([results])
     drawn = figures.draw(results)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ramify.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    keys = itertools.count(1)
-
-    def show(drawing: Drawing) -> Markup:
-        """The figure with unique ids; its SVG is trusted, since all texts in it are escaped."""
-        return Markup(drawing.inline(f"p{next(keys)}"))
 
     def number_of_groups(dataset: str) -> str:
         groups = groups_of(results, dataset)
         return "—" if groups is None else f"{groups:,}"
 
-    environment.globals.update(show=show, share=share, share_style=share_style, number_of_groups=number_of_groups)
-    environment.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
+    environment = page_environment()
+    environment.globals.update(share=share, share_style=share_style, number_of_groups=number_of_groups)
     return environment.get_template("report.html.j2").render(
         results=results,
         evaluation=results.evaluation,
@@ -82,6 +70,27 @@ def render(results: Results) -> str:
         versions=versions(results),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def page_environment(*packages: str) -> jinja2.Environment:
+    """Templates of this package and of `packages`, with the function `show` for figures and filters for numbers."""
+    loaders = [jinja2.PackageLoader(package, "") for package in (*packages, "ramify.report")]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    keys = itertools.count(1)
+
+    def show(drawing: Drawing) -> Markup:
+        """The figure with unique ids; its SVG is trusted, since all texts in it are escaped."""
+        return Markup(drawing.inline(f"p{next(keys)}"))
+
+    environment.globals.update(show=show)
+    environment.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
+    return environment
 
 
 def verdict(results: Results) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -19,8 +20,15 @@ def number(measured: Measured | None) -> str:
     """Mean, and ± standard deviation over seeds where there are several."""
     if measured is None:
         return NONE
-    spread = "" if measured.spread is None else f" ± {format_error(measured.spread)}"
-    return format_error(measured.mean) + spread
+    return format_error(measured.mean) + ("" if measured.spread is None else f" ± {spread(measured)}")
+
+
+def spread(measured: Measured) -> str:
+    """The standard deviation over seeds with as many decimals as the mean."""
+    mean = format_error(measured.mean)
+    if measured.spread is None or not math.isfinite(measured.spread) or "e" in mean:
+        return format_error(measured.spread or 0.0)
+    return f"{measured.spread:.{len(mean.partition('.')[2])}f}"
 
 
 def trivial_texts(table: Table) -> list[str]:
