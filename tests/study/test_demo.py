@@ -32,8 +32,7 @@ def demo(folder: Path) -> None:
     os.chdir(folder)
     for said in ("first", "second"):
         sys.argv = ["ramify", "demo", *SMALL]
-        out = contextlib.redirect_stdout(Path(said).open("w"))  # noqa: SIM115  (closed at the end of the process)
-        with out, contextlib.suppress(SystemExit):
+        with Path(said).open("w") as output, contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
             cli.main()
 
 
