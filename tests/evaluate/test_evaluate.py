@@ -280,7 +280,7 @@ def test_a_broken_model_is_not_given_a_number(run: Path, small: Callable[..., Re
 
 
 def test_datasets_the_model_was_not_trained_on(small: Callable[..., Recipe], tmp_path: Path) -> None:
-    """A model of one dataset, also evaluated on another: rows and trivial predictor for both, predictions for its own."""
+    """A model of one dataset, evaluated on two: rows and trivial predictor for both, predictions for its own."""
     path = tmp_path / "single"
     train(small("qm7x"), path)
     result = Evaluator(path, others=small("qm7x", "mptrj")).evaluate()
