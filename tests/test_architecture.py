@@ -106,7 +106,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """`ramify.store.store` stands in `data`."""
+    """The room of a module, e.g. `data` of `ramify.store.store`."""
     return module.split(".")[1] if "." in module else module
 
 
@@ -231,6 +231,20 @@ def test_every_module_says_what_it_is() -> None:
     for name, path in modules().items():
         text = path.read_text(encoding="utf-8")
         assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
+
+
+def test_docstrings_name_the_attributes_that_exist() -> None:
+    """Names below `Attributes:` and `Args:` of a class occur in its body."""
+    missing = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ClassDef) or not (text := ast.get_docstring(node)):
+                continue
+            body = "\n".join(ast.unparse(statement) for statement in node.body[1:])
+            for section in re.findall(r"^(?:Attributes|Args):\n((?:    .*\n?|\n)+)", text, re.MULTILINE):
+                for names in re.findall(r"^    (\w+(?:, \w+)*): ", section, re.MULTILINE):
+                    missing += [f"{node.name}.{n}" for n in names.split(", ") if not re.search(rf"\b{n}\b", body)]
+    assert missing == []
 
 
 def test_page_is_short() -> None:
