@@ -14,6 +14,7 @@ from ramify.model.branch import Branch, ForceKind
 from ramify.model.encoders.base import Encoder
 from ramify.model.heads import HEADS, LabelScale, ScaledHead
 from ramify.model.multibranch import MultiBranch
+from ramify.model.repulsion import ZBL
 from ramify.recipe import EncoderOptions, ModelOptions, Recipe, encoder_class
 from ramify.store.manifest import Manifest
 
@@ -112,7 +113,7 @@ def build_parts(
         for name, spreads in branches.items():
             torch.default_generator.manual_seed(_seed_of_branch(seed, name))
             built[name] = build_branch(options, encoder, spreads)
-    return MultiBranch(encoder, built, options.encoder.cutoff)
+    return MultiBranch(encoder, built, options.encoder.cutoff, build_repulsion(options))
 
 
 def _seed_of_branch(seed: int, name: str) -> int:
@@ -133,6 +134,11 @@ def build_encoder(options: EncoderOptions) -> Encoder:
             fix="derive it from ramify.model.encoders.base.Encoder, see docs/encoders.md",
         )
     return encoder
+
+
+def build_repulsion(options: ModelOptions) -> nn.Module | None:
+    """The repulsion of nuclei of `model.repulsion`."""
+    return ZBL() if options.repulsion == "zbl" else None
 
 
 def build_branch(options: ModelOptions, encoder: Encoder, spreads: Sequence[LabelSpread]) -> Branch:
