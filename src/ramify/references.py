@@ -81,14 +81,28 @@ def fit_references(chunks: Chunks, elements: NDArray[np.integer], ridge: float =
     rank = np.linalg.matrix_rank(triangle[:, :-1], rtol=CUTOFF)
     energies = np.full(MAX_NUMBER + 1, np.nan)
     energies[elements] = mean + from_mean
-    total, absolute, squared = 0.0, 0.0, 0.0
+    return _with_residuals(chunks, energies, int(rank))
+
+
+def stated_fit(chunks: Chunks, elements: NDArray[np.integer], stated: Floats) -> Fit:
+    """References of `elements` (E,) that are stated, (119,) eV, instead of fitted; their rank is that of a unique
+    solution."""
+    energies = np.full(MAX_NUMBER + 1, np.nan)
+    energies[elements] = stated[elements]
+    return _with_residuals(chunks, energies, len(elements))
+
+
+def _with_residuals(chunks: Chunks, energies: Floats, rank: int) -> Fit:
+    """The residuals of references, in one pass."""
+    count, total, absolute, squared = 0, 0.0, 0.0, 0.0
     for n_atoms, numbers, energy in chunks():
+        count += len(energy)
         residual = (energy - _sum_per_structure(energies[numbers], n_atoms)) / n_atoms
         total += float(residual.sum())
         absolute += float(np.abs(residual).sum())
         squared += float(residual @ residual)
     variance = max(squared / count - (total / count) ** 2, 0.0)
-    return Fit(energies, count, int(rank), absolute / count, float(np.sqrt(variance)))
+    return Fit(energies, count, rank, absolute / count, float(np.sqrt(variance)))
 
 
 def prior_covariance(elements: NDArray[np.integer]) -> Floats:
