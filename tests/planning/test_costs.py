@@ -34,7 +34,14 @@ def recipe(kind: str = "direct", width: int = 48, **keys: Any) -> Recipe:
     content = {
         "datasets": {name: ENTRIES[name] for name in ("qm7x", "mptrj")},
         "model": {
-            "encoder": {"kind": "egnn", "layers": 2, "width": width, "vector_channels": 6, "radial": 7, "max_neighbors": None},
+            "encoder": {
+                "kind": "egnn",
+                "layers": 2,
+                "width": width,
+                "vector_channels": 6,
+                "radial": 7,
+                "max_neighbors": None,
+            },
             "energy_head": {"layers": 2, "width": 40},
             "force_head": {"layers": 3, "width": 24, "kind": kind},
         },

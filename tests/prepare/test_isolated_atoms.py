@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 from ase.units import Hartree
 
 from ramify.errors import RamifyError
+from ramify.model.branch import Branch
+from ramify.model.build import LabelSpread, build_parts
 from ramify.prepare.prepare import prepare_dataset
-from ramify.recipe import parse_recipe
+from ramify.recipe import ModelOptions, parse_recipe
 from ramify.store.manifest import Manifest
 from ramify.store.store import Store
 
@@ -51,6 +54,12 @@ def test_the_energies_of_a_file_are_the_references(tmp_path: Path, unit: str) ->
     assert 20 / 6 < found.residual_mae < 21 / 6
     store = Store.open(tmp_path / "stores/d")
     assert store.references[8] == pytest.approx(ATOMS["O"], abs=1e-6)
+    mean = store.manifest.statistics.energy_mean
+    assert -21 / 6 < mean < -20 / 6
+    (head,) = build_parts(ModelOptions(), {"d": [LabelSpread.of_manifest(store.manifest)]}).branches.values()
+    assert isinstance(head, Branch)
+    found_mean = head.atom_energies(torch.zeros(1, 128))  # a new head predicts the mean binding energy
+    assert float(found_mean) == pytest.approx(mean, rel=1e-6)
     assert "atoms.xyz" in [Path(source.path).name for source in store.manifest.sources]
 
 

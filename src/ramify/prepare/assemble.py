@@ -255,4 +255,5 @@ def _statistics(
         max_force=float(np.nanmax(max_force)) if np.isfinite(max_force).any() else None,
         min_distance=float(closest.min()) if np.isfinite(closest).any() else None,
         labels=dict(labels),
+        energy_mean=fit.residual_mean if fit.stated else 0.0,
     )

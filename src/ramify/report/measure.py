@@ -77,6 +77,10 @@ class Measure:
         return float(np.abs(total).mean()), math.sqrt(float(np.square(total).mean()))
 
 
+DEFAULT = Measure()
+"""Mean absolute errors in eV/atom and eV/Å, as in the paper."""
+
+
 def format_milli(value: float) -> str:
     """Four significant digits, for errors in meV and meV/Å."""
     return f"{value:.4g}" if math.isfinite(value) else "not finite"

@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ramify.labels import ENERGY, FORCES
-from ramify.report.measure import Measure, format_milli
+from ramify.report.measure import DEFAULT, Measure, format_milli
 
 Quantity = str
 """Name of a label (`ramify.labels`)."""
@@ -42,7 +42,7 @@ class Cell:
     missing: Missing
     best: bool = False
     no_better_than_trivial: bool = False
-    measure: Measure = Measure()
+    measure: Measure = DEFAULT
 
     @property
     def error(self) -> float | None:
@@ -84,7 +84,7 @@ class Table:
     datasets: list[str]
     rows: list[ModelRow]
     trivial: dict[str, float | None]
-    measure: Measure = Measure()
+    measure: Measure = DEFAULT
 
     def trivial_texts(self, datasets: Sequence[str]) -> list[str]:
         """The formatted last row."""

@@ -15,19 +15,19 @@ from ramify.evaluate.metrics import LEAST_SQUARES, REFERENCES
 from ramify.evaluate.results import Results
 from ramify.files import write_whole
 from ramify.labels import LABELS, measurable
-from ramify.report.measure import MILLI, Measure
+from ramify.report.measure import DEFAULT, MILLI, Measure
 from ramify.report.table_format import MARK, QUANTITIES, Cell, Missing, ModelRow, Quantity, Table, Tables, format_error
 
 NEAR_ZERO_FORCES = 0.01
 """eV/Å; below this MAE of zero forces, the structures of a dataset are near minima and its forces carry little."""
 PREDICTORS = {
-    REFERENCES: "its regularised reference energies",
+    REFERENCES: "its own reference energies",
     LEAST_SQUARES: "plain least squares on its training split",
 }
 """Names of the trivial predictors of energies in footnotes."""
 
 
-def build(runs: Sequence[Path], measure: Measure = Measure()) -> Tables:  # noqa: B008 - frozen
+def build(runs: Sequence[Path], measure: Measure = DEFAULT) -> Tables:
     """The tables of one or several run directories, one row each, in the given order.
 
     Every dataset is predicted by its own branch, or by the only branch of a model.
@@ -39,7 +39,7 @@ def build(runs: Sequence[Path], measure: Measure = Measure()) -> Tables:  # noqa
     return from_results([Results.open(run) for run in runs], measure)
 
 
-def from_results(runs: Sequence[Results], measure: Measure = Measure()) -> Tables:  # noqa: B008 - frozen
+def from_results(runs: Sequence[Results], measure: Measure = DEFAULT) -> Tables:
     """The tables of runs that are already read: energies, forces, and further labels that a run was trained on."""
     splits = {run.evaluation.split: run for run in runs}
     if not runs:

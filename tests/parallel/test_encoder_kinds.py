@@ -1,0 +1,72 @@
+"""Every kind of encoder takes the same steps on two ranks as on one: micro-batches, branches apart, a sharded encoder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.parallel.world import World
+from ramify.recipe import Recipe, encoder_kinds
+from ramify.train.reporting import Callbacks
+from ramify.train.start import Process, start_run
+from tests.worlds import run_world
+
+from .conftest import MakeFive
+from .test_fsdp import assert_close, whole_state
+from .test_parity import MICRO_BATCHES
+
+STEPS = 4
+SIZES = {"layers": 2, "width": 8, "radial": 4, "cutoff": 4.0, "max_neighbors": 6}
+OWN: dict[str, dict[str, Any]] = {
+    "egnn": {"vector_channels": 4},
+    "many_body": {"channels": 6, "passed": 2, "vector_channels": 4},
+    "tensornet": {"channels": 6, "vector_channels": 4},
+}
+PLACED: list[dict[str, Any]] = [
+    {"parallel__placement": "per-branch", **MICRO_BATCHES},
+    {"parallel__placement": "replicated", "parallel__shard": "encoder"},
+]
+KINDS = [kind for kind in encoder_kinds() if kind != "egnn"]  # covered by test_parity and test_fsdp
+
+
+def recipe_of(five: MakeFive, kind: str, changes: dict[str, Any]) -> Recipe:
+    return five(
+        model__encoder={"kind": kind} | SIZES | OWN.get(kind, {}),
+        model__force_head__kind="conservative",
+        model__repulsion="zbl",
+        objective__stress=0.3,
+        train__max_steps=STEPS,
+        train__batch=10,
+        train__evaluate_every=99.0,
+        train__checkpoint_every=99.0,
+        **changes,
+    )
+
+
+def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> list[dict[str, NDArray[Any]]]:
+    """Trains one run after the other on this rank; of each the weights and averages on it."""
+    found = []
+    for number, recipe in enumerate(recipes):
+        process = Process(World(rank=rank, size=world))
+        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), process=process)
+        trainer.fit()
+        found.append(whole_state(trainer))
+        trainer.run.unlock()
+    return found
+
+
+def test_two_ranks_take_the_steps_of_one(five: MakeFive, tmp_path: Path) -> None:
+    """To 1e-12 of the largest number of each tensor, conservative forces, stress and repulsion included."""
+    alone = train_each(0, 1, [recipe_of(five, kind, {}) for kind in KINDS], tmp_path)
+    recipes = [recipe_of(five, kind, changes) for kind in KINDS for changes in PLACED]
+    results = run_world(2, train_each, 2, recipes, tmp_path, limit=220)
+    for number in range(len(recipes)):
+        expected = alone[number // len(PLACED)]
+        seen: set[str] = set()
+        for rank in range(2):
+            assert_close(results[rank][number], expected)
+            seen |= results[rank][number].keys()
+        assert seen == expected.keys()
+    moved = [np.abs(expected[f"averaged {name}"] - expected[name]).max() for name in expected if " " not in name]
+    assert max(moved) > 1e-3  # the steps changed the weights
