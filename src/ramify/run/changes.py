@@ -21,6 +21,7 @@ FREE = (
     "train.checkpointing",
     "train.threads",
     "train.time_limit",
+    "train.stop_after",
     "train.checkpoint_every",
     "train.log_every",
     "train.edge_cache",
