@@ -1,4 +1,4 @@
-"""Every kind of encoder takes the same steps on two ranks as on one: micro-batches, branches apart, a sharded encoder."""
+"""Every kind of encoder takes the same steps on two ranks as on one: micro-batches, branches apart, shards."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ramify.parallel.world import World
 from ramify.recipe import Recipe, encoder_kinds
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, start_run
+from ramify.train.start import start_run
 from tests.worlds import run_world
 
 from .conftest import MakeFive
@@ -48,8 +48,7 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
     """Trains one run after the other on this rank; of each the weights and averages on it."""
     found = []
     for number, recipe in enumerate(recipes):
-        process = Process(World(rank=rank, size=world))
-        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), process=process)
+        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), world=World(rank=rank, size=world))
         trainer.fit()
         found.append(whole_state(trainer))
         trainer.run.unlock()

@@ -89,7 +89,7 @@ def null_space(options: DatasetOptions, references: References) -> list[Finding]
     compositions = "composition" if rank == 1 else "compositions"
     return [
         Finding(
-            text=f"{rank} independent {compositions} of {elements} elements do not determine the reference energies: "
+            text=f"{rank} independent {compositions} of {elements} elements {"does" if rank == 1 else "do"} not determine the reference energies: "
             "energies of other compositions, and atomisation energies, have no meaning",
             fix="references: {file: isolated_atoms.xyz} or {SYMBOL: eV, ...}",
         )
