@@ -14,7 +14,7 @@ from ramify.model.branch import Branch, ForceKind
 from ramify.model.encoders.base import Encoder
 from ramify.model.heads import HEADS, LabelScale, ScaledHead
 from ramify.model.multibranch import MultiBranch
-from ramify.model.repulsion import ZBL
+from ramify.model.physics.repulsion import ZBL
 from ramify.recipe import EncoderOptions, ModelOptions, Recipe, encoder_class
 from ramify.store.manifest import Manifest
 

@@ -86,10 +86,10 @@ def null_space(options: DatasetOptions, references: References) -> list[Finding]
     elements, rank = len(references.energies), references.rank
     if options.references is not None or options.reference_ridge > 0 or rank >= elements:
         return []
-    compositions = "composition" if rank == 1 else "compositions"
+    one = "1 composition does" if rank == 1 else f"{rank} independent compositions do"
     return [
         Finding(
-            text=f"{rank} independent {compositions} of {elements} elements {"does" if rank == 1 else "do"} not determine the reference energies: "
+            text=f"{one} not determine the reference energies of {elements} elements: "
             "energies of other compositions, and atomisation energies, have no meaning",
             fix="references: {file: isolated_atoms.xyz} or {SYMBOL: eV, ...}",
         )
