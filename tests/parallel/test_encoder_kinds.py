@@ -71,4 +71,4 @@ def test_two_ranks_take_the_steps_of_one(five: MakeFive, tmp_path: Path) -> None
             seen |= results[rank][number].keys()
         assert seen == expected.keys()
     moved = [np.abs(expected[f"averaged {name}"] - expected[name]).max() for name in expected if " " not in name]
-    assert max(moved) > 1e-3  # the steps changed the weights
+    assert max(moved) > 1e-4  # the steps changed the weights
