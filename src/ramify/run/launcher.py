@@ -21,6 +21,11 @@ PLACES = ("command", "arguments", "slot", "name")
 class Training(Protocol):
     """A training that was started; `subprocess.Popen` in a wrapper, see `TrainingProcess`."""
 
+    @property
+    def pid(self) -> int:
+        """Process number, also of its process group."""
+        ...
+
     def poll(self) -> int | None:
         """Exit status (minus the number of a signal that ended it); None while the training runs."""
         ...
@@ -35,6 +40,11 @@ class TrainingProcess:
     """A process in a session of its own, which a signal to the terminal does not reach."""
 
     process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """Process number, also of its process group."""
+        return self.process.pid
 
     def poll(self) -> int | None:
         """Exit status; None while the process runs."""
