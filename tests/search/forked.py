@@ -83,7 +83,16 @@ def search(folder: Path, settings: dict[str, Any], trials: int, jobs: int = 1, *
     space = make_space(found.space, found.recipe, "the space")
     journal = Journal(folder, found.storage, found.study, found.objectives, found.rungs)
     return Controller(
-        out, found, space, journal, Estimates(recipe, 1), trials, jobs, options.pop("start", start), poll=0.02, **options
+        out,
+        found,
+        space,
+        journal,
+        Estimates(recipe, 1),
+        trials,
+        jobs,
+        options.pop("start", start),
+        poll=0.02,
+        **options,
     )
 
 
