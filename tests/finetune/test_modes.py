@@ -13,10 +13,11 @@ from ramify.errors import RamifyError
 from ramify.finetune.resolve import FinetuneRequest, resolve
 from ramify.finetune.run import Finetuning, finetune, resume
 from ramify.inference.model import load, read_saved
+from ramify.parallel.world import World
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import parse_recipe
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, resume_run
+from ramify.train.start import resume_run
 from tests.small import metrics, tensors
 
 from .conftest import ASKED, assert_same, predictions, prepare_entries, recipe_for
@@ -159,9 +160,7 @@ def test_one_that_was_killed_before_its_first_checkpoint_begins_again(tune: Tune
     """From the model, not from random numbers."""
     tune("qm7x", mode="new-branch", start="ani1x", steps=0).trainer.run.unlock()
     assert not any((tmp_path / "run/checkpoints").iterdir())
-    resume(
-        tmp_path / "run", Callbacks(), lambda dataset, structures: None, Process(), measured=lambda report: None
-    ).fit()
+    resume(tmp_path / "run", Callbacks(), lambda dataset, structures: None, World(), measured=lambda report: None).fit()
     assert_same(predictions(tmp_path / "run"), predictions(folder / "base"))
 
 

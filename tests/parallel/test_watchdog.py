@@ -1,4 +1,4 @@
-"""A run that hangs ends, and says who did not come, where, and since when; one that is only slow goes on."""
+"""A hung run ends with a message that names the missing ranks, the place and the time; a slow run continues."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from ramify.parallel.watchdog import HUNG, RankStatus, Watchdog
 
 
 class Ended:
-    """Three ranks as threads of this process, with one store; what their watchdogs did."""
+    """Three ranks as threads of this process, with one store, and the exit statuses of their watchdogs."""
 
     def __init__(self, timeout: float, world: int = 3) -> None:
         self.store, self.out, self.statuses = dist.HashStore(), io.StringIO(), []
@@ -29,7 +29,7 @@ class Ended:
         ]
 
     def wait(self, seconds: float = 20, of: int | None = None) -> str:
-        """What was said until all ranks had ended, or as many as are there."""
+        """The messages until all ranks, or `of` of them, have ended."""
         deadline = time.monotonic() + seconds
         while len(self.statuses) < (of or len(self.ranks)) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -77,7 +77,7 @@ def test_when_all_came_that_is_said() -> None:
 
 
 def test_who_does_not_get_done_is_named() -> None:
-    """All have come to the checkpoint; one does not get it written."""
+    """All ranks have reached the checkpoint; one does not finish it."""
     ended = Ended(timeout=0.3)
     with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as c:
         for rank in (a, b, c):
@@ -99,7 +99,7 @@ def test_as_long_as_one_moves_nobody_is_ended() -> None:
 
 
 def test_a_rank_that_reads_or_writes_is_not_hung_however_slow() -> None:
-    """It sleeps for five timeouts, as one does that waits for a file system; who waits for it is told where it is."""
+    """It sleeps for five timeouts, as while it waits for a file system; messages name its place."""
     ended = Ended(timeout=0.4)
     with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as busy:
         for rank in (a, b, busy):
@@ -115,7 +115,7 @@ def test_a_rank_that_reads_or_writes_is_not_hung_however_slow() -> None:
 
 
 def test_a_device_that_computes_is_not_hung() -> None:
-    """The host waits, but for its own device: as long as that is at its own part, nobody is ended."""
+    """The host waits for its own device: while the device computes the part of its rank, no rank is ended."""
     ended, until = Ended(timeout=0.4), time.monotonic() + 1.6
     a, b, c = ended.ranks
     with a, b, c, a.waiting(), b.waiting(), c.waiting(lambda: time.monotonic() < until):
@@ -141,7 +141,7 @@ def test_a_silent_rank_ends_the_run_although_another_works() -> None:
 
 
 def test_a_store_that_does_not_answer_ends_the_run_too() -> None:
-    """As when the machine that keeps it is gone without a word."""
+    """As when the machine that hosts it is lost."""
 
     class Silent:
         def set(self, *_: object) -> None:
@@ -171,7 +171,7 @@ def test_alone_there_is_nobody_to_wait_for() -> None:
 
 
 def test_no_thread_outlives_the_run() -> None:
-    """One that returns from a call of the store while Python finalizes aborts the process."""
+    """A thread that returns from a call of the store while Python finalizes would abort the process."""
 
     class SlowStore(dist.HashStore):
         def set(self, key: str, value: str) -> None:
@@ -239,7 +239,7 @@ def two(folder: Path, how: str) -> Iterator[list[subprocess.Popen[str]]]:
 
 @pytest.mark.parametrize("how", ["sleep", "stop"])
 def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
-    """One sleeps, or is stopped whole (SIGSTOP), so that it cannot even say where it is."""
+    """One sleeps, or the whole process is stopped (SIGSTOP), so that it cannot report its place."""
     with two(tmp_path, how) as ranks:
         out, waiting = ranks[0].communicate(timeout=60)
         assert (ranks[0].returncode, out) == (HUNG, "")
@@ -258,7 +258,7 @@ def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["compute", "compile"])
 def test_a_process_that_computes_is_waited_for(tmp_path: Path, how: str) -> None:
-    """For four timeouts, without a word: by itself, or by a compiler that it has started."""
+    """For four timeouts without a report: it computes itself, or waits for a compiler that it has started."""
     with two(tmp_path, how) as ranks:
         for rank in ranks:
             out, said = rank.communicate(timeout=60)
@@ -266,7 +266,7 @@ def test_a_process_that_computes_is_waited_for(tmp_path: Path, how: str) -> None
 
 
 def test_suspended_together_they_go_on_together(tmp_path: Path) -> None:
-    """As by Ctrl-Z and fg: the time in between is nobody's."""
+    """As by Ctrl-Z and fg: the time in between counts for no rank."""
     with two(tmp_path, "compute") as ranks:
         time.sleep(4)
         for number in (signal.SIGSTOP, signal.SIGCONT):

@@ -80,6 +80,7 @@ def train(
     If a signal or train.time_limit stops the run, the exit status is 75; the same command with --continue continues it.
     """
     from ramify.recipe import load_recipe
+    from ramify.run.stop import Stop
     from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
 
     words = arguments or []
@@ -96,18 +97,19 @@ def train(
     resume_hint = f"`ramify train --resume {path}`"
     with (
         interrupted_training(path, resume_hint),
-        this_process(recipe) as process,
-        training_output(process.ranks.rank == 0) as (callbacks, edges),
+        Stop(recipe.train.time_limit, at_once=True) as stop,
+        this_process(recipe) as world,
+        training_output(world.is_rank_zero) as (callbacks, edges),
     ):
         if resume is not None:
             own = source is None and not words
             trainer = resume_run(
-                path, callbacks, edges, process, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
+                path, callbacks, edges, world, stop, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
             )
         elif continued or torchrun_restarts():
-            trainer = continue_run(recipe, path, callbacks, edges, process)
+            trainer = continue_run(recipe, path, callbacks, edges, world, stop)
         else:
-            trainer = start_run(recipe, path, callbacks, edges, process)
+            trainer = start_run(recipe, path, callbacks, edges, world, stop)
         rank_zero = trainer.layout.is_rank_zero
         if rank_zero:
             _print_start(trainer)
