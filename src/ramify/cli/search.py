@@ -101,7 +101,7 @@ def _as_data(search: "Search", trials: "list[Trial]", stopped: str) -> dict[str,
 
 def _print(search: "Search", trials: "list[Trial]") -> None:
     """Prints the best trials and the files of the search."""
-    from ramify.search.page import values_text
+    from ramify.search.results.page import values_text
     from ramify.search.rungs import best_trials
 
     objectives, folder = search.settings.objectives, search.folder

@@ -21,11 +21,6 @@ PLACES = ("command", "arguments", "slot", "name")
 class Training(Protocol):
     """A training that was started; `subprocess.Popen` in a wrapper, see `TrainingProcess`."""
 
-    @property
-    def pid(self) -> int:
-        """Process number, also of its process group."""
-        ...
-
     def poll(self) -> int | None:
         """Exit status (minus the number of a signal that ended it); None while the training runs."""
         ...

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ramify.errors import RamifyError
 from ramify.files import parse_json, write_json, write_whole
@@ -36,7 +36,17 @@ UNSUITABLE = 10
 TRAINING = "training.json"
 """File in the claim of a trial: process number and start time of its training."""
 
-Start = Callable[[Sequence[str], Path, int, str], Training]
+
+class StartedTraining(Training, Protocol):
+    """A training as a process of this machine, which may be a launcher."""
+
+    @property
+    def pid(self) -> int:
+        """Process number, also of its process group."""
+        ...
+
+
+Start = Callable[[Sequence[str], Path, int, str], StartedTraining]
 """(words after `ramify`, log, slot, name) -> the training."""
 
 
@@ -211,8 +221,8 @@ class Controller:
                 write_whole(recipe, self.recipe(trial.params).to_yaml())
                 stop_after = rung_steps(trial.steps, self.settings.rungs, self.settings.reduction)[trial.target]
                 words = arguments(recipe, run, stop_after if trial.target < self.settings.rungs - 1 else None)
-                training = self.start(words, log, slot, f"trial-{number}")
-                about = {"pid": training.pid, "started": process_start(training.pid)}
+                training = started = self.start(words, log, slot, f"trial-{number}")
+                about = {"pid": started.pid, "started": process_start(started.pid)}
                 write_json(self.folder.claim(number) / TRAINING, about)
         except BaseException:
             claim.release()

@@ -10,7 +10,7 @@ from ramify.run.launcher import Launcher
 from ramify.search.controller import Controller
 from ramify.search.journal import Journal
 from ramify.search.lengths import Estimates, check_rungs
-from ramify.search.publish import write_best, write_board
+from ramify.search.results.publish import write_best, write_board
 from ramify.search.samplers import check_sampler
 from ramify.search.settings import SearchFolder, Settings
 from ramify.search.space import Space, make_space, read_space
@@ -54,7 +54,7 @@ class Search:
 
     def publish(self) -> list[Trial]:
         """Writes best.yaml, search.html and the files for TensorBoard; returns all trials."""
-        from ramify.search.page import write_page
+        from ramify.search.results.page import write_page
 
         trials = self.journal.trials()
         with self.journal.exclusive():

@@ -14,7 +14,7 @@ from ramify.files import write_whole
 from ramify.report.page import environment
 from ramify.report.report import clock
 from ramify.report.svg import Drawing
-from ramify.search import figures
+from ramify.search.results import figures
 from ramify.search.rungs import best_trials
 from ramify.search.settings import SearchFolder, Settings
 from ramify.search.space import Space
@@ -46,7 +46,7 @@ def page(path: Path, settings: Settings, space: Space, trials: Sequence[Trial]) 
     """The page as text."""
     best = best_trials(trials, settings.objectives)
     recipe = path / "best.yaml"
-    pages = environment("ramify.search")
+    pages = environment("ramify.search.results")
     pages.filters["breakable"] = lambda text: text.replace(".", ".\u200b")
     return pages.get_template("search.html.j2").render(
         name=path.resolve().name,
@@ -125,21 +125,20 @@ def _drawings(
     if not best:
         return {}
     numbers = [trial.number for trial in best]
-    found = {
+    importances = figures.importances(space, trials)
+    return {
         "history": [
             ("Metric of each trial; line: best so far", figures.history(trials, settings.rungs)),
             ("Rungs", figures.rung_curves(trials, numbers)),
         ],
         "parallel": [("", figures.parallel_coordinates(space, trials, numbers))],
+        "importance": [("", figures.importance_bars(importances))] if importances else [],
         "cost": [("Training time of each trial", figures.costs(trials, settings.rungs))],
         "pareto": [
             (f"{name}: {OBJECTIVES[name]}", figures.pareto(trials, settings.objectives, name))
             for name in settings.objectives[1:]
         ],
     }
-    if importances := figures.importances(space, trials):
-        found["importance"] = [("", figures.importance_bars(importances))]
-    return found
 
 
 def _key_row(space: Space, name: str, best: Sequence[Trial]) -> KeyRow:
