@@ -1,9 +1,7 @@
 """`ramify md`: molecular dynamics of one structure of a file, written as a trajectory."""
 
 import os
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 from ase import Atoms
@@ -12,8 +10,7 @@ from ramify.errors import RamifyError
 from ramify.files import disk_full_named, sync
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.dynamics import DynamicsOptions, DynamicsReport, simulate
-from ramify.inference.jobs.frames import append_frames, frames, with_results
-from ramify.sources.quarantine import Quarantine
+from ramify.inference.jobs.frames import append_frames, one_frame, with_results
 
 
 def simulate_file(
@@ -46,7 +43,7 @@ def simulate_file(
     """
     if target.exists():
         raise RamifyError(f"{target} exists already", fix="choose another --out, or move it away")
-    atoms = _pick(source, index, form)
+    atoms = one_frame(source, index, form)
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -66,22 +63,3 @@ def simulate_file(
         if part.exists() and not part.stat().st_size:  # no frame was written
             part.unlink()
     return report
-
-
-def _pick(source: Path, index: int | None, form: str | None) -> Atoms:
-    """The structure at `index`, or the only one."""
-    unreadable = Quarantine()
-    if index is not None and index < 0:
-        last = deque(frames(source, unreadable, form=form), maxlen=-index)
-        count = last[-1][0] + 1 if last else 0
-        found = [atoms for k, atoms in last if k == count + index]
-    else:
-        found = [atoms for _, atoms in islice(frames(source, unreadable, index or 0, form), 2)]
-    if unreadable.total or not found:
-        raise RamifyError(
-            f"{source} has no structure {index or 0} that can be read",
-            fix="correct --index, counted from 0, or from -1 for the last",
-        )
-    if index is None and len(found) > 1:
-        raise RamifyError(f"{source} holds several structures", fix="name one with --index, counted from 0")
-    return found[0]
