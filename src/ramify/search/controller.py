@@ -84,7 +84,6 @@ class Controller:
         start: starts a training.
         stop: requests to stop.
         noted: called with a message for each event.
-        changed: called with all trials after each result.
         poll: seconds between checks of the trainings.
     """
 
@@ -98,7 +97,6 @@ class Controller:
     start: Start
     stop: Stop = field(default_factory=Stop)
     noted: Callable[[str], None] = lambda text: None
-    changed: Callable[[list[Trial]], None] = lambda trials: None
     poll: float = 0.5
 
     def __post_init__(self) -> None:
@@ -249,7 +247,6 @@ class Controller:
             with self.journal.exclusive():
                 self._record(job)
             job.claim.release()
-            self.changed(self.journal.trials())
 
     def _record(self, job: Job) -> None:
         """Writes the end of a training into the table; an active trial without a result is continued later."""
