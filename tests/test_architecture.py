@@ -108,7 +108,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """`ramify.store.store` stands in `data`."""
+    """The room of a module, e.g. `data` of `ramify.store.store`."""
     return module.split(".")[1] if "." in module else module
 
 

@@ -1,4 +1,4 @@
-"""Molecular dynamics: energy is conserved, temperature is kept, and what goes wrong is said."""
+"""Molecular dynamics: conserved energy, temperature, and messages of errors."""
 
 import math
 import warnings
@@ -57,7 +57,7 @@ def test_equal_seeds_repeat(water: tuple[Atoms, Calculator]) -> None:
 
 
 def test_first_velocities() -> None:
-    """Of the temperature asked for; the whole stands still, and without periodic axes does not turn."""
+    """They have the given temperature, no total momentum and, without periodic axes, no angular momentum."""
     crowd = Atoms("CHNO" * 500, np.random.default_rng(0).uniform(0, 50, (2000, 3)))
     set_temperature(crowd, 350.0, np.random.default_rng(1))
     assert crowd.get_temperature() == pytest.approx(350.0, rel=0.05)
@@ -69,7 +69,7 @@ def test_first_velocities() -> None:
 
 
 def test_the_thermostat_warms() -> None:
-    """Langevin alone, against theory: a gas that starts cold comes to T (1 - exp(-2 γ t))."""
+    """Langevin dynamics alone, against theory: a cold gas reaches T (1 - exp(-2 γ t))."""
     from ramify.inference.jobs.dynamics import FRICTION, _dynamics
 
     class Nothing(Calculator):
@@ -145,7 +145,7 @@ def test_what_cannot_be_simulated(direct: Model, conservative: Model) -> None:
 
 @pytest.mark.filterwarnings("ignore::ramify.errors.RamifyWarning")
 def test_a_file(water: tuple[Atoms, Calculator], exact: Model, tmp_path: Path) -> None:
-    """A trajectory may begin where another ended, and goes on as if it had never stopped."""
+    """A trajectory that starts from the last frame of another one continues it exactly."""
     atoms, calculator = water
     write(tmp_path / "in.xyz", [atoms, molecule("CH4")])
     with pytest.raises(RamifyError, match=r"in\.xyz holds several structures\n  fix: name one with --index"):

@@ -20,8 +20,9 @@ from optuna.trial import Trial
 from pydantic import Field, ValidationError
 
 from ramify.errors import RamifyError, nearest
-from ramify.recipe import RECIPES, encoder_class, parse_recipe
+from ramify.recipe import RECIPES, parse_recipe
 from ramify.recipe.base import Keys
+from ramify.recipe.encoder import options_class
 from ramify.recipe.overrides import assign, read_yaml
 from ramify.recipe.validation_errors import mistakes
 
@@ -139,7 +140,7 @@ class Space:
         """
         content = copy.deepcopy(self.recipe)
         if KIND in values and values[KIND] != content["model"]["encoder"]["kind"]:
-            options = encoder_class(values[KIND]).Options.model_fields
+            options = options_class(values[KIND]).model_fields
             encoder = content["model"]["encoder"]
             content["model"]["encoder"] = {name: value for name, value in encoder.items() if name in options}
         named = {key.name: key for key in self.keys}
