@@ -20,8 +20,8 @@ RUNG_COLORS = tuple(PALETTE[i] for i in (5, 0, 2, 3, 6, 7))
 """Colours of trials by their last rung; orange is the best."""
 UNUSED = -0.13
 """Position of a key that a trial does not have, below its axis, in parallel coordinates."""
-FEW = 10
-"""Trials below which importances are rough."""
+FEW = 20
+"""Trials below which importances are rough: they compare the best tenth with all."""
 
 
 def history(trials: Sequence[Trial], rungs: int) -> Drawing:
