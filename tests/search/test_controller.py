@@ -89,16 +89,20 @@ def test_a_promoted_trial_continues_on_another_number_of_ranks(
         assert_near(found, expected, rel=1e-9, abs=1e-11)
 
 
+def written(folder: Path) -> int:
+    """Bytes of the table and of the logs of the runs: they grow with the progress of a search, on any machine."""
+    logs = ("journal.log", "trials/*/metrics.jsonl", "trials/*/sessions.jsonl")
+    return sum(path.stat().st_size for name in logs for path in folder.glob(name))
+
+
 def test_killed_ten_times_it_finds_the_same(searched: Path, settings: Settings, tmp_path: Path) -> None:
     """At random moments, alone or together with its training."""
     folder, random_ = tmp_path / "search", random.Random(5)
     for kill in range(10):
         process = forked.controller(folder, settings, 4)
-        said = tmp_path / "search-said"
-        seen = len(said.read_text().splitlines()) if said.exists() else 0
-        while process.is_alive() and len(said.read_text().splitlines() if said.exists() else []) <= seen:
-            time.sleep(0.01)  # it has loaded its libraries and decided something
-        process.join(random_.uniform(0, 0.6))
+        until = written(folder) + random_.uniform(0, 0.2) * written(searched)
+        while process.is_alive() and written(folder) < until:
+            time.sleep(0.003)
         if kill % 2:
             for claim in folder.glob("claims/*/training.json"):
                 with suppress(ProcessLookupError):
