@@ -1,6 +1,8 @@
 """The commands that move atoms with a trained model: relax, md, ipi."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -23,7 +25,8 @@ from ramify.cli.use.options import (
 )
 from ramify.errors import RamifyError
 
-if TYPE_CHECKING:  # it imports PyTorch, which takes seconds to load
+if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
+    from ramify.inference.jobs.dynamics import DynamicsReport
     from ramify.inference.jobs.relax import Relaxation
 
 verbs = typer.Typer()
@@ -43,6 +46,8 @@ def relax(
     fmax: Annotated[float, typer.Option(help="Convergence criterion: largest force, eV/Å.")] = 0.05,
     steps: Annotated[int, typer.Option(help="Largest number of steps.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Also relax the cell.")] = False,
+    pressure: Annotated[float, typer.Option(help="With --cell: external pressure in GPa.")] = 0.0,
+    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group; needs spglib.")] = False,
     optimizer: Annotated[Literal["fire", "bfgs", "lbfgs"], typer.Option(help="fire is the most robust.")] = "fire",
     restart: RestartOption = False,
     as_json: Json = False,
@@ -55,7 +60,7 @@ def relax(
         if not as_json:
             console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
 
-    options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer)
+    options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer, pressure=pressure, symmetry=symmetry)
     calculator = Calculator(load_model(model, checkpoint, device, precision), branch, dataset=dataset)
     with warnings_shown():
         progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=show)
@@ -74,39 +79,75 @@ def md(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     index: IndexOption = None,
-    ensemble: Annotated[Literal["nve", "nvt"], typer.Option(help="nve: velocity Verlet; nvt: Langevin.")] = "nve",
+    ensemble: Annotated[Literal["nve", "nvt", "npt"], typer.Option(help="npt: Martyna-Tobias-Klein.")] = "nve",
+    thermostat: Annotated[
+        Literal["langevin", "nose-hoover"], typer.Option(help="Of nvt; nose-hoover: a chain of three.")
+    ] = "langevin",
+    barostat: Annotated[
+        Literal["isotropic", "full"], typer.Option(help="Of npt: keep the shape of the cell, or change all of it.")
+    ] = "isotropic",
+    friction: Annotated[float, typer.Option(help="Of langevin, 1/fs.")] = 0.01,
+    tdamp: Annotated[float, typer.Option(help="Relaxation time of nose-hoover and npt's thermostat, fs.")] = 50.0,
+    pdamp: Annotated[float, typer.Option(help="Relaxation time of the barostat, fs.")] = 500.0,
+    pressure: Annotated[float, typer.Option(help="Of npt, GPa.")] = 0.0,
     temperature: Annotated[float | None, typer.Option(help="In K; by default the file's velocities are kept.")] = None,
     timestep: Annotated[float, typer.Option(help="Time step in fs.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Number of steps.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Number of steps of the whole simulation.")] = 1000,
     every: Annotated[int, typer.Option(help="Number of steps between frames written.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of velocities and thermostat.")] = 0,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Number of simulations, with seeds from --seed on, in OUT-0, OUT-1, ...")
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a stopped simulation, or a finished one to more --steps.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run molecular dynamics of one structure, NVE or NVT. Prints the drift of the energy."""
+    """Run molecular dynamics of one structure: NVE, NVT or NPT. Prints the drift of the conserved energy."""
     from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.dynamics import DynamicsOptions
+    from ramify.inference.jobs.integrators import IntegratorOptions
     from ramify.inference.jobs.simulate_file import simulate_file
 
-    options = DynamicsOptions(
-        ensemble=ensemble, temperature=temperature, timestep=timestep, steps=steps, every=every, seed=seed
-    )
+    integrator = IntegratorOptions(
+        ensemble=ensemble, thermostat=thermostat, barostat=barostat,
+        friction=friction, tdamp=tdamp, pdamp=pdamp, pressure=pressure,
+    )  # fmt: skip
+    if replicas > 1 and temperature is None:
+        raise RamifyError("replicas differ in their velocities, and no temperature is given", fix="give --temperature")
     calculator = Calculator(load_model(model, checkpoint, device, precision), branch, dataset=dataset)
-    with warnings_shown(), step_bar(console, "md", steps, quiet=as_json) as on_step:
-        report = simulate_file(calculator, file, out, options, index=index, form=form, on_step=on_step)
+    reports = {}
+    for k in range(replicas):
+        options = DynamicsOptions(
+            integrator=integrator, temperature=temperature, timestep=timestep, steps=steps, every=every, seed=seed + k
+        )
+        target = out if replicas == 1 else out.with_stem(f"{out.stem}-{k}")
+        with warnings_shown(), step_bar(console, "md", steps, quiet=as_json) as on_step:
+            reports[target] = simulate_file(
+                calculator, file, target, options, index=index, form=form, resume=resume, on_step=on_step
+            )
+    _print_dynamics(reports, as_json)
+
+
+def _print_dynamics(reports: Mapping[Path, "DynamicsReport"], as_json: bool) -> None:
+    """Prints the result of every simulation; an error if one ended early."""
     if as_json:
-        print_json(asdict(report))
-    elif report.drift is not None:
-        console.print(
-            f"{report.steps} steps, {report.time:.3f} ps, {report.temperature:.0f} K on average; total energy "
-            f"drifts by {report.drift:.3f} meV/atom/ps and spreads by {report.spread:.3f} meV/atom; trajectory: "
-            f"[bold]{escape(str(out))}[/bold]",
-            soft_wrap=True,
-        )
-    if report.stopped:
-        raise RamifyError(
-            f"the simulation ended early: {report.stopped}; the trajectory so far is in {out}",
-            fix="use a shorter --timestep or a lower --temperature, or relax the structure first",
-        )
+        found = [asdict(report) for report in reports.values()]
+        print_json(found[0] if len(found) == 1 else found)
+    for target, report in reports.items():
+        if not as_json and report.drift is not None:
+            console.print(
+                f"{report.steps} steps, {report.time:.3f} ps, {report.temperature:.0f} K on average; conserved energy "
+                f"drifts by {report.drift:.3f} meV/atom/ps and spreads by {report.spread:.3f} meV/atom; trajectory: "
+                f"[bold]{escape(str(target))}[/bold]",
+                soft_wrap=True,
+            )
+    for target, report in reports.items():
+        if report.stopped:
+            raise RamifyError(
+                f"the simulation ended early: {report.stopped}; the trajectory so far is in {target}",
+                fix="use a shorter --timestep or a lower --temperature, or relax the structure first",
+            )
 
 
 @verbs.command(rich_help_panel=USING)
