@@ -13,7 +13,8 @@ import ramify
 from ramify.evaluate.metrics import element_errors
 from ramify.evaluate.results import Results
 from ramify.labels import LABELS
-from ramify.report.report import FEW_GROUPS, page_environment, share_style
+from ramify.report.page import environment
+from ramify.report.report import FEW_GROUPS, clock, share_style
 from ramify.report.svg import Drawing, colors
 from ramify.report.table_format import QUANTITIES, Quantity, format_error
 from ramify.study.models import Kind
@@ -43,9 +44,10 @@ def render_page(study: Study, outcome: Outcome, scaling: list[dict[str, Any]]) -
     """
     kinds: dict[str, Kind] = {run.task.model: run.task.kind for run in outcome.runs}
     palette = plots.model_colors(kinds)
-    environment = page_environment("ramify.study.results")
-    environment.globals.update(cell_style=cell_style, number=number, spread=spread, error=format_error)
-    return environment.get_template("study.html.j2").render(
+    pages = environment("ramify.study.results")
+    pages.globals.update(cell_style=cell_style, number=number, spread=spread, error=format_error)
+    pages.filters.update(error=format_error, thousands=lambda n: f"{n:,}", clock=clock)
+    return pages.get_template("study.html.j2").render(
         study=study,
         tables=outcome.tables,
         notes=legend(outcome.tables),
