@@ -107,6 +107,7 @@ def old_data(saved: Saved, recipe: Recipe, split: str) -> OldData:
                 branch,
                 cutoff=encoder.cutoff,
                 max_neighbors=encoder.max_neighbors,
+                model=recipe.model,
                 edge_cache=0.0,  # each structure is read at most twice, at different times
             )
     return OldData(readers, missing)

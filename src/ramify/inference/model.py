@@ -161,7 +161,8 @@ def load(
     except (RuntimeError, AssertionError) as error:  # raised by PyTorch for devices that are unknown or not compiled in
         raise RamifyError(f"device '{device}' cannot be used: {error}", fix="give device='cpu'") from None
     branches = {
-        name: BranchInfo(name, dict(group), network.branch(name).forces) for name, group in saved.branches.items()
+        name: BranchInfo(name, dict(group), network.branch(name).forces, options.conditions)
+        for name, group in saved.branches.items()
     }
     return Model(branches, network, options, saved)
 

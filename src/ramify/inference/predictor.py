@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.conditions import condition_values
 from ramify.inference.batching import MemoryBudget, edges_of_span, plan
 from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.inference.edge_vectors import with_edge_vectors
@@ -72,7 +73,8 @@ class Predictor:
         """Predictions for structures that passed the screening."""
         references = self.dataset.reference_table()
         scale = self.network.branch(self.branch.name).energy_scale
-        part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references)
+        conditions = condition_values(self.options, structures, self.dataset.name)
+        part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references, conditions)
         periodic = structures.pbc.any(axis=1)
         with torch.inference_mode(False), torch.no_grad():  # conservative forces need gradients
             batch = with_edge_vectors(Batch.make([part], scale.dtype), structures, edges).to(scale.device)
