@@ -72,6 +72,19 @@ def missing_states(conditions: Sequence[str], structures: Structures) -> dict[st
     return {name: rows for name, rows in absent.items() if len(rows)}
 
 
+def has_states(conditions: Sequence[str], store: Store) -> bool:
+    """Whether all structures of a store have the conditions of a model."""
+    return not any(_count_without(store, name) for name in STATES if name in conditions)
+
+
+def _count_without(store: Store, name: str) -> int:
+    """Number of structures of a store without a charge or spin."""
+    states = store.manifest.states
+    if not states:
+        return store.manifest.structures
+    return sum(sum(state.structures.values()) for state in states if getattr(state, name) is None)
+
+
 def require_states(conditions: Sequence[str], store: Store) -> None:
     """Checks that all structures of a store have the conditions of a model.
 
@@ -80,9 +93,7 @@ def require_states(conditions: Sequence[str], store: Store) -> None:
     """
     manifest = store.manifest
     for name in (name for name in STATES if name in conditions):
-        without = [state for state in manifest.states if getattr(state, name) is None]
-        count = sum(sum(state.structures.values()) for state in without) if manifest.states else manifest.structures
-        if not count:
+        if not (count := _count_without(store, name)):
             continue
         value = {"charge": "charge: 0` if all these structures are neutral", "spin": "spin: 1` if all are singlets"}
         raise RamifyError(

@@ -38,6 +38,12 @@ DatasetOption = Annotated[
     str | None,
     typer.Option(help="Dataset whose reference energies apply; required if the branch has several."),
 ]
+ChargeOption = Annotated[
+    int | None, typer.Option(help="Charge in e of structures that state none, for models that take it.")
+]
+SpinOption = Annotated[
+    int | None, typer.Option(help="Multiplicity of structures that state none, for models that take it.")
+]
 DeviceOption = Annotated[str, typer.Option(help="Device by PyTorch's name, e.g. cuda.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="fp32 or fp64; by default that of the training.")]
 RestartOption = Annotated[bool, typer.Option("--restart", help="Start again instead of resuming an interrupted file.")]
@@ -84,6 +90,8 @@ def predict(
     branch: BranchOption = None,
     all_branches: Annotated[bool, typer.Option("--all-branches", help="Predict with every branch.")] = False,
     dataset: DatasetOption = None,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
@@ -104,8 +112,8 @@ def predict(
     limit = None if memory is None else 1e9 * gigabytes(memory)
     with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
         progress = predict_file(
-            loaded, file, out, names, dataset=dataset, form=form, memory=limit, restart=restart,
-            progress=steps.counted,
+            loaded, file, out, names, dataset=dataset, charge=charge, spin=spin, form=form, memory=limit,
+            restart=restart, progress=steps.counted,
         )  # fmt: skip
     _print_written(out, progress, as_json)
 
@@ -117,6 +125,8 @@ def relax(
     out: OutOption,
     branch: BranchOption = None,
     dataset: DatasetOption = None,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
@@ -137,7 +147,9 @@ def relax(
             console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
 
     options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer)
-    calculator = Calculator(_load(model, checkpoint, device, precision), branch, dataset=dataset)
+    calculator = Calculator(
+        _load(model, checkpoint, device, precision), branch, dataset=dataset, charge=charge, spin=spin
+    )
     with _warnings_shown():
         progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=show)
     _print_written(out, progress, as_json)
@@ -150,6 +162,8 @@ def md(
     out: OutOption,
     branch: BranchOption = None,
     dataset: DatasetOption = None,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
@@ -176,7 +190,9 @@ def md(
     options = DynamicsOptions(
         ensemble=ensemble, temperature=temperature, timestep=timestep, steps=steps, every=every, seed=seed
     )
-    calculator = Calculator(_load(model, checkpoint, device, precision), branch, dataset=dataset)
+    calculator = Calculator(
+        _load(model, checkpoint, device, precision), branch, dataset=dataset, charge=charge, spin=spin
+    )
     with _warnings_shown(), step_bar(console, "md", steps, quiet=as_json) as on_step:
         report = simulate_file(calculator, file, out, options, index=index, form=form, on_step=on_step)
     if as_json:

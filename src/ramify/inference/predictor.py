@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from ramify.neighbors.edges import Edges, edges_among, find_pairs, search_radius
 from ramify.packing import pieces_of
 from ramify.recipe import ModelOptions
 from ramify.references import reference_energy
-from ramify.structures import Structures, atom_rows
+from ramify.structures import STATES, Structures, atom_rows
 
 Rows = NDArray[np.int64]
 
@@ -62,12 +63,25 @@ class Predictor:
         options: options that it was built from.
         branch: the branch.
         dataset: the dataset whose energy scale is used.
+        charge: e, of structures that state none; None: such structures are refused if the model takes the charge.
+        spin: multiplicity of structures that state none, likewise.
     """
 
     network: MultiBranch
     options: ModelOptions
     branch: BranchInfo
     dataset: DatasetInfo
+    charge: int | None = None
+    spin: int | None = None
+
+    def stated(self, structures: Structures) -> Structures:
+        """The structures with `charge` and `spin` where they state none."""
+        given = {name: value for name in STATES if (value := getattr(self, name)) is not None}
+        filled: dict[str, Any] = {
+            name: np.where(np.isnan(getattr(structures, name)), value, getattr(structures, name))
+            for name, value in given.items()
+        }
+        return replace(structures, **filled) if filled else structures
 
     def predict_edges(self, structures: Structures, edges: Edges) -> "RawPredictions":
         """Predictions for structures that passed the screening."""
@@ -96,6 +110,7 @@ class Predictor:
             budget: limits of one batch.
             progress: called with the number of structures predicted since the last call.
         """
+        structures = self.stated(structures)
         labels = self.network.branch(self.branch.name).labels
         work = _Work(structures, with_forces=self.branch.forces is not None, labels=labels)
         work.refused |= screen(structures, self.branch, self.dataset)

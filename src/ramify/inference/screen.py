@@ -65,7 +65,10 @@ def _states(structures: Structures, branch: BranchInfo) -> Refused:
         return {}
     refused: Refused = dict(impossible_states(structures))
     for name, rows in missing_states(branch.conditions, structures).items():
-        refused |= {index: (NO_STATE, f"no {name}; {no_state_fix(name)}") for index in rows.tolist()}
+        for index in rows.tolist():
+            reason, before = refused.get(index, ("", ""))
+            also = f"{before}; " if reason == NO_STATE else ""
+            refused[index] = (NO_STATE, f"{also}no {name}: {no_state_fix(name)}")
     return refused
 
 
