@@ -1,6 +1,4 @@
-"""Imported once, by the server that all ranks are forked from: what a rank needs takes longer to import than most tests
-take.
-"""
+"""Imported once, by the server that all ranks are forked from: these imports take longer than most tests."""
 
 import os
 

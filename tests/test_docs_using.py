@@ -1,4 +1,4 @@
-"""The pages about using a model and about simulations do what they say."""
+"""The pages about using a model and about simulations, executed."""
 
 import importlib.util
 import re

@@ -17,7 +17,7 @@ _LATER = {
 """What is imported when it is first asked for: PyTorch takes seconds to load, and most verbs do without it."""
 
 
-_MODULES = {"lammps": "ramify.inference.integrations.lammps"}
+_MODULES = {"lammps": "ramify.inference.integrations.lammps", "ipi": "ramify.inference.integrations.ipi"}
 """Modules for simulation programs, imported when they are first used."""
 
 

@@ -1,4 +1,4 @@
-"""What each mode trains, what it keeps, and what it refuses."""
+"""Trained and unchanged parts of each mode, and its errors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +26,8 @@ Tune = Callable[..., Finetuning]
 
 
 def test_a_branch_that_goes_on_keeps_its_references_and_units(tune: Tune, folder: Path, tmp_path: Path) -> None:
-    """New data of another level of theory are measured on the branch's scale, never the other way round; and the run
-    says that they do not fit."""
+    """New data of another level of theory are expressed on the scale of the branch, never the other way round, and a
+    warning states that they do not fit."""
     tuning = tune("bare", mode="keep-branch", start="ani1x", steps=2)
     old = load(folder / "base").branches["ani1x"].datasets["ani1x"]
     fitted = open_stores(recipe_for(folder, "bare"))["bare"].manifest
@@ -78,8 +78,8 @@ def test_what_is_trained(tune: Tune, tmp_path: Path, mode: str) -> None:
 
 
 def test_updates_merge_exactly(tune: Tune, folder: Path, tmp_path: Path) -> None:
-    """What is kept predicts what the run found with its updates apart, in float64 to the last digits: the model is
-    trained, evaluated by its own loop, and loaded again."""
+    """The saved model gives the errors that the run measured with separate updates, in float64 to the last digits: it
+    is trained, evaluated by its own loop, and loaded again."""
     from tests.small import make_recipe, train
 
     entries = {name: prepare_entries(folder)[name] for name in ("ani1x",)}

@@ -1,4 +1,4 @@
-"""The calculator: what `predict` says, as ASE wants it; derivatives, equation of state, phonons."""
+"""The calculator: predictions through ASE; derivatives, equation of state, phonons."""
 
 import warnings
 from pathlib import Path
@@ -21,7 +21,7 @@ from ramify.inference.model import Model, load
 def test_equal_to_batched_predictions(
     conservative: Model, direct: Model, molecules: list[Atoms], crystals: list[Atoms]
 ) -> None:
-    """To 1e-6 (eV per atom, eV/Å, eV/Å³), in float32; atoms come and go in one calculator."""
+    """To 1e-6 (eV per atom, eV/Å, eV/Å³), in float32; one calculator for structures of different sizes."""
     for model, branch, images in (
         (conservative, "qm7x", molecules),
         (conservative, "mptrj", crystals),

@@ -56,7 +56,7 @@ def test_direct_forces_are_non_conservative(runs: Path, tmp_path: Path) -> None:
 
 
 def test_parts_of_systems(stiff: Model, tmp_path: Path) -> None:
-    """What domain decomposition asks for: several systems, energies of some atoms only, by atom or summed."""
+    """As for domain decomposition: several systems, energies of selected atoms, by atom or summed."""
     from metatensor.torch import Labels
 
     model = load_atomistic_model(str(write_metatomic(stiff.predictor("qm7x"), tmp_path / "model.pt")))

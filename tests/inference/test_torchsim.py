@@ -52,7 +52,7 @@ def test_torch_sims_own_checks(conservative: Model) -> None:
     from torch_sim.models.interface import validate_model_outputs
 
     class Silicon(ramify.TorchSimModel):
-        """The checks take silicon and iron, which the branch does not know: silicon stands for both."""
+        """The checks use silicon and iron; the branch was not trained on iron, so silicon replaces it."""
 
         def forward(self, state: "ts.SimState", **_: object) -> dict[str, torch.Tensor]:
             known = state.clone()
@@ -64,7 +64,7 @@ def test_torch_sims_own_checks(conservative: Model) -> None:
 
 
 def test_relaxation_and_dynamics_of_many_at_once(stiff: Model) -> None:
-    """torch-sim's optimizer ends where ASE says that forces vanish; its NVE conserves energy."""
+    """torch-sim's optimizer ends where the forces in ASE vanish; its NVE dynamics conserves energy."""
     from ase.build import bulk
 
     images = [bulk("Si"), bulk("Si", a=5.6)]

@@ -48,6 +48,6 @@ def test_a_process_is_started_logged_and_stopped(tmp_path: Path) -> None:
     while started.poll() is None:
         time.sleep(0.01)
     assert started.poll() == 75
-    assert log.read_text().split()[1:] == ["stopped"]
+    assert log.read_text().split()[-1] == "stopped"  # a shell may also report its `sleep`, which the signal reaches too
     with pytest.raises(RamifyError, match="no-such-program"):
         Launcher("no-such-program").start(["version"], log)

@@ -1,4 +1,4 @@
-"""Stores: what was put in comes out, and a damaged one is refused."""
+"""Stores return the structures that were written, and damaged ones are refused."""
 
 import json
 import shutil

@@ -53,12 +53,7 @@ def finetune(
     Also runs under torchrun, srun and mpiexec. If a signal or train.time_limit stops the run, the exit status is 75;
     the same command with --continue continues it.
     """
-    from ramify.finetune import run as finetuning
-    from ramify.finetune.resolve import FinetuneRequest
     from ramify.recipe import load_recipe
-    from ramify.run.run import Run
-    from ramify.run.stop import Stop
-    from ramify.train.start import this_process, torchrun_restarts
 
     if run is None:
         raise RamifyError("finetune needs a directory for the new run", fix="--run DIR")
@@ -69,6 +64,13 @@ def finetune(
             f"--mode {mode}, but finetune.mode of the recipe: {resolved.finetune.mode}",
             fix="give one --mode: new-branch, keep-branch, frozen-encoder, lora or replay",
         )
+    # after the recipe, so that errors in it are shown before PyTorch is imported
+    from ramify.finetune import run as finetuning
+    from ramify.finetune.resolve import FinetuneRequest
+    from ramify.run.run import Run
+    from ramify.run.stop import Stop
+    from ramify.train.start import this_process, torchrun_restarts
+
     resume_hint = "the same command and --continue"
     with (
         interrupted_training(run, resume_hint),

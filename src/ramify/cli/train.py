@@ -48,13 +48,15 @@ def plan(
 
     Prints memory, traffic and work of every rank, the placements considered, and the reason for the choice.
     """
-    from ramify.planning.plan import make_plan
-    from ramify.planning.report import as_data
-    from ramify.planning.workload import dataset_sizes, read_sizes
     from ramify.recipe import load_recipe
 
     changed = [*(overrides or []), *([f"parallel.memory={gigabytes(memory)}"] if memory else [])]
     resolved = load_recipe(recipe, changed)
+    # after the recipe, so that errors in it are shown before PyTorch is imported
+    from ramify.planning.plan import make_plan
+    from ramify.planning.report import as_data
+    from ramify.planning.workload import dataset_sizes, read_sizes
+
     stated = read_sizes(sizes, resolved) if sizes else {}
     planned = as_data(make_plan(resolved, dataset_sizes(resolved, stated), ranks))
     if as_json:
@@ -81,7 +83,6 @@ def train(
     """
     from ramify.recipe import load_recipe
     from ramify.run.stop import Stop
-    from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
 
     words = arguments or []
     # the path of a recipe may contain a "="
@@ -93,6 +94,9 @@ def train(
         recipe = load_recipe(str(source), words)
     else:
         recipe = load_recipe(source or _recipe_of(Path(str(resume))), words)
+    # after the recipe, so that errors in it are shown before PyTorch is imported
+    from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
+
     path = Path(str(run if resume is None else resume))
     resume_hint = f"`ramify train --resume {path}`"
     with (

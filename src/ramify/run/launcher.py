@@ -56,6 +56,7 @@ class Launcher:
             the same time, e.g. `CUDA_VISIBLE_DEVICES={slot}`) and `{name}` (of the training). Without `{command}` and
             `{arguments}`, the command is appended.
         jobs: number of trainings that run at the same time; each uses its part of the processors.
+        threads: threads of each, instead of its part of the processors.
 
     Raises:
         RamifyError: the template is not a command line, or has an unknown placeholder.
@@ -63,6 +64,7 @@ class Launcher:
 
     template: str = ""
     jobs: int = 1
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -112,7 +114,7 @@ class Launcher:
             try:
                 process = subprocess.Popen(
                     command,
-                    env={"OMP_NUM_THREADS": str(self._threads())} | os.environ,
+                    env=self._environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -125,7 +127,9 @@ class Launcher:
                 ) from None
         return TrainingProcess(process)
 
-    def _threads(self) -> int:
-        """Processors for each of the trainings that run at the same time, unless OMP_NUM_THREADS is set."""
+    def _environment(self) -> dict[str, str]:
+        """The variables of this process, with the number of threads; OMP_NUM_THREADS is kept where it is set and
+        `threads` is None."""
         usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        return max(1, usable // self.jobs)
+        own = {"OMP_NUM_THREADS": str(self.threads or max(1, usable // self.jobs))}
+        return {**os.environ, **own} if self.threads else {**own, **os.environ}

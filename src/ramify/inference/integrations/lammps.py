@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_masses
-from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
 from ramify.elements import NUMBERS
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference.integrations.ase import Calculator
+from ramify.inference.integrations.virial import virial
 from ramify.inference.model import Model
 
 FIX = "ramify"
@@ -31,6 +31,9 @@ WARNING = 0
 MASS_TOLERANCE = 0.5
 """u; isotopes other than of hydrogen differ less from the mean mass of their element than most neighbours in a list of
 elements do."""
+
+ORDER = ([0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2])
+"""Order of the components of a virial in LAMMPS: xx yy zz xy xz yz."""
 
 COMMANDS = ("command", "commands_list", "commands_string", "file")
 """Methods of an instance that run commands."""
@@ -174,7 +177,8 @@ class Attached:
             results = self.calculator.results
             f[order] = results["forces"]
             self._lmp.fix_external_set_energy_global(FIX, float(results["energy"]))
-            self._lmp.fix_external_set_virial_global(FIX, self._virial().tolist())
+            components = virial(self._atoms, results)[ORDER]
+            self._lmp.fix_external_set_virial_global(FIX, components.tolist())
         except BaseException as error:  # an interruption too would be lost in the code that calls this
             self._failure = error
             self._lmp.error(WARNING, f"ramify: no prediction at step {step}: {error}")
@@ -203,17 +207,6 @@ class Attached:
         )
         packed = packed.astype(np.int64)
         return np.stack([packed & mask, packed >> bits & mask, packed >> bits_2 & mask], axis=1) - middle
-
-    def _virial(self) -> NDArray[np.float64]:
-        """(6,) eV, minus the derivative of the energy by strain, in LAMMPS's order xx yy zz xy xz yz."""
-        results, atoms = self.calculator.results, self._atoms
-        if "stress" in results:
-            virial = -voigt_6_to_full_3x3_stress(results["stress"]) * atoms.cell.volume
-        elif atoms.pbc.any():
-            virial = np.full((3, 3), np.nan)
-        else:  # of an isolated cluster: the sum of r f
-            virial = atoms.positions.T @ results["forces"]
-        return virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
 
     def _check_masses(self, types: NDArray[Any]) -> None:
         """Warns once of masses that do not belong to the elements: their order is probably wrong."""
