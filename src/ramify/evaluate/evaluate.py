@@ -234,7 +234,7 @@ class Evaluator:
         subject = opened.subject
         foreign = foreign_branches(subject.branches, opened.readers)
         stores = {name: opened.readers[name].store for name in foreign}
-        train = open_readers(subject.encoder, subject.branches, stores, "train", edge_cache=0.0)
+        train = open_readers(subject.model, subject.branches, stores, "train", edge_cache=0.0)
         return refit_energies(opened.model, train, opened.readers, foreign, self.ranks, self.device, self.progress)
 
     def _finish(
