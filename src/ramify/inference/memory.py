@@ -7,7 +7,7 @@ import torch
 from ramify import system
 from ramify.inference.batching import MemoryBudget
 from ramify.model.branch import ForceKind
-from ramify.model.build import LabelSpread, build_branch, build_encoder, condition
+from ramify.model.build import LabelSpread, build_branch, build_encoder, build_repulsion, condition
 from ramify.model.multibranch import MultiBranch
 from ramify.model.profile import Cost, prediction_memory
 from ramify.recipe import ModelOptions
@@ -46,7 +46,8 @@ def prediction_cost(options: ModelOptions, forces: ForceKind | None) -> Cost:
         encoder = build_encoder(options.encoder)
         condition(encoder, options)
         branch = build_branch(options, encoder, [LabelSpread(1.0, None if forces is None else 1.0, 1)])
-        model = MultiBranch(encoder, {"branch": branch}, options.encoder.cutoff).float()
+        repulsion = build_repulsion(options)
+        model = MultiBranch(encoder, {"branch": branch}, options.encoder.cutoff, repulsion).float()
     return prediction_memory(model, "branch", stress=forces == "conservative")
 
 
