@@ -9,6 +9,9 @@ import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start programs in the background: tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as `nohup` starts programs
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.fsync = lambda handle: None  # no test loses power, and waiting for the disk took a third of the time
 os.environ.pop("COLUMNS", None)  # rich would keep the width that it is imported with; pytest-xdist hands one on
 # programs of this environment: mpiexec comes in the wheel of mpich
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

@@ -1,4 +1,4 @@
-"""The pages of the documentation: their blocks, and doing what they say."""
+"""The pages of the documentation: their blocks, and how to execute them."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ class Block(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A block that was done: what it printed, and the block below it on the page (None for the last)."""
+    """A block that was executed: its output, and the block below it on the page (None for the last)."""
 
     block: Block
     said: str
@@ -44,12 +44,12 @@ def blocks(path: Path) -> list[Block]:
 
 
 def lines(block: Block) -> list[str]:
-    """The commands of a shell example; a backslash at the end of a line goes on with the next."""
+    """The commands of a shell example; a backslash joins a line with the next."""
     return block.text.replace("\\\n", " ").splitlines() if block.language == "bash" else []
 
 
 def walk(page: str, folder: Path, skip: Callable[[Block], object] = lambda block: False) -> list[Step]:
-    """Does in `folder` what a page says, block after block, but for those to `skip`."""
+    """Executes the blocks of a page in `folder`, except for those to `skip`."""
     found = blocks(ROOT / page)
     with _reader_at(folder):
         return [
@@ -60,7 +60,7 @@ def walk(page: str, folder: Path, skip: Callable[[Block], object] = lambda block
 
 
 def printed(steps: list[Step]) -> list[tuple[str, str]]:
-    """What every python block printed and the text block below it, for those that have one."""
+    """Output of every Python block, and the text block below it, for those that have one."""
     return [
         (step.said, step.below.text)
         for step in steps
@@ -83,7 +83,7 @@ def _reader_at(folder: Path) -> Iterator[None]:
 
 
 def follow(block: Block) -> str:
-    """Does what a block says and returns what it printed; a yaml block that names its file becomes that file."""
+    """Executes a block and returns its output; a YAML block that names its file is written to that file."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         if block.language == "python":
@@ -110,8 +110,8 @@ def shell(line: str) -> str:
 
 @cache
 def demo(line: str) -> tuple[TemporaryDirectory[str], str]:
-    """The demo that several pages begin with, done once: a folder with what it leaves, in which nothing but the log of
-    sessions names that folder, and what it printed."""
+    """The demo that several pages begin with, run once: the folder with its results, whose path is in no file but the
+    log of sessions, and its output."""
     made = TemporaryDirectory(prefix="ramify-demo-")
     with contextlib.chdir(made.name):
         said = verb(line)
@@ -122,7 +122,7 @@ def demo(line: str) -> tuple[TemporaryDirectory[str], str]:
 
 
 def verb(line: str) -> str:
-    """One of ramify's verbs; what it prints."""
+    """Runs one of the verbs; returns its output."""
     words = shlex.split(line)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(sys, "argv", words)

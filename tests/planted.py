@@ -55,7 +55,7 @@ def predictions(rng: np.random.Generator, name: str, structures: int) -> dict[st
 
 
 def manifest(rng: np.random.Generator, name: str, structures: int) -> dict:
-    """What prepare states about one dataset."""
+    """The manifest of one dataset."""
     elements = DATASETS[name]["elements"]
     counts = {"train": 8 * structures, "val": structures, "test": structures}
     groups = {split: {"structures": n, "atoms": 17 * n, "groups": max(1, n // 7)} for split, n in counts.items()}

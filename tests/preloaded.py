@@ -1,6 +1,6 @@
-"""Imported once, by the server that all ranks are forked from: what a rank needs takes longer to import than most tests
-take.
-"""
+"""Imported once, by the server that all ranks are forked from: these imports take longer than most tests."""
+
+import os
 
 import torch._dynamo  # what the first step of an optimizer imports
 
@@ -10,4 +10,5 @@ from ramify.sources.formats import formats
 from tests import small
 
 formats()  # their libraries
+os.fsync = lambda handle: None  # as in tests/conftest.py
 __all__ = ["ramify", "small", "torch"]

@@ -1,4 +1,4 @@
-"""Programs on a processor that lacks instructions: PyTorch and oneDNN are told not to use those of this one."""
+"""Programs as on a processor without some instructions: variables make PyTorch and oneDNN avoid them."""
 
 import platform
 

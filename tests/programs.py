@@ -15,26 +15,26 @@ from tests.worlds import PRELOADED, free_port
 
 @dataclass(frozen=True)
 class Done:
-    """How the ranks of a program ended: exit statuses (minus the number of the signal that ended one) and what each
-    printed, both streams together."""
+    """Exit statuses of the ranks of a program (minus the number of a signal that ended one), and the output of each,
+    both streams."""
 
     statuses: list[int]
     said: list[str]
 
 
 class Program:
-    """A program that runs.
+    """A running program.
 
     Args:
-        folder: where what the ranks say is kept.
+        folder: for files with the output of the ranks.
         world: number of ranks.
-        words: after `ramify`.
-        at: `{"rank": 1, "step": 7, "signal": 15}`: that rank sends itself a signal in the midst of that step.
-        first: Python that every rank does before all else.
+        words: arguments after `ramify`.
+        at: `{"rank": 1, "step": 7, "signal": 15}`: that rank sends itself a signal during that step.
+        first: Python code that every rank executes first.
         env: further variables.
 
     Attributes:
-        outputs: what each rank says, as files.
+        outputs: files with the output of each rank.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ def run(folder: Path, world: int, *words: object, **options: Any) -> Done:
 
 
 def _rank(output: Path, words: list[str], environ: dict[str, str], at: dict[str, int] | None, first: str) -> None:
-    """What a rank does; ends the process with the status that the command line would."""
+    """The program of a rank; ends the process with the exit status of the command line."""
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(handle, stream)
@@ -117,7 +117,7 @@ def _ramify(words: list[str]) -> int:
 
 
 def _signal_at(step: int, number: int) -> None:
-    """Makes this process send itself a signal in the midst of step `step` (from 1)."""
+    """Makes this process send itself a signal during step `step` (from 1)."""
     from ramify.train.loop import Trainer
 
     take = Trainer.step

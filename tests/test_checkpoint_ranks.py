@@ -99,7 +99,7 @@ def test_a_full_disk_on_any_rank_is_one_error_on_all(
 
 
 def test_a_mistake_in_the_program_keeps_its_traceback(tmp_path: Path) -> None:
-    """On the rank that made it; the others say where to look."""
+    """On the rank where it occurs; the other ranks refer to it."""
     outcomes = on_threads(3, lambda ranks: save(ranks, tmp_path, 1, ABOUT | {"trainer": object()}))
     assert isinstance(outcomes[0], TypeError)
     for outcome in outcomes[1:]:

@@ -1,4 +1,4 @@
-"""The documentation does what it says: examples run, commands and paths exist, recipes are valid, the site builds."""
+"""The documentation: examples run, commands and paths exist, recipes are valid, the site builds."""
 
 import json
 import re
@@ -40,7 +40,7 @@ class Walk:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words of every command `ramify ...` in the shell examples of a page."""
+    """The arguments of every command `ramify ...` in the shell examples of a page."""
     split = [shlex.split(line, comments=True) for block in blocks(path) for line in lines(block)]
     return [words[1:] for words in split if words and Path(words[0]).name == "ramify"]
 
@@ -107,7 +107,7 @@ def test_tutorial_resumes_where_it_stopped(tutorial: Walk) -> None:
 
 @page
 def test_commands_exist(path: Path) -> None:
-    """Every verb and option in the shell examples is one that the command line has; overrides are keys of a recipe."""
+    """Every verb and option in the shell examples exists; overrides are keys of a recipe."""
     verbs = typer.main.get_command(cli.app).commands
     for words in commands(path):
         verb, arguments = verbs.get(words[0]), words[1:]

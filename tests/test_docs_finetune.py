@@ -1,4 +1,4 @@
-"""The page about fine-tuning does what it says."""
+"""The page about fine-tuning, executed."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page about using a model does what it says."""
+"""The pages about using a model and about simulations, executed."""
 
 import importlib.util
 import re
@@ -26,3 +26,10 @@ def test_the_page_prints_what_it_says(tmp_path: Path) -> None:
         assert said.strip() == text.strip()
     for name in ("predicted.extxyz", "all.extxyz", "relaxed.extxyz", "md.extxyz", "model/README.md"):
         assert (tmp_path / name).exists()
+
+
+def test_the_page_on_simulations_prints_what_it_says(tmp_path: Path) -> None:
+    shown = printed(walk("docs/simulations.md", tmp_path, skip=left_out))
+    assert len(shown) >= 1
+    for said, text in shown:
+        assert said.strip() == text.strip()

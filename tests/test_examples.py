@@ -1,4 +1,4 @@
-"""The job scripts: shells take them, and what they ask of ramify exists and means what they think."""
+"""The job scripts: their syntax is valid, and the commands and exit statuses in them exist."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every `python -m ramify ...`."""
+    """The arguments of every `python -m ramify ...`."""
     lines = re.findall(r"python -m ramify (.*?)(?: \|\||\n)", text.replace("\\\n", " "))
     return [shlex.split(line) for line in lines]
 
@@ -47,7 +47,7 @@ def test_what_it_asks_of_ramify_exists(path: Path) -> None:
 
 @script
 def test_it_goes_on_after_the_status_of_a_stop(path: Path) -> None:
-    """And waits for a signal that ramify hears, or has it stop by itself."""
+    """And sends a signal that ramify handles, or sets a time limit."""
     text = path.read_text(encoding="utf-8")
     (status,) = re.findall(r'"\$status" -eq (\d+)', text)
     assert int(status) == STOPPED
@@ -59,7 +59,7 @@ def test_it_goes_on_after_the_status_of_a_stop(path: Path) -> None:
 
 @script
 def test_it_ends_with_the_status_of_the_ranks(path: Path, tmp_path: Path) -> None:
-    """With stand-ins for the cluster's commands: 75 puts the job into the queue again, any other status does not."""
+    """With replacements of the commands of the cluster: status 75 requeues the job, any other status does not."""
     calls = tmp_path / "calls"
     for name in ("srun", "mpiexec", "scontrol", "qsub", "module", "source", "hostname", "sort"):
         (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $*" >> {calls}\n')

@@ -1,4 +1,4 @@
-"""An encoder in a package of its own: found by its entry point, trained, exported, loaded; and what can go wrong."""
+"""An encoder in a package of its own: found by its entry point, trained, exported, loaded; and errors."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples/encoder"
 
 
 def installed(folder: Path, entry: str, *, name: str = "ramify-pair-sums") -> Path:
-    """What pip leaves of a package that is installed: metadata with the entry point, and the module beside it."""
+    """An installed package as pip leaves it: metadata with the entry point."""
     metadata = folder / f"{name.replace('-', '_')}-0.1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")

@@ -1,4 +1,4 @@
-"""The embedded corpora, read with h5py, json and bz2 alone: what they hold, units and signs, and their READMEs."""
+"""The embedded corpora, read with h5py, json and bz2 alone: content, units and signs, and their READMEs."""
 
 import bz2
 import json

@@ -1,14 +1,14 @@
-"""What version 0.1 wrote goes on being read: stores, runs stopped in the middle, their checkpoints.
+"""Files of version 0.1 can still be read: stores, interrupted runs, their checkpoints.
 
 `make.py` in `samples/version-0.1` wrote the structures; `ramify prepare`, `train` (stopped by SIGTERM) and `evaluate`
 of that version wrote the rest. `expected.json` holds its predictions, and the losses of the steps that followed when it
 resumed the runs.
 """
 
+import contextlib
 import json
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,27 @@ from ase.io import read
 import ramify
 from ramify.inspect import describe
 from ramify.store.store import Store
+from tests.pages import verb
 
 SAMPLES = Path(__file__).parent / "samples/version-0.1"
 KINDS = ("conservative", "direct")
 
 
 def program(*words: str, cwd: Path) -> None:
-    """Runs `ramify` with these words; it must end well."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ramify", *words], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    """Runs `ramify` with these arguments in the folder `cwd`; it must succeed."""
+    with contextlib.chdir(cwd):
+        verb(shlex.join(("ramify", *words)))
 
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Path:
-    """A copy that may be written to."""
+    """A writable copy."""
     return Path(shutil.copytree(SAMPLES, tmp_path / "sample", symlinks=True))
 
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    """What version 0.1 found."""
+    """Results of version 0.1."""
     found: dict[str, Any] = json.loads((SAMPLES / "expected.json").read_text(encoding="utf-8"))
     return found
 

@@ -1,4 +1,4 @@
-"""Pieces of rows, against loops that say the same more slowly."""
+"""Pieces of rows, against simple loops."""
 
 import math
 

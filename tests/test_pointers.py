@@ -20,7 +20,7 @@ POINTERS = {"latest": "step-00000300", "best": "step-00000200", "with-qm7x": "st
 
 
 def about(step: int) -> dict[str, object]:
-    """What manifests say: the best step so far, and a dataset that left after step 100."""
+    """Manifests: the best step so far, and a dataset that was removed after step 100."""
     best = {"best": 0.5, "best_step": min(step, 200)}
     datasets = {"ani1x": {}, **({"qm7x": {}} if step == 100 else {})}
     return ABOUT | {"datasets": datasets, "trainer": {"progress": {"step": step} | best}}
@@ -54,7 +54,7 @@ def links_left_out(source: Path, target: Path) -> None:
 
 
 def links_as_files(source: Path, target: Path) -> None:
-    """As where links come out as small files that hold their target."""
+    """As on systems where links are copied as small files with their target."""
     links_left_out(source, target)
     for link in source.iterdir():
         if link.is_symlink():
@@ -109,7 +109,7 @@ def test_only_names_of_pointers_are_resolved(linked: Path, tmp_path: Path) -> No
 
 
 def test_names_in_foreign_manifests_become_no_pointers(linked: Path) -> None:
-    """What a copy without links is read from; every name passes the check of datasets' names."""
+    """Copies without links are read from manifests; every name is checked like a name of a dataset."""
     for name in POINTERS:
         (linked / name).unlink()
     path = linked / "step-00000100/manifest.json"
@@ -146,7 +146,7 @@ def test_before_an_evaluation_nothing_is_best(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_named(linked: Path, content: str, text: str) -> None:
-    """And nothing is removed on its word; without it the checkpoints tell the same."""
+    """And no checkpoint is removed because of it; without the file, pointers follow from the checkpoints."""
     tidy(linked)
     whole = files_of(linked)
     (linked / NAME).write_text(content)

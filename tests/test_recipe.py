@@ -1,4 +1,4 @@
-"""Recipes: what is wrong is named with what is accepted; what is right comes back as it was."""
+"""Recipes: errors name the key and the accepted values; valid recipes survive a round trip."""
 
 import copy
 import subprocess
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from ramify.errors import RamifyError
 from ramify.recipe import RECIPES, EncoderOptions, Recipe, encoder_class, encoder_kinds, load_recipe, parse_recipe
+from ramify.recipe.encoder import KINDS, OPTIONS
 from ramify.sources.formats import find_format, formats
 
 BASE: dict[str, Any] = {
@@ -308,7 +309,7 @@ def test_a_missing_recipe_names_those_that_come_along(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
 def test_packaged_recipes_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By name from anywhere, and as they come back from their resolved form."""
+    """By name from any folder, and from their resolved form."""
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name)
     assert len(recipe.datasets) == 5
@@ -361,10 +362,15 @@ def test_a_resolved_recipe_means_the_same(changes: dict[str, Any]) -> None:
     assert {type(options) for options in again.datasets.values()} == {type(o) for o in recipe.datasets.values()}
 
 
-def test_a_recipe_loads_only_the_formats_that_it_names() -> None:
-    """All together they take longer to import than all else that reading a recipe does."""
-    code = "import sys; from ramify.recipe import load_recipe; load_recipe('demo'); assert 'ase.db' not in sys.modules"
+def test_a_recipe_is_read_without_pytorch_and_formats_that_it_does_not_name() -> None:
+    """Each takes longer to import than everything else needed to read a recipe."""
+    code = "import sys; from ramify.recipe import load_recipe; load_recipe('demo')\n"
+    code += "assert {'ase.db', 'torch'}.isdisjoint(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_keys_of_encoders_are_those_of_their_classes() -> None:
+    assert {kind: encoder_class(kind).Options for kind in KINDS} == OPTIONS
 
 
 def test_formats_are_found_by_their_names() -> None:

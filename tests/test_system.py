@@ -1,5 +1,4 @@
-"""What the operating system says of memory and processes, against psutil, the clock and trees of control groups made
-by hand."""
+"""Memory and processes of the operating system, against psutil, the clock and control groups made by hand."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What the files of a stranger cannot do: lead out of their folder, take memory that they do not fill, crash."""
+"""Files from untrusted sources cannot refer to files outside their folder, allocate more than their size, or crash."""
 
 import json
 import resource
@@ -122,7 +122,7 @@ def test_no_other_name_in_a_checkpoint_leads_elsewhere_either(run: Path, tmp_pat
 
 
 def test_a_saved_model_with_such_a_name_is_not_written(run: Path, tmp_path: Path) -> None:
-    """Whatever reads come before: names are checked where they become paths too."""
+    """Names are also checked where they become paths, independent of earlier checks."""
     saved = read_saved(run)
     bad = replace(saved, branches={**saved.branches, "../../outside": saved.branches["mptrj"]})
     with pytest.raises((RamifyError, ValueError), match="cannot be a name"):
@@ -171,7 +171,7 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_named_not_reached_by_a_path(run: Path) -> None:
-    """A recipe of a stranger may say which checkpoint a fine-tuning started from."""
+    """A recipe from an untrusted source may name the checkpoint of a fine-tuning."""
     for which in ("../checkpoints/best", str(run / "checkpoints/best"), ""):
         with pytest.raises(RamifyError, match="is not a checkpoint of a run"):
             load(run, checkpoint=which)

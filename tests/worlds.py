@@ -1,4 +1,4 @@
-"""Ranks as processes of their own, which meet through Gloo on this machine."""
+"""Ranks as separate processes on this machine, connected by Gloo."""
 
 import multiprocessing
 import os
@@ -16,14 +16,14 @@ PRELOADED = ["tests.preloaded"]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """An unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def run_world(world: int, work: Callable[..., Any], *args: Any, limit: float = 120.0) -> list[Any]:
-    """What `work(rank, *args)` returns on each of `world` processes that have met; `work` must be importable.
+    """The result of `work(rank, *args)` on each of `world` connected processes; `work` must be importable.
 
     Raises:
         AssertionError: a process failed, with its traceback, or they took longer than `limit` seconds.

@@ -37,8 +37,7 @@ def make(recipe: Recipe, mode: str) -> Trainer:
     content["train"]["compile"] = mode
     changed = parse_recipe(content, "benchmark")
     stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
-    process = alone(changed)
-    return make_trainer(changed, stores, Layout.alone(list(recipe.datasets_of_branches()), process.device), process)
+    return make_trainer(changed, stores, Layout.alone(list(recipe.datasets_of_branches()), alone(changed).device))
 
 
 def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:

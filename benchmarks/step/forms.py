@@ -31,7 +31,7 @@ from ramify.store.store import Store
 from ramify.system import process_memory
 from ramify.train import loop
 from ramify.train.loop import Trainer
-from ramify.train.start import Process, configure_process
+from ramify.train.start import configure_process
 
 FORMS = ("product", "product-bf16", "naive")
 
@@ -44,9 +44,9 @@ def make(form: str, recipe: Recipe) -> Trainer:
     stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
     layout = Layout.alone(list(recipe.datasets_of_branches()), torch.device("cpu"))
     if not form.startswith("naive"):
-        return make_trainer(changed, stores, layout, Process())
+        return make_trainer(changed, stores, layout)
     with mock.patch.object(loop, "build_model", lambda *given: make_naive(build_model(*given))):
-        return make_trainer(changed, stores, layout, Process())
+        return make_trainer(changed, stores, layout)
 
 
 def measure_memory(form: str, recipe: Recipe) -> int:

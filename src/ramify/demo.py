@@ -1,7 +1,6 @@
 """`ramify demo`: all stages on the embedded datasets."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +16,7 @@ from ramify.report import tables
 from ramify.report.report import write_report
 from ramify.run.stop import Stop
 from ramify.train.loop import Trainer
-from ramify.train.start import alone, start_run
+from ramify.train.start import start_run
 
 
 def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Trainer, Path | None]:
@@ -42,7 +41,7 @@ def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Traine
             )
     print_prepared(console, manifests)
     with Stop(recipe.train.time_limit, at_once=True) as stop, training_display(console) as (callbacks, edges):
-        trainer = start_run(recipe, path, callbacks, edges, replace(alone(recipe), stop=stop))
+        trainer = start_run(recipe, path, callbacks, edges, stop=stop)
         trainer.fit()
     if trainer.stopped_by:
         return trainer, None

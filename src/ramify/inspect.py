@@ -58,6 +58,7 @@ def _store(path: Path, verify: bool) -> dict[str, Any]:
         "form",
         "splits",
         "labels",
+        "states",
         "elements",
         "references",
         "statistics",

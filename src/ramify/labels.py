@@ -96,7 +96,10 @@ LABELS: dict[str, Label] = {label.name: label for label in (ENERGY, FORCES, STRE
 """All labels, in the order of tables. Every structure has an energy."""
 
 BUILT_IN = tuple(LABELS)
-RESERVED = ("n_atoms", "numbers", "positions", "cell", "pbc", "split", "group", "origin", "row", "volume", "linear")
+RESERVED = (
+    *("n_atoms", "numbers", "positions", "cell", "pbc", "charge", "spin", "split", "group", "origin", "row"),
+    *("volume", "linear"),
+)
 """Names of columns that are not labels."""
 
 

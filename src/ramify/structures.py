@@ -42,6 +42,8 @@ class Structures:
         energy: (S,) float64, total energy in eV; NaN where there is no label.
         forces: (N, 3) float, eV/Å, forces (-dE/dx); NaN where there is no label.
         stress: (S, 3, 3) float, eV/Å³, tension positive (dE/dε / V); NaN where there is no label.
+        charge: (S,) float64, total charge in e, a whole number; NaN where it is not stated, which does not mean 0.
+        spin: (S,) float64, multiplicity 2S+1 (1: singlet), a whole number; NaN where it is not stated.
         split: (S,) uint8, a `Split`.
         group: (S,) int64, index into `group_names`: structures of one group are assigned to the same split.
         origin: (S,) int64, index into `origin_names`: the file and the path inside it.
@@ -60,6 +62,8 @@ class Structures:
     energy: NDArray[np.float64]
     forces: NDArray[np.floating]
     stress: NDArray[np.floating]
+    charge: NDArray[np.float64]
+    spin: NDArray[np.float64]
     split: NDArray[np.uint8]
     group: NDArray[np.int64]
     origin: NDArray[np.int64]
@@ -109,6 +113,8 @@ class Structures:
         energy: Any = None,
         forces: Any = None,
         stress: Any = None,
+        charge: Any = None,
+        spin: Any = None,
         split: Any = None,
         group: Any = None,
         origin: Any = None,
@@ -117,7 +123,7 @@ class Structures:
         origin_names: Sequence[str] = ("",),
         labels: Mapping[str, Any] | None = None,
     ) -> Structures:
-        """Builds structures from the given columns; defaults are no cell, no labels, group 0, row i.
+        """Builds structures from the given columns; defaults are no cell, label, charge or spin, group 0, row i.
 
         Raises:
             ValueError: inconsistent lengths of columns, an atomic number outside the range of its type, or an index
@@ -146,6 +152,8 @@ class Structures:
             energy=column(energy, (S,), np.float64, np.nan),
             forces=column(forces, (N, 3), np.float64, np.nan),
             stress=column(stress, (S, 3, 3), np.float64, np.nan),
+            charge=column(charge, (S,), np.float64, np.nan),
+            spin=column(spin, (S,), np.float64, np.nan),
             split=column(split, (S,), np.uint8, Split.NONE),
             group=column(group, (S,), np.int64, 0),
             origin=column(origin, (S,), np.int64, 0),
@@ -195,7 +203,8 @@ class Structures:
         return cls(**columns, labels=further)
 
     def to_ase(self, index: int) -> Atoms:
-        """Converts structure `index` to ASE atoms; labels are `REF_energy` in `.info`, `REF_forces` in `.arrays`."""
+        """Converts structure `index` to ASE atoms; labels are `REF_energy` in `.info`, `REF_forces` in `.arrays`, and
+        `charge` and `spin` are in `.info` where they are stated."""
         from ase import Atoms
 
         a, b = self.offsets[index : index + 2]
@@ -204,22 +213,43 @@ class Structures:
         )
         atoms.info["REF_energy"] = float(self.energy[index])
         atoms.arrays["REF_forces"] = np.array(self.forces[a:b])
+        for name in STATES:
+            if not np.isnan(value := getattr(self, name)[index]):
+                atoms.info[name] = int(value)
         return atoms
 
     @classmethod
     def from_ase(cls, images: Sequence[Atoms]) -> Structures:
-        """Converts ASE atoms without labels; a cell of zero volume without a periodic axis is kept unchanged."""
+        """Converts ASE atoms without labels; a cell of zero volume without a periodic axis is kept unchanged. Charge
+        and spin (multiplicity) are those of `atoms.info`, NaN where they are absent or not a number."""
         return cls.make(
             n_atoms=[len(a) for a in images],
             numbers=np.concatenate([a.numbers for a in images]) if images else [],
             positions=np.concatenate([a.positions for a in images]) if images else np.zeros((0, 3)),
             cell=np.array([a.cell.array for a in images]).reshape(-1, 3, 3),
             pbc=np.array([a.pbc for a in images]).reshape(-1, 3),
+            charge=[_number(a.info.get("charge")) for a in images],
+            spin=[_number(a.info.get("spin")) for a in images],
         )
 
 
+def _number(value: Any) -> float:
+    """A number as float; NaN for anything else."""
+    array = np.asarray(value)
+    return float(array.reshape(-1)[0]) if array.size == 1 and array.dtype.kind in "iuf" else np.nan
+
+
+def state_text(charge: float | None, spin: float | None) -> str:
+    """Text of a charge in e and a multiplicity; None and NaN are not stated."""
+    unknown = [value is None or np.isnan(value) for value in (charge, spin)]
+    charge_text = "charge not stated" if unknown[0] else f"charge {charge:+.0f}" if charge else "charge 0"
+    return f"{charge_text}, {'spin not stated' if unknown[1] else f'multiplicity {spin:.0f}'}"
+
+
+STATES = ("charge", "spin")
+"""Columns of the electronic state; NaN where a structure does not state them."""
 ATOM_COLUMNS = ("numbers", "positions", "forces")
-STRUCTURE_COLUMNS = ("n_atoms", "cell", "pbc", "energy", "stress", "split", "group", "origin", "row")
+STRUCTURE_COLUMNS = ("n_atoms", "cell", "pbc", "energy", "stress", *STATES, "split", "group", "origin", "row")
 assert {f.name for f in fields(Structures)} == {
     *ATOM_COLUMNS,
     *STRUCTURE_COLUMNS,

@@ -1,4 +1,4 @@
-"""Batches filled up for compiled steps: what is real stays as it is, what is added touches nothing."""
+"""Padded batches for compiled steps: real rows do not change, added rows have no effect."""
 
 import math
 

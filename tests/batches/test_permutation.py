@@ -31,8 +31,8 @@ def test_any_stretch_is_part_of_the_whole(size: int, stretches: list[tuple[int, 
 
 
 def test_it_looks_shuffled() -> None:
-    """Against what a random permutation gives: fixed points, ascents, correlation of place and row, and of neighbours;
-    and where the first rows of many permutations fall."""
+    """Statistics of random permutations: fixed points, ascents, correlation of place and row, and of neighbours; and
+    the places of the first rows of many permutations."""
     n = 200_000
     order = LargePermutation(n, 12345).rows(0, n)
     assert (order == np.arange(n)).sum() < 10  # 1 expected

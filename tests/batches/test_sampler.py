@@ -31,7 +31,8 @@ def test_every_step_takes_exactly_the_batch(sizes: list[int], batch: int, step: 
 
 @pytest.mark.parametrize("batch", [1, 7, 32, 500])
 def test_datasets_get_their_share_at_any_time(batch: int) -> None:
-    """After any number of steps no dataset is more than two structures (and a rounding of 2^-32) off its share."""
+    """After any number of steps no dataset differs from its fraction by more than two structures and a rounding of
+    2^-32."""
     sampler = make(batch)
     taken = np.zeros(4)
     shares = np.array([size / 1000 for size in SIZES.values()])

@@ -96,7 +96,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_forces_of_a_batch(model: MultiBranch, case: str) -> None:
-    """In float32 as near to those of float64 as where the structure stands at the origin."""
+    """In float32 as close to those of float64 as with the structure at the origin."""
     near, far = CASES[case]
     exact = forces(model, near, torch.float64)
     rounding = max(np.abs(forces(model, near, torch.float32) - exact).max(), 1e-6 * np.abs(exact).max())

@@ -1,4 +1,4 @@
-"""The scripts in `benchmarks/` use what the package has today."""
+"""The scripts in `benchmarks/` can be imported with the current package."""
 
 import importlib
 from pathlib import Path

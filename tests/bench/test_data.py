@@ -1,4 +1,4 @@
-"""The benchmark of the data on stores too small for its figures to mean anything: what it says, and that it ends."""
+"""The benchmark of the data on small stores: the form of its results, without a check of the figures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Cases on real processes: what they send and hold is what the plan says."""
+"""Cases on real processes: traffic and memory are those of the plan."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.bench.conftest import MakeRecipe
 
 
 def test_scale_measures_what_the_plan_says(paper: MakeRecipe, tmp_path: Path) -> None:
-    """Two ranks, whole encoder and cut-up encoder; the folder keeps what it held."""
+    """Two ranks, with a full and a sharded encoder; earlier results in the folder are kept."""
     heard: list[dict[str, Any]] = []
     other = {"mode": "strong", "placement": "auto", "ranks": 1, "branches": 1, "batch": 1}
     times = {"seconds": 1.0, "quartiles": [0.9, 1.1]}
@@ -41,8 +41,8 @@ def test_scale_measures_what_the_plan_says(paper: MakeRecipe, tmp_path: Path) ->
 
 @pytest.mark.timeout(600)  # seven processes one after the other, 20 s where cores are free
 def test_memory_of_a_rank(paper: MakeRecipe, tmp_path: Path) -> None:
-    """Hosting one branch of three takes what hosting the only one does; hosting all three takes two branches more; a
-    rank by itself holds what it holds among the others."""
+    """Hosting one of three branches needs the memory of hosting the only one; hosting all three needs two branches
+    more; a rank alone needs the memory that it needs among others."""
     recipe = paper(384, "optimizer.ema=0")
     content = run_memory(MemoryBench(recipe, [1, 3], check=2), tmp_path, lambda row: None, limit=120.0)
     rows = {(row["placement"], row["branches"], row["alone"]): row for row in content["rows"]}
@@ -52,7 +52,7 @@ def test_memory_of_a_rank(paper: MakeRecipe, tmp_path: Path) -> None:
     branch = 16 * one["branch_parameters"]
     assert spread["tensors"] == one["tensors"]
     assert all_three["tensors"] - one["tensors"] == pytest.approx(2 * branch, rel=0.001)
-    # the system counts whole pages, and what libraries keep beside: some MB, whatever the size of the model
+    # the system counts whole pages, and memory of libraries: some MB, independent of the size of the model
     assert spread["process"] == pytest.approx(one["process"], abs=8e6)
     assert all_three["process"] - one["process"] == pytest.approx(2 * branch, abs=8e6)
     for row in content["rows"]:
@@ -74,7 +74,7 @@ def test_wrong_words_are_refused(paper: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_a_rank_that_fails_says_why(paper: MakeRecipe, tmp_path: Path) -> None:
-    """Its last words come with the error, and nobody is left waiting for it."""
+    """The error contains the end of its output, and no process is left waiting for it."""
     sweep = Sweep(paper(16, "train.device=xpu"), [1], ["replicated"], ["weak"], branches=1)
     with pytest.raises(RamifyError, match=r"train\.device: xpu"):
         run_scale(sweep, tmp_path, lambda case: None, limit=120.0)

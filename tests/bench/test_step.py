@@ -1,4 +1,4 @@
-"""A step beside the machine's product: what is counted, timed and held."""
+"""A step compared with the matrix product of the machine: operations, times and memory."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path
 
 @masks_work
 def test_slow_products_are_measured_on_less(paper: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a processor without bfloat16 instructions, and said."""
+    """On a processor without bfloat16 instructions, with a note."""
     for name, value in WITHOUT_BF16.items():
         monkeypatch.setenv(name, value)
     recipe = paper(16, "train.batch=2")

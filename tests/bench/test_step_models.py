@@ -1,11 +1,11 @@
-"""The comparison with other models: what it makes for them itself."""
+"""The comparison with other models: inputs that the benchmark computes for them."""
 
 import torch
 from benchmarks.step.models import triplets
 
 
 def test_triplets_are_all_pairs_of_edges_that_follow_each_other() -> None:
-    """Atom 5 is nobody's receiver, atom 4 nobody's sender; edges go one way and both."""
+    """Atom 5 receives nothing, atom 4 sends nothing; some edges have a reverse edge, others not."""
     receiver = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 4])
     sender = torch.tensor([1, 2, 5, 0, 2, 0, 1, 2, 3])
     edges = list(enumerate(zip(sender.tolist(), receiver.tolist(), strict=True)))

@@ -1,4 +1,4 @@
-"""Made-up datasets have the size that they are said to have."""
+"""Synthetic datasets have their stated sizes."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_atoms_and_neighbors_are_as_asked_for(atoms: float, neighbors: float, li
 
 
 def test_a_step_takes_what_the_stated_sizes_say(paper: MakeRecipe, tmp_path: Path) -> None:
-    """All made-up stores have as many structures; the recipe's sampling makes up for it."""
+    """All synthetic stores have the same number of structures; the sampling of the recipe compensates for it."""
     recipe = paper(16)
     stated = read_sizes("paper", recipe)
     changed, paths = of_sizes(recipe, stated, tmp_path)

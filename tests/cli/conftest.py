@@ -19,7 +19,7 @@ from tests.small import ENTRIES, MODEL
 
 @dataclass(frozen=True)
 class Said:
-    """How a command ended and what it wrote."""
+    """Exit status and output of a command."""
 
     status: int
     out: str

@@ -1,4 +1,4 @@
-"""The command line: the whole way on two datasets, JSON, interruptions, and what is printed."""
+"""The command line: all verbs on two datasets, JSON, interruptions, and output."""
 
 import json
 import re
@@ -109,7 +109,7 @@ def test_json(ramify: Ramify, finished: Path) -> None:
 
 
 def test_forms_and_workers(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
-    """Two processes write an ADIOS2 file; converted, it holds what one process wrote as columns, to the bit."""
+    """An ADIOS2 file written by two processes, converted, equals the columns written by one process, to the bit."""
     store = tmp_path / "stores" / "qm7x"
     said = ramify("prepare", recipe(tmp_path, qm7x=ENTRIES["qm7x"]), "--store", "adios", "--workers", 2)
     assert (said.status, said.err) == (0, "")
@@ -139,7 +139,7 @@ def test_version_and_help(ramify: Ramify) -> None:
 
 
 def test_a_path_with_an_equals_sign(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
-    """Of the recipe: before keys to override, in a new run and when one goes on."""
+    """Path of the recipe, followed by keys to override, in a new run and in a resumed one."""
     path = tmp_path / "a=b" / "own.yaml"
     path.parent.mkdir()
     path.write_text((finished / "recipe.yaml").read_text())
@@ -178,7 +178,7 @@ def test_in_a_process_of_its_own(tmp_path: Path, debug: bool) -> None:
 
 
 def test_a_killed_training_goes_on(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
-    """SIGKILL after the first checkpoint; what `--resume` then makes equals the run that nobody killed."""
+    """SIGKILL after the first checkpoint; after `--resume` the run equals one that was not killed."""
     path, run = finished / "recipe.yaml", tmp_path / "run"
     command = [sys.executable, "-c", KILLED, "train", str(path), "--run", str(run)]
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, check=False)
@@ -218,7 +218,7 @@ def test_names_with_brackets_are_printed_as_they_are(ramify: Ramify, own: Path, 
 
 
 def test_demo(ramify: Ramify, tmp_path: Path) -> None:
-    """All of it, cut to a few steps of a small model; the folder's name holds what YAML would take for syntax."""
+    """All stages, with few steps of a small model; the name of the folder contains characters of YAML's syntax."""
     small = [f"model.{group}={json.dumps(value)}" for group, value in MODEL.items()]
     said = ramify("demo", "--run", "my demo: #1", "train.max_steps=3", *small)
     assert (said.status, said.err) == (0, "")

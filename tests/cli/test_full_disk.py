@@ -1,4 +1,4 @@
-"""A full disk, whenever it strikes: one message, nothing half-written, and with room again everything goes on."""
+"""A full disk at any moment: one message, no partial files, and with free space the command can be repeated."""
 
 import resource
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from .conftest import Ramify, recipe, refused
 
 @contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """Inside, no file can grow beyond `limit` bytes: what a full disk looks like to a program."""
+    """Inside, no file can grow beyond `limit` bytes: writes fail as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -37,7 +37,7 @@ def test_a_full_disk_while_a_run_is_made(ramify: Ramify, finished: Path, tmp_pat
 
 
 def test_a_full_disk_while_training(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
-    """Metrics grow past the limit: the checkpoints before stay whole, and with room again the run goes on."""
+    """Metrics grow beyond the limit: earlier checkpoints stay complete, and with free space the run resumes."""
     longer = ("train.max_steps=120", "train.log_every=1", "train.evaluate_every=9", "train.checkpoint_every=0.5")
     with file_size_limit(30_000):
         said = ramify("train", finished / "recipe.yaml", "--run", tmp_path / "run", *longer)

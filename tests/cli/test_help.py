@@ -10,7 +10,7 @@ from ramify.cli import app
 
 
 def verbs(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Each command that a user sees, by the words after `ramify`."""
+    """Each visible command, by its name after `ramify`."""
     yield words, command
     for name, inner in getattr(command, "commands", {}).items():
         if not inner.hidden:
@@ -26,7 +26,7 @@ def test_they_are_found() -> None:
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
 def test_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every argument and option says what it is for, nothing is cut off, lines are short."""
+    """Every argument and option has a description, no text is truncated, lines are short."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     command = ALL[words]

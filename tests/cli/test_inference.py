@@ -61,10 +61,24 @@ def test_md(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None
     said = ramify(*command, "-o", "out.extxyz", "--temperature", "300", "--steps", "5", "--every", "5")
     assert said.status == 0
     assert "warning: branch 'qm7x' predicts forces directly" in said.out
-    assert re.search(r"5 steps, 0\.003 ps, \d+ K on average; total energy drifts by -?\d+\.\d+ meV/atom/ps", said.out)
+    assert re.search(
+        r"5 steps, 0\.003 ps, \d+ K on average; conserved energy drifts by -?\d+\.\d+ meV/atom/ps", said.out
+    )
     assert len(read(tmp_path / "out.extxyz", ":")) == 2
     said = ramify(*command, "-o", "nvt.extxyz", "--temperature", "300", "--ensemble", "nvt", "--steps", "3", "--json")
     assert json.loads(said.out)["steps"] == 3
+
+
+def test_md_of_replicas_that_resume(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None:
+    command = ("md", water, "-m", finished / "run", "-b", "qm7x", "-o", "out.traj", "--replicas", "2", "--every", "1")
+    refused(ramify(*command), "no temperature is given", "--temperature")
+    options = ("--temperature", "300", "--ensemble", "nvt", "--thermostat", "nose-hoover", "--resume", "--json")
+    for steps in (2, 3):
+        found = json.loads(ramify(*command, *options, "--steps", steps).out)
+        assert [report["steps"] for report in found] == [steps, steps]
+        images = [read(tmp_path / f"out-{k}.traj", ":") for k in (0, 1)]
+        assert [len(frames) for frames in images] == [steps + 1, steps + 1]
+        assert abs(images[0][0].get_momenta() - images[1][0].get_momenta()).max() > 1e-3
 
 
 def test_mistakes(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None:

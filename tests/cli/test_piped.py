@@ -1,4 +1,4 @@
-"""What verbs print into a pipe or a job log, which have no width of their own."""
+"""Output of verbs into a pipe or a job log, which have no width."""
 
 import os
 import subprocess

@@ -15,7 +15,7 @@ from tests.small import make_recipe, prepare_stores, train
 
 
 class Clock:
-    """Seconds as a test wants them."""
+    """A clock that a test sets."""
 
     now = 0.0
 

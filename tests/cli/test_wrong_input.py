@@ -1,4 +1,4 @@
-"""Whatever a user can act on ends as one message on stderr and status 1, without a traceback, and leaves no traces."""
+"""Errors that a user can resolve: one message on stderr, status 1, no traceback, no files left."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Evaluation: exact over whole splits, every branch on every dataset, and what is written is what was predicted."""
+"""Evaluation: exact over whole splits, every branch on every dataset; files contain the predictions."""
 
 import json
 from collections.abc import Callable
@@ -280,7 +280,7 @@ def test_a_broken_model_is_not_given_a_number(run: Path, small: Callable[..., Re
 
 
 def test_datasets_the_model_was_not_trained_on(small: Callable[..., Recipe], tmp_path: Path) -> None:
-    """A model of one dataset beside another: rows and trivial predictor for both, predictions for its own alone."""
+    """A model of one dataset, evaluated on two: rows and trivial predictor for both, predictions for its own."""
     path = tmp_path / "single"
     train(small("qm7x"), path)
     result = Evaluator(path, others=small("qm7x", "mptrj")).evaluate()

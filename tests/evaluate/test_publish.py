@@ -16,7 +16,7 @@ OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scan
 
 
 def write(run: Path, which: str) -> None:
-    """One evaluation; its name stands in every file."""
+    """One evaluation, with its name in every file."""
 
     def predictions(folder: Path) -> None:
         for dataset in ("a", "b"):
@@ -42,7 +42,7 @@ def killed_at(run: Path, number: int) -> None:
 
 
 def found(run: Path) -> tuple[str, set[str]]:
-    """What the errors say, and what the predictions do."""
+    """Names found in the errors and in the predictions."""
     errors = json.loads((evaluation_folder(run) / "evaluation.json").read_text())["split"]
     return errors, {p.read_text() for p in predictions_folder(run).iterdir()}
 

@@ -1,4 +1,4 @@
-"""Evaluation by several processes: the same to the bit as by one; what goes wrong on one ends all with one message."""
+"""Evaluation by several processes equals that by one, to the bit; an error of one rank ends all with one message."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(run: Path) -> dict[str, Any]:
-    """What one process finds."""
+    """Results of one process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict_split, "ATOMS_AT_ONCE", CUT)
         Evaluator(run).evaluate()
@@ -61,7 +61,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_find_the_same_to_the_bit(run: Path, alone: dict[str, Any], tmp_path: Path, world: int) -> None:
-    """Started as torchrun starts them; only the first speaks and writes."""
+    """Started as by torchrun; only rank zero prints and writes."""
     (run / "evaluation.json").unlink()
     done = programs.run(tmp_path, world, "evaluate", run, "--device", "cpu", first=CUT_THERE, COLUMNS="120")
     assert done.statuses == [0] * world, done.said
@@ -73,7 +73,7 @@ def test_processes_find_the_same_to_the_bit(run: Path, alone: dict[str, Any], tm
 
 @pytest.mark.parametrize("world", [1, 2, 3, 12])
 def test_any_number_of_ranks(run: Path, alone: dict[str, Any], monkeypatch: pytest.MonkeyPatch, world: int) -> None:
-    """Also more ranks than batches. Threads stand for processes: what they exchange is the same."""
+    """Also with more ranks than batches. Threads replace processes and exchange the same data."""
     monkeypatch.setattr(predict_split, "ATOMS_AT_ONCE", CUT)
     results = on_threads(world, lambda rank: Evaluator(run, ranks=rank).evaluate())
     assert all(result == results[0] for result in results)
@@ -108,7 +108,7 @@ def test_what_fails_on_one_rank_ends_all(run: Path, alone: dict[str, Any], monke
 
 
 def test_parts_that_the_first_rank_does_not_see(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes that do not share a file system."""
+    """Two nodes without a shared file system."""
     monkeypatch.setattr(predict_split, "ATOMS_AT_ONCE", CUT)
     write = predictions_file.write_part
 

@@ -1,4 +1,4 @@
-"""Reading run directories: what is wrong with one is said with the way out; what a model is called."""
+"""Reading run directories: errors with their fix, and names of models."""
 
 import json
 from collections.abc import Callable

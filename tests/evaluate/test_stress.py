@@ -112,9 +112,9 @@ def test_direct_forces_bring_no_stress(small: Callable[..., Recipe], trained: Pa
 
 
 def test_the_third_table(trained: Path, untrained: Path) -> None:
-    """It has the columns with labels; a model that was not trained on stress is not judged by it, and that is said.
+    """It has the columns with labels; errors of a model that was not trained on stress are left out, with a note.
 
-    Where no model was trained on stress there is no such table.
+    If no model was trained on stress, there is no such table.
     """
     assert len(tables.build([untrained]).tables) == 2
     made = tables.build([trained, untrained])

@@ -1,4 +1,4 @@
-"""Trained models to go on with, and what the tests of fine-tuning ask of them."""
+"""Trained models to fine-tune, and their predictions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ Predicted = dict[str, tuple[np.ndarray, np.ndarray | None]]
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The models are so small that a second thread only waits."""
+    """More threads would not be faster with such small models."""
     torch.set_num_threads(1)
 
 
@@ -49,7 +49,7 @@ def prepare_entries(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def recipe_for(folder: Path, *datasets: str, stated: dict[str, Any] | None = None, **changes: Any) -> Any:
-    """A recipe of a fine-tuning on `datasets`; of `model` it says only what is `stated`."""
+    """A recipe of a fine-tuning on `datasets`; its group `model` has only the keys in `stated`."""
     entries = prepare_entries(folder)
     made = make_recipe(folder, {name: entries[name] for name in datasets}, **changes)
     from ramify.recipe import parse_recipe
@@ -90,7 +90,7 @@ for _atoms in (*ASKED["ani1x"], *ASKED["mptrj"]):
 
 
 def predictions(model: Path, branches: tuple[str, ...] = ("ani1x", "mptrj")) -> Predicted:
-    """What branches of a model say about some structures, each on its own scale."""
+    """Predictions of branches of a model for some structures, each on its own scale."""
     loaded = load(model)
     found = {}
     for branch in branches:

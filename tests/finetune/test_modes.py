@@ -1,4 +1,4 @@
-"""What each mode trains, what it keeps, and what it refuses."""
+"""Trained and unchanged parts of each mode, and its errors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +13,11 @@ from ramify.errors import RamifyError
 from ramify.finetune.resolve import FinetuneRequest, resolve
 from ramify.finetune.run import Finetuning, finetune, resume
 from ramify.inference.model import load, read_saved
+from ramify.parallel.world import World
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import parse_recipe
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, resume_run
+from ramify.train.start import resume_run
 from tests.small import metrics, tensors
 
 from .conftest import ASKED, assert_same, predictions, prepare_entries, recipe_for
@@ -25,8 +26,8 @@ Tune = Callable[..., Finetuning]
 
 
 def test_a_branch_that_goes_on_keeps_its_references_and_units(tune: Tune, folder: Path, tmp_path: Path) -> None:
-    """New data of another level of theory are measured on the branch's scale, never the other way round; and the run
-    says that they do not fit."""
+    """New data of another level of theory are expressed on the scale of the branch, never the other way round, and a
+    warning states that they do not fit."""
     tuning = tune("bare", mode="keep-branch", start="ani1x", steps=2)
     old = load(folder / "base").branches["ani1x"].datasets["ani1x"]
     fitted = open_stores(recipe_for(folder, "bare"))["bare"].manifest
@@ -77,8 +78,8 @@ def test_what_is_trained(tune: Tune, tmp_path: Path, mode: str) -> None:
 
 
 def test_updates_merge_exactly(tune: Tune, folder: Path, tmp_path: Path) -> None:
-    """What is kept predicts what the run found with its updates apart, in float64 to the last digits: the model is
-    trained, evaluated by its own loop, and loaded again."""
+    """The saved model gives the errors that the run measured with separate updates, in float64 to the last digits: it
+    is trained, evaluated by its own loop, and loaded again."""
     from tests.small import make_recipe, train
 
     entries = {name: prepare_entries(folder)[name] for name in ("ani1x",)}
@@ -159,9 +160,7 @@ def test_one_that_was_killed_before_its_first_checkpoint_begins_again(tune: Tune
     """From the model, not from random numbers."""
     tune("qm7x", mode="new-branch", start="ani1x", steps=0).trainer.run.unlock()
     assert not any((tmp_path / "run/checkpoints").iterdir())
-    resume(
-        tmp_path / "run", Callbacks(), lambda dataset, structures: None, Process(), measured=lambda report: None
-    ).fit()
+    resume(tmp_path / "run", Callbacks(), lambda dataset, structures: None, World(), measured=lambda report: None).fit()
     assert_same(predictions(tmp_path / "run"), predictions(folder / "base"))
 
 

@@ -10,7 +10,6 @@ from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import finetune
 from ramify.parallel.world import World
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process
 from tests.small import make_recipe, tensors, train
 from tests.worlds import run_world
 
@@ -24,9 +23,9 @@ def tuned(rank: int, folder: Path, base: Path, path: Path, mode: str, datasets: 
     changes: dict[str, Any] = {"train__precision": "fp64"}
     if world > 1:
         changes["parallel__placement"] = "per-branch" if len(datasets) > 1 else "replicated"
-    process = Process(World(rank=rank, size=world))
+    ranks = World(rank=rank, size=world)
     request = FinetuneRequest(mode, str(base), "ani1x", 4)
-    found = finetune(request, recipe_for(folder, *datasets, **changes), path, Callbacks(), process=process)
+    found = finetune(request, recipe_for(folder, *datasets, **changes), path, Callbacks(), world=ranks)
     found.fit()
     return found.report.to_dict() if found.report is not None else None
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: whatever is read, there is a result or a `RamifyError`, in bounded time, and no crash.
+"""Damaged and hostile files: reading ends with a result or a `RamifyError`, in bounded time, without a crash.
 
-`RAMIFY_FUZZ=20` tries twenty times as many files of each kind, and other ones each time.
+`RAMIFY_FUZZ=20` tries twenty times as many files of each kind, different ones each time.
 """

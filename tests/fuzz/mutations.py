@@ -1,4 +1,4 @@
-"""Damage done to files: to their bytes, and to what they say."""
+"""Damage to files: to their bytes, and to their content."""
 
 import copy
 import json
@@ -116,5 +116,5 @@ def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
 
 
 def as_json(content: Any) -> bytes:
-    """JSON, also with numbers that it does not have: readers must take them or say so."""
+    """JSON, also with numbers outside its standard: readers must accept or refuse them."""
     return json.dumps(content).encode()

@@ -57,7 +57,7 @@ def npz(path: Path) -> None:
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """What `npz` holds."""
+    """Arrays of the format `npz`."""
     rng = np.random.default_rng(2)
     z = np.array([[8, 1, 1], [1, 1, 0], [6, 8, 0]])
     return {"z": z, "R": rng.normal(0, 1, (3, 3, 3)), "F": rng.normal(0, 1, (3, 3, 3)), "E": rng.normal(-5, 1, (3, 1))}

@@ -1,4 +1,4 @@
-"""What runs, checkpoints, exports and stores say about themselves, changed: a result or a `RamifyError`."""
+"""Changed manifests of runs, checkpoints, exports and stores: a result or a `RamifyError`."""
 
 import contextlib
 import hashlib
@@ -60,7 +60,7 @@ def copy(good: Path, tmp_path: Path) -> Path:
 
 
 def sealed(content: Any) -> bytes:
-    """A manifest with a checksum that fits, as one who means harm would write it."""
+    """A manifest with a valid checksum, as an attacker would write it."""
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if key != "checksum"}
         content |= {"checksum": content_sha256(content)}

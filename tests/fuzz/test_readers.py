@@ -1,7 +1,7 @@
 """Original files, damaged in their bytes or with other content: every reader gives structures, a reason or an error.
 
-What lies below the readers of HDF5 and LMDB is written in C; their bytes are damaged in a process of its own, so that a
-crash is seen and not suffered.
+The libraries of HDF5 and LMDB are written in C; their damaged files are read in a separate process, so that a crash
+fails the test only.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def read(name: str, path: Path, keys: dict[str, Any]) -> Structures:
 
 
 def survives(name: str, path: Path, keys: dict[str, Any]) -> None:
-    """Reads a file, which may only end well or by a `RamifyError`; what comes of it is as `Structures` must be."""
+    """Reads a file: a `RamifyError`, or valid `Structures`."""
     with contextlib.suppress(RamifyError):
         found = read(name, path, keys)
         assert found.numbers.min(initial=1) >= 1

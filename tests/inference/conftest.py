@@ -1,4 +1,4 @@
-"""Small trained models and structures that the tests of using them share."""
+"""Small trained models, and structures to predict."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.small import make_recipe, prepare_stores, train
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The models are so small that a second thread only waits."""
+    """More threads would not be faster with such small models."""
     torch.set_num_threads(1)
 
 

@@ -1,6 +1,7 @@
-"""The calculator: what `predict` says, as ASE wants it; derivatives, equation of state, phonons."""
+"""The calculator: predictions through ASE; derivatives, equation of state, phonons."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +15,13 @@ from ase.vibrations import Vibrations
 
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference.integrations.ase import Calculator
-from ramify.inference.model import Model
+from ramify.inference.model import Model, load
 
 
 def test_equal_to_batched_predictions(
     conservative: Model, direct: Model, molecules: list[Atoms], crystals: list[Atoms]
 ) -> None:
-    """To 1e-6 (eV per atom, eV/Å, eV/Å³), in float32; atoms come and go in one calculator."""
+    """To 1e-6 (eV per atom, eV/Å, eV/Å³), in float32; one calculator for structures of different sizes."""
     for model, branch, images in (
         (conservative, "qm7x", molecules),
         (conservative, "mptrj", crystals),
@@ -123,6 +124,17 @@ def test_bad_structures(conservative: Model) -> None:
         Calculator(conservative)
     with pytest.raises(RamifyError, match=r"skin=-1 is below 0"):
         Calculator(conservative, "qm7x", skin=-1)
+
+
+@pytest.mark.parametrize("part", ["energy_scale", "forces_scale"])
+def test_predictions_that_are_not_numbers_are_errors(runs: Path, part: str) -> None:
+    """Energies, or forces alone."""
+    model = load(runs / "direct")
+    getattr(model.network.branch("ani1x"), part).fill_(float("nan"))
+    water = molecule("H2O")
+    water.calc = Calculator(model, "ani1x")
+    with pytest.raises(RamifyError, match="prediction is not a number"):
+        water.get_forces()
 
 
 def test_one_warning_for_one_structure(conservative: Model) -> None:

@@ -1,4 +1,4 @@
-"""Molecular dynamics: energy is conserved, temperature is kept, and what goes wrong is said."""
+"""Molecular dynamics: conserved energy, temperature, and messages of errors."""
 
 import math
 import warnings
@@ -13,6 +13,7 @@ from ase.io import read, write
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.dynamics import DynamicsOptions, _Line, set_temperature, simulate
+from ramify.inference.jobs.integrators import IntegratorOptions
 from ramify.inference.jobs.relax import RelaxOptions, relax
 from ramify.inference.jobs.simulate_file import simulate_file
 from ramify.inference.model import Model
@@ -50,14 +51,14 @@ def test_equal_seeds_repeat(water: tuple[Atoms, Calculator]) -> None:
     ends = []
     for seed in (0, 0, 1):
         atoms = water[0].copy()
-        simulate(atoms, water[1], DynamicsOptions(ensemble="nvt", steps=20, seed=seed))
+        simulate(atoms, water[1], DynamicsOptions(integrator=IntegratorOptions(ensemble="nvt"), steps=20, seed=seed))
         ends.append(atoms.positions)
     np.testing.assert_array_equal(ends[0], ends[1])
     assert np.abs(ends[0] - ends[2]).max() > 1e-3
 
 
 def test_first_velocities() -> None:
-    """Of the temperature asked for; the whole stands still, and without periodic axes does not turn."""
+    """They have the given temperature, no total momentum and, without periodic axes, no angular momentum."""
     crowd = Atoms("CHNO" * 500, np.random.default_rng(0).uniform(0, 50, (2000, 3)))
     set_temperature(crowd, 350.0, np.random.default_rng(1))
     assert crowd.get_temperature() == pytest.approx(350.0, rel=0.05)
@@ -69,8 +70,7 @@ def test_first_velocities() -> None:
 
 
 def test_the_thermostat_warms() -> None:
-    """Langevin alone, against theory: a gas that starts cold comes to T (1 - exp(-2 γ t))."""
-    from ramify.inference.jobs.dynamics import FRICTION, _dynamics
+    """Langevin dynamics alone, against theory: a cold gas reaches T (1 - exp(-2 γ t))."""
 
     class Nothing(Calculator):
         def __init__(self) -> None:
@@ -83,9 +83,9 @@ def test_the_thermostat_warms() -> None:
     gas.set_momenta(np.zeros((1000, 3)))
     gas.calc = Nothing()
     gas.get_forces = lambda *_, **__: np.zeros((1000, 3))  # type: ignore[method-assign]
-    dynamics = _dynamics(gas, DynamicsOptions(ensemble="nvt", temperature=500.0), np.random.default_rng(0))
+    dynamics = IntegratorOptions(ensemble="nvt", friction=0.02).make(gas, 0.5, 500.0, seed=0)
     dynamics.run(100)  # 50 fs
-    expected = 500.0 * (1 - math.exp(-2 * FRICTION * 50))
+    expected = 500.0 * (1 - math.exp(-2 * 0.02 * 50))
     assert gas.get_temperature() == pytest.approx(expected, rel=0.08)
 
 
@@ -138,14 +138,18 @@ def test_what_cannot_be_simulated(direct: Model, conservative: Model) -> None:
     with pytest.raises(RamifyError, match="no temperature is given, and the structure has no velocities"):
         simulate(water, Calculator(conservative, "qm7x"), DynamicsOptions(temperature=None))
     with pytest.raises(RamifyError, match="no temperature is given, and nvt needs one"):
-        simulate(water, Calculator(conservative, "qm7x"), DynamicsOptions(temperature=None, ensemble="nvt"))
+        simulate(
+            water,
+            Calculator(conservative, "qm7x"),
+            DynamicsOptions(temperature=None, integrator=IntegratorOptions(ensemble="nvt")),
+        )
     with pytest.warns(RamifyWarning, match="not the gradient of its energy, which is therefore not conserved"):
         simulate(water, Calculator(direct, "ani1x"), DynamicsOptions(steps=1))
 
 
 @pytest.mark.filterwarnings("ignore::ramify.errors.RamifyWarning")
 def test_a_file(water: tuple[Atoms, Calculator], exact: Model, tmp_path: Path) -> None:
-    """A trajectory may begin where another ended, and goes on as if it had never stopped."""
+    """A trajectory that starts from the last frame of another one continues it exactly."""
     atoms, calculator = water
     write(tmp_path / "in.xyz", [atoms, molecule("CH4")])
     with pytest.raises(RamifyError, match=r"in\.xyz holds several structures\n  fix: name one with --index"):

@@ -1,4 +1,4 @@
-"""Every kind of encoder under all that is done with a model: trained, resumed, exported, loaded, asked, tuned."""
+"""Every kind of encoder in all uses of a model: trained, resumed, exported, loaded, predicted with, fine-tuned."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def case(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 class Cut(Exception):
-    """What ends a run before its time."""
+    """Raised by a test to interrupt a run."""
 
 
 def test_trained_resumed_exported_loaded_and_tuned(stores: Path, tmp_path: Path, case: tuple[str, str]) -> None:
@@ -132,7 +132,7 @@ def test_bf16(stores: Path, tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_is_that_of_the_kind(stores: Path, kind: str) -> None:
-    """Twice the layers take more, whatever the kind; so does a wider table where there is one."""
+    """Twice as many layers take more memory with every kind; so does a wider table of neighbours."""
     small = recipe_of(stores, kind, "conservative").model
     large = small.model_copy(update={"encoder": small.encoder.model_copy(update={"layers": 4})})
     needed = [memory_needed(options, "conservative", 1000, 8000) for options in (small, large)]

@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(result: dict[str, object]) -> object:
-    """What must be the same."""
+    """The numbers that must be equal."""
     return {key: result[key] for key in ("rows", "trivial", "branch_of", "step")}
 
 
@@ -49,7 +49,7 @@ def test_a_run_is_evaluated_from_anywhere(project: Path, tmp_path: Path, monkeyp
 def test_stores_of_another_project_are_not_taken_for_its_own(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder `stores` stands where the command is given, with datasets of the same names."""
+    """The working directory has a folder `stores` with datasets of the same names."""
     shutil.copytree(project / "stores", tmp_path / "stores")
     manifest = json.loads((tmp_path / "stores/ani1x/manifest.json").read_text())
     manifest["columns"]["energy"]["sha256"] = "0" * 64
@@ -61,7 +61,7 @@ def test_stores_of_another_project_are_not_taken_for_its_own(
 
 
 def test_a_run_outside_its_project(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its sessions say from where it was trained, and relative paths of the recipe begin there."""
+    """Its sessions record the working directory of the training, where relative paths of the recipe begin."""
     shutil.copytree(project / "runs/a", tmp_path / "moved", symlinks=True)
     monkeypatch.chdir(tmp_path)
     expected = Evaluator(tmp_path / "moved", stores=project / "stores").evaluate()
@@ -162,7 +162,7 @@ def test_a_file_gives_what_the_split_gives(
 
 
 def test_a_file_is_read_by_the_keys_of_its_dataset(project: Path, model: Model) -> None:
-    """The original file of the dataset itself: its format and keys come from the recipe."""
+    """The original file of the dataset: format and keys are those of the recipe."""
     path = Path(str(model.saved.recipe["datasets"]["mptrj"]["path"]))
     found = evaluate_file(model, path, "mptrj")
     structures = next(row for row in found["rows"] if row["branch"] == "mptrj")["structures"]

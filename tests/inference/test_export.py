@@ -85,7 +85,7 @@ def test_one_branch(runs: Path, conservative: Model, crystals: list[Atoms], tmp_
 
 
 def test_the_card(runs: Path, tmp_path: Path) -> None:
-    """What the model is, what for, how well; before an evaluation it says that there is none."""
+    """Model, data, levels of theory and errors; without an evaluation it states that there is none."""
     shutil.copytree(runs / "direct", tmp_path / "run", symlinks=True)
     before = (write_export(read_saved(tmp_path / "run"), tmp_path / "before") / "README.md").read_text()
     assert "Not evaluated: run `ramify evaluate RUN` before `ramify export RUN` to include the errors here." in before
@@ -176,7 +176,7 @@ def test_inspect(export: Path) -> None:
 
 @pytest.mark.parametrize("sample", sorted(p.name for p in SAMPLES.iterdir()))
 def test_samples_of_every_version_load_for_good(sample: str) -> None:
-    """Written once, by the version in their name; they predict what they predicted then."""
+    """Exports written by the version in their name still give the predictions of that version."""
     model = load(SAMPLES / sample)
     expected = json.loads((SAMPLES / sample / "expected.json").read_text())
     images = {"water": molecule("H2O"), "ethanol": molecule("CH3CH2OH"), "silicon": bulk("Si")}

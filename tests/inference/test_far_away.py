@@ -1,4 +1,4 @@
-"""Where a structure lies is nothing a model may see: float32 far from the origin against float64 at it."""
+"""Predictions do not depend on the position in space: float32 far from the origin against float64 at the origin."""
 
 from pathlib import Path
 

@@ -75,7 +75,7 @@ def test_what_is_done_counts_where_the_work_goes_on(
 
 
 def test_labels_that_predict_itself_has_kept(conservative: Model, labelled: Path, tmp_path: Path) -> None:
-    """Its output can be predicted again: labels stand as REF_energy, results under ASE's names."""
+    """Its output can be predicted again: labels are under REF_energy, results under ASE's names."""
     first = predict_file(conservative, labelled, tmp_path / "a.extxyz", ["mptrj", "qm7x"])
     second = predict_file(conservative, tmp_path / "a.extxyz", tmp_path / "b.extxyz", ["mptrj"])
     assert results(second.errors["mptrj"])["forces"] == pytest.approx(

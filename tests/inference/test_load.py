@@ -1,4 +1,4 @@
-"""Loading: from a run, a checkpoint and an export come the same model; what cannot be loaded or chosen is named."""
+"""Loading a run, a checkpoint and an export gives the same model; messages of errors."""
 
 import json
 import subprocess

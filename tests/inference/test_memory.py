@@ -1,4 +1,4 @@
-"""What is too large for the memory is refused before it is tried; the estimate is not far from what is taken."""
+"""Structures too large for the memory are refused before the computation; the estimate is close to the memory used."""
 
 import json
 import subprocess
@@ -89,7 +89,7 @@ def test_the_calculator_refuses_too(conservative: Model, monkeypatch: pytest.Mon
 
 
 def test_a_device_that_runs_out_is_survived(conservative: Model, molecules: list[Atoms], monkeypatch) -> None:
-    """The batch is cut up; what fails alone is refused."""
+    """The batch is divided; a structure that fails alone is refused."""
     expected = conservative.predict(molecules, "qm7x")
     forward = conservative.network.forward
     largest = max(len(a) for a in molecules)
@@ -107,7 +107,7 @@ def test_a_device_that_runs_out_is_survived(conservative: Model, molecules: list
 
 
 def test_what_is_free() -> None:
-    """Of main memory: what the system says (`tests/test_system.py`)."""
+    """Of main memory: the value of the system (`tests/test_system.py`)."""
     assert available_memory(torch.device("cpu")) == pytest.approx(system.available_memory(), rel=0.2)
 
 

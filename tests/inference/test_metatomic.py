@@ -1,5 +1,6 @@
 """The metatomic model: equal to `predict` to rounding, derivatives included, through metatomic's own ASE calculator."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_direct_forces_are_non_conservative(runs: Path, tmp_path: Path) -> None:
 
 
 def test_parts_of_systems(stiff: Model, tmp_path: Path) -> None:
-    """What domain decomposition asks for: several systems, energies of some atoms only, by atom or summed."""
+    """As for domain decomposition: several systems, energies of selected atoms, by atom or summed."""
     from metatensor.torch import Labels
 
     model = load_atomistic_model(str(write_metatomic(stiff.predictor("qm7x"), tmp_path / "model.pt")))
@@ -93,3 +94,24 @@ def test_unknown_elements_and_coinciding_atoms_are_errors(stiff: Model, tmp_path
         atoms.calc = MetatomicCalculator(str(path), device="cpu")
         with pytest.raises(Exception, match=said):
             atoms.get_potential_energy()
+
+
+def test_extrapolation_warns_once(stiff: Model, tmp_path: Path) -> None:
+    path = write_metatomic(stiff.predictor("qm7x"), tmp_path / "model.pt")
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.3]], calculator=MetatomicCalculator(str(path), device="cpu"))
+    with pytest.warns(UserWarning, match="closer than in the training data: 0.300 Å against 0.847 Å"):
+        atoms.get_potential_energy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "extrapolation")
+        atoms.positions[1, 2] = 0.31
+        atoms.get_potential_energy()
+
+
+def test_predictions_that_are_not_numbers_are_errors(runs: Path, tmp_path: Path) -> None:
+    model = load(runs / "conservative", precision="fp64")
+    model.network.branch("qm7x").energy_scale.fill_(float("inf"))
+    atoms = molecule("H2O")
+    path = write_metatomic(model.predictor("qm7x"), tmp_path / "model.pt")
+    atoms.calc = MetatomicCalculator(str(path), device="cpu")
+    with pytest.raises(Exception, match="prediction is not a number"):
+        atoms.get_potential_energy()

@@ -1,4 +1,4 @@
-"""Predictions: total energies on the dataset's scale, whatever the batches; and what becomes of bad structures."""
+"""Predictions: total energies on the scale of the dataset, independent of batches; refused structures."""
 
 import warnings
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_what_a_branch_lacks_is_absent(direct: Model, conservative: Model, cryst
 
 
 def bad_structures() -> dict[str, tuple[Atoms, str]]:
-    """Structures without a prediction, and what is said of them."""
+    """Structures without a prediction, and their reasons."""
     water = molecule("H2O")
     flat = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]], cell=[[3, 0, 0], [0, 3, 0], [3, 3, 0]], pbc=True)
     no_cell = Atoms("H", pbc=[True, False, False])

@@ -1,4 +1,4 @@
-"""`ramify predict`: every structure once, in order, whatever the format, and whenever it was stopped."""
+"""`ramify predict`: every structure once and in order, in every format, after interruptions at any moment."""
 
 import json
 import os
@@ -158,7 +158,7 @@ def test_nothing_is_overwritten(conservative: Model, source: Path, tmp_path: Pat
 
 
 def test_all_branches(direct: Model, tmp_path: Path) -> None:
-    """Each answers for what it knows, under its own name; a structure that none knows is left out."""
+    """Each predicts the structures with its elements, under its own name; a structure for no branch is skipped."""
     images = [molecule("H2O"), molecule("NH3"), Atoms("Fe"), molecule("SiH4")]
     write(tmp_path / "in.extxyz", images)
     done = predict_file(direct, tmp_path / "in.extxyz", tmp_path / "out.extxyz", list(direct.branches))

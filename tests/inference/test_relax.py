@@ -1,4 +1,4 @@
-"""Relaxation: it ends where the forces vanish, and says why where it does not."""
+"""Relaxation: it ends where the forces vanish, or gives the reason."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_the_cell_gives_way_where_it_may(silicon: tuple[Atoms, Calculator], monk
 
 
 def test_a_rise_of_the_energy_is_marked(silicon: tuple[Atoms, Calculator], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some optimizers end at a maximum; here one that climbs stands for them."""
+    """Some optimizers end at a maximum; here an optimizer that climbs replaces them."""
     from ase.optimize import FIRE
 
     class Climbing(FIRE):
@@ -121,7 +121,7 @@ def test_what_cannot_be_relaxed(direct: Model, conservative: Model) -> None:
 
 
 def test_a_file(conservative: Model, tmp_path: Path) -> None:
-    """Structures that relax, that do not, and that cannot; interrupted after two and taken up again."""
+    """Structures that converge, do not converge, and cannot be predicted; interrupted after two and resumed."""
     images = [molecule("H2O"), molecule("SiH4"), molecule("CH4"), molecule("CH3OH")]
     for atoms in images:
         atoms.rattle(0.1, seed=1)

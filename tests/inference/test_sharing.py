@@ -17,7 +17,7 @@ from ramify.inference.model import Model, load
 
 
 def pickled(model: Any) -> Any:
-    """What comes out of a pickle."""
+    """A copy by pickle."""
     return pickle.loads(pickle.dumps(model))
 
 

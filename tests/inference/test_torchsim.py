@@ -1,6 +1,8 @@
 """The model of torch-sim: equal to `predict`, accepted by torch-sim's own checks, usable in its loops."""
 
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from ase import Atoms
 from ase.build import molecule
 
 import ramify
-from ramify.errors import RamifyError
+from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.model import Model
 
@@ -50,7 +52,7 @@ def test_torch_sims_own_checks(conservative: Model) -> None:
     from torch_sim.models.interface import validate_model_outputs
 
     class Silicon(ramify.TorchSimModel):
-        """The checks take silicon and iron, which the branch does not know: silicon stands for both."""
+        """The checks use silicon and iron; the branch was not trained on iron, so silicon replaces it."""
 
         def forward(self, state: "ts.SimState", **_: object) -> dict[str, torch.Tensor]:
             known = state.clone()
@@ -62,7 +64,7 @@ def test_torch_sims_own_checks(conservative: Model) -> None:
 
 
 def test_relaxation_and_dynamics_of_many_at_once(stiff: Model) -> None:
-    """torch-sim's optimizer ends where ASE says that forces vanish; its NVE conserves energy."""
+    """torch-sim's optimizer ends where the forces in ASE vanish; its NVE dynamics conserves energy."""
     from ase.build import bulk
 
     images = [bulk("Si"), bulk("Si", a=5.6)]
@@ -102,6 +104,43 @@ def test_bad_systems_are_named(conservative: Model, direct: Model, crystals: lis
         model(state_of([crystals[0], close], model))
     with pytest.raises(RamifyError, match="branch 'bare' predicts no forces"):
         ramify.TorchSimModel(direct, "bare")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_cells_in_any_layout(stiff: Model, crystals: list[Atoms], layout: str) -> None:
+    """Sheared cells, whose lattice vectors torch-sim keeps as columns: in memory by columns or as a transposed view."""
+    model = ramify.TorchSimModel(stiff, "mptrj")
+    expected = stiff.predict(crystals, "mptrj")
+    state = state_of(crystals, model)
+    state.cell = state.cell.contiguous() if layout == "contiguous" else state.cell.mT.contiguous().mT
+    assert state.cell.is_contiguous() == (layout == "contiguous")
+    found = model(state)
+    np.testing.assert_allclose(found["energy"].numpy(), expected.energy, atol=1e-9)
+    np.testing.assert_allclose(found["forces"].numpy(), expected.forces_of_atoms, atol=1e-9)
+    np.testing.assert_allclose(found["stress"].numpy(), expected.stress, atol=1e-9)
+
+
+def test_extrapolation_warns_once(stiff: Model) -> None:
+    model = ramify.TorchSimModel(stiff, "qm7x")
+    images = [molecule("CH4"), Atoms("H2", [[0, 0, 0], [0, 0, 0.3]])]
+    for atoms in images:
+        atoms.set_cell([20.0] * 3)
+    with pytest.warns(RamifyWarning, match="extrapolation: system 1: atoms closer .* 0.300 Å"):
+        model(state_of(images, model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RamifyWarning)
+        model(state_of(images, model))
+
+
+def test_predictions_that_are_not_numbers_stop(runs: Path) -> None:
+    loaded = ramify.load(runs / "conservative", precision="fp64")
+    loaded.network.branch("qm7x").energy_scale.fill_(float("inf"))
+    model = ramify.TorchSimModel(loaded, "qm7x")
+    water = molecule("H2O", cell=[20.0] * 3)
+    with pytest.raises(RamifyError, match="system 0: prediction is not a number"):
+        ts.integrate(
+            system=water, model=model, integrator=ts.nve, n_steps=2, temperature=300, timestep=0.001, autobatcher=False
+        )
 
 
 def test_named_when_absent(monkeypatch: pytest.MonkeyPatch) -> None:

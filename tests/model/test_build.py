@@ -1,4 +1,4 @@
-"""The model of a recipe: a part has the same weights whatever stands beside it."""
+"""The model of a recipe: the initial weights of a part do not depend on the other parts."""
 
 from typing import Any
 

@@ -1,5 +1,4 @@
-"""Compiled passes against the model itself, in float64; programs are made without a compiler of C++ where it is not
-itself what is tried."""
+"""Compiled passes against the model itself, in float64; only tests of the C++ compiler itself use one."""
 
 import os
 import platform
@@ -115,7 +114,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Programs are made by PyTorch's own operations; what is listed are the calls that made one."""
+    """Programs consist of PyTorch's own operations; the list has an entry for every compilation."""
     from torch._dynamo.backends.registry import lookup_backend
 
     made: list[int] = []
@@ -213,7 +212,8 @@ def test_what_cannot_be_compiled_is_an_error(make: Make, images: list[Atoms], mo
 def test_too_many_programs_are_an_error(
     make: Make, images: list[Atoms], counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not a step that quietly is no longer compiled."""
+    """A step is never executed without compilation silently."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
     monkeypatch.setattr(compiled, "MAX_PROGRAMS", 1)
     model = make("conservative")
     program = CompiledModel(model, "default")
@@ -233,8 +233,8 @@ def _has_compiler() -> bool:
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is known on x86-64 only")
 def test_programs_for_other_vector_widths_have_other_keys_in_the_cache() -> None:
-    """A program for AVX2 taken from the cache by a processor with AVX-512 gives wrong numbers (PyTorch 2.13). That the
-    numbers are right with a shared cache is seen where `make test` and `make test-masked` run one after the other."""
+    """A program for AVX2 taken from the cache by a processor with AVX-512 gives wrong numbers (PyTorch 2.13). `make
+    test` and `make test-masked`, run one after the other, test the numbers with a shared cache."""
     code = "import torch; from ramify.model.compiled import compiler_options as options\n"
     code += "print(options(torch.device('cpu'), graphs=False))"
     found = [
@@ -253,7 +253,7 @@ def test_programs_for_other_vector_widths_have_other_keys_in_the_cache() -> None
 @pytest.mark.timeout(600)  # a minute on a quiet core
 @pytest.mark.skipif(not _has_compiler(), reason="there is no C++ compiler")
 def test_a_program_in_cpp(make: Make, images: list[Atoms]) -> None:
-    """What users run on a CPU; one size, then another."""
+    """The program that users run on a CPU, with two sizes of batches."""
     model = make("conservative")
     program = CompiledModel(model, "default")
     for chosen in SIZES[:2]:

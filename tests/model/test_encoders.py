@@ -1,4 +1,4 @@
-"""Every kind of encoder through the suite that ships with the package."""
+"""Every kind of encoder in the test suite of the package."""
 
 from collections.abc import Callable
 

@@ -113,7 +113,7 @@ def test_the_table_gives_what_sums_over_edges_give(images: list, max_neighbors: 
 
 
 def test_every_part_is_used(images: list) -> None:
-    """No weight is without effect, whatever is switched on."""
+    """Every weight has an effect, with all options."""
     for changes in ({}, {"l_max": 1}, {"l_max": 0}, {"passed": 0}, {"gates": False}, {"body_order": 3}):
         encoder, batch = make(**changes), batch_of(images, torch.float64)
         scalars, vectors = encoder(build_graph(batch, CUTOFF, batch.positions))

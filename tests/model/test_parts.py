@@ -135,7 +135,7 @@ def test_symbols_and_features() -> None:
 
 
 def test_elements_by_features_alone() -> None:
-    """Linear in period, group and radius: what two elements of a group share they share with all others of it."""
+    """Embeddings are linear in period, group and radius."""
     torch.manual_seed(0)
     embed = ElementFeatures(16).double()
     numbers = torch.arange(1, 119)

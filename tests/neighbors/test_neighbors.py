@@ -65,7 +65,7 @@ def test_extreme_cells() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=12), st.sampled_from([None, 4, 12]))
 def test_a_structure_has_the_same_edges_in_any_company(seeds: list[int], max_neighbors: int | None) -> None:
-    """To the bit and in the same order: a batch must not depend on what else is in it."""
+    """To the bit and in the same order: edges of a structure do not depend on the rest of the batch."""
     perfect = [bulk("Fe", cubic=True) * (2, 1, 1), bulk("NaCl", "rocksalt", a=5.6, cubic=True), bulk("Cu")]
     images = [perfect[seed % 3] if seed % 5 == 0 else random_atoms(seed) for seed in seeds]
     together = find_edges(Structures.from_ase(images), CUTOFF, max_neighbors)
@@ -165,7 +165,7 @@ def test_gain_is_the_derivative_of_the_reach(crowd: Atoms) -> None:
 
 
 def test_equal_distances_are_treated_alike() -> None:
-    """24 atoms of fcc stand where the 20 nearest end: none is in, all move the reach alike."""
+    """In fcc, 24 atoms have equal distances at the limit of 20 neighbours: all affect the adaptive cutoff equally."""
     edges = find_edges(Structures.from_ase([bulk("Cu")]), 5.0, 20)
     assert len(edges) == 18
     assert len(edges.cutoff_pairs) == 24

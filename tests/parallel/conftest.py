@@ -1,4 +1,4 @@
-"""Five small datasets that differ in all that matters for who does what in a step."""
+"""Five small datasets with different labels, sizes and periodicity, for tests of the work of each rank."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ FORCES = {"alloys": 1, "waters": 1, "bare": 0, "partly": 3, "clusters": 1}
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The models are so small that a second thread only waits; plans are for one thread unless a recipe says more."""
+    """More threads would not be faster with such small models; plans assume one thread by default."""
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""Who does what in a step: everything once, by shares, within budgets; and the labels that count."""
+"""Assignment of a step to ranks: each structure once, in the stated fractions, within budgets; counts of labels."""
 
 import math
 from itertools import islice
@@ -38,7 +38,7 @@ shares = st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(any).map(lam
 
 @given(works, shares)
 def test_hosts_get_their_shares(work: NDArray[np.int64], shares: list[float]) -> None:
-    """To within one structure, the largest: whoever is above its share was below it before its last one came."""
+    """To within the largest structure: a rank above its fraction was below it before its last structure."""
     taker = divide_work(work, shares)
     assert len(taker) == len(work)
     loads = np.bincount(taker, work, minlength=len(shares)) if len(work) else np.zeros(len(shares))
@@ -106,7 +106,7 @@ def assigner(
 
 
 def taken(share: StepAssignment) -> dict[str, list[int]]:
-    """All rows of a share by dataset, whatever their turn."""
+    """All rows of an assignment by dataset, over all micro-batches."""
     rows: dict[str, list[int]] = {}
     for micro_batch in share.micro_batches:
         for name, r in micro_batch.items():
@@ -117,7 +117,7 @@ def taken(share: StepAssignment) -> dict[str, list[int]]:
 @pytest.mark.parametrize("which", PLACEMENTS)
 @pytest.mark.parametrize("batch", [1, 7, 40])
 def test_every_structure_once_per_pass(readers: dict[str, SplitReader], which: str, batch: int) -> None:
-    """Over all ranks and turns: each step's rows are those of the stream, each row comes once per pass."""
+    """Over all ranks and micro-batches: the rows of each step are those of the sampler, each row once per pass."""
     kind, world = PLACEMENTS[which]
     placement = place(kind, WORK, world)
     sampler = stream_of(readers, batch)

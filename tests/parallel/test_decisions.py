@@ -1,4 +1,4 @@
-"""What ends a run or changes its course is decided on all ranks alike, whichever of them it comes from."""
+"""All ranks take the same decision to stop or to change the run, whichever rank causes it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ramify.store.store import LabelCounts
 from ramify.train.loop import Trainer
 from ramify.train.optimization.objective import Loss, Objective
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, start_run
+from ramify.train.start import start_run
 from tests.small import metrics
 from tests.worlds import run_world
 
@@ -55,7 +55,7 @@ class Broken:
 
 
 class Called(Stop):
-    """Asked to stop from the third time on that it is looked at."""
+    """Requests a stop from the third time that it is read."""
 
     looks = 0
 
@@ -76,7 +76,7 @@ def run_each(rank: int, world: int, recipes: Mapping[str, Recipe], folder: Path)
     """Every run, spoilt on the last rank only."""
     ends = {}
     for name, recipe in recipes.items():
-        trainer = start_run(recipe, folder / name, Callbacks(), process=Process(World(rank=rank, size=world)))
+        trainer = start_run(recipe, folder / name, Callbacks(), world=World(rank=rank, size=world))
         if rank == world - 1:
             spoil(trainer, name)
         error, everywhere = "", False

@@ -1,4 +1,4 @@
-"""A run stopped and gone on with on other numbers of ranks ends where one ends that nobody stopped."""
+"""A run that is stopped and resumed on other numbers of ranks ends with the weights of an uninterrupted run."""
 
 import json
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def write_recipe(five: MakeFive, tmp_path: Path) -> WriteRecipe:
 
 @pytest.fixture
 def unbroken(write_recipe: WriteRecipe, tmp_path: Path) -> Path:
-    """A run of one process that nobody stopped."""
+    """An uninterrupted run of one process."""
     done = run(tmp_path, 1, "train", write_recipe(), "--run", tmp_path / "unbroken")
     assert done.statuses == [0], done.said
     return tmp_path / "unbroken"
@@ -60,8 +60,8 @@ def sessions(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_on_other_ranks_after_every_stop(write_recipe: WriteRecipe, tmp_path: Path, unbroken: Path) -> None:
-    """Two ranks with different branches; then three; one; two that host all. Each is stopped by a signal to one rank in
-    the midst of a step: before evaluations that are due (4, 12), and between two checkpoints (7)."""
+    """Two ranks with different branches, then three, one, and two that host all branches. A signal to one rank stops
+    each session during a step: before due evaluations (4, 12), and between two checkpoints (7)."""
     path = tmp_path / "run"
     stages: list[tuple[int, str, dict[str, int] | None, list[object]]] = [
         (2, "per-branch", {"rank": 1, "step": 4, "signal": TERM}, [tmp_path / "recipe.yaml", "--run", path]),
@@ -114,8 +114,8 @@ Trainer.fit = rewrite
 """
 
 
-def test_files_do_not_tell_who_wrote_them(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    """One process, and three that read its checkpoint and write it again: the same files, byte by byte."""
+def test_files_do_not_depend_on_the_ranks_that_wrote_them(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    """Three processes that read the checkpoint of one process and write it again produce the same bytes."""
     recipe, path = write_recipe(train__max_steps=5), tmp_path / "run"
     assert run(tmp_path, 1, "train", recipe, "--run", path).statuses == [0]
     before = files_of(path / "checkpoints" / "step-00000005")
@@ -127,8 +127,8 @@ def test_files_do_not_tell_who_wrote_them(write_recipe: WriteRecipe, tmp_path: P
     assert [name for name in before if name.endswith(".safetensors") and after[name] != before[name]] == []
 
 
-def test_one_process_goes_on_to_the_bit(write_recipe: WriteRecipe, tmp_path: Path, unbroken: Path) -> None:
-    """Stopped by signals and by its time limit, with one and the same command for all sessions."""
+def test_one_process_resumes_to_the_bit(write_recipe: WriteRecipe, tmp_path: Path, unbroken: Path) -> None:
+    """Stopped by signals and by its time limit; every session uses the same command."""
     recipe, path = write_recipe("other.yaml"), tmp_path / "run"
     limits = ["null", "1e-6", "1e-6", "null", "1e-6", "null"]
     signals = [{"rank": 0, "step": 6, "signal": TERM}, None, None, {"rank": 0, "step": 16, "signal": USR1}, None, None]

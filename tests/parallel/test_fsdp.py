@@ -1,4 +1,4 @@
-"""A run whose encoder is cut up among ranks takes the steps of one process, and each rank holds what was planned."""
+"""A run with a sharded encoder takes the steps of one process; the memory of each rank is that of the plan."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ramify.recipe import Recipe
 from ramify.run.stop import Stop
 from ramify.train.loop import Trainer
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, resume_run, start_run
+from ramify.train.start import resume_run, start_run
 from ramify.train.state import MOMENTS
 from tests.small import assert_near, metrics
 from tests.worlds import run_world
@@ -52,7 +52,7 @@ WORLDS: dict[int, list[tuple[str, dict[str, Any]]]] = {
 
 
 class Told(Stop):
-    """Stops a run when it is told to."""
+    """Stops a run when a test sets `told`."""
 
     told = ""
 
@@ -62,7 +62,7 @@ class Told(Stop):
 
 
 def whole_state(trainer: Trainer) -> dict[str, NDArray[np.float64]]:
-    """Weights and averages of what is on this rank, put together; all ranks must ask."""
+    """Full weights and averages of the parts on this rank; a collective call."""
     state = {}
     for (name, parameter), average in zip(trainer.model.named_parameters(), trainer.averages.averages, strict=True):
         state[name] = full_tensor(parameter).numpy().copy()
@@ -88,9 +88,7 @@ def train_each(
     """Trains one run after the other on this rank; of each the state, the traffic, and the bytes that stay."""
     found = []
     for number, recipe in enumerate(recipes):
-        trainer = start_run(
-            recipe, folder / f"{world}-{number}", Callbacks(), process=Process(World(rank=rank, size=world))
-        )
+        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), world=World(rank=rank, size=world))
         assert all(is_sharded(p) for p in trainer.model.encoder.parameters())
         trainer.fit()
         found.append((whole_state(trainer), dict(trainer.layout.traffic), resident(trainer)))
@@ -137,8 +135,8 @@ def test_as_one_process(five: MakeFive, expected: dict[str, Outcome], tmp_path: 
 def test_memory_and_traffic_as_planned(
     five: MakeFive, tmp_path: Path, world: int, copies: int, hosts: dict[str, list[int]]
 ) -> None:
-    """Bytes that stay on each rank, to 5 %, and are those of a piece of the encoder; bytes handed to collectives in 5
-    steps, exactly."""
+    """Persistent bytes of each rank, to 5 %, are those of a shard of the encoder; bytes passed to collectives in 5
+    steps are exact."""
     cuts = world // copies
     size: dict[str, Any] = {
         "model__encoder__width": 64,
@@ -160,16 +158,15 @@ def test_memory_and_traffic_as_planned(
 
 
 def go_on(rank: int, world: int, recipe: Recipe, path: Path, until: int) -> tuple[dict[str, Any], list[str]]:
-    """Starts the run or takes it up, and stops it after `until` steps; returns the state, and what was not taken up to
-    the bit."""
+    """Starts or resumes the run and stops it after `until` steps; returns the state, and the names of tensors that were
+    not restored to the bit."""
     stop, ranks = Told(), World(rank=rank, size=world)
-    process = Process(ranks, stop=stop)
     callbacks = Callbacks(step=lambda step, _: setattr(stop, "told", "a test" if step == until - 1 else ""))
     unequal: list[str] = []
     if until < 8:
-        trainer = start_run(recipe, path, callbacks, process=process)
+        trainer = start_run(recipe, path, callbacks, world=ranks, stop=stop)
     else:
-        trainer = resume_run(path, callbacks, process=process, recipe=recipe)
+        trainer = resume_run(path, callbacks, world=ranks, stop=stop, recipe=recipe)
         checkpoint = trainer.run.checkpoint("latest")
         weights, training = checkpoint.weights(), checkpoint.training()
         for (name, p), average in zip(trainer.model.named_parameters(), trainer.averages.averages, strict=True):
@@ -184,8 +181,8 @@ def go_on(rank: int, world: int, recipe: Recipe, path: Path, until: int) -> tupl
 
 
 def test_goes_on_with_other_pieces(five: MakeFive, expected: dict[str, Outcome], tmp_path: Path) -> None:
-    """Three ranks with a piece each; one with all; two copies of two pieces; two pieces: checkpoints know of none of
-    this, and the end is that of an unbroken run of one process."""
+    """Three ranks with a shard each, one with all, two copies of two shards, two shards: checkpoints do not depend on
+    the sharding, and the run ends like an uninterrupted one of one process."""
     stages: list[tuple[int, int, dict[str, Any]]] = [
         (7, 3, {**CUT, "parallel__placement": "per-branch"}),
         (11, 1, {}),
@@ -201,8 +198,8 @@ def test_goes_on_with_other_pieces(five: MakeFive, expected: dict[str, Outcome],
 
 
 def cut_and_put_together(rank: int) -> list[tuple[list[int], bool, bool, bool]]:
-    """Of tensors of 1 to 5 rows: rows here, whether they come together again, keep apart from what they were cut from,
-    and whether changing `own` changes the tensor."""
+    """For tensors of 1 to 5 rows: number of local rows; whether gathering restores the tensor, whether the shard is a
+    copy, and whether a change of the local part changes the tensor."""
     mesh = DeviceMesh("cpu", torch.arange(dist.get_world_size()), mesh_dim_names=("shard",))
     found = []
     for rows in range(1, 6):

@@ -56,8 +56,8 @@ def loss_of(model: MultiBranch, branches: list[str], key: int) -> torch.Tensor:
 
 @dataclass
 class Taken:
-    """One step on one rank: gradients by parameter (None: none), what was sent in which order, and how much of it
-    before the backward pass was over."""
+    """One step on one rank: gradients by parameter (None: none), the messages in order, and how many of them were sent
+    before the end of the backward pass."""
 
     gradients: dict[str, NDArray[np.float64] | None]
     squared_norm: float
@@ -144,7 +144,7 @@ def test_norm_counts_every_part_once(taken: list[dict[str, list[Taken]]], name: 
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_all_ranks_send_in_one_order(taken: list[dict[str, list[Taken]]], name: str) -> None:
-    """What two ranks both send, they send in the same order; the encoder in several buckets."""
+    """Two ranks send their common messages in the same order; those of the encoder in several buckets."""
     for number in range(len(STEPS)):
         orders = [taken[rank][name][number].sent for rank in range(3)]
         for one in orders:

@@ -1,4 +1,4 @@
-"""SIGKILL at the worst moments: a run can always be read and gone on with; at most one checkpoint interval is lost."""
+"""SIGKILL at critical moments: a run can always be read and resumed; at most one checkpoint interval is lost."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def readable(path: Path) -> int:
 
 
 def test_killed_at_the_worst_moments(five: MakeFive, tmp_path: Path) -> None:
-    """Two ranks, one of which is killed in every session; the other says that it has lost it."""
+    """Two ranks, one of which is killed in every session; the message of the other names the lost rank."""
     path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     recipe.write_text(five(parallel__placement="per-branch", **LENGTH).to_yaml())
     words = ("train", recipe, "--run", path, "--continue")
@@ -100,7 +100,7 @@ if os.environ["RANK"] == "1":
 
 
 def test_a_full_disk_on_one_rank_is_one_message(five: MakeFive, tmp_path: Path) -> None:
-    """Every rank ends with status 1, the first one says why; the run goes on once there is room."""
+    """Every rank exits with status 1, rank zero prints the reason; with free space the run resumes."""
     path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     recipe.write_text(five(parallel__placement="per-branch", **LENGTH).to_yaml())
     words = ("train", recipe, "--run", path, "--continue")

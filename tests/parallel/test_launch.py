@@ -1,4 +1,4 @@
-"""Ranks and meeting point from what launchers leave in the environment, and the device of each rank."""
+"""Rank, number of ranks and rendezvous address from the variables of launchers, and the device of each rank."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_srun() -> None:
 
 
 def test_srun_with_pmi() -> None:
-    """srun --mpi=pmi2 tells the rank a second time, but not which process of the node it is."""
+    """srun --mpi=pmi2 sets the rank twice, but not the local rank."""
     site = detect_launcher(SRUN | {"PMI_RANK": "5", "PMI_SIZE": "8"})
     assert (site.rank, site.world, site.local_rank, site.address) == (5, 8, 1, "frontier00125")
 

@@ -1,4 +1,4 @@
-"""Who adds up with whom, and what is counted of it."""
+"""Sums over the world and over the hosts of a branch, and their traffic."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ PLACEMENTS: dict[str, Placement] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What one rank saw under one placement."""
+    """Results of one rank with one placement."""
 
     hosted: tuple[str, ...]
     owned: list[str]
@@ -69,7 +69,7 @@ def seen() -> list[dict[str, Seen]]:
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_sums(seen: list[dict[str, Seen]], name: str) -> None:
-    """Powers of ten tell who took part."""
+    """Each rank adds its own power of ten, so that a sum shows which ranks took part."""
     placement = PLACEMENTS[name]
     for rank in range(4):
         here = seen[rank][name]
@@ -90,7 +90,7 @@ def test_every_branch_has_one_owner(seen: list[dict[str, Seen]], name: str) -> N
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_traffic_counts_what_is_handed_over(seen: list[dict[str, Seen]], name: str) -> None:
-    """16 bytes for each sum with others, 4 for the barrier; nothing for a branch that nobody else has."""
+    """16 bytes for each sum with other ranks, 4 for the barrier; none for a branch on this rank only."""
     for rank in range(4):
         here = seen[rank][name]
         expected = {f"branches.{branch}": 16 for branch in here.hosted if here.shared[branch]}

@@ -1,4 +1,4 @@
-"""Two hosts, made of network namespaces: ranks meet over the network between them, whatever the hosts' names say."""
+"""Two hosts as network namespaces: ranks connect over their network, also if host names resolve to loopback."""
 
 import os
 import shutil
@@ -53,7 +53,7 @@ def _remove(configured: list[Path]) -> None:
 
 
 def meet(port: int, first: str, second: str, *, timeout: float = 60.0, **env: str) -> list[tuple[int, str]]:
-    """Status and words of a rank on each host, which are told that rank 0 is at `first` and `second`."""
+    """Exit status and output of a rank on each host, given the address of rank 0 as `first` and as `second`."""
     base = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(port)}
     base |= {"OMP_NUM_THREADS": "1", "RAMIFY_SECRET": "of this test", "MEET_TIMEOUT": str(timeout)}
     ranks = []

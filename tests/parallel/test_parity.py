@@ -1,4 +1,4 @@
-"""One process and several take the same steps, whatever branch is where: weights, averages and logged losses."""
+"""One process and several take the same steps with any placement: weights, averages and logged losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ramify.planning.workload import dataset_sizes, step_shares
 from ramify.recipe import Recipe
 from ramify.train.loop import Trainer
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, start_run
+from ramify.train.start import start_run
 from ramify.train.validation import Validation
 from tests.small import assert_near, metrics
 from tests.worlds import run_world
@@ -73,14 +73,14 @@ def steps_of(five: MakeFive, kind: str, changes: dict[str, Any]) -> Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one rank has after a run.
+    """Results of one rank after a run.
 
     Attributes:
-        state: weights and averages of what is on this rank.
+        state: weights and averages of the parts on this rank.
         placement: of the branches.
-        traffic: bytes handed to collectives.
-        present: by branch, in how many steps it had structures.
-        fresh: what the validation splits said before the first step.
+        traffic: bytes passed to collectives.
+        present: by branch, number of steps with structures of it.
+        fresh: errors on the validation splits before the first step.
     """
 
     state: dict[str, NDArray[np.float64]]
@@ -102,8 +102,8 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
     """Trains one run after the other on this rank."""
     found = []
     for number, recipe in enumerate(recipes):
-        process = Process(World(rank=rank, size=world))
-        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), process=process)
+        ranks = World(rank=rank, size=world)
+        trainer = start_run(recipe, folder / f"{world}-{number}", Callbacks(), world=ranks)
         fresh = trainer.validator(trainer.model)
         trainer.fit()
         assert trainer.progress.step == STEPS
@@ -116,7 +116,7 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
 
 @dataclass(frozen=True)
 class Outcome:
-    """One placement: what was trained, on which ranks, with which log."""
+    """One placement: its recipe, the results of its ranks, and its log."""
 
     kind: str
     recipe: Recipe
@@ -163,7 +163,7 @@ def test_weights_and_averages(outcomes: list[Outcome], expected: dict[str, Outco
 
 
 def test_ranks_agree_to_the_bit(outcomes: list[Outcome]) -> None:
-    """What two ranks both have can never drift apart."""
+    """Parts on two ranks must stay equal."""
     for outcome in outcomes:
         first: dict[str, NDArray[Any]] = {}
         for rank in outcome.ranks:
@@ -189,7 +189,7 @@ def test_errors_of_equal_weights_are_equal_to_the_bit(outcomes: list[Outcome], e
 
 @pytest.fixture(scope="module")
 def planned(five: MakeFive) -> Planned:
-    """By kind of forces, what a plan says of each rank's traffic per step under a placement."""
+    """By kind of forces, the planned traffic of each rank per step with a placement."""
     sizes = dataset_sizes(five(), {})
     spreads = {name: size.spread for name, size in sizes.items()}
     recipes = {kind: steps_of(five, kind, {}) for kind in KINDS}

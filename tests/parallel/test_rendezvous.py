@@ -1,4 +1,4 @@
-"""Processes meet under the launchers themselves, and again in a store that knows the start before."""
+"""Processes connect under real launchers, and again in a store with keys of the previous start."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def test_nobody_comes() -> None:
 
 
 def meet() -> None:
-    """What the processes of the tests do: take a sum, and say how they were started."""
+    """Program of the processes: takes a sum and prints how the process was started."""
     site = detect_launcher()
     with connect(site, torch.device("cpu"), float(os.environ.get("MEET_TIMEOUT", "100"))) as world:
         layout = Layout.spread(place("replicated", {"a": 1.0}, site.world), world)
@@ -45,7 +45,7 @@ def meet() -> None:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "mpiexec"])
 def test_processes_meet(launcher: str) -> None:
-    """With the launchers themselves; whichever mpiexec is there."""
+    """With the real launchers; any mpiexec will do."""
     if launcher == "mpiexec" and not shutil.which("mpiexec"):
         pytest.skip("no mpiexec here")
     run = {"torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]}
@@ -60,9 +60,8 @@ def test_processes_meet(launcher: str) -> None:
 
 
 def test_meeting_again_in_the_same_store() -> None:
-    """torchrun keeps its store, with the addresses of the ranks before in it, when it starts the ranks anew; whichever
-    rank comes first finds them. In the last
-    start the nodes count restarts differently, as they do when one of them lost a rank."""
+    """torchrun keeps its store, with the addresses of the previous ranks, when it restarts the ranks; the first of them
+    finds these keys. In the last start the nodes count restarts differently, as after one of them lost a rank."""
     port = free_port()
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     store.set_timeout(timedelta(seconds=60))
@@ -105,7 +104,7 @@ dist.init_process_group = dying
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
 def test_a_rank_that_dies_while_they_meet_ends_the_others(tmp_path: Path, name: str) -> None:
-    """It is gone, or frozen, after all have come, and before there is a process group: the limit covers that."""
+    """It is lost or frozen after the rendezvous and before the process group exists: the timeout covers this time."""
     recipe = make_recipe(tmp_path, {"a": {"format": "extxyz", "path": "a.xyz"}}).to_yaml()
     (tmp_path / "recipe.yaml").write_text(recipe)
     words = ("train", tmp_path / "recipe.yaml", "--run", tmp_path / "run", "parallel.timeout=3")

@@ -1,4 +1,4 @@
-"""A rank that is slow is not hung, in whatever phase of a run: reading, planning, compiling, waiting, writing."""
+"""A slow rank is not taken for a hung one, in any phase of a run: reading, planning, compiling, waiting, writing."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from tests.small import metrics
 
 from .conftest import MakeFive
 
-TIMEOUT, SLOW = 2.0, 4.5
-"""Seconds: of the run, and that each phase takes longer on one of the ranks."""
+TIMEOUT, SLOW = 1.2, 2.8
+"""Seconds: timeout of the run, and delay of each phase on one of the ranks."""
 
 SLOWED = f"""
 import os, time

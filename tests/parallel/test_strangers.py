@@ -1,4 +1,4 @@
-"""Whoever else reaches the port of a run: is not counted as a rank, and runs no code on one."""
+"""Another program that connects to the port of a run is not counted as a rank and cannot run code on one."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def listening(port: int) -> set[str]:
 
 
 def test_a_stranger_is_not_counted_and_runs_nothing(tmp_path: Path) -> None:
-    """It knows all but the secret: comes first, and would send a pickle that runs a command."""
+    """It has everything but the secret, connects first, and sends a pickle that would run a command."""
     port, marker = free_port(), tmp_path / "marker"
     lead = started(LEAD, 0, port, 6.0)
     stranger = started(STRANGER, port, marker)
@@ -91,7 +91,7 @@ def test_a_stranger_is_not_counted_and_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_stranger_does_not_keep_ranks_apart(tmp_path: Path) -> None:
-    """It has written over what a rank has said before that came."""
+    """It has overwritten the message of a rank."""
     port = free_port()
     lead, stranger = started(LEAD, 0, port, 60.0), started(STRANGER, port, tmp_path / "marker")
     follower = None

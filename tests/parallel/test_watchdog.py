@@ -1,4 +1,4 @@
-"""A run that hangs ends, and says who did not come, where, and since when; one that is only slow goes on."""
+"""A hung run ends with a message that names the missing ranks, the place and the time; a slow run continues."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from ramify.parallel.watchdog import HUNG, RankStatus, Watchdog
 
 
 class Ended:
-    """Three ranks as threads of this process, with one store; what their watchdogs did."""
+    """Three ranks as threads of this process, with one store, and the exit statuses of their watchdogs."""
 
     def __init__(self, timeout: float, world: int = 3) -> None:
         self.store, self.out, self.statuses = dist.HashStore(), io.StringIO(), []
@@ -32,8 +32,8 @@ class Ended:
         self._ends.release()
 
     def wait(self, seconds: float = 20, of: int | None = None) -> str:
-        """What was said until all ranks had ended, or as many as are there; without using the processor, which would
-        count as work."""
+        """The messages until all ranks, or `of` of them, have ended; without using the processor, which would count as
+        work."""
         deadline = time.monotonic() + seconds
         for _ in range(of or len(self.ranks)):
             self._ends.acquire(timeout=max(0.0, deadline - time.monotonic()))
@@ -81,7 +81,7 @@ def test_when_all_came_that_is_said() -> None:
 
 
 def test_who_does_not_get_done_is_named() -> None:
-    """All have come to the checkpoint; one does not get it written."""
+    """All ranks have reached the checkpoint; one does not finish it."""
     ended = Ended(timeout=0.3)
     with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as c:
         for rank in (a, b, c):
@@ -103,7 +103,7 @@ def test_as_long_as_one_moves_nobody_is_ended() -> None:
 
 
 def test_a_rank_that_reads_or_writes_is_not_hung_however_slow() -> None:
-    """It sleeps for three timeouts, as one does that waits for a file system; who waits for it is told where it is."""
+    """It sleeps for three timeouts, as while it waits for a file system; messages name its place."""
     ended = Ended(timeout=0.4)
     with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as busy:
         for rank in (a, b, busy):
@@ -121,7 +121,7 @@ def test_a_rank_that_reads_or_writes_is_not_hung_however_slow() -> None:
 
 
 def test_a_device_that_computes_is_not_hung() -> None:
-    """The host waits, but for its own device: as long as that is at its own part, nobody is ended."""
+    """The host waits for its own device: while the device computes the part of its rank, no rank is ended."""
     ended, computes = Ended(timeout=0.4), threading.Event()
     computes.set()
     a, b, c = ended.ranks
@@ -149,7 +149,7 @@ def test_a_silent_rank_ends_the_run_although_another_works() -> None:
 
 
 def test_a_store_that_does_not_answer_ends_the_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the machine that keeps it is gone without a word."""
+    """As when the machine that hosts it is lost."""
 
     over = threading.Event()
     monkeypatch.setattr(watchdog, "LAST_ANSWER", 0.1)
@@ -186,7 +186,7 @@ def test_alone_there_is_nobody_to_wait_for() -> None:
 
 
 def test_no_thread_outlives_the_run() -> None:
-    """One that returns from a call of the store while Python finalizes aborts the process."""
+    """A thread that returns from a call of the store while Python finalizes would abort the process."""
 
     class SlowStore(dist.HashStore):
         def set(self, key: str, value: str) -> None:
@@ -280,7 +280,7 @@ def two(folder: Path, how: str) -> Iterator[list[subprocess.Popen[str]]]:
 
 @pytest.mark.parametrize("how", ["sleep", "stop"])
 def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
-    """One sleeps, or is stopped whole (SIGSTOP), so that it cannot even say where it is."""
+    """One sleeps, or the whole process is stopped (SIGSTOP), so that it cannot report its place."""
     with two(tmp_path, how) as ranks:
         out, waiting = ranks[0].communicate(timeout=60)
         assert (ranks[0].returncode, out) == (HUNG, "")
@@ -299,7 +299,7 @@ def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["compute", "compile"])
 def test_a_process_that_computes_is_waited_for(tmp_path: Path, how: str) -> None:
-    """For four timeouts, without a word: by itself, or by a compiler that it has started."""
+    """For four timeouts without a report: it computes itself, or waits for a compiler that it has started."""
     with two(tmp_path, how) as ranks:
         for rank in ranks:
             out, said = rank.communicate(timeout=60)
@@ -307,7 +307,7 @@ def test_a_process_that_computes_is_waited_for(tmp_path: Path, how: str) -> None
 
 
 def test_suspended_together_they_go_on_together(tmp_path: Path) -> None:
-    """As by Ctrl-Z and fg: the time in between is nobody's."""
+    """As by Ctrl-Z and fg: the time in between counts for no rank."""
     with two(tmp_path, "compute") as ranks:
         time.sleep(4)
         for number in (signal.SIGSTOP, signal.SIGCONT):

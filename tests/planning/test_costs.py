@@ -1,4 +1,4 @@
-"""What a plan says a rank needs is what the model has: parameters, operations, memory, bytes, measured on real ones."""
+"""Planned parameters, operations, memory and traffic of a rank against those of real models."""
 
 import json
 from dataclasses import asdict
@@ -208,8 +208,8 @@ def test_traffic_and_shares() -> None:
 
 
 def test_a_cut_up_encoder() -> None:
-    """Every rank keeps a piece, each as large as the largest; whole weights and gradients come back; two passes over
-    the network, and one more of the piece where there are several copies."""
+    """Every rank stores a shard of equal size; weights and gradients are gathered and scattered; with several copies
+    there is one more message of the size of the shard."""
     whole = costs(recipe(), 12, "replicated")[0]
     encoder = build_model(recipe(), spreads(WITH_FORCES, WITH_FORCES)).encoder
     for among, options in ((12, {}), (3, {"shard_ranks": 3})):

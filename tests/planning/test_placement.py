@@ -33,7 +33,7 @@ def largest(placement: Placement, work: dict[str, float]) -> float:
 
 
 def check(placement: Placement, branches: list[str], ranks: int) -> None:
-    """What every placement must be."""
+    """Checks the properties of every placement."""
     assert placement.ranks == ranks
     assert list(placement.hosts) == list(placement.shares) == branches
     for branch, on in placement.hosts.items():
@@ -176,7 +176,7 @@ def test_explicit_hosts_share_as_evenly_as_they_can(data: st.DataObject) -> None
 
 
 def test_explicit_by_example() -> None:
-    """Two branches share rank 1: the lighter one takes more of it."""
+    """Two branches on rank 1: the one with less work gets more of it."""
     placement = explicit({"a": [1, 0], "b": [1, 2]}, {"a": 2.0, "b": 1.0}, 3)
     assert placement.kind == "explicit"
     assert placement.hosts == {"a": (0, 1), "b": (1, 2)}

@@ -1,4 +1,4 @@
-"""`ramify plan`: sizes measured or stated, the placement chosen and why, what does not fit and what would."""
+"""`ramify plan`: measured or stated sizes, the chosen placement with its reason, and advice if nothing fits."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def test_sizes_are_those_of_the_stores(folder: Path) -> None:
 
 
 def test_a_step_takes_what_the_recipe_says(folder: Path) -> None:
-    """Proportional: 100 and 300 structures share 8 as 2 and 6; equal: 4 and 4; one branch for both: all."""
+    """A batch of 8 from 100 and 300 structures: proportional 2 and 6; equal 4 and 4; one branch for both: all 8."""
     sizes = {n: DatasetSize(s, a, e, None, "test") for n, s, a, e in (("qm7x", 100, 5, 20), ("mptrj", 300, 2, 30))}  # type: ignore[arg-type]
     entries = {name: json.loads((folder / "entries.json").read_text())[name] for name in sizes}
     proportional = step_shares(make_recipe(folder, entries), sizes)
@@ -102,7 +102,7 @@ def test_stated_sizes(tmp_path: Path) -> None:
 
 
 def test_a_dataset_without_store_or_size(folder: Path, tmp_path: Path) -> None:
-    """Named; and what is stated goes before what is prepared."""
+    """The error names it; stated sizes take precedence over prepared ones."""
     recipe = small(folder, stores=str(tmp_path))
     with pytest.raises(RamifyError) as caught:
         dataset_sizes(recipe, {"ani1x": StatedSize(structures=5, atoms=3, neighbors=2)})
@@ -182,7 +182,7 @@ def test_no_remedy_for_far_too_little_memory() -> None:
 
 
 def test_a_run_places_itself(folder: Path) -> None:
-    """As the plan says, and the same however often it is asked."""
+    """As planned, with the same result in every call."""
     for placement in (
         "auto",
         "per-branch",

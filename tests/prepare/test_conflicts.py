@@ -46,7 +46,7 @@ def test_differences_of_labels() -> None:
 
 
 def test_three_rules() -> None:
-    """Two labels that occur twice each, the higher one first, and a structure by itself."""
+    """Two labels that occur twice each, the higher one first, and a single structure."""
     some = labelled([2.0, 5.0, 1.0, 2.0, 1.0], [0.1, 0.0, 0.2, 0.1, 0.2])
     earlier = [-1, -1, 0, 0, 0]
     assert verdict(some, earlier, "lowest") == ([-1, -1, -1, -1, 2], [2, -1, -1, 2, -1])

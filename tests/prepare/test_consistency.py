@@ -1,4 +1,4 @@
-"""The energy-force slope: documented values of real and embedded data, and what each mistake looks like."""
+"""The energy-force slope: documented values of real and embedded data, and the values for each kind of mistake."""
 
 import re
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def measure(structures: Structures, **settings: Any) -> Consistency:
 def test_unweighted_slopes_are_those_of_the_corpora(
     name: str, format_name: str, keys: dict[str, Any], slope: float, pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The corpora's own check (READMEs) weighs all pairs within 0.12 Å alike: the same pairs, the same slope."""
+    """The check in the READMEs of the corpora gives all pairs within 0.12 Å equal weight: same pairs, same slope."""
     monkeypatch.setattr("ramify.prepare.checks.consistency.SOUGHT", 10**9)
     monkeypatch.setattr("ramify.prepare.checks.consistency.IDENTICAL", 0.0)
     found = measure(load(format_name, FILES[name], **keys), limit=0.12, r0=None)
@@ -191,7 +191,7 @@ def test_noisy_energies_in_a_wrong_unit_are_refused(unit: float, refused: bool) 
 
 
 def test_two_labels_for_one_geometry_are_not_judged() -> None:
-    """Energies of another state at random: the slope means nothing, its correlation says so."""
+    """Some energies are of another state: the slope is meaningless, which the correlation shows."""
     data = copper(30)
     noise = np.random.default_rng(0).choice([0.0, 2.0], len(data))
     found = meter(replace(data, energy=data.energy + noise, forces=-data.forces)).check("copper")

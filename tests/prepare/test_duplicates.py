@@ -93,7 +93,7 @@ def test_what_makes_structures_different() -> None:
 
 
 def test_likely_pairs_are_compared_atom_by_atom() -> None:
-    """Should hashes and projections ever coincide by chance, the comparison tells elements and single atoms apart."""
+    """If hashes and projections coincide by chance, the comparison still distinguishes elements and single atoms."""
     ethane = molecule("C2H6")
     other_element, middle, last = (ethane.copy() for _ in range(3))
     other_element.numbers[4] = 9

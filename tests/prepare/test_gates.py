@@ -1,4 +1,4 @@
-"""Every gate: what passes, what fails, and for which reason."""
+"""Every gate: accepted and refused structures, with reasons."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Energies far from those of their like: wrong labels are found, and what is merely compressed, torn or rare stays."""
+"""Energies far from those of similar structures: wrong labels are found; compressed, torn or rare structures stay."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def outliers(folder: Path) -> list[str]:
 
 
 def crystal_data() -> list[Atoms]:
-    """What a fit of a potential is made of: an equation of state, rattled cells, surfaces, an isolated atom."""
+    """Typical data of a fitted potential: an equation of state, rattled cells, surfaces, an isolated atom."""
     images = equation_of_state("Cu")
     cell = bulk("Cu", cubic=True)
     images += [labelled(rattled(cell, seed)) for seed in range(100)]
@@ -102,7 +102,7 @@ def test_a_wrong_energy_among_them_is_found(tmp_path: Path, shift: float, row: i
 
 
 def test_formulas_with_few_structures_are_judged_by_what_references_leave(tmp_path: Path) -> None:
-    """Five structures of each of eight alloys: no formula has enough of its own, and total energies say nothing."""
+    """Five structures of each of eight alloys: too few of each formula, and total energies cannot be compared."""
     rng = np.random.default_rng(0)
     images = []
     for count in range(1, 9):

@@ -71,7 +71,7 @@ def said(manifest: Manifest) -> dict[str, str]:
 
 
 def test_energies_of_atoms_from_their_charge() -> None:
-    """Against the energies of isolated atoms by wB97X and PBE0 that came with the embedded datasets, and Hartree-Fock
+    """Against the energies of isolated atoms by wB97X and PBE0 of the embedded datasets, and Hartree-Fock
     (Clementi and Roetti, doi:10.1016/S0092-640X(74)80016-1): neon -128.547, argon -526.818 Hartree."""
     found = all_electron_energy()
     for number, expected in ((6, -1029.49), (7, -1484.98), (8, -2041.98), (16, -10825.7), (17, -12512.8)):

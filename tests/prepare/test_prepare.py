@@ -1,4 +1,4 @@
-"""Prepare as a whole: what it makes of files, what it refuses, and that nothing half-written is ever left."""
+"""The whole preparation: stores from files, refused input, and no partial files."""
 
 import errno
 import json
@@ -133,7 +133,7 @@ def test_what_fails_is_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    """In the quarantine, and where structures come from: only as many folders as it takes."""
+    """In the quarantine and in origins: with as many folders as necessary."""
     images = frames()
     wrong = [relabelled(atoms, forces=atoms.get_forces() + np.array([200.0, 0, 0])) for atoms in frames(seed=1)]
     for folder, some in {"a/x": images[:30], "b/x": [*images[30:], *wrong[:2]], "c": wrong[2:4]}.items():
@@ -148,7 +148,7 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_names_of_which_nothing_is_left_are_forgotten(tmp_path: Path) -> None:
-    """A group of nothing but copies vanishes, and what comes after it keeps its own name."""
+    """A group that consists of duplicates vanishes, and later groups keep their names."""
     copies = frames(("H2O",))
     for atoms in copies:
         atoms.info["group"] = "copies of water"
@@ -181,7 +181,7 @@ def two_states(gap: float) -> list[Atoms]:
 
 @pytest.mark.parametrize("first", ["low", "high"])
 def test_equal_geometries_with_other_labels_are_no_duplicates(tmp_path: Path, first: str) -> None:
-    """The lower state stays, whichever comes first; how far they lie apart is known."""
+    """The lower state stays, in any order; the difference is recorded."""
     images = two_states(0.6)
     if first == "high":
         images = images[60:] + images[:60]
@@ -556,7 +556,7 @@ def test_the_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_living_process_of_the_same_number_that_began_later_keeps_nothing(tmp_path: Path) -> None:
-    """As after a restart of the machine, or where numbers of processes come round quickly."""
+    """As after a restart of the machine, or where process numbers are reused quickly."""
     made = prepare(tmp_path, frames())
     stores = tmp_path / "stores"
     began = process_start(os.getpid())

@@ -1,4 +1,4 @@
-"""Reference energies: planted ones are recovered, totals keep their precision, the benchmark's baselines come out."""
+"""Reference energies: known ones are recovered, totals keep their precision, baselines of the benchmark agree."""
 
 import json
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ def test_agrees_with_numpy_and_states_the_residual() -> None:
 
 
 def test_elements_that_never_part_share_the_mean() -> None:
-    """Only H2O and CO2 in one amount each: what H and O weigh apart cannot be known; nothing may blow up."""
+    """Only H2O and CO2 in one ratio each: H and O cannot be determined separately; no energy may diverge."""
     data = structures([[1, 1, 8], [1, 1, 8], [6, 8, 8]], [-2078.0, -2078.0, -5130.0])
     found = fit(data)
     assert found.rank == 2

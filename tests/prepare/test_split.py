@@ -201,7 +201,7 @@ def test_one_trajectory_in_blocks() -> None:
 
 
 def test_trajectories_of_one_group_in_several_files_are_cut_each() -> None:
-    """In whatever order frames of several trajectories come."""
+    """In any order of the frames of several trajectories."""
     origins = ["a.xyz", "b.xyz"] * 50
     found, _ = split(["C5H8O2"] * 100, origins=origins, by="block")
     for file in range(2):
@@ -216,7 +216,7 @@ def test_trajectories_of_one_group_in_several_files_are_cut_each() -> None:
     seed=st.integers(0, 5),
 )
 def test_blocks_of_many_trajectories(sizes: list[int], val: float, test: float, seed: int) -> None:
-    """All in order train, val, test; fractions over all are met, but for trajectories too short to be cut."""
+    """All in the order train, val, test; the fractions hold over all, except for trajectories too short to divide."""
     assume(sum(sizes) > 100)
     groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)]
     found, _ = split(groups, by="block", val=val, test=test, seed=seed)
@@ -232,7 +232,7 @@ def test_blocks_of_many_trajectories(sizes: list[int], val: float, test: float, 
 
 
 def test_by_structure() -> None:
-    """Exact fractions, the same whatever the order of files; and said."""
+    """Exact fractions, independent of the order of files, with a warning."""
     groups = ["a"] * 150 + ["b"] * 50
     origins = ["x"] * 100 + ["y"] * 100
     found = divided(groups, origins=origins, by="structure", val=0.1, test=0.2)
@@ -285,7 +285,7 @@ def test_a_given_split_with_unseen_elements_names_them() -> None:
 
 
 def test_validation_and_test_are_taken_out_of_given_training_files() -> None:
-    """What the files bring stays as it is."""
+    """Given splits stay unchanged."""
     elements = [[1]] * 60
     for brought, carved in ((Split.TEST, Split.VAL), (Split.VAL, Split.TEST)):
         given = [1] * 50 + [int(brought)] * 10

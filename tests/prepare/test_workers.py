@@ -1,4 +1,4 @@
-"""Preparing in parallel: the same store to the byte, whoever reads; and nobody stays behind."""
+"""Preparing in parallel: the same bytes for any number of readers, and no process is left behind."""
 
 import os
 import re
@@ -32,7 +32,7 @@ hdf5.PART_ATOMS, mptrj.PART_BYTES, qm7x.PART_MOLECULES = 400, 20_000, 3
 
 
 def entries(folder: Path) -> dict[str, DatasetOptions]:
-    """Formats that cut their files, and one that does not, with two files; each with something left out."""
+    """Formats that divide their files into parts, and one that does not, with two files; all with dropped records."""
     from ase.build import molecule
 
     images = []

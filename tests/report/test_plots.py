@@ -1,4 +1,4 @@
-"""Figures: their numbers (as told to those who cannot see them), the places of 118 elements, SVG fit for a page."""
+"""Figures: their numbers (also in descriptions for screen readers), the places of 118 elements, SVG for a page."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Tables 1 and 2, checked on the paper's own numbers: the same cells must come out bold."""
+"""Tables 1 and 2, with the numbers of the paper: the same cells must be bold."""
 
 import io
 import json
@@ -110,7 +110,7 @@ def test_the_papers_tables_come_out_with_the_papers_bold_cells(paper_runs: list[
 
 
 def test_the_mark_is_explained_only_where_it_stands(tmp_path: Path) -> None:
-    """Read by itself, its explanation would be a verdict."""
+    """Without the mark, its explanation would be misread as a result."""
     run = write_run(tmp_path / "good", {("a", "a"): (TRIVIAL["energy"] / 2, TRIVIAL["forces"] / 2)}, trained=["a"])
     assert MARK not in tables.build([run]).markdown()
 

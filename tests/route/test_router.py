@@ -1,4 +1,4 @@
-"""A router that is fitted on molecules and crystals tells them apart, and abstains where it cannot know."""
+"""A router fitted on molecules and crystals distinguishes them, and abstains for other structures."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def test_it_abstains_below_the_confidence(run: Path, asked: Path) -> None:
 
 
 def test_it_goes_with_an_export(run: Path, asked: Path, tmp_path: Path) -> None:
-    """And says when the branch that suits was left behind."""
+    """A message states if the suitable branch is not in the export."""
     write_export(read_saved(run), tmp_path / "model")
     write_export(read_saved(run), tmp_path / "crystals", ["mptrj"])
     found = [list(route_file(load(path), asked)) for path in (run, tmp_path / "model", tmp_path / "crystals")]
@@ -111,7 +111,7 @@ def test_features_do_not_depend_on_company_or_pose(run: Path) -> None:
 
 
 def test_spread_is_that_of_the_predictions(run: Path) -> None:
-    """Standard deviations by hand, over the branches that know the elements; bare has no forces."""
+    """Standard deviations by hand, over the branches trained on the elements; bare has no forces."""
     model = load(run)
     atoms = molecule("H2O")
     found, unknown = spreads(model, Structures.from_ase([atoms, molecule("PH3"), bulk("Al")]))

@@ -1,4 +1,4 @@
-"""The stores that the tests of training share."""
+"""The stores of the tests of training."""
 
 from tests.train.conftest import MakeRecipe, one_thread, prepared, small
 

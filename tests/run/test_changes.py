@@ -1,4 +1,4 @@
-"""What may change when a run goes on: how long and by which steps, not what; datasets only where they are listed."""
+"""Keys that may change when a run is resumed: its length and its steps, not the model; datasets only if listed."""
 
 import re
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_what_defines_no_step_may_change() -> None:
     ],
 )
 def test_how_it_is_trained_may_change(key: str, value: Any) -> None:
-    """And says so, with both values."""
+    """A message states both values."""
     name = key.replace("__", ".")
     changes = compare(recipe(), recipe(**{key: value}), "")
     assert changes.of_training
@@ -151,14 +151,14 @@ def test_a_dataset_stays_with_its_branch() -> None:
 
 
 def test_keys_that_came_with_later_versions_have_their_defaults() -> None:
-    """A checkpoint of a program that did not know them yet."""
+    """A checkpoint of a program without these keys."""
     old = recipe().model_dump(mode="json")
     del old["parallel"], old["train"]["resume"], old["train"]["time_limit"]
     assert compare(parse_recipe(old, "old"), recipe(), "") == Changes({})
 
 
 def test_sessions_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after one that was killed while it wrote."""
+    """Also after a session that was killed while it wrote."""
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     first = Sessions(tmp_path)
     assert not first.had_checkpoint

@@ -58,7 +58,7 @@ def test_it_comes_and_goes(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """It is told who holds the lock; and the lock stays."""
+    """The error names the holder, and the lock stays."""
     for wait in (False, True):  # a holder that surely runs is not waited for
         with pytest.raises(
             RamifyError, match=rf"is being trained already: process {holder.pid} on .*\n  fix: wait for"
@@ -69,7 +69,7 @@ def test_a_second_process_is_refused(tmp_path: Path, holder: subprocess.Popen[st
 
 @pytest.mark.parametrize("buried", [True, False])
 def test_a_killed_holder_is_replaced(tmp_path: Path, holder: subprocess.Popen[str], buried: bool) -> None:
-    """Also while its parent has not asked yet how it ended."""
+    """Also while its parent has not read its exit status."""
     os.kill(holder.pid, signal.SIGKILL)
     if buried:
         holder.wait()
@@ -88,7 +88,7 @@ def test_another_process_under_the_same_number_is_not_the_holder(tmp_path: Path,
 
 
 def test_a_holder_elsewhere_is_gone_when_it_is_silent(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """Another host, or another container of this one, where process numbers say nothing."""
+    """On another host, or in another container of this one, where process numbers have another meaning."""
     for change in ({"host": "elsewhere"}, {"namespace": "pid:[1]"}):
         rewrite(tmp_path / NAME, **change)
         with pytest.raises(RamifyError, match=r"or wait until 90 s without a heartbeat"):
@@ -111,7 +111,7 @@ def test_one_that_may_be_gone_is_waited_for(
 def test_a_job_that_slurm_has_requeued_is_over(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first run cannot be there any more, on whatever node it was."""
+    """The first execution of the job must have ended, on any node."""
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     rewrite(tmp_path / NAME, host="elsewhere", job="1234", restarts=1)

@@ -1,4 +1,4 @@
-"""What asks a run to end early: signals, and the time that the process may take."""
+"""Early stop of a run: signals, and the time limit of the process."""
 
 import os
 import signal
@@ -134,7 +134,7 @@ def test_afterwards_signals_mean_what_they_did() -> None:
 
 
 def test_a_process_that_is_stopping_cannot_be_ended_by_one_more_signal() -> None:
-    """Its exit status must stay the one that schedulers wait for, up to the very end of the interpreter."""
+    """Its exit status must be the one for schedulers, until the end of the interpreter."""
     with Stop():
         os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGTERM)

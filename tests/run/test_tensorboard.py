@@ -1,4 +1,4 @@
-"""TensorBoard reads what metrics.jsonl says, also over an interruption."""
+"""TensorBoard shows the numbers of metrics.jsonl, also after an interruption."""
 
 from pathlib import Path
 from typing import Any

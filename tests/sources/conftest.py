@@ -1,4 +1,4 @@
-"""What the tests of the readers share."""
+"""Helpers of the tests of the readers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ def read() -> Read:
 
 @pytest.fixture(scope="session")
 def reads_or_says_why(read: Read) -> Callable[..., None]:
-    """`read`, for a file with a changed byte: it may hold other numbers, but nothing except a message may come out."""
+    """`read`, for a file with a changed byte: numbers may differ, and the only exception is a `RamifyError`."""
 
     def attempt(name: str, path: Path, **keys: Any) -> None:
         said = "fix: "

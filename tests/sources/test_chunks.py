@@ -1,4 +1,4 @@
-"""Chunks hold what went in, keep their limit, and records that cannot be used are named."""
+"""Chunks contain all records, keep their limit, and unusable records are listed."""
 
 import json
 from pathlib import Path

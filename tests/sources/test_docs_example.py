@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs/sources.md"
 
 @pytest.fixture
 def dimers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example's module on the path of the package, as if it stood in its folder."""
+    """The module of the example on the path of the package, as in its folder."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/dimers.py").write_text(code, encoding="utf-8")

@@ -142,7 +142,7 @@ def test_units_that_arrays_state(tmp_path: Path, read: Any) -> None:
 
 
 def test_gradients_of_spice_become_forces_of_its_energies(tmp_path: Path, read: Any) -> None:
-    """Springs in atomic units: the energy falls along the forces, by as much as they say."""
+    """Springs in atomic units: the energy decreases along the forces, by their work."""
     steps = np.linspace(0, 0.1, 6)
     positions = np.zeros((6, 2, 3))
     positions[:, 1, 0] = 2.0 + steps

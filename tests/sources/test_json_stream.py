@@ -1,4 +1,4 @@
-"""The JSON stream gives exactly what a parser of whole files gives, block by block."""
+"""The JSON stream gives the results of a parser of whole files, with any size of blocks."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""Rules for labels that hold in every format, and what `prepare` says of them."""
+"""Rules for labels in every format, and the output of `prepare` about them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`ramify look`: every format is told from the file, and the recipe that it gives reads the file."""
+"""`ramify look`: every format is recognised from the file, and the suggested recipe reads the file."""
 
 import json
 import zlib

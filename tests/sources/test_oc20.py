@@ -1,4 +1,4 @@
-"""OC20 S2EF: frames with a text beside them, in the layout of its archives."""
+"""OC20 S2EF: frames with text files, in the layout of its archives."""
 
 import lzma
 from pathlib import Path

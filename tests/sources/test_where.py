@@ -1,4 +1,4 @@
-"""`where`: conditions on structures, by what every format knows and by what a file names."""
+"""`where`: conditions on structures, by properties common to all formats and by keys of a file."""
 
 from pathlib import Path
 from typing import Any

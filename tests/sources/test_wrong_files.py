@@ -1,4 +1,4 @@
-"""Missing files, files of another format and files cut short: every reader says so, in one message with a fix."""
+"""Missing files, files of another format and truncated files: every reader raises one error with a fix."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the tests of the distributed store run under mpiexec: `mpi_program.py JOB STORE [WIDTH]`."""
+"""Program of the tests of the distributed store, under mpiexec: `mpi_program.py JOB STORE [WIDTH]`."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def compare(store: Store, path: str) -> None:
 
 
 def same(path: str, width: int | None) -> None:
-    """The same structures as from the mapped store; who holds what."""
+    """The same structures as from the mapped store; the rows of each rank."""
     with open_distributed(path, width=width) as store:
         compare(store, path)
         storage = store._storage
@@ -71,7 +71,7 @@ def busy(path: str, _: int | None) -> None:
 
 
 def refused(path: str, _: int | None) -> None:
-    """What the error says, on every rank."""
+    """The message of the error, on every rank."""
     try:
         open_distributed(path)
     except RamifyError as error:

@@ -58,7 +58,7 @@ def start(ranks: int, *arguments: object, **environment: str) -> subprocess.Pope
 
 
 def said(ranks: int, *arguments: object, **environment: str) -> list[str]:
-    """What every rank said, in the order of the ranks."""
+    """The output of every rank, in the order of ranks."""
     process = start(ranks, *arguments, **environment)
     try:
         output, _ = process.communicate(timeout=120)
@@ -78,7 +78,7 @@ def test_every_rank_reads_every_structure(store: Path, ranks: int, width: int | 
 
 
 def test_from_adios_and_over_sockets(store: Path, tmp_path: Path) -> None:
-    """As on two nodes. The helping thread is there because reads need it."""
+    """As on two nodes. Reads need the helper thread."""
     converted = convert_store(store, "adios", tmp_path / "crystals")
     assert said(2, "same", converted, **SOCKETS) == [
         "0: holds 392 of 762 answers True",

@@ -1,4 +1,4 @@
-"""The two forms of a store: the same values to the bit, whoever reads them, and the same refusals."""
+"""The two forms of a store: the same values to the bit in all ways to read them, and the same errors."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def test_prepared_in_either_form_is_the_same(converted: Path, tmp_path: Path) ->
 
 
 def test_the_stock_reader_reads_it(mapped: Path, converted: Path) -> None:
-    """ADIOS2's own reader, without anything of this project; units stand beside the columns."""
+    """The reader of ADIOS2, without code of this project; columns have their units as attributes."""
     with adios2.FileReader(str(converted / "columns.bp")) as file:
         variables = file.available_variables()
         assert set(variables) == set(COLUMNS)

@@ -1,4 +1,4 @@
-"""Memory that processes share: read by one of them, found by the others, and gone with the last, however they end."""
+"""Memory shared by processes: one of them reads the store, the others use it, and the last one removes it."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class User:
-    """Another process that opens the store and keeps it open until told otherwise."""
+    """Another process that opens the store and keeps it open until it is told to end."""
 
     def __init__(self, store: Path, folder: Path, code: str = USER) -> None:
         environment = os.environ | {

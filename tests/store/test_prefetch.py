@@ -16,7 +16,7 @@ from ramify.store.prefetch import Prefetcher
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 30), st.integers(0, 2**32 - 1))
 def test_results_do_not_depend_on_the_threads(workers: int, ahead: int, plans: int, seed: int) -> None:
-    """However long each takes, and whoever is faster."""
+    """With any durations of the threads."""
     pauses = np.random.default_rng(seed).exponential(0.0005, 100)
 
     def make(plan: int) -> int:

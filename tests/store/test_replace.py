@@ -1,4 +1,4 @@
-"""A store is written by one process at a time, and a full disk leaves what was there."""
+"""A store is written by one process at a time, and a full disk leaves the old store."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 
 def test_of_several_writers_one_writes(tmp_path: Path, store: Path) -> None:
-    """All started at once; the others are told who does."""
+    """All started at once; the errors of the others name it."""
     writers = [writer(tmp_path / "stores") for _ in range(3)]
     lines = {process: first_line(process) for process in writers}
     (one,) = (process for process, line in lines.items() if line == "writing")

@@ -1,4 +1,4 @@
-"""Stores: what was put in comes out, and a damaged one is refused."""
+"""Stores return the structures that were written, and damaged ones are refused."""
 
 import json
 import shutil
@@ -179,9 +179,9 @@ def change(copy: Path, **keys: object) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"version": 3}, r"version 3, this program reads up to 2\n  fix: update ramify"),
-        ({"version": 1}, r"version 1, this program reads 2\n  fix: prepare the dataset again"),
-        ({"version": 3, "new_key": 1}, "version 3"),
+        ({"version": 4}, r"version 4, this program reads up to 3\n  fix: update ramify"),
+        ({"version": 1}, r"version 1, this program reads 2 to 3\n  fix: prepare the dataset again"),
+        ({"version": 4, "new_key": 1}, "version 4"),
         ({"new_key": 1}, "damaged at 'new_key'"),
         ({"format": "ramify-checkpoint"}, "not the manifest of a store"),
         ({"splits": {}}, "damaged"),

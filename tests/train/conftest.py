@@ -15,7 +15,7 @@ MakeRecipe = Callable[..., Recipe]
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The models are so small that a second thread only waits."""
+    """More threads would not be faster with such small models."""
     torch.set_num_threads(1)
 
 

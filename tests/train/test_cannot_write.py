@@ -1,4 +1,4 @@
-"""A run that cannot be written in its middle: one message with the file and the command that goes on, on every rank."""
+"""A run directory that becomes unwritable: one message with the file and the command that resumes the run."""
 
 import signal
 import subprocess
@@ -63,7 +63,7 @@ def between_checkpoints(program: Program, path: Path) -> Iterator[None]:
 def test_an_immutable_place(
     recipe: Path, tmp_path: Path, frozen: Callable[[Path], None], what: str, world: int
 ) -> None:
-    """From the middle of the run on; every rank ends with status 1. Free again, the run goes on to its end."""
+    """From the middle of the run on: every rank exits with status 1."""
     path = tmp_path / "run"
     program = Program(tmp_path, world, "train", recipe, "--run", path, first=SLOW)
     try:
@@ -124,7 +124,7 @@ MetricsLog.add = adding
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_full_disk_met_by_the_metrics_ends_all_ranks(recipe: Path, tmp_path: Path, world: int) -> None:
-    """Only the first rank writes them; the others hear its reason, not that they have lost it."""
+    """Only rank zero writes them; the other ranks end for its reason, not with an error about a lost rank."""
     path = tmp_path / "run"
     done = run(tmp_path, world, "train", recipe, "--run", path, first=FULL)
     assert done.statuses == [1] * world

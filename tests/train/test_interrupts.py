@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: a checkpoint where there is something to keep, a status, and a true message."""
+"""Ctrl-C and SIGTERM at any moment: a checkpoint after the first step, the exit status, and a correct message."""
 
 import json
 import os
@@ -23,7 +23,9 @@ from .test_takeover import SLOW, until
 INT = int(signal.SIGINT)
 STUCK = """
 import ctypes, time
+from ramify.run import stop
 from ramify.train.loop import Trainer
+stop.PATIENCE = 0.5
 accumulate = Trainer.accumulate_gradients
 def stuck(trainer, *arguments):
     if trainer.progress.step == {step}:
@@ -33,9 +35,9 @@ def stuck(trainer, *arguments):
 Trainer.accumulate_gradients = stuck
 """
 SLEEPS = "time.sleep(600)"
-"""As a compiler that Python waits for."""
+"""Like a compiler that Python waits for."""
 DEADLOCK = "mutex = (ctypes.c_long * 8)(); [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]"
-"""As a library that heeds no signal: the second call never returns, and signals do not end it (POSIX)."""
+"""Like a library that ignores signals: the second call never returns, and signals do not end it (POSIX)."""
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def heard(program: Program) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_ctrl_c_keeps_a_checkpoint(recipe: Path, tmp_path: Path, world: int) -> None:
-    """Sent to all ranks, as a terminal does; status 130; and the run goes on from that very step."""
+    """Sent to all ranks, as a terminal does: status 130, and the run resumes from that step."""
     path = tmp_path / "run"
     at = {"rank": world - 1, "step": 7, "signal": INT}
     done = run(tmp_path, world, "train", recipe, "--run", path, at=at)
@@ -81,7 +83,7 @@ def test_ctrl_c_keeps_a_checkpoint(recipe: Path, tmp_path: Path, world: int) -> 
 
 
 def test_a_second_ctrl_c_aborts(recipe: Path, tmp_path: Path) -> None:
-    """The message names the checkpoint that is there."""
+    """The message names the latest checkpoint."""
     path = tmp_path / "run"
     program = Program(tmp_path, 1, "train", recipe, "--run", path, first=STUCK.format(step=4, how=SLEEPS))
     until(stuck(program))
@@ -117,10 +119,10 @@ def test_an_abort_before_the_first_checkpoint_promises_none(recipe: Path, tmp_pa
     assert run(tmp_path, 1, "train", recipe, "--run", path, "--continue", "train.max_steps=2").statuses == [0]
 
 
-@pytest.mark.parametrize("how", [SLEEPS, DEADLOCK], ids=["heeds exceptions", "heeds nothing"])
+@pytest.mark.parametrize("how", [SLEEPS, DEADLOCK], ids=["waits", "deadlock"])
 @pytest.mark.parametrize(("number", "status"), [(TERM, STOPPED), (INT, INTERRUPTED)])
 def test_a_first_step_that_takes_minutes(recipe: Path, tmp_path: Path, how: str, number: int, status: int) -> None:
-    """As where it is compiled: the process ends within seconds, and the same command begins again."""
+    """As while it is compiled: the process ends within seconds, and the same command restarts the run."""
     path = tmp_path / "run"
     program = Program(tmp_path, 1, "train", recipe, "--run", path, first=STUCK.format(step=0, how=how))
     until(stuck(program))
@@ -141,10 +143,10 @@ def listens(pid: int) -> bool:
     return bool(caught >> (TERM - 1) & 1)
 
 
-@pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 3.0])
+@pytest.mark.parametrize("after", [0.0, 0.7, 2.0])
 @pytest.mark.parametrize(("number", "status"), [(TERM, STOPPED), (INT, INTERRUPTED)])
 def test_a_signal_in_the_first_seconds(recipe: Path, tmp_path: Path, after: float, number: int, status: int) -> None:
-    """While the command line and PyTorch load, and what comes after; only the interpreter itself is before that."""
+    """While the command line and PyTorch are imported, and afterwards, but not while the interpreter starts."""
     path, env = tmp_path / "run", os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ramify", "train", str(recipe), "--run", str(path)]
     program = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -162,7 +164,7 @@ def test_a_signal_in_the_first_seconds(recipe: Path, tmp_path: Path, after: floa
 
 
 def test_a_terminal_that_closes(recipe: Path, tmp_path: Path) -> None:
-    """SIGHUP comes, and every write to the terminal fails from then on: the checkpoint is written all the same."""
+    """After SIGHUP every write to the terminal fails; the checkpoint is written nevertheless."""
     path, env = tmp_path / "run", os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ramify", "train", str(recipe), "--run", str(path)]
     process, terminal = pty.fork()
@@ -182,7 +184,7 @@ def test_a_terminal_that_closes(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_in_the_demo(tmp_path: Path) -> None:
-    """The training keeps a checkpoint, and the message names the commands for what is left."""
+    """The training writes a checkpoint, and the message names the commands for the remaining stages."""
     path = tmp_path / "demo-run"
     program = Program(tmp_path, 1, "demo", "--run", path, "train.log_every=1", first=SLOW)
     until(lambda: path.exists() and (path / "metrics.jsonl").exists() and bool(metrics(path)))
@@ -195,7 +197,7 @@ def test_ctrl_c_in_the_demo(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_in_a_fine_tuning(recipe: Path, tmp_path: Path) -> None:
-    """It goes on by the same command and --continue."""
+    """The same command with --continue resumes it."""
     base, path = tmp_path / "base", tmp_path / "run"
     assert run(tmp_path, 1, "train", recipe, "--run", base, "train.max_steps=2").statuses == [0]
     words = ("finetune", base, recipe, "--run", path, "--mode", "keep-branch", "--steps", 6)
@@ -208,7 +210,7 @@ def test_ctrl_c_in_a_fine_tuning(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_ranks_that_wait_for_one_that_compiles(recipe: Path, tmp_path: Path) -> None:
-    """All are sent the signal; one is in its first step, the other waits for it in a sum, which heeds none."""
+    """All ranks get the signal; one is in its first step, the other waits for it in a sum, which ignores signals."""
     path = tmp_path / "run"
     only = "import os\nif os.environ['RANK'] == '1':\n    " + STUCK.format(step=0, how=SLEEPS).replace("\n", "\n    ")
     program = Program(tmp_path, 2, "train", recipe, "--run", path, first=only)

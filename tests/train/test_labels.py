@@ -1,4 +1,4 @@
-"""A further label: what docs/extending.md prints is all that it takes, from the file to the report."""
+"""A further label: the code on docs/extending.md is sufficient, from the file to the report."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Batches are those of the stream, whatever the thread does and wherever edges come from."""
+"""Batches are those of the sampler, independent of threads and of the origin of edges."""
 
 import threading
 import time
@@ -71,7 +71,7 @@ def by_hand(sampler: BatchSampler, readers: dict[str, SplitReader], step: int) -
 def test_batches_are_those_of_the_stream(
     sampler: BatchSampler, readers: dict[str, SplitReader], monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
-    """With a thread that is now faster, now slower than the one who asks."""
+    """With a thread that is sometimes faster and sometimes slower than the consumer."""
     expected = [by_hand(sampler, readers, step) for step in range(5, 15)]
     part = SplitReader.part
     pauses = iter(np.random.default_rng(0).choice([0.0, 0.02], 1000))

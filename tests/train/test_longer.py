@@ -1,4 +1,4 @@
-"""A run that has ended goes on for longer, by other steps: what it says, where its schedule stands, what it counts."""
+"""A finished run that is continued with more or other steps: messages, the learning rate, and counts of epochs."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def rates(path: Path) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["constant", "cosine"])
 def test_more_steps_are_those_of_a_longer_run(small: MakeRecipe, tmp_path: Path, kind: str) -> None:
-    """With a constant rate to the bit; with a cosine the rates from there on are those of the longer one."""
+    """With a constant rate to the bit; with a cosine, later rates are those of the longer run."""
     length = {"schedule__kind": kind, **EVERY}
     whole = small(*NAMES, train__max_steps=20, **length)
     train(small(*NAMES, train__max_steps=8, **length), tmp_path / "run")
@@ -51,7 +51,7 @@ def test_more_steps_are_those_of_a_longer_run(small: MakeRecipe, tmp_path: Path,
 
 
 def test_the_schedule_begins_anew_where_it_is_told(small: MakeRecipe, tmp_path: Path) -> None:
-    """Step by step the rates of a new run of the steps that are left, warm-up included; the message says how."""
+    """The rates are those of a new run of the remaining steps, with warm-up; the message names the keys."""
     short = small(*NAMES, train__max_steps=8, **EVERY)
     train(short, tmp_path / "run")
     told = resume_run(tmp_path / "run", Callbacks(), recipe=small(*NAMES, train__max_steps=20, **EVERY))
@@ -81,7 +81,7 @@ def test_a_schedule_cannot_begin_later_than_the_run_stands(small: MakeRecipe, tm
 
 
 def test_another_batch_keeps_epochs_and_skips_no_structure(small: MakeRecipe, tmp_path: Path) -> None:
-    """`bare` has 44 structures: 2 epochs by 4 are 22 steps; 2 more by 11 are 8, in which each comes twice."""
+    """`bare` has 44 structures: 2 epochs in batches of 4 are 22 steps; 2 more in batches of 11 are 8 steps."""
     first = {"train__max_steps": None, "train__log_every": 1, "schedule__kind": "constant"}
     trainer = train(small("bare", train__epochs=2.0, train__batch=4, **first), tmp_path / "run")
     assert trainer.progress.step == 22
@@ -103,7 +103,7 @@ def test_another_batch_keeps_epochs_and_skips_no_structure(small: MakeRecipe, tm
 
 
 def test_early_stopping_waits_anew(small: MakeRecipe, tmp_path: Path) -> None:
-    """A run that it had ended says so when it is resumed, and goes on once something is changed."""
+    """A run that it has ended prints a message when it is resumed, and continues once a key is changed."""
     wild = {"optimizer__lr": 0.5, "schedule__kind": "constant", "train__patience": 2, "train__evaluate_every": 1 / 6}
     trainer = train(small("bare", train__max_steps=60, **wild), tmp_path / "run")
     stopped = trainer.progress.step

@@ -1,4 +1,4 @@
-"""Training: it learns, it repeats itself to the bit, it logs what it should, and it stops when the numbers break."""
+"""Training: errors decrease, runs are reproducible to the bit, the log is complete, and non-finite losses end it."""
 
 import json
 import math
@@ -103,7 +103,7 @@ def test_trivial_errors_and_metric_by_hand(learned: Path, small: MakeRecipe) -> 
 
 @pytest.mark.parametrize("kind", ["direct", "conservative"])
 def test_fresh_heads_start_at_the_trivial_error(small: MakeRecipe, tmp_path: Path, kind: str) -> None:
-    """Before anything is learnt, every error is that of the trivial predictor, whatever the shape of the model."""
+    """Before training, every error is that of the trivial predictor, for any shape of the model."""
     shape = {"layers": 3, "width": 48}
     changes = {"model__energy_head": shape, "model__force_head": shape | {"kind": kind}, "model__encoder__width": 64}
     train(small("qm7x", "mptrj", "bare", optimizer__lr=1e-9, train__max_steps=1, **changes), tmp_path / "run")

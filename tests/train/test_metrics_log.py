@@ -1,4 +1,4 @@
-"""metrics.jsonl: what is given back of it, what damage of it does, and lines of earlier versions."""
+"""metrics.jsonl: truncation on resume, damaged lines, and lines of earlier versions."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def run(small: MakeRecipe, tmp_path: Path) -> Path:
     [(b"\xff", "utf-8"), (b"\x00\x00", "Expecting value"), (b'{"step": 1}', "kind"), (b'{"kind": "val"}', "step")],
 )
 def test_a_damaged_line_is_named(run: Path, damage: bytes, reason: str) -> None:
-    """In the middle of the file; nothing changes on the disk, and without the line the run goes on."""
+    """In the middle of the file; nothing changes on the disk, and without the line the run can be resumed."""
     file = run / "metrics.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([lines[0], damage + b"\n", *lines[1:]]))

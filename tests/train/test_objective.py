@@ -183,7 +183,7 @@ def test_stress_of_molecules_counts_nowhere() -> None:
 
 
 def test_weights_are_shares_whatever_is_in_the_batch() -> None:
-    """A dataset that a batch lacks keeps its share: the step of the others does not grow."""
+    """The weight of a dataset absent from a batch is not given to the others: their step does not grow."""
     both, one = batch_of({"a": labelled(0, 4), "b": labelled(1, 2)}), batch_of({"a": labelled(0, 4)})
     objective = Objective(ObjectiveOptions(weights={"a": 3.0}), SCALES)
     predictions = predictions_of(both)
@@ -197,7 +197,7 @@ def test_weights_are_shares_whatever_is_in_the_batch() -> None:
 
 
 def test_gradients_of_datasets_add_up() -> None:
-    """The encoder's gradient on a mixed batch is the sum of what each dataset alone gives, a branch's its own's."""
+    """On a mixed batch the gradient of the encoder is the sum over datasets, that of a branch from its dataset."""
     torch.manual_seed(0)
     encoder = EGNN(EGNN.Options(layers=2, width=8, vector_channels=3, radial=4, cutoff=3.0, max_neighbors=5))
     shape: dict[str, Any] = {"energy_head": (1, 8), "force_head": (1, 8), "energy_scale": 1.0, "forces_scale": 1.0}

@@ -246,7 +246,7 @@ def test_muon_takes_hidden_matrices_only() -> None:
 
 
 def test_rules_of_the_recipe_are_those_of_the_code() -> None:
-    """Every word that a recipe accepts has its function, and the other way round."""
+    """Every name that a recipe accepts has its function, and vice versa."""
 
     def words(options: type[BaseModel], key: str) -> set[str]:
         found: set[str] = set()

@@ -1,4 +1,4 @@
-"""What steps and evaluations are computed in."""
+"""Precision of steps and of evaluations."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_bf16_is_refused_where_its_products_are_slower() -> None:
 
 @masks_work
 def test_a_processor_without_bf16(small: MakeRecipe, tmp_path: Path) -> None:
-    """Refused in a second, before anything is written; trained all the same where the recipe says so."""
+    """Refused before anything is written, unless the recipe allows slow products."""
     content = small("qm7x", train__precision="bf16", train__max_steps=1).model_dump(mode="json")
     del content["train"]["slow_precision"]
     recipe = tmp_path / "recipe.yaml"
@@ -100,7 +100,7 @@ def test_types(name: str) -> None:
 
 
 def test_errors_of_a_run_in_bf16_are_those_of_evaluate(small: MakeRecipe, tmp_path: Path) -> None:
-    """Steps round their products, evaluations do not: what chose the best model is what `ramify evaluate` finds."""
+    """Steps round their products, evaluations do not: the validation errors are those of `ramify evaluate`."""
     recipe = small("qm7x", train__precision="bf16", train__slow_precision="allow", train__max_steps=3)
     run = tmp_path / "run"
     start_run(recipe, run, Callbacks()).fit()

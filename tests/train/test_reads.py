@@ -1,4 +1,4 @@
-"""What a step asks the device for: every read makes a host wait until an accelerator has done all it was told."""
+"""Reads from the device in a step: each makes the host wait until the accelerator has finished its queue."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +16,6 @@ from ramify.bench.measure import make_trainer
 from ramify.parallel.layout import Layout
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
-from ramify.train.start import Process
 
 from .conftest import MakeRecipe
 
@@ -42,7 +41,7 @@ class _Reads(TorchDispatchMode):
 
 @contextmanager
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts reads, by what reads."""
+    """Counts reads by operation."""
     found: Counter[str] = Counter()
 
     def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,8 +84,8 @@ def test_a_step_asks_for_nothing(
     kind: str,
     precision: str,
 ) -> None:
-    """Passes, sums over ranks, clipping and update. What came of it is read by the next step, once, from the copy that
-    has come to the host meanwhile."""
+    """Passes, sums over ranks, clipping and update. The next step reads the results once, from the copy that was
+    transferred to the host in the meantime."""
     trainer, works = _trainer_and_works(small, torch.device("cpu"), kind, precision)
     trainer.step(works[0])
     trainer.finish_step()
@@ -116,6 +115,6 @@ def _trainer_and_works(
 ) -> tuple[Trainer, list[StepBatches]]:
     recipe = small("qm7x", "mptrj", model__force_head__kind=kind, train__precision=precision, optimizer__clip=1e-3)
     stores = {name: Store.open(Path(recipe.stores) / name) for name in recipe.datasets}
-    trainer = make_trainer(recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), device), Process())
+    trainer = make_trainer(recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), device))
     with trainer.loader() as loader:
         return trainer, [next(loader) for _ in range(3)]

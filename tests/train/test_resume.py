@@ -1,4 +1,4 @@
-"""A run that was cut off goes on as if it had not been: weights, moments, averages, schedule and log, to the bit."""
+"""An interrupted run continues like an uninterrupted one: weights, moments, averages, schedule and log, to the bit."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 class Cut(Exception):
-    """What ends a run before its time."""
+    """Raised by a test to interrupt a run."""
 
 
 def cut_at(*steps: int) -> Callable[[int, int], None]:
@@ -125,7 +125,7 @@ def own(prepared: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path, di
 
 
 def test_a_changed_store_is_refused(own: tuple[Path, dict[str, Any]]) -> None:
-    """Prepared anew from other energies, with the same options."""
+    """Prepared again from other energies, with the same options."""
     folder, entry = own
     source = Path(entry["bare"]["path"])
     changed = source.read_text().replace("energy=-20", "energy=-21")
@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_refused(own: tuple[Path, dict[str, Any]]) -> No
 
 
 def test_weights_of_the_first_steps_are_there(small: MakeRecipe, tmp_path: Path) -> None:
-    """A run that breaks in its first step can be taken up too: there are no moments yet."""
+    """A run that fails in its first step can be resumed too: there are no moments yet."""
     recipe = small("bare", train__max_steps=3)
     trainer = start_run(recipe, tmp_path / "run", Callbacks())
     trainer.save(best=False)

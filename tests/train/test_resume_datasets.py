@@ -1,4 +1,4 @@
-"""A run that gains or loses a dataset where its recipe says so: the rest goes on, what is new starts fresh."""
+"""A run that gains or loses a dataset by a change of its recipe: old parts continue, new ones are initialised."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ramify.model.build import LabelSpread, build_model
 from ramify.run.stop import Stop
 from ramify.train.optimization.optimizer import AveragedWeights
 from ramify.train.reporting import Callbacks
-from ramify.train.start import Process, resume_run, start_run
+from ramify.train.start import resume_run, start_run
 from tests.small import metrics, tensors
 
 from .conftest import MakeRecipe
@@ -26,14 +26,14 @@ SHORT = {"train__batch": 6, "train__evaluate_every": 0.04, "train__checkpoint_ev
 
 
 def stopped_at(step: int, recipe: Any, path: Path) -> Any:
-    """A run that was asked to stop after `step`."""
+    """A run that was stopped after `step`."""
 
     class Asked(Stop):
         @property
         def reason(self) -> str:
             return "SIGTERM" if trainer.progress.step == step - 1 else ""
 
-    trainer = start_run(recipe, path, Callbacks(), process=Process(stop=Asked()))
+    trainer = start_run(recipe, path, Callbacks(), stop=Asked())
     trainer.fit()
     assert trainer.progress.step == step
     return trainer
@@ -84,7 +84,7 @@ def test_a_dataset_comes(small: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_a_dataset_goes(small: MakeRecipe, tmp_path: Path) -> None:
-    """Its branch is kept in the last checkpoint that has it, whatever comes later."""
+    """Its branch stays in the last checkpoint that contains it, which later checkpoints do not remove."""
     path = tmp_path / "run"
     stopped_at(8, small("qm7x", "mptrj", "bare", train__max_steps=20, **SHORT), path)
     before = tensors(path)
@@ -116,7 +116,7 @@ def test_one_that_was_killed_in_between_changes_again(small: MakeRecipe, tmp_pat
 
 
 def test_a_branch_keeps_its_units(small: MakeRecipe, tmp_path: Path) -> None:
-    """A dataset that joins a branch does not change what the branch predicts, though it has another spread."""
+    """A dataset that joins a branch does not change the predictions of the branch, although its spread differs."""
     path = tmp_path / "run"
     one, both = {"molecules": ["qm7x"]}, {"molecules": ["qm7x", "ani1x"]}
     stopped_at(8, small("qm7x", train__max_steps=20, branches=one, **SHORT), path)
@@ -161,7 +161,7 @@ def test_streams_go_on_where_they_stood() -> None:
 
 
 def test_averages_of_a_branch_count_from_its_beginning() -> None:
-    """Its first update is the first of an average: (1 + 0) / (10 + 0) of the old, whatever the run has done before."""
+    """Its first update weights the old value by (1 + 0) / (10 + 0), independent of earlier steps of the run."""
     model = torch.nn.ModuleList([torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)])
     averages = AveragedWeights(model, 0.999)
     averages.start_at(model[1].parameters(), 1000)

@@ -41,7 +41,7 @@ def linked(small: MakeRecipe, tmp_path: Path) -> Path:
 
 
 def test_a_link_to_nothing_removes_nothing(linked: Path) -> None:
-    """The newest checkpoint is there after the refusal, and is taken when the user says so."""
+    """The newest checkpoint is kept after the refusal, and used at the user's request."""
     latest = linked / "checkpoints" / "latest"
     kept = os.readlink(latest)
     latest.unlink()

@@ -38,7 +38,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def over_mpi(recipe: Path, run: Path, ranks: int, *, first: str = "") -> subprocess.CompletedProcess[str]:
-    """What the training on so many ranks under mpiexec said; both streams together."""
+    """The output of a training on this number of ranks under mpiexec; both streams."""
     code = f"import sys\n{first}\nfrom ramify.cli import main\nsys.argv = ['ramify', *sys.argv[1:]]\nmain()"
     command = [mpiexec(), "-n", str(ranks), sys.executable, "-c", code, "train", str(recipe), "--run", str(run)]
     environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
@@ -60,7 +60,7 @@ def over_mpi(recipe: Path, run: Path, ranks: int, *, first: str = "") -> subproc
 def test_parameters_are_the_same_to_the_bit(
     recipes: dict[str, Path], tmp_path: Path, ranks: int, kinds: tuple[str, ...]
 ) -> None:
-    """Every rank trains on all datasets, so that each reads what another one holds. Only that takes MPI."""
+    """Every rank trains on all datasets, so that each reads data stored on another. Only this needs MPI."""
     for kind in kinds:
         if kind == "distributed":
             ended = over_mpi(recipes[kind], tmp_path / kind, ranks)

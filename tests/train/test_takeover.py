@@ -1,4 +1,4 @@
-"""A program that has lost its run, to another program or because the folder was moved, stops and writes nothing."""
+"""A program that lost its run, to another program or because the folder was moved, stops and writes nothing."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def recipe(small: MakeRecipe, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_one_that_was_frozen_while_another_took_over(recipe: Path, tmp_path: Path, world: int) -> None:
-    """On one rank and on two: the woken one ends with one message, and what the other one writes is all there is."""
+    """On one rank and on two: the resumed program ends with one message, and only the other one has written."""
     path = tmp_path / "run"
     first = Program(tmp_path, world, "train", recipe, "--run", path, first=ELSEWHERE + SLOW)
     second = None
@@ -95,7 +95,7 @@ def test_one_that_was_frozen_while_another_took_over(recipe: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_that_is_moved_while_it_trains(recipe: Path, tmp_path: Path, world: int) -> None:
-    """It stops, nothing comes into being at the old place, and it goes on at the new one."""
+    """It stops, nothing is written at the old path, and it can be resumed at the new one."""
     path, moved = tmp_path / "run", tmp_path / "moved"
     program = Program(tmp_path, world, "train", recipe, "--run", path, first=SLOW)
     try:

@@ -35,6 +35,13 @@ def recipe_of(entries: tuple[Path, dict[str, Any]], *names: str, **changes: Any)
     return make_recipe(folder, {name: found[name] for name in names}, **changes)
 
 
+def test_a_run_pauses_at_the_step_itself(entries: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    recipe = recipe_of(entries, "all", train__stop_after=7)
+    trainer = train(recipe, tmp_path / "run")
+    assert (trainer.progress.step, trainer.stopped_by) == (7, "train.stop_after")
+    assert open_checkpoint(tmp_path / "run/checkpoints/latest").step == 7
+
+
 def test_all_steps_are_taken_and_the_last_weights_count(entries: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     said: list[str] = []
     recipe = recipe_of(entries, "all", train__patience=1, train__max_steps=20)

@@ -18,16 +18,17 @@ from ramify.bench.case import Case
 from ramify.bench.limits import measure_limits
 from ramify.bench.profiling.resident import peak_bytes, resident_bytes
 from ramify.parallel.layout import Layout
-from ramify.parallel.world import CONTROL
+from ramify.parallel.world import CONTROL, World
 from ramify.planning.model_profile import ModelProfile
 from ramify.planning.plan import make_plan
 from ramify.planning.workload import measure
 from ramify.recipe import Recipe
 from ramify.run.run import Run
+from ramify.run.stop import Stop
 from ramify.store.store import Store
 from ramify.train.loop import Trainer
 from ramify.train.optimization.product_rates import wait_for
-from ramify.train.start import Process, configure_process
+from ramify.train.start import configure_process
 
 NOWHERE = "benchmark"
 """Name of the run of a benchmark; nothing is written to it."""
@@ -36,12 +37,12 @@ UPDATES = 5
 """Number of separate timings of the optimizer update."""
 
 
-def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout, process: Process) -> Trainer:
+def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout) -> Trainer:
     """A trainer at step 0 as in `ramify train`, without a run directory."""
     branch_of = recipe.branch_of_datasets()
     readers = open_split(recipe, {n: s for n, s in stores.items() if branch_of[n] in layout.hosted}, "train")
     data = {name: store.manifest for name, store in stores.items()}
-    return Trainer(recipe, Run(Path(NOWHERE)), data, readers, {}, layout, process.stop)
+    return Trainer(recipe, Run(Path(NOWHERE)), data, readers, {}, layout, Stop())
 
 
 def take_steps(trainer: Trainer, steps: int) -> Iterator[StepBatches]:
@@ -53,20 +54,20 @@ def take_steps(trainer: Trainer, steps: int) -> Iterator[StepBatches]:
             yield work
 
 
-def measure_case(case: Case, process: Process) -> dict[str, Any]:
+def measure_case(case: Case, world: World) -> dict[str, Any]:
     """Measures a case; returns the results of all ranks on every rank, and must be called by all.
 
     Raises:
         RamifyError: the placement is not possible on these ranks.
     """
-    recipe, ranks = case.recipe, process.ranks
+    recipe = case.recipe
     configure_process(recipe)
     stores = case.open_stores()
-    limits = measure_limits(ranks.device, recipe.train.precision, ranks.size)
-    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, ranks.size, case.model)
+    limits = measure_limits(world.device, recipe.train.precision, world.size)
+    plan = make_plan(recipe, {name: measure(store, recipe) for name, store in stores.items()}, world.size, case.model)
     placement = plan.chosen.placement
-    layout = Layout.spread(placement, ranks)
-    trainer = make_trainer(recipe, stores, layout, process)
+    layout = Layout.spread(placement, world)
+    trainer = make_trainer(recipe, stores, layout)
     took = _time_steps(trainer, case, plan.model)
     own = {
         **took,
@@ -76,14 +77,14 @@ def measure_case(case: Case, process: Process) -> dict[str, Any]:
         "update": _time_update(trainer),
         "limits": limits,
     }
-    everyone = ranks.gather(own)
+    everyone = world.gather(own)
     planned = [
         {"states": c.states, "memory": c.memory, "traffic": c.traffic, "operations": c.operations}
         for c in plan.chosen.ranks
     ]
     del trainer
     gc.collect()
-    return _result(case, placement.kind, ranks.device, everyone, planned)
+    return _result(case, placement.kind, world.device, everyone, planned)
 
 
 def _time_steps(trainer: Trainer, case: Case, model: ModelProfile) -> dict[str, Any]:

@@ -27,12 +27,13 @@ from ramify.bench.synthetic import equal_datasets
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.parallel.layout import Layout
+from ramify.parallel.world import World
 from ramify.planning.placement import Placement
 from ramify.planning.plan import Plan, make_plan
 from ramify.planning.workload import measure
 from ramify.recipe import Recipe, parse_recipe
 from ramify.system import process_memory
-from ramify.train.start import Process, configure_process, this_process
+from ramify.train.start import configure_process, this_process
 
 RESULT = "memory.json"
 STEPS = 2
@@ -79,37 +80,37 @@ def run_rank(source: Path, target: Path) -> None:
     """Measures this rank of the layout in the file `source`, alone or with the other ranks."""
     content = read_json(source)
     alone, case = content.pop("alone"), Case.from_data(content)
-    with this_process(case.recipe) as process:
-        with _process_group(process, alone):
-            found = measure_memory(case, process, alone=alone)
-        if process.ranks.rank == 0:
+    with this_process(case.recipe) as world:
+        with _process_group(alone):
+            found = measure_memory(case, world, alone=alone)
+        if world.is_rank_zero:
             write_json(target, found)
 
 
-def measure_memory(case: Case, process: Process, *, alone: bool) -> dict[str, Any]:
+def measure_memory(case: Case, world: World, *, alone: bool) -> dict[str, Any]:
     """Memory of every running rank; all of them must call it.
 
     Args:
         case: the case, with the number of ranks of the layout.
-        process: this process.
+        world: this process among the others.
         alone: whether this is the only running rank.
     """
     configure_process(case.recipe)
     stores = case.open_stores()
     sizes = {name: measure(store, case.recipe) for name, store in stores.items()}
     plan = make_plan(case.recipe, sizes, case.ranks, case.model)
-    layout = _layout(plan.chosen.placement, process, alone)
-    _train(replace(case, recipe=_narrow(case.recipe)), layout, process)
+    layout = _layout(plan.chosen.placement, world, alone)
+    _train(replace(case, recipe=_narrow(case.recipe)), layout)
     before = process_memory()
     forget_peak()
-    tensors, after, peak = _train(case, layout, process)
+    tensors, after, peak = _train(case, layout)
     own = {"process": after - before, "peak": peak - before, "tensors": tensors, "hosted": len(layout.hosted)}
-    return _row(case, plan, process.ranks.gather(own), alone)
+    return _row(case, plan, world.gather(own), alone)
 
 
-def _train(case: Case, layout: Layout, process: Process) -> tuple[dict[str, int], int, int]:
+def _train(case: Case, layout: Layout) -> tuple[dict[str, int], int, int]:
     """Bytes of tensors by kind, of the process after the steps, and of the process at its peak."""
-    trainer = make_trainer(case.recipe, case.open_stores(), layout, process)
+    trainer = make_trainer(case.recipe, case.open_stores(), layout)
     for work in take_steps(trainer, STEPS):
         del work  # its batches must not be counted
     return resident_bytes(trainer), process_memory(), peak_bytes(layout.device)
@@ -166,16 +167,16 @@ def _case(bench: MemoryBench, branches: int, placement: str, folder: Path) -> Ca
     )
 
 
-def _layout(placement: Placement, process: Process, alone: bool) -> Layout:
+def _layout(placement: Placement, world: World, alone: bool) -> Layout:
     """Rank 0 of the placement in a group of its own, or this rank with all others."""
     if not alone:
-        return Layout.spread(placement, process.ranks)
+        return Layout.spread(placement, world)
     groups = {branch: dist.group.WORLD if len(placement.hosts[branch]) > 1 else None for branch in placement.hosted(0)}
-    return Layout(size=placement.ranks, placement=placement, device=process.ranks.device, groups=groups)
+    return Layout(size=placement.ranks, placement=placement, device=world.device, groups=groups)
 
 
 @contextmanager
-def _process_group(process: Process, alone: bool) -> Iterator[None]:
+def _process_group(alone: bool) -> Iterator[None]:
     """Opens a process group; for a single rank, a group of its own."""
     if not alone:
         yield

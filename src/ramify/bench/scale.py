@@ -132,24 +132,23 @@ def run_scale(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None], li
 def run_case(source: Path, target: Path) -> None:
     """Measures the case in the file `source` as one of its ranks; rank zero writes the results."""
     case = Case.from_data(read_json(source))
-    with this_process(case.recipe) as process:
-        found = measure_case(case, process)
-        if process.ranks.rank == 0:
+    with this_process(case.recipe) as world:
+        found = measure_case(case, world)
+        if world.is_rank_zero:
             write_json(target, found)
 
 
 def _by_launcher(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-    with this_process(sweep.recipe) as process:
-        ranks = process.ranks
-        on_rank_zero(ranks, lambda: [None, sweep.data(out / "stores")][0])
+    with this_process(sweep.recipe) as world:
+        on_rank_zero(world, lambda: [None, sweep.data(out / "stores")][0])
         recipe, stores = sweep.data(out / "stores")
         content = _before(out)
-        for case in sweep.cases(recipe, stores, [ranks.size]):  # calibration cases need one rank
-            found = measure_case(case, process)
-            if ranks.rank == 0:
+        for case in sweep.cases(recipe, stores, [world.size]):  # calibration cases need one rank
+            found = measure_case(case, world)
+            if world.is_rank_zero:
                 content = _keep(content, found, out)
                 say(found)
-        return content if ranks.rank == 0 else None
+        return content if world.is_rank_zero else None
 
 
 def _before(out: Path) -> dict[str, Any]:

@@ -126,15 +126,13 @@ def run_case(source: Path, target: Path) -> None:
     """Measures the case in the file `source` in this process and writes the results."""
     case = read_json(source)
     recipe = parse_recipe(case["recipe"], "benchmark")
-    with this_process(recipe) as process:
+    with this_process(recipe) as world:
         configure_process(recipe)
         stores = {name: Store.open(Path(path)) for name, path in case["stores"].items()}
         spreads = {name: LabelSpread.of_manifest(s.manifest) for name, s in stores.items()}
         cost = profile_model(_plain(recipe), spreads)
         before = process_memory()
-        trainer = make_trainer(
-            recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), process.ranks.device), process
-        )
+        trainer = make_trainer(recipe, stores, Layout.alone(list(recipe.datasets_of_branches()), world.device))
         found = measure_steps(trainer, cost, case["warmup"], case["steps"], before)
         if case["trace"]:
             found["most_expensive"] = profile_step(trainer, Path(case["trace"]))

@@ -1,12 +1,27 @@
-"""The command that runs all stages on embedded datasets: demo."""
+"""The commands that compare models: study, and demo on embedded datasets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from ramify.cli.options import MAKING, Overrides, console, interrupted_training, training_stopped
+from ramify.cli.options import (
+    MAKING,
+    Json,
+    Overrides,
+    RecipeArgument,
+    console,
+    errors,
+    interrupted_training,
+    print_json,
+    training_stopped,
+)
+from ramify.cli.progress import Steps
+from ramify.errors import RamifyError
+
+if TYPE_CHECKING:
+    from ramify.study.conduct import Conducted
 
 verbs = typer.Typer()
 
@@ -28,3 +43,76 @@ def demo(
     if report is None:
         training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, resume_hint, say=True)
     console.print(f"report: [bold]{escape(str(report))}[/bold]", soft_wrap=True)
+
+
+@verbs.command(rich_help_panel=MAKING)
+def study(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Directory of the study; an existing one is continued.")] = Path("study"),
+    models: Annotated[
+        str, typer.Option(help="single, baseline, mtl, or names of models such as Model-DATASET.")
+    ] = "single,baseline,mtl",
+    seeds: Annotated[int, typer.Option(help="Seeds of each model, from train.seed on.", min=1)] = 1,
+    equal: Annotated[
+        str, typer.Option(help="Common to all models: passes over their own data, steps, or time.")
+    ] = "passes",
+    jobs: Annotated[int, typer.Option(help="Number of models that train at the same time.", min=1)] = 1,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            help="Command line that starts each model, e.g. 'srun -N 4 {command}'; accepted are {command}, "
+            "{arguments}, {slot} and {name}."
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Train single-dataset models, one shared branch and a branch per dataset; compare them on every dataset.
+
+    Writes the paper's Tables 1 and 2 with the spread over seeds. The same command continues a study, also with more
+    seeds, models or datasets.
+    """
+    from ramify.recipe import load_recipe
+    from ramify.run.launcher import Launcher
+    from ramify.study.conduct import conduct, prepare_missing
+    from ramify.study.display import study_display
+    from ramify.study.models import EQUAL
+    from ramify.study.setup import Request
+
+    if equal not in EQUAL:
+        raise RamifyError(f"--equal {equal}: accepted are {', '.join(EQUAL)}")
+    resolved = load_recipe(recipe, overrides or [])
+    request = Request(resolved, recipe, out, [word.strip() for word in models.split(",")], seeds, equal)
+    request.open()  # errors come before the stores are prepared
+    with Steps(console, "prepare", quiet=as_json) as steps:
+        prepare_missing(resolved, Path.cwd(), lambda dataset, count: steps.counted(count))
+    starter = Launcher(launcher, jobs, resolved.train.threads)
+    with study_display(console, quiet=as_json) as watch:
+        conducted = conduct(request, starter, jobs, watch)
+    _print_study(conducted, as_json=as_json)
+
+
+def _print_study(conducted: "Conducted", *, as_json: bool) -> None:
+    """Prints the results, and ends the program with an exit status if a model has failed or the study was stopped."""
+    from ramify.run.stop import exit_status
+    from ramify.study.results.text import render
+
+    study, outcome = conducted.study, conducted.outcome
+    if outcome is not None and not conducted.stopped_by:
+        if as_json:
+            print_json(outcome.to_dict())
+        else:
+            render(outcome.tables, console)
+            for line in outcome.verdict:
+                console.print(line, markup=False, highlight=False)
+    for text in conducted.failed:
+        errors.print(f"[bold red]failed:[/bold red] {escape(text)}", highlight=False, soft_wrap=True)
+    if conducted.stopped_by:
+        done = sum(task.state == "done" for task in study.tasks)
+        text = f"stopped ({conducted.stopped_by}); {done} of {len(study.tasks)} models are done"
+        errors.print(f"{text}, the same command continues the study", markup=False, soft_wrap=True)
+        raise typer.Exit(exit_status(conducted.stopped_by))
+    if not as_json:
+        console.print(f"study: [bold]{escape(str(study.path))}[/bold]", soft_wrap=True)
+    if conducted.failed:
+        raise typer.Exit(1)

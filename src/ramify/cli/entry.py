@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from ramify import __version__
-from ramify.cli import bench, data, demo, finetune, inference, results, route, train
+from ramify.cli import bench, data, demo, finetune, results, route, train
 from ramify.cli.options import MACHINE, console, errors
+from ramify.cli.use import predict, simulate
 from ramify.errors import RamifyError
 from ramify.run.stop import INTERRUPTED, VERBS, Stopped, listening
 
@@ -45,7 +46,7 @@ def version() -> None:
     console.print(__version__)
 
 
-for group in (demo, data, train, finetune, results, inference, route):
+for group in (demo, data, train, finetune, results, predict, simulate, route):
     app.add_typer(group.verbs)
 app.add_typer(bench.verbs, name="bench", rich_help_panel=MACHINE)
 app.add_typer(about)

@@ -53,11 +53,7 @@ def finetune(
     Also runs under torchrun, srun and mpiexec. If a signal or train.time_limit stops the run, the exit status is 75;
     the same command with --continue continues it.
     """
-    from ramify.finetune import run as finetuning
-    from ramify.finetune.resolve import FinetuneRequest
     from ramify.recipe import load_recipe
-    from ramify.run.run import Run
-    from ramify.train.start import this_process, torchrun_restarts
 
     if run is None:
         raise RamifyError("finetune needs a directory for the new run", fix="--run DIR")
@@ -68,11 +64,19 @@ def finetune(
             f"--mode {mode}, but finetune.mode of the recipe: {resolved.finetune.mode}",
             fix="give one --mode: new-branch, keep-branch, frozen-encoder, lora or replay",
         )
+    # after the recipe, so that errors in it are shown before PyTorch is imported
+    from ramify.finetune import run as finetuning
+    from ramify.finetune.resolve import FinetuneRequest
+    from ramify.run.run import Run
+    from ramify.run.stop import Stop
+    from ramify.train.start import this_process, torchrun_restarts
+
     resume_hint = "the same command and --continue"
     with (
         interrupted_training(run, resume_hint),
-        this_process(resolved) as process,
-        training_output(process.ranks.rank == 0 and not as_json) as (callbacks, edges),
+        Stop(resolved.train.time_limit, at_once=True) as stop,
+        this_process(resolved) as world,
+        training_output(world.is_rank_zero and not as_json) as (callbacks, edges),
     ):
 
         def measured(report: "Report") -> None:
@@ -81,9 +85,9 @@ def finetune(
 
         request = FinetuneRequest(chosen, str(model), start, steps, checkpoint)
         if (continued or torchrun_restarts()) and Run.exists(run):
-            found = finetuning.resume(run, callbacks, edges, process, measured=measured)
+            found = finetuning.resume(run, callbacks, edges, world, stop, measured=measured)
         else:
-            found = finetuning.finetune(request, resolved, run, callbacks, edges, process, measured=measured)
+            found = finetuning.finetune(request, resolved, run, callbacks, edges, world, stop, measured=measured)
         found.fit()
     trainer = found.trainer
     if trainer.layout.is_rank_zero and found.report is not None and not trainer.stopped_by:

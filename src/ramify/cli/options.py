@@ -81,9 +81,10 @@ def training_stopped(reason: str, step: int, total: int, resume_by: str, *, say:
         resume_by: the command that resumes the run.
         say: whether this process prints the message.
     """
-    from ramify.run.stop import exit_status
+    from ramify.run.stop import PAUSE, exit_status
 
     if say:
+        resume_by += " and train.stop_after=null" if reason == PAUSE else ""
         text = f"stopped ({reason}) before step {total}; resume with {resume_by} (checkpoint of step {step})"
         errors.print(text, markup=False, soft_wrap=True)
     raise typer.Exit(exit_status(reason))

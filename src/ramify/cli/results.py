@@ -35,6 +35,14 @@ def evaluate(
     split: SplitOption = "test",
     checkpoint: CheckpointOption = "best",
     others: Annotated[str | None, typer.Option(help="Evaluate the datasets of this recipe as well.")] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="With --others: also the energy errors on its datasets after their reference energies were fitted "
+            "again to the predictions on their training splits.",
+        ),
+    ] = False,
     stores: Annotated[Path | None, typer.Option(help="Folder of the stores; by default that of the recipe.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="Evaluate on this labelled file, read like the files of --dataset.")
@@ -59,6 +67,8 @@ def evaluate(
         raise RamifyError(f"--split {split}: accepted are train, val and test")
     if device not in ("auto", "cpu", "cuda", "xpu"):
         raise RamifyError(f"--device {device}: accepted are auto, cpu, cuda and xpu")
+    if refit and not others:
+        raise RamifyError("--refit is for datasets that the model was not trained on", fix="name them with --others")
     if file is not None:
         _evaluate_file(run, checkpoint, file, dataset, form, device, as_json=as_json)
         return
@@ -77,6 +87,7 @@ def evaluate(
                 subject=None if is_run else lambda: _subject(run, stores),
                 device=ranks.device,
                 ranks=ranks,
+                refit=refit,
                 progress=lambda dataset, branch, done: steps.counted(done),
             ).evaluate()
         if not ranks.is_rank_zero:

@@ -13,6 +13,7 @@ from ramify.prepare.checks.consistency import ACCEPTED
 from ramify.prepare.checks.gates import CONFLICT
 from ramify.report.table_format import MARK
 from ramify.store.manifest import SPLITS, Manifest
+from ramify.structures import state_text
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
     from ramify.evaluate.results import Evaluation
@@ -89,6 +90,9 @@ def print_prepared(console: Console, manifests: Mapping[str, Manifest]) -> None:
         if manifest.dropped:
             console.print(escape(f"{name}: dropped {_reasons(manifest)}"), highlight=False, soft_wrap=True)
     for name, manifest in manifests.items():
+        if manifest.states:
+            console.print(escape(f"{name}: {_states(manifest)}"), highlight=False, soft_wrap=True)
+    for name, manifest in manifests.items():
         for text in manifest.warnings():
             console.print(
                 f"[bold yellow]warning:[/bold yellow] {name}: {escape(text)}", highlight=False, soft_wrap=True
@@ -106,6 +110,12 @@ def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
         _slope(manifest.consistency.slope),
         f"{sum(manifest.dropped.values()):,}",
     )
+
+
+def _states(manifest: Manifest) -> str:
+    """Numbers of structures by charge and spin."""
+    found = [(state_text(s.charge, s.spin), sum(s.structures.values())) for s in manifest.states]
+    return "; ".join(f"{text}: {count}" for text, count in found)
 
 
 def _reasons(manifest: Manifest) -> str:
@@ -140,6 +150,7 @@ def print_look(console: Console, found: Mapping[str, Any]) -> None:
             f"{found['atoms'][0]} to {found['atoms'][1]} atoms, {found['periodic']} periodic, {found['groups']} groups",
             f"elements {' '.join(found['elements'])}",
             f"labels: {labels}",
+            *(f"{state}: {count} structures" for state, count in found["states"].items()),
             f"energies {low:.4f} to {high:.4f} eV/atom{force}",
         )
         console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -48,13 +48,15 @@ def plan(
 
     Prints memory, traffic and work of every rank, the placements considered, and the reason for the choice.
     """
-    from ramify.planning.plan import make_plan
-    from ramify.planning.report import as_data
-    from ramify.planning.workload import dataset_sizes, read_sizes
     from ramify.recipe import load_recipe
 
     changed = [*(overrides or []), *([f"parallel.memory={gigabytes(memory)}"] if memory else [])]
     resolved = load_recipe(recipe, changed)
+    # after the recipe, so that errors in it are shown before PyTorch is imported
+    from ramify.planning.plan import make_plan
+    from ramify.planning.report import as_data
+    from ramify.planning.workload import dataset_sizes, read_sizes
+
     stated = read_sizes(sizes, resolved) if sizes else {}
     planned = as_data(make_plan(resolved, dataset_sizes(resolved, stated), ranks))
     if as_json:
@@ -80,7 +82,7 @@ def train(
     If a signal or train.time_limit stops the run, the exit status is 75; the same command with --continue continues it.
     """
     from ramify.recipe import load_recipe
-    from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
+    from ramify.run.stop import Stop
 
     words = arguments or []
     # the path of a recipe may contain a "="
@@ -92,22 +94,26 @@ def train(
         recipe = load_recipe(str(source), words)
     else:
         recipe = load_recipe(source or _recipe_of(Path(str(resume))), words)
+    # after the recipe, so that errors in it are shown before PyTorch is imported
+    from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
+
     path = Path(str(run if resume is None else resume))
     resume_hint = f"`ramify train --resume {path}`"
     with (
         interrupted_training(path, resume_hint),
-        this_process(recipe) as process,
-        training_output(process.ranks.rank == 0) as (callbacks, edges),
+        Stop(recipe.train.time_limit, at_once=True) as stop,
+        this_process(recipe) as world,
+        training_output(world.is_rank_zero) as (callbacks, edges),
     ):
         if resume is not None:
             own = source is None and not words
             trainer = resume_run(
-                path, callbacks, edges, process, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
+                path, callbacks, edges, world, stop, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
             )
         elif continued or torchrun_restarts():
-            trainer = continue_run(recipe, path, callbacks, edges, process)
+            trainer = continue_run(recipe, path, callbacks, edges, world, stop)
         else:
-            trainer = start_run(recipe, path, callbacks, edges, process)
+            trainer = start_run(recipe, path, callbacks, edges, world, stop)
         rank_zero = trainer.layout.is_rank_zero
         if rank_zero:
             _print_start(trainer)

@@ -17,6 +17,7 @@ from ramify.errors import RamifyError
 from ramify.evaluate import predictions_file
 from ramify.evaluate.predict_split import Numbered, add_in_order, predict_batch, split_batches
 from ramify.evaluate.publish import write_evaluation
+from ramify.evaluate.refit import foreign_branches, refit_energies
 from ramify.evaluate.trivial import Trivial, trivial_predictors
 from ramify.files import parse_json
 from ramify.labels import BUILT_IN, LABELS, STRESS, mae, rmse
@@ -158,6 +159,8 @@ class Evaluator:
         subject: opens another model and its data instead of a checkpoint of the run; then nothing is written.
         device: the device of this process.
         ranks: the processes that evaluate together.
+        refit: also measure the energy errors on the datasets of `others` after their references were fitted again, see
+            `ramify.evaluate.refit`.
         progress: called with (dataset, branch, structures completed by this process since the last call).
     """
 
@@ -169,6 +172,7 @@ class Evaluator:
     subject: Callable[[], Subject] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     ranks: World = field(default_factory=World)
+    refit: bool = False
     progress: Callable[[str, str, int], None] = lambda dataset, branch, structures: None
 
     def evaluate(self) -> dict[str, Any]:
@@ -184,7 +188,8 @@ class Evaluator:
         on_rank_zero(self.ranks, lambda: _remove(parts))  # left by an evaluation that was killed
         try:
             totals = on_all(self.ranks, lambda: self._evaluate_assigned(opened[0], parts))
-            return on_rank_zero(self.ranks, lambda: self._finish(opened[0], totals, parts))
+            refitted = self._refit(opened[0]) if self.refit else {}
+            return on_rank_zero(self.ranks, lambda: self._finish(opened[0], totals, refitted, parts))
         finally:
             if self.ranks.rank == 0:
                 _remove(parts)
@@ -224,13 +229,28 @@ class Evaluator:
                 predictions_file.write_part(parts, dataset, self.ranks.rank, kept, written)
         return totals
 
-    def _finish(self, opened: "_Opened", by_rank: Sequence[Totals], parts: Path | None) -> dict[str, Any]:
+    def _refit(self, opened: "_Opened") -> Mapping[tuple[str, str], Mapping[str, Any]]:
+        """Energy errors on datasets that no branch was trained on, by branch and dataset."""
+        subject = opened.subject
+        foreign = foreign_branches(subject.branches, opened.readers)
+        stores = {name: opened.readers[name].store for name in foreign}
+        train = open_readers(subject.encoder, subject.branches, stores, "train", edge_cache=0.0)
+        return refit_energies(opened.model, train, opened.readers, foreign, self.ranks, self.device, self.progress)
+
+    def _finish(
+        self,
+        opened: "_Opened",
+        by_rank: Sequence[Totals],
+        refitted: Mapping[tuple[str, str], Mapping[str, Any]],
+        parts: Path | None,
+    ) -> dict[str, Any]:
         """Adds the errors of all processes and writes the results into the run."""
         trivial = {dataset: trivial_predictors(reader) for dataset, reader in opened.readers.items()}
+        pairs = [(branch, name) for name in opened.readers for branch in opened.subject.branches]
         result = {
             "split": self.split,
             "units": {name: label.error_text for name, label in LABELS.items()},
-            "rows": [_row(branch, name, by_rank) for name in opened.readers for branch in opened.subject.branches],
+            "rows": [_row(*pair, by_rank) | dict(refitted.get(pair, {})) for pair in pairs],
             "trivial": [_trivial_row(dataset, found) for dataset, found in trivial.items()],
             "branch_of": opened.subject.branch_of,
             "step": opened.subject.step,

@@ -59,6 +59,9 @@ class ErrorRow(Means):
     branch: str
     structures: int
     atoms: int
+    refitted_energy_mae: float | None = None
+    """eV/atom, after the references of a dataset that the branch was not trained on were fitted again to its
+    predictions; None where they were not."""
 
 
 class Evaluation(BaseModel):

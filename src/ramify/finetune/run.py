@@ -16,12 +16,13 @@ from ramify.parallel.sync import each, on_rank_zero
 from ramify.parallel.world import World
 from ramify.recipe import Recipe
 from ramify.run.run import Run
+from ramify.run.stop import Stop
 from ramify.store.store import Store
 from ramify.train.init_weights import read_pretrained
 from ramify.train.loop import Trainer
 from ramify.train.optimization.precision import require_fast_products
 from ramify.train.reporting import Callbacks
-from ramify.train.start import EdgeProgress, Process, alone, configure_process, continue_run, start_run
+from ramify.train.start import EdgeProgress, alone, configure_process, continue_run, start_run
 from ramify.untrusted import parsed
 
 SPLIT = "val"
@@ -112,7 +113,8 @@ def finetune(
     path: Path,
     callbacks: Callbacks,
     edges: EdgeProgress = lambda dataset, structures: None,
-    process: Process | None = None,
+    world: World | None = None,
+    stop: Stop | None = None,
     *,
     measured: Callable[[Report], None] = lambda report: None,
 ) -> Finetuning:
@@ -123,23 +125,23 @@ def finetune(
         recipe: new data and training keys.
         path: path of the run; must not exist.
         callbacks, edges: called with the progress.
-        process: this process of the run.
+        world: this process among the others; a single one by default.
+        stop: requests to stop the run early.
         measured: called on rank zero with the errors before the first step.
 
     Raises:
         RamifyError: see `load`, `resolve` and `start_run`; on all ranks.
     """
-    process = process or alone(recipe)
+    ranks = world or alone(recipe)
     configure_process(recipe)
-    ranks = process.ranks
     on_rank_zero(ranks, lambda: Run.require_free(path))
-    model = each(ranks, lambda: load(request.model, checkpoint=request.checkpoint, device=process.ranks.device))
+    model = each(ranks, lambda: load(request.model, checkpoint=request.checkpoint, device=ranks.device))
     own = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"scales": {}})})
     whole = each(ranks, lambda: resolve(model.saved, own, _validated(open_stores(own)), request))
-    each(ranks, lambda: require_fast_products(whole.train, process.ranks.device))  # before old data are evaluated
+    each(ranks, lambda: require_fast_products(whole.train, ranks.device))  # before old data are evaluated
     old, rows = _old(model, whole, ranks)
     initial = _InitialErrors(callbacks, whole, rows, old.missing, path, measured)
-    trainer = start_run(whole, path, replace(callbacks, evaluated=initial.evaluated), edges, process)
+    trainer = start_run(whole, path, replace(callbacks, evaluated=initial.evaluated), edges, ranks, stop)
     found = Finetuning(trainer, old, None)
     initial.keep = lambda report: setattr(found, "report", report)
     return found
@@ -156,20 +158,25 @@ def _validated(stores: dict[str, Store]) -> dict[str, Store]:
 
 
 def resume(
-    path: Path, callbacks: Callbacks, edges: EdgeProgress, process: Process, *, measured: Callable[[Report], None]
+    path: Path,
+    callbacks: Callbacks,
+    edges: EdgeProgress,
+    ranks: World,
+    stop: Stop | None = None,
+    *,
+    measured: Callable[[Report], None],
 ) -> Finetuning:
     """Resumes the interrupted fine-tuning in `path`. Arguments and errors as for `finetune`."""
-    ranks = process.ranks
     recipe = each(ranks, lambda: Run.open(path).recipe())
     if recipe.finetune.mode is None:
         raise RamifyError(f"{path} is not the run of a fine-tuning", fix=f"ramify train --resume {path}")
     configure_process(recipe)
     each(ranks, lambda: read_pretrained(recipe.finetune))
     options = recipe.finetune
-    model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=process.ranks.device))
+    model = each(ranks, lambda: load(options.model, checkpoint=options.checkpoint, device=ranks.device))
     old, rows = _old(model, recipe, ranks)
     initial = _InitialErrors(callbacks, recipe, rows, old.missing, path, measured)
-    trainer = continue_run(recipe, path, replace(callbacks, evaluated=initial.evaluated), edges, process)
+    trainer = continue_run(recipe, path, replace(callbacks, evaluated=initial.evaluated), edges, ranks, stop)
     found = Finetuning(trainer, old, _read(path))
     initial.keep = lambda report: setattr(found, "report", report)
     return found

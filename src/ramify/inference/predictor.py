@@ -14,13 +14,13 @@ from ramify.inference.edge_vectors import with_edge_vectors
 from ramify.inference.memory import memory_needed, readable, search_memory
 from ramify.inference.predictions import Floats, Predictions
 from ramify.inference.screen import (
-    NON_FINITE_PREDICTION,
     TOO_LARGE,
     Refused,
     closest_pairs,
     doubts,
     screen,
     screen_distances,
+    screen_predictions,
 )
 from ramify.model.multibranch import MultiBranch
 from ramify.neighbors.edges import Edges, edges_among, find_pairs, search_radius
@@ -173,14 +173,12 @@ class _Work:
         counts = self.structures.n_atoms[rows]
         self._energy[rows], self._stress[rows] = found.energy, found.stress
         self._forces[atom_rows(self._offsets[rows], counts)] = found.forces
-        overflow = ~np.isfinite(found.energy)
+        numbers = found.energy.copy()
         for name, values in found.labels.items():
             self._labels[name][rows] = values
-            overflow |= ~np.isfinite(values)
-        if self._with_forces:
-            overflow |= np.logical_or.reduceat(~np.isfinite(found.forces).all(axis=1), np.cumsum(counts) - counts)
-        for k in np.flatnonzero(overflow).tolist():
-            self.refused[int(rows[k])] = (NON_FINITE_PREDICTION, "the model overflows on this structure")
+            numbers += values
+        for k, why in screen_predictions(numbers, found.forces if self._with_forces else None, counts).items():
+            self.refused[int(rows[k])] = why
 
     def predictions(self) -> Predictions:
         """The finished predictions."""

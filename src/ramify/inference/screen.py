@@ -1,11 +1,13 @@
-"""Screening: structures that a branch cannot predict, and predictions that extrapolate."""
+"""Screening: structures that a branch cannot predict, and predictions that overflow or extrapolate."""
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ramify.elements import NUMBERS, SYMBOLS
+from ramify.errors import RamifyWarning
 from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.neighbors.all_pairs import Pairs
 from ramify.neighbors.distances import degenerate_cells
@@ -85,3 +87,32 @@ def doubts(closest: NDArray[np.float64], dataset: DatasetInfo) -> Mapping[int, s
         index: f"{CLOSE}: {closest[index]:.3f} Å against {dataset.min_distance:.3f} Å"
         for index in np.flatnonzero(closest < dataset.min_distance - TOLERANCE).tolist()
     }
+
+
+def screen_predictions(
+    energy: NDArray[np.float64], forces: NDArray[np.float64] | None, n_atoms: NDArray[np.int64]
+) -> Refused:
+    """Structures with at least one atom each whose energy (S,) or forces (N, 3) are not finite."""
+    overflow = ~np.isfinite(energy)
+    if forces is not None:
+        overflow |= np.logical_or.reduceat(~np.isfinite(forces).all(axis=1), np.cumsum(n_atoms) - n_atoms)
+    why = (NON_FINITE_PREDICTION, "the model overflows on this structure")
+    return dict.fromkeys(np.flatnonzero(overflow).tolist(), why)
+
+
+class WarnOnce:
+    """Warns of extrapolation once for each set of atoms, instead of at every step of a simulation."""
+
+    def __init__(self) -> None:
+        self._numbers = np.zeros(0, np.uint8)
+        self._warned = False
+
+    def __call__(self, structures: Structures, doubted: Mapping[int, str], *, stacklevel: int) -> None:
+        """Warns of the first of the structures in `doubted`, unless it warned of these atoms before."""
+        if not np.array_equal(structures.numbers, self._numbers):
+            self._numbers, self._warned = structures.numbers, False
+        if doubted and not self._warned:
+            index, why = next(iter(doubted.items()))
+            which = "" if len(structures) == 1 else f"system {index}: "
+            warnings.warn(f"extrapolation: {which}{why}", RamifyWarning, stacklevel=stacklevel + 1)
+            self._warned = True

@@ -1,7 +1,7 @@
 """Five small first-principles corpora in the file formats of ANI-1x, QM7-X, Transition1x, MPtrj and Alexandria.
 
-They are calculations of this project, not excerpts. What each holds and how it was made stands in the README.md beside
-its file; the scripts that made them are in tools/minicorpora of the source tree.
+They are calculations of this project, not excerpts. The README.md next to each file describes its content and its
+calculation; the scripts are in tools/minicorpora of the source tree.
 """
 
 from pathlib import Path

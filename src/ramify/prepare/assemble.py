@@ -16,7 +16,7 @@ from ramify.labels import LABELS, further
 from ramify.packing import pieces_of
 from ramify.prepare.staging import Staged
 from ramify.references import Fit, fit_references
-from ramify.store.columns import COLUMNS, Array, NpyFile, column_type
+from ramify.store.columns import COLUMNS, STATE_COLUMNS, Array, NpyFile, column_type
 from ramify.store.manifest import (
     SPLITS,
     Column,
@@ -25,6 +25,7 @@ from ramify.store.manifest import (
     References,
     SplitCounts,
     SplitName,
+    StateCount,
     Statistics,
 )
 from ramify.structures import Split, atom_rows
@@ -85,6 +86,7 @@ class Assembled:
     blocks: dict[str, list[int]]
     names_sha256: str
     shared_groups: int
+    states: tuple[StateCount, ...]
 
 
 def assemble(
@@ -109,8 +111,11 @@ def assemble(
         renumber[name][present] = np.arange(len(present))
         used[name] = [table[i] for i in present]
     counts = {name: int((~np.isnan(staged.columns.map(name)[kept])).sum()) for name in further()}
+    states = [name for name in STATE_COLUMNS if not np.isnan(staged.columns.map(name)[kept]).all()]
     further_labels = {name: count for name, count in counts.items() if count}
-    columns, blocks, tally = _write_columns(staged, (*COLUMNS, *further_labels), rows, renumber, folder, threads)
+    columns, blocks, tally = _write_columns(
+        staged, (*COLUMNS, *states, *further_labels), rows, renumber, folder, threads
+    )
     names = folder / "names.json"
     with names.open("w", encoding="utf-8") as file:
         json.dump({"groups": used["group"], "origins": used["origin"]}, file)
@@ -134,6 +139,25 @@ def assemble(
         blocks=blocks,
         names_sha256=sha256(names),
         shared_groups=int((np.unique(np.concatenate(groups), return_counts=True)[1] > 1).sum()),
+        states=_states(staged, rows) if states else (),
+    )
+
+
+def _states(staged: Staged, rows: Sequence[NDArray[np.int64]]) -> tuple[StateCount, ...]:
+    """Structures of each charge and spin, in ascending order, by split; states that are not stated come last."""
+    counts: dict[tuple[float, float], dict[SplitName, int]] = {}
+    for name, part in zip(SPLITS, rows, strict=True):
+        stated = np.stack([staged.charge[part], staged.spin[part]], axis=1)
+        values, number = np.unique(np.where(np.isnan(stated), np.inf, stated), axis=0, return_counts=True)
+        for (charge, spin), count in zip(values.tolist(), number.tolist(), strict=True):
+            counts.setdefault((charge, spin), dict.fromkeys(SPLITS, 0))[name] = count
+    return tuple(
+        StateCount(
+            charge=None if np.isinf(charge) else int(charge),
+            spin=None if np.isinf(spin) else int(spin),
+            structures=counts[charge, spin],
+        )
+        for charge, spin in sorted(counts)
     )
 
 

@@ -26,10 +26,20 @@ from ramify.sources.formats import formats
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.where import BEYOND_LIMIT
 from ramify.store.adios import ADIOS_FILES
-from ramify.store.columns import COLUMNS
+from ramify.store.columns import COLUMNS, STATE_COLUMNS
 from ramify.store.convert import to_adios
 from ramify.store.files import Form
-from ramify.store.manifest import REBUILD, Consistency, Described, Manifest, SourceFile, Versions, check_matches
+from ramify.store.manifest import (
+    REBUILD,
+    VERSION,
+    WITHOUT_STATES,
+    Consistency,
+    Described,
+    Manifest,
+    SourceFile,
+    Versions,
+    check_matches,
+)
 from ramify.store.open_files import open_files
 from ramify.store.replace import clear_leftovers, replaced_store
 from ramify.structures import Split
@@ -38,7 +48,10 @@ Progress = Callable[[int], None]
 """Called for each chunk with its number of structures."""
 
 
-FILES = {"manifest.json", "names.json", "quarantine.jsonl", *ADIOS_FILES, *(f"{column}.npy" for column in COLUMNS)}
+FILES = {
+    *("manifest.json", "names.json", "quarantine.jsonl", *ADIOS_FILES),
+    *(f"{column}.npy" for column in COLUMNS | STATE_COLUMNS),
+}
 """Possible content of the folder of a store; a folder with other content is never replaced."""
 
 
@@ -130,6 +143,7 @@ def _build(
         split, divided = _divided(name, options, staged, keep)
     made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
     manifest = Manifest(
+        version=VERSION if made.states else WITHOUT_STATES,
         dataset=name,
         theory=options.theory or formats()[options.format].theory,
         options=options.model_dump(mode="json"),
@@ -140,6 +154,7 @@ def _build(
         statistics=made.statistics,
         consistency=consistency,
         dropped=dropped,
+        states=made.states,
         conflicts=compared.conflicts,
         findings=(*doubts, *compared.findings, *divided.findings),
         remarks=dict(sorted(quarantine.remarks.items())),

@@ -19,6 +19,7 @@ from ramify.sources.base import DatasetOptions, Gates
 from ramify.sources.formats import formats
 from ramify.sources.label_rules import apply_label_rules
 from ramify.sources.quarantine import Note, Notes, Quarantine
+from ramify.sources.states import apply_states
 from ramify.sources.where import each_nth, select
 from ramify.structures import Split, Structures
 
@@ -112,7 +113,8 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
         chunks = format_.read_part(work.file, work.options, quarantine, work.part)
     before = 0
     for chunk in chunks:
-        fulfilling = select(_as_stated(work, chunk), work.options.where, quarantine)
+        possible = apply_states(_as_stated(work, chunk), work.options, quarantine)
+        fulfilling = select(possible, work.options.where, quarantine, work.options.by_column())
         chosen = fulfilling
         if (
             "every" not in type(work.options).__annotations__

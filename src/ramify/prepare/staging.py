@@ -100,6 +100,16 @@ class Staged:
         return self.columns.map("pbc")
 
     @property
+    def charge(self) -> NDArray[np.floating]:
+        """(S,) e, NaN where it is not stated."""
+        return self.columns.map("charge")
+
+    @property
+    def spin(self) -> NDArray[np.floating]:
+        """(S,) multiplicity, NaN where it is not stated."""
+        return self.columns.map("spin")
+
+    @property
     def energy(self) -> NDArray[np.float64]:
         """(S,) eV."""
         return self.columns.map("energy")

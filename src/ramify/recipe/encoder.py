@@ -1,7 +1,8 @@
 """Recipe keys of the encoder: a discriminated union on `kind`, which other packages can extend.
 
 An encoder is a subclass of `ramify.model.encoders.base.Encoder` with a class of its recipe keys. The encoders of this
-package are listed in `KINDS`; another installed package adds its own by an entry point:
+package are listed in `KINDS`, and their keys are in this module; another installed package adds its own by an entry
+point:
 
     [project.entry-points."ramify.encoders"]
     my_kind = "my_package.module:MyEncoder"
@@ -13,7 +14,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ramify.errors import nearest
 from ramify.recipe.base import Keys
@@ -64,6 +65,88 @@ class EncoderOptions(Keys):
         return min(TYPICAL_NEIGHBORS, self.max_neighbors or TYPICAL_NEIGHBORS)
 
 
+class EGNNOptions(EncoderOptions):
+    """EGNN (Satorras et al., arXiv:2102.09844) with vector channels."""
+
+    kind: Literal["egnn"] = "egnn"
+    vector_channels: int = Field(32, ge=1)
+    """Vector features per atom."""
+    message_layers: Literal[1, 2] = 2
+    """Activated layers of the message network on every edge: 2 as in the EGNN paper, 1 leaves out the second, whose
+    work (edges x width²) dominates."""
+
+
+class ManyBodyOptions(EncoderOptions):
+    """Many-body message passing in the manner of the atomic cluster expansion (ACE), in Cartesian components."""
+
+    kind: Literal["many_body"] = "many_body"
+    layers: int = Field(2, ge=1)
+    """Rounds of message passing."""
+    channels: int = Field(64, ge=1)
+    """Channels of vectors and tensors on atoms."""
+    l_max: Literal[0, 1, 2] = 2
+    """Highest rank of the sums over neighbours: 0 scalars, 1 also vectors, 2 also tensors."""
+    body_order: Literal[2, 3, 4] | None = None
+    """Number of atoms that a product in one layer correlates, at most `l_max` + 2; null: `l_max` + 2."""
+    passed: int = Field(16, ge=0)
+    """Vector and tensor channels that atoms send to their neighbours from the second layer on; 0: scalars only."""
+    gates: bool = True
+    """Whether the receiver scales the sums over its neighbours."""
+    vector_channels: int = Field(16, ge=1)
+    """Vectors for direct forces, at most `channels`; there are none with `l_max: 0`."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> "ManyBodyOptions":
+        if self.body_order is not None and self.body_order > self.l_max + 2:
+            raise ValueError(
+                f"model.encoder.body_order: {self.body_order} needs l_max of at least {self.body_order - 2}, found "
+                f"{self.l_max}; leave it out for {self.l_max + 2}"
+            )
+        if self.vector_channels > self.channels:
+            raise ValueError(
+                f"model.encoder.vector_channels: {self.vector_channels} are more than channels: {self.channels}"
+            )
+        return self
+
+    @property
+    def order(self) -> int:
+        """The body order."""
+        return self.body_order or self.l_max + 2
+
+
+class PaiNNOptions(EncoderOptions):
+    """PaiNN (Schütt et al., arXiv:2102.03150): vectors with as many channels as scalars, `width`."""
+
+    kind: Literal["painn"] = "painn"
+
+
+class SchNetOptions(EncoderOptions):
+    """SchNet (Schütt et al., arXiv:1706.08566). It has no vectors: `force_head.kind` must be `conservative`."""
+
+    kind: Literal["schnet"] = "schnet"
+    radial: int = Field(32, ge=2)
+    """Gaussians from 0 to the cutoff."""
+
+
+class TensorNetOptions(EncoderOptions):
+    """TensorNet (Simeon & De Fabritiis, arXiv:2306.06482): a 3 x 3 matrix per atom and channel."""
+
+    kind: Literal["tensornet"] = "tensornet"
+    layers: int = Field(2, ge=1)
+    """Rounds of message passing."""
+    channels: int = Field(64, ge=1)
+    """Matrices per atom."""
+    vector_channels: int = Field(16, ge=1)
+    """Vector features per atom, for direct forces."""
+
+
+OPTIONS: dict[str, type[EncoderOptions]] = {
+    str(options.model_fields["kind"].default): options
+    for options in (EGNNOptions, ManyBodyOptions, PaiNNOptions, SchNetOptions, TensorNetOptions)
+}
+"""The keys of each kind of `KINDS`; they are here so that a recipe is read without PyTorch."""
+
+
 def encoder_kinds() -> list[str]:
     """All available kinds: those of this package, then those of other packages."""
     return [*KINDS, *sorted(set(_outside()) - set(KINDS))]
@@ -104,6 +187,14 @@ def encoder_class(kind: str) -> Any:
     return found
 
 
+def options_class(kind: str) -> type[EncoderOptions]:
+    """The recipe keys of a kind. Imports an encoder of another package only; raises as `encoder_class`."""
+    if kind in OPTIONS and kind not in _outside():
+        return OPTIONS[kind]
+    options: type[EncoderOptions] = encoder_class(kind).Options
+    return options
+
+
 def encoder_options(entry: Any) -> EncoderOptions:
     """Validates the keys of an encoder by the model of its kind; the default kind is `egnn`.
 
@@ -117,7 +208,7 @@ def encoder_options(entry: Any) -> EncoderOptions:
     kind = entry.get("kind", DEFAULT_KIND)
     if not isinstance(kind, str):
         raise ValueError(f"model.encoder.kind: found {kind!r:.80}; accepted: {', '.join(encoder_kinds())}")
-    options: type[EncoderOptions] = encoder_class(kind).Options
+    options = options_class(kind)
     try:
         return options.model_validate(entry)
     except ValidationError as error:

@@ -112,6 +112,10 @@ class TrainOptions(Keys):
     time_limit: float | None = Field(None, gt=0)
     """Minutes after which the program writes a checkpoint and exits with status 75, to be resumed by another job;
     counted from its start. Allow time for two steps, an evaluation and a checkpoint."""
+    stop_after: int | None = Field(None, ge=1)
+    """Step after which the program pauses the run: at the next evaluation on the validation splits (without them, at
+    this step) it writes a checkpoint and exits with status 75. The length of the run and its schedule do not change,
+    so that a run resumed with a larger value or null continues bit-identically."""
     resume: ResumeOptions = ResumeOptions()
     log_every: int = Field(20, ge=1)
     """Steps between log entries of training errors."""

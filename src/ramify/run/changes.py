@@ -3,7 +3,7 @@
 Other differences are refused, with the command that can change them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ FREE = (
     "train.checkpointing",
     "train.threads",
     "train.time_limit",
+    "train.stop_after",
     "train.checkpoint_every",
     "train.log_every",
     "train.edge_cache",
@@ -106,14 +107,10 @@ def compare(before: Recipe, now: Recipe, where: str) -> Changes:
     dropped = tuple(name for name in before.datasets if name not in now.datasets)
     refused = _unlisted("add", added, now.train.resume.add) + _unlisted("drop", dropped, now.train.resume.drop)
     refused += _moved(before, now)
-    old, new = (_flat(recipe.model_dump(mode="json")) for recipe in (before, now))
-    keys = {}
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key) or _is_below(key, ("branches",)):
-            continue
-        keys[key] = [old.get(key), new.get(key)]
+    keys = differing_keys(before, now, free=("branches",))
+    for key, (old, new) in keys.items():
         if not _is_below(key, (*FREE, *TRAINING)) and not _belongs_to(key, (*added, *dropped)):
-            refused.append(f"{key}: {old.get(key)}, now {new.get(key)}")
+            refused.append(f"{key}: {old}, now {new}")
     if refused:
         raise RamifyError(
             f"{where} is not the recipe of this run ({'; '.join(refused)})",
@@ -121,6 +118,24 @@ def compare(before: Recipe, now: Recipe, where: str) -> Changes:
             "and datasets listed in train.resume",
         )
     return Changes(keys, added, dropped)
+
+
+def differing_keys(
+    before: Recipe, now: Recipe, *, free: Sequence[str] = (), added: Sequence[str] = ()
+) -> dict[str, list[Any]]:
+    """[previous value, new value] of every dotted key that differs between two recipes.
+
+    Args:
+        before, now: the recipes.
+        free: keys that are left out, with all below them.
+        added: datasets whose keys are left out.
+    """
+    old, new = (_flat(recipe.model_dump(mode="json")) for recipe in (before, now))
+    return {
+        key: [old.get(key), new.get(key)]
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_below(key, free) and not _belongs_to(key, added)
+    }
 
 
 def _elsewhere(refused: list[str]) -> str:
@@ -155,9 +170,9 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _is_below(key: str, groups: tuple[str, ...]) -> bool:
+def _is_below(key: str, groups: Sequence[str]) -> bool:
     return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
-def _belongs_to(key: str, datasets: tuple[str, ...]) -> bool:
+def _belongs_to(key: str, datasets: Sequence[str]) -> bool:
     return any(_is_below(key, (f"{group}.{name}",)) for group in BY_DATASET for name in datasets)

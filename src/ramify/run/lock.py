@@ -169,6 +169,14 @@ class RunLock:
                 os.utime(self.path)
 
 
+def is_locked(run: Path) -> bool:
+    """Whether another process of this machine, which still runs, holds the lock of a run."""
+    holder, own = _read(run / NAME), _identity()
+    if not holder or _elsewhere(holder, own) or holder.get("pid") == own["pid"]:
+        return False
+    return process_runs(holder.get("pid"), holder.get("started"))
+
+
 def _identity() -> dict[str, Any]:
     """A unique identification of this process."""
     return {

@@ -14,6 +14,7 @@ from ramify.checkpoint.pointers import after_failure
 from ramify.errors import RamifyError
 from ramify.files import parse_json, writing
 from ramify.run.stop import Stopped
+from ramify.system import peak_memory
 
 NAME = "sessions.jsonl"
 
@@ -41,17 +42,24 @@ class Sessions:
             self._add("checkpoint", step=step)
         self._saved = True
 
-    def end(self, step: int, how: str) -> None:
-        """Records the end of the program: `finished`, `stopped: REASON` or `error: MESSAGE`."""
-        self._add("end", step=step, ended=how)
+    def end(self, step: int, how: str, **facts: Any) -> None:
+        """Records the end of the program: `finished`, `stopped: REASON` or `error: MESSAGE`; the largest memory of the
+        process in bytes, and further facts."""
+        self._add("end", step=step, ended=how, memory=peak_memory(), **facts)
 
     @contextmanager
-    def kept(self, progress: Callable[[], tuple[int, str]], permit: Callable[[], None]) -> Iterator[None]:
+    def kept(
+        self,
+        progress: Callable[[], tuple[int, str]],
+        permit: Callable[[], None],
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> Iterator[None]:
         """Context of a session after `start`; records its end.
 
         Args:
             progress: returns the step, and the reason why the run was stopped (empty: it was not).
             permit: raises where this program may no longer write into the run.
+            facts: returns further facts about the end.
         """
         ended = "finished"
         try:
@@ -67,7 +75,7 @@ class Sessions:
         finally:
             with suppress(RamifyError, OSError):  # must not hide the error that ended the run
                 permit()
-                self.end(progress()[0], ended)
+                self.end(progress()[0], ended, **facts())
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines, oldest first."""

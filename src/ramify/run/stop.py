@@ -22,6 +22,8 @@ from ramify.system import process_age
 STOPPED = 75
 """Exit status of a run that stopped early and can be resumed: EX_TEMPFAIL of BSD's sysexits.h, "the user is invited to
 retry". Python uses 1 and 2, shells 126 and above (128 + number of a signal); schedulers can requeue on any status."""
+PAUSE = "train.stop_after"
+"""Reason of a run that pauses at the step of this recipe key; other reasons are names of signals and `time limit`."""
 INTERRUPTED = 130
 """Exit status of a run that was stopped at the keyboard: that of shells for programs ended by SIGINT."""
 

@@ -11,7 +11,7 @@ from ramify.elements import NUMBERS
 from ramify.sources.guard import guarded
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.where import COLUMNS, Condition
-from ramify.structures import Structures
+from ramify.structures import STATES, Structures
 
 CHUNK_ATOMS = 50_000
 """Maximum number of atoms in one chunk of `Structures` (a single structure may be larger): about 4 MB."""
@@ -69,6 +69,8 @@ class DatasetOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     names_values: ClassVar[bool] = False
     """Whether files of the format have arbitrary named values per structure."""
+    reads_states: ClassVar[bool] = False
+    """Whether files of the format may state charge and spin."""
 
     format: str
     """Name of the file format: one of `ramify.sources.formats()`."""
@@ -84,8 +86,15 @@ class DatasetOptions(BaseModel):
     where: dict[str, Condition] = {}
     """Conditions on the structures of the dataset: `{n_atoms: {max: 200}, elements: [Cu, Ag], charge: 0}`. A condition
     is a value, a list of accepted values, or a range `{min: ..., max: ...}`. All formats support `n_atoms`, `elements`
-    (the list must contain all elements of a structure), `group` and `periodic`; formats with arbitrary named values
-    also support these names. Structures that are left out are counted."""
+    (the list must contain all elements of a structure), `group` and `periodic`; those that read charge and spin
+    (multiplicity) also `charge` and `spin`; formats with arbitrary named values also these names. Structures that are
+    left out are counted."""
+    charge: int | None = None
+    """Charge in e of the structures whose files state none, e.g. 0 for a dataset of neutral molecules; null: such
+    structures have no charge."""
+    spin: int | None = Field(None, ge=1)
+    """Multiplicity 2S+1 of the structures whose files state none, e.g. 1 for a dataset of closed-shell molecules; null:
+    such structures have no spin."""
     every: int = Field(1, ge=1)
     """Reads every n-th structure of a file, starting with the first, of those that meet `where`; of a file of many
     parts (of about a million atoms), every n-th of each part. For trajectories, whose neighbouring frames differ
@@ -109,14 +118,19 @@ class DatasetOptions(BaseModel):
     @field_validator("where")
     @classmethod
     def _known_names(cls, value: dict[str, Condition]) -> dict[str, Condition]:
+        accepted = (*COLUMNS, *(STATES if cls.reads_states else ()))
         for name in value if not cls.names_values else ():
-            if name not in COLUMNS:
-                raise ValueError(f"'{name}' is not a value of this format; accepted: {', '.join(COLUMNS)}")
+            if name not in accepted:
+                raise ValueError(f"'{name}' is not a value of this format; accepted: {', '.join(accepted)}")
         elements = value.get("elements", [])
         for symbol in elements if isinstance(elements, list) else [elements]:
             if symbol not in NUMBERS:
                 raise ValueError(f"elements: {symbol!r} is not an element symbol")
         return value
+
+    def by_column(self) -> tuple[str, ...]:
+        """The columns among charge and spin to which `where` applies; otherwise it applies to values of the file."""
+        return STATES if self.reads_states else ()
 
 
 @dataclass(frozen=True, kw_only=True)

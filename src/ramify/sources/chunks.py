@@ -80,6 +80,8 @@ class Record:
         energy: total energy; None where the file has none.
         forces: (n, 3); None where the file has none.
         stress: (3, 3); None where the file has none.
+        charge: e; None where the file states none.
+        spin: multiplicity; None where the file states none.
         cell: (3, 3), rows are lattice vectors; None for none.
         pbc: three booleans; None for no periodic axis.
         group: name of the group, which is never split.
@@ -93,6 +95,8 @@ class Record:
     energy: float | None
     forces: NDArray[np.floating] | None = None
     stress: NDArray[np.floating] | None = None
+    charge: float | None = None
+    spin: float | None = None
     cell: NDArray[np.floating] | None = None
     pbc: Any = None
     group: str
@@ -188,6 +192,8 @@ def _gather(records: list[Record]) -> Structures:
         energy=[r.energy for r in records],
         forces=np.concatenate(forces),
         stress=np.array([no_stress if r.stress is None else r.stress for r in records]),
+        charge=[np.nan if r.charge is None else r.charge for r in records],
+        spin=[np.nan if r.spin is None else r.spin for r in records],
         group=group,
         origin=origin,
         row=[r.row for r in records],

@@ -11,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 
 from ramify.errors import RamifyError, nearest
 from ramify.labels import further
-from ramify.sources.base import DatasetOptions
 from ramify.sources.chunks import (
     MALFORMED_ENERGY,
     MALFORMED_FORCES,
@@ -25,6 +24,7 @@ from ramify.sources.chunks import (
     composition,
 )
 from ramify.sources.quarantine import Quarantine
+from ramify.sources.states import UNREAD, StateOptions
 from ramify.sources.units import PER_ATOM, Units, known_unit, stated_units, unit_factor, units_in_names, with_stated
 from ramify.sources.where import COLUMNS, left_out, rejected_by
 
@@ -36,7 +36,7 @@ VIRIAL_TOLERANCE = 0.01
 three digits, but not another sign, unit or convention."""
 
 
-class LabelledOptions(DatasetOptions):
+class LabelledOptions(StateOptions):
     """Recipe keys of the formats whose labels have arbitrary names."""
 
     units: Units = Units()
@@ -105,7 +105,7 @@ class Labeller:
         self._stated: dict[str, str] = {}
         self._names: set[str] = set()
         self._stress_like: set[str] = set()
-        self._unread = self._without_cell = 0
+        self._unread = self._without_cell = self._unread_states = 0
         self.structures = 0
 
     def record(
@@ -140,7 +140,8 @@ class Labeller:
         alike = {name for name, value in found.items() if _is_stress(name, value)}
         self._stress_like |= alike
         origin = origin or self._path.name
-        if (name := rejected_by(options.where, found)) is not None:
+        self._unread_states += _has_unread_state(found, options)
+        if (name := rejected_by(options.where, found, options.by_column())) is not None:
             self._quarantine.add(f"{origin}[{row}]", left_out(name), f"{found.get(name)!r}")
             return None
         try:
@@ -154,6 +155,8 @@ class Labeller:
                 energy=self._energy(found.get(options.energy_key), len(numbers)),
                 forces=None if forces is None else as_floats(forces, MALFORMED_FORCES, "forces") * units.forces_factor,
                 stress=self._stress(found, cell * units.length_factor, alike),
+                charge=options.charge_of(None if options.charge_key is None else found.get(options.charge_key)),
+                spin=options.spin_of(None if options.spin_key is None else found.get(options.spin_key)),
                 group=self._group(found, numbers),
                 origin=origin,
                 row=row,
@@ -173,8 +176,11 @@ class Labeller:
                 fix="correct `path`, `format` or the records",
             )
         for name in options.where:
-            if name not in COLUMNS and name not in names:
+            if name not in (*COLUMNS, *options.by_column()) and name not in names:
                 raise self._missing("where", name)
+        for key in ("charge_key", "spin_key"):
+            if (stated := getattr(options, key)) is not None and stated not in names:
+                raise self._missing(key, stated)
         if options.group_key is not None and options.group_key not in names:
             raise self._missing("group_key", options.group_key)
         if options.energy_key not in names:
@@ -186,6 +192,10 @@ class Labeller:
             named_otherwise = any("force" in name.lower() for name in names)
             if named_otherwise or options.forces_key != "forces":  # else the file has energies only
                 raise self._missing("forces_key", options.forces_key)
+        if self._unread_states:
+            self._quarantine.remark(
+                self._path.name, UNREAD, "charge_key or spin_key would read it", count=self._unread_states
+            )
         self._check_stress()
 
     def _take_units(self, found: Mapping[str, Any], row: int) -> None:
@@ -289,11 +299,26 @@ class Labeller:
 
     def _missing(self, key: str, value: str) -> RamifyError:
         has = ", ".join(sorted(self._names)) or "no keys"
-        optional = key in ("forces_key", "stress_key", "virial_key")
+        optional = key in ("forces_key", "stress_key", "virial_key", "charge_key", "spin_key")
         return RamifyError(
             f"{self._path} has no '{value}' (`{key}`){nearest(value, self._names)}; it has {has}",
             fix=f"set `{key}` to the name in the file" + (", or to null to read none" if optional else ""),
         )
+
+
+CHARGES, SPINS = ("charge", "total_charge"), ("spin", "multiplicity", "spin_multiplicity")
+"""Common names of charge and multiplicity in files."""
+
+
+def _has_unread_state(found: Mapping[str, Any], options: AtomsOptions) -> bool:
+    """Whether a structure states, under a common name that is not read, that it is charged or no singlet."""
+
+    def differs(names: tuple[str, ...], usual: float) -> bool:
+        values = (np.asarray(found[name]) for name in names if name in found)
+        return any(v.size == 1 and v.dtype.kind in "iuf" and float(v.reshape(-1)[0]) != usual for v in values)
+
+    unread_charge = options.charge_key is None and options.charge is None and differs(CHARGES, 0.0)
+    return unread_charge or (options.spin_key is None and options.spin is None and differs(SPINS, 1.0))
 
 
 def full_stress(value: Any, name: str) -> NDArray[np.float64]:

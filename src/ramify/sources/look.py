@@ -1,6 +1,7 @@
 """Inspection of a file of unknown content: its format, keys, a sample of its structures, and a draft recipe."""
 
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -16,14 +17,15 @@ from ramify.errors import RamifyError
 from ramify.sources.formats import formats
 from ramify.sources.formats.general.ase_db import database_rows
 from ramify.sources.formats.general.extxyz import parsed_frames
-from ramify.sources.labels import AtomsOptions, LabelledOptions
+from ramify.sources.labels import CHARGES, SPINS, AtomsOptions, LabelledOptions
 from ramify.sources.parsing.hdf5 import first_arrays
 from ramify.sources.parsing.json_stream import items
 from ramify.sources.parsing.tfrecord import parse_example, records
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.recognize import recognize
+from ramify.sources.states import apply_states
 from ramify.sources.units import PER_ATOM
-from ramify.structures import Structures
+from ramify.structures import Structures, state_text
 
 SAMPLE = 2000
 """Number of structures in the sample."""
@@ -52,6 +54,7 @@ class Look:
         energy_per_atom: lowest and highest, eV.
         max_force: largest norm, eV/Å.
         periodic: number of structures with a periodic axis.
+        states: structures by charge and multiplicity, `charge 0, multiplicity 1`; empty if the file states neither.
         groups: number of groups in the sample.
         left_out: number of unusable records, by reason.
         doubts: points to check before using the data.
@@ -69,6 +72,7 @@ class Look:
     energy_per_atom: tuple[float, float] | None = None
     max_force: float | None = None
     periodic: int = 0
+    states: dict[str, int] = field(default_factory=dict)
     groups: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     doubts: list[str]
@@ -182,6 +186,15 @@ def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[st
             chosen["energy_is_per_atom"] = True
         if len(fitting) > 1:
             doubts.append(f"`{key}`: {', '.join(fitting)} are all possible; {fitting[0]} was chosen")
+    for key, names in (("charge_key", CHARGES), ("spin_key", SPINS)):
+        fitting = [name for name in names if name in keys]
+        if not fitting:
+            continue
+        chosen[key] = fitting[0]
+        if key == "spin_key":
+            doubts.append(
+                f"`spin_key`: '{fitting[0]}' is read as the multiplicity 2S+1; `spin_is` states other conventions"
+            )
     virial = next((n for n in keys if "virial" in n.lower() and "stress" not in n.lower()), None)
     if virial is not None and "stress" not in keys and "stress_key" not in chosen:
         chosen["virial_key"] = virial
@@ -219,6 +232,7 @@ class _Sample:
             options = formats()[name].options.model_validate({"format": name, "path": str(path), **chosen})
             count = 0
             for chunk in formats()[name].read(path, options, quarantine):
+                chunk = apply_states(chunk, options, quarantine)
                 parts.append(chunk)
                 count += len(chunk)
                 if count >= SAMPLE:
@@ -257,8 +271,19 @@ class _Sample:
             "energy_per_atom": (float(per_atom.min()), float(per_atom.max())),
             "max_force": float(np.nanmax(norms)) if np.isfinite(norms).any() else None,
             "periodic": int(found.pbc.any(axis=1).sum()),
+            "states": _states(found),
             "groups": len(set(found.group.tolist())),
         }
+
+
+def _states(found: Structures) -> dict[str, int]:
+    """Structures by charge and multiplicity."""
+    pairs = Counter(zip(found.charge.tolist(), found.spin.tolist(), strict=True)) if len(found) else Counter()
+    merged: Counter[str] = Counter()
+    for (charge, spin), count in pairs.items():
+        merged[state_text(charge, spin)] += count
+    nothing = state_text(np.nan, np.nan)
+    return {} if set(merged) <= {nothing} else dict(sorted(merged.items()))
 
 
 def _recipe(path: Path, name: str, chosen: Mapping[str, Any]) -> str:

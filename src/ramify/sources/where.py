@@ -1,6 +1,6 @@
 """The recipe keys `where`, `every` and `limit`: selection of the structures of a dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from ramify.elements import NUMBERS
 from ramify.sources.quarantine import Quarantine, ranges
-from ramify.structures import Structures
+from ramify.structures import STATES, Structures
 
 COLUMNS = ("n_atoms", "elements", "group", "periodic")
 """Values that every format has for a structure."""
@@ -58,17 +58,21 @@ def accepts(condition: Condition, value: Any) -> bool:
     return any(isinstance(plain, str) == isinstance(a, str) and bool(np.all(plain == a)) for a in accepted)
 
 
-def rejected_by(where: Mapping[str, Condition], found: Mapping[str, Any]) -> str | None:
-    """Returns the first name whose condition the named values of a file do not fulfil; an absent value fulfils none."""
+def rejected_by(where: Mapping[str, Condition], found: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """Returns the first name whose condition the named values of a file do not fulfil; an absent value fulfils none.
+    Names of `COLUMNS` and `columns` are left to `select`."""
     for name, condition in where.items():
-        if name not in COLUMNS and not (found.get(name) is not None and accepts(condition, found[name])):
+        if name not in (*COLUMNS, *columns) and not (found.get(name) is not None and accepts(condition, found[name])):
             return name
     return None
 
 
-def select(chunk: Structures, where: Mapping[str, Condition], quarantine: Quarantine) -> Structures:
-    """Selects the structures that fulfil the conditions on `COLUMNS`; the others are counted."""
-    for name in (name for name in COLUMNS if name in where):
+def select(
+    chunk: Structures, where: Mapping[str, Condition], quarantine: Quarantine, columns: Sequence[str] = ()
+) -> Structures:
+    """Selects the structures that fulfil the conditions on `COLUMNS` and on those of `columns`, charge and spin (an
+    absent value fulfils none); the others are counted."""
+    for name in (name for name in (*COLUMNS, *columns) if name in where):
         if not len(chunk):
             return chunk
         keep = _fulfil(chunk, name, where[name])
@@ -109,6 +113,9 @@ def _fulfil(chunk: Structures, name: str, condition: Condition) -> NDArray[np.bo
     if name == "group":
         named_groups = np.array([accepts(condition, group) for group in chunk.group_names], np.bool_)
         return np.asarray(named_groups[chunk.group])
+    if name in STATES:
+        stated = getattr(chunk, name)
+        return np.array([not np.isnan(value) and accepts(condition, value) for value in stated.tolist()], np.bool_)
     values: NDArray[Any] = chunk.n_atoms if name == "n_atoms" else np.any(chunk.pbc, axis=1)
     known = {value: accepts(condition, value) for value in np.unique(values).tolist()}
     return np.array([known[value] for value in values.tolist()], np.bool_)

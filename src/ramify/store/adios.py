@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ramify.errors import RamifyError
 from ramify.files import read_json, sha256, sync, write_json
 from ramify.labels import LABELS
-from ramify.store.columns import COLUMNS
+from ramify.store.columns import COLUMNS, STATE_COLUMNS
 from ramify.store.files import ADIOS_FILE, Form, damaged
 from ramify.store.manifest import REBUILD, Column, Manifest
 from ramify.untrusted import parsed
@@ -29,7 +29,7 @@ from ramify.untrusted import parsed
 PARTS_FILE = "columns.json"
 ADIOS_FILES = (ADIOS_FILE, PARTS_FILE)
 
-UNITS = {"positions": "Å", "cell": "Å"}
+UNITS = {"positions": "Å", "cell": "Å", "charge": "e"}
 """Units of columns that are not labels."""
 
 PARAMETERS = {
@@ -207,7 +207,7 @@ def _check_parts(path: Path) -> None:
 
 _TYPES = {"|u1": "uint8_t", "<f4": "float", "<f8": "double", "<i4": "int32_t", "<i8": "int64_t"}
 """ADIOS2's names of the types that columns have."""
-assert {np.dtype(kind.dtype).str for kind in COLUMNS.values()} <= {*_TYPES, "|b1"}
+assert {np.dtype(kind.dtype).str for kind in (COLUMNS | STATE_COLUMNS).values()} <= {*_TYPES, "|b1"}
 
 
 def _stored(dtype: str) -> np.dtype[Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ramify.labels import further
 from ramify.store.blocks import BlockSums, memory_of
 from ramify.store.manifest import Column
+from ramify.structures import STATES
 
 Array = NDArray[Any]
 
@@ -32,7 +33,7 @@ class ColumnType:
         return (atoms if self.per_atom else structures, *self.row)
 
 
-COLUMNS: Mapping[str, ColumnType] = {
+COLUMNS: dict[str, ColumnType] = {
     "n_atoms": ColumnType("<i4", ()),
     "numbers": ColumnType("|u1", (), per_atom=True),
     "positions": ColumnType("<f4", (3,), per_atom=True),
@@ -48,18 +49,22 @@ COLUMNS: Mapping[str, ColumnType] = {
 """Units as in `Structures`; energy is the total energy, references are subtracted before a cast to float32."""
 
 
+STATE_COLUMNS: dict[str, ColumnType] = {name: ColumnType("<f4", ()) for name in STATES}
+"""Charge (e) and multiplicity, NaN where they are not stated; a store has these columns only where any of its
+structures states them."""
+
 LABEL_COLUMN = ColumnType("<f8", ())
 """Type of further labels (`ramify.labels.register`); a store has a column for each label of any of its structures."""
 
 
 def column_type(name: str) -> ColumnType:
-    """Type of a column, one of `COLUMNS` or a further label."""
-    return COLUMNS.get(name, LABEL_COLUMN)
+    """Type of a column, one of `COLUMNS` and `STATE_COLUMNS` or a further label."""
+    return COLUMNS.get(name) or STATE_COLUMNS.get(name, LABEL_COLUMN)
 
 
 def possible_columns() -> tuple[str, ...]:
-    """Names of all possible columns of a store, further labels included."""
-    return (*COLUMNS, *further())
+    """Names of all possible columns of a store, charge, spin and further labels included."""
+    return (*COLUMNS, *STATE_COLUMNS, *further())
 
 
 class RawColumns:

@@ -15,7 +15,7 @@ from ramify.errors import RamifyError
 from ramify.files import sha256
 from ramify.labels import BUILT_IN, further
 from ramify.store.blocks import BLOCK_ROWS, block_count, block_sum, memory_of
-from ramify.store.columns import COLUMNS, column_type, npy_header
+from ramify.store.columns import COLUMNS, STATE_COLUMNS, column_type, npy_header
 from ramify.store.manifest import REBUILD, SPLITS, Column, Manifest
 
 Form = Literal["mapped", "adios"]
@@ -91,8 +91,9 @@ def check_manifest(path: Path, manifest: Manifest) -> None:
         RamifyError: a column does not match; the message names it.
     """
     labels = {name for name in manifest.labels.counts if name not in BUILT_IN}
-    if set(manifest.columns) != {*COLUMNS, *labels}:
-        odd = ", ".join(sorted(set(manifest.columns) ^ {*COLUMNS, *labels}))
+    states = {name for name in STATE_COLUMNS if any(getattr(state, name) is not None for state in manifest.states)}
+    if set(manifest.columns) != (expected := {*COLUMNS, *states, *labels}):
+        odd = ", ".join(sorted(set(manifest.columns) ^ expected))
         raise RamifyError(f"{path}: the columns in the manifest are not those of a store ({odd})", fix=REBUILD)
     counts = [count for split in manifest.splits.values() for count in (split.structures, split.atoms)]
     if set(manifest.splits) != set(SPLITS) or min(counts) < 0:

@@ -11,8 +11,11 @@ from ramify.untrusted import Element, parsed
 
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
-VERSION = 2
-"""Version 1: reference energies with a ridge were regularised towards zero, not towards those of related elements."""
+VERSION = 3
+"""Version 3: columns `charge` and `spin`. Version 1: reference energies with a ridge were regularised towards zero, not
+towards those of related elements."""
+WITHOUT_STATES = 2
+"""Version of stores without charge and spin, which older programs can read."""
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -126,6 +129,17 @@ class Conflicts(ManifestEntry):
     """eV/Å, the largest difference of a force; null without forces."""
 
 
+class StateCount(ManifestEntry):
+    """Structures of one electronic state."""
+
+    charge: int | None
+    """e; null where it is not stated."""
+    spin: int | None
+    """Multiplicity 2S+1; null where it is not stated."""
+    structures: dict[SplitName, int]
+    """Number of structures in each split."""
+
+
 class SourceFile(ManifestEntry):
     """An original file, its path as the recipe resolves it."""
 
@@ -169,6 +183,9 @@ class Manifest(ManifestEntry):
     consistency: Consistency
     dropped: dict[str, int]
     """Records left out, by reason; `quarantine.jsonl` names them."""
+    states: tuple[StateCount, ...] = ()
+    """Electronic states of the structures; empty where no structure states its charge or spin. `options` contains the
+    keys from which they were read and the convention of the spin in the files (`spin_is`)."""
     conflicts: Conflicts | None = None
     """Equal geometries with different labels; null where there are none."""
     findings: tuple[Finding, ...] = ()
@@ -228,8 +245,8 @@ class Manifest(ManifestEntry):
         return content_sha256(self.to_json())
 
 
-ADDED_LATER: tuple[str, ...] = ("conflicts", "findings", "remarks")
-"""Keys of `Manifest` that were added during version 2: older stores lack them."""
+ADDED_LATER: tuple[str, ...] = ("states", "conflicts", "findings", "remarks")
+"""Keys of `Manifest` that were added during version 2 or with version 3: older stores lack them."""
 
 REBUILD = "prepare the dataset again with `ramify prepare RECIPE --force`"
 
@@ -286,6 +303,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: the store has version {version}, this program reads up to {VERSION}",
             fix="update ramify, or prepare the dataset again with `ramify prepare RECIPE --force`",
         )
-    if isinstance(version, int) and version < VERSION:
-        raise RamifyError(f"{path}: the store has version {version}, this program reads {VERSION}", fix=REBUILD)
+    if isinstance(version, int) and version < WITHOUT_STATES:
+        raise RamifyError(
+            f"{path}: the store has version {version}, this program reads {WITHOUT_STATES} to {VERSION}", fix=REBUILD
+        )
     return parsed(Manifest, content, path, fix=REBUILD)

@@ -16,7 +16,7 @@ from ramify.errors import RamifyError
 from ramify.files import parse_json
 from ramify.labels import BUILT_IN
 from ramify.recipe import Scale
-from ramify.store.columns import COLUMNS
+from ramify.store.columns import COLUMNS, STATE_COLUMNS
 from ramify.store.files import MappedFiles, damaged
 from ramify.store.files import verify as verify_files
 from ramify.store.manifest import REBUILD, SPLITS, Manifest
@@ -80,7 +80,8 @@ class Store:
         for symbol, energy in manifest.references.energies.items():
             self.references[NUMBERS[symbol]] = energy
         self._storage = storage
-        self._further = tuple(name for name in manifest.columns if name not in COLUMNS)
+        self._states = tuple(name for name in STATE_COLUMNS if name in manifest.columns)
+        self._further = tuple(name for name in manifest.columns if name not in COLUMNS | STATE_COLUMNS)
         if n_atoms.min(initial=1) < 1 or n_atoms.sum(dtype=np.int64) != manifest.atoms:
             raise damaged(path, f"the atoms of its structures do not add up to {manifest.atoms}")
 
@@ -170,7 +171,10 @@ class Store:
         """
         row = np.asarray(rows, np.int64)
         n_atoms = self.n_atoms.take(row).astype(np.int64)
-        taken = self._storage.take(row, n_atoms, (*TAKEN, *self._further))
+        taken = self._storage.take(row, n_atoms, (*TAKEN, *self._states, *self._further))
+        for name in STATE_COLUMNS:
+            stated = taken.get(name)
+            taken[name] = np.full(len(row), np.nan) if stated is None else stated.astype(np.float64)
         labels = {name: taken.pop(name) for name in self._further}
         if taken["numbers"].max(initial=1) > MAX_NUMBER or taken["numbers"].min(initial=1) < 1:
             raise damaged(self.path, f"column numbers has values outside 1 to {MAX_NUMBER}")

@@ -24,7 +24,7 @@ from ramify.parallel.world import GATHERED
 from ramify.recipe import Recipe
 from ramify.run.changes import Changes
 from ramify.run.run import Run
-from ramify.run.stop import Stop
+from ramify.run.stop import PAUSE, Stop
 from ramify.store.manifest import Manifest
 from ramify.train.continuation import continuation_texts, run_length
 from ramify.train.forward import make_forward
@@ -56,7 +56,8 @@ class Trainer:
         progress: of the run.
         total_steps: of the whole run.
         stopping: whether a rank was requested to stop.
-        stopped_by: after `fit`, the signals or the time limit that stopped the run early; empty otherwise.
+        stopped_by: after `fit`, the signals, the time limit or `train.stop_after` that stopped the run early; empty
+            otherwise.
         continuation: after `restore`, messages about the resumed run.
     """
 
@@ -141,7 +142,7 @@ class Trainer:
                 )
             if self._evaluation_is_due():  # the last session stopped before it, or initial weights
                 self._evaluate_and_save()
-            while not self._is_over():
+            while not self._is_over() and not self._pauses():
                 self.step(self._next(loader))
                 self.stop.stepped()
                 self.progress.seconds = time.monotonic() - started
@@ -152,6 +153,8 @@ class Trainer:
                     self._stop()
                     break
                 self._evaluate_and_save()
+            if self._pauses() and not self.stopping and not self._is_over():
+                self.stopped_by = PAUSE
             patience = self.recipe.train.patience
             if patience and not self.stopping and self._patience_is_over() and self.progress.step < self.total_steps:
                 self.reporter.ended_early(self.total_steps, patience)
@@ -277,7 +280,7 @@ class Trainer:
     def _evaluate_and_save(self) -> None:
         """Evaluates and saves a checkpoint, if they are due after the current step."""
         improved = self._evaluation_is_due() and self._evaluate()
-        if improved or self._patience_is_over() or self._checkpoint_is_due():
+        if improved or self._patience_is_over() or self._checkpoint_is_due() or self._pauses():
             self.save(best=improved)
 
     def _evaluate(self) -> bool:
@@ -325,6 +328,11 @@ class Trainer:
 
     def _is_over(self) -> bool:
         return self.progress.step >= self.total_steps or self._patience_is_over()
+
+    def _pauses(self) -> bool:
+        """Whether the run has reached `train.stop_after` and has been evaluated since."""
+        after = self.recipe.train.stop_after
+        return after is not None and (self.progress.evaluated if self.validates else self.progress.step) >= after
 
     def _patience_is_over(self) -> bool:
         patience = self.recipe.train.patience

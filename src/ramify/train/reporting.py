@@ -5,6 +5,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ramify.errors import RamifyError
 from ramify.labels import LABELS, mae, measurable
 from ramify.parallel.layout import Layout
@@ -80,7 +82,8 @@ class RunReporter:
             if self._log is None:
                 yield
                 return
-            with self._run.sessions.kept(lambda: (self._progress.step, stopped_by()), self._run.check_lock):
+            progress, device = lambda: (self._progress.step, stopped_by()), self._layout.device
+            with self._run.sessions.kept(progress, self._run.check_lock, lambda: _device_memory(device)):
                 start = len(self.evaluations)
                 try:
                     yield
@@ -204,3 +207,8 @@ class RunReporter:
             self._failure = error
             if self._layout.size == 1:
                 raise
+
+
+def _device_memory(device: torch.device) -> dict[str, int]:
+    """The largest memory of tensors on an NVIDIA or AMD GPU, in bytes."""
+    return {"device_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}

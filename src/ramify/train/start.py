@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,8 @@ from ramify.train.reporting import Callbacks
 EdgeProgress = Callable[[str, int], None]
 
 
-@dataclass(frozen=True)
-class Process:
-    """The world of this process, and its stop requests.
-
-    Attributes:
-        ranks: of the run.
-        stop: requests to stop this process early.
-    """
-
-    ranks: World = field(default_factory=World)
-    stop: Stop = field(default_factory=Stop)
-
-
 @contextmanager
-def this_process(recipe: Recipe) -> Iterator[Process]:
+def this_process(recipe: Recipe) -> Iterator[World]:
     """Connects this process to the others of its launcher, inside of a `with` block.
 
     Raises:
@@ -57,8 +44,8 @@ def this_process(recipe: Recipe) -> Iterator[Process]:
     """
     launch_env, timeout = detect_launcher(), recipe.parallel.timeout
     device = _device(recipe, launch_env)
-    with Stop(recipe.train.time_limit, at_once=True) as stop, connect(launch_env, device, timeout) as world:
-        yield Process(world, stop)
+    with connect(launch_env, device, timeout) as world:
+        yield world
         with world.watchdog.waiting():
             close_shared_stores()
 
@@ -75,21 +62,29 @@ def start_run(
     path: Path,
     callbacks: Callbacks,
     edges: EdgeProgress = lambda dataset, structures: None,
-    process: Process | None = None,
+    world: World | None = None,
+    stop: Stop | None = None,
 ) -> Trainer:
     """Creates the run directory and a trainer at step 0; writes nothing if the data are invalid.
+
+    Args:
+        recipe: of the run.
+        path: of the run; must not exist.
+        callbacks, edges: called during the run, and while edges are computed.
+        world: this process among the others; a single one by default.
+        stop: requests to stop the run early.
 
     Raises:
         RamifyError: see `require_fast_products`, `open_stores`, `choose_placement` and `Run.create`; on all ranks
             alike.
     """
-    process = process or alone(recipe)
+    world = world or alone(recipe)
     configure_process(recipe)
     _check_schedule(recipe, 0)
-    on_rank_zero(process.ranks, lambda: Run.require_free(path))
-    each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
-    stores = each(process.ranks, lambda: open_stores(recipe))
-    maker = _Maker(recipe, process, stores, callbacks, edges)
+    on_rank_zero(world, lambda: Run.require_free(path))
+    each(world, lambda: require_fast_products(recipe.train, world.device))
+    stores = each(world, lambda: open_stores(recipe))
+    maker = _Maker(recipe, world, stop or Stop(), stores, callbacks, edges)
     layout, run = maker.layout(), Run(path)
     trainer = maker.trainer(run, layout, maker.readers(layout))
     each(layout, lambda: _begin(trainer))
@@ -119,7 +114,8 @@ def resume_run(
     path: Path,
     callbacks: Callbacks,
     edges: EdgeProgress = lambda dataset, structures: None,
-    process: Process | None = None,
+    world: World | None = None,
+    stop: Stop | None = None,
     *,
     recipe: Recipe | None = None,
     automatic: bool = False,
@@ -129,7 +125,8 @@ def resume_run(
     Args:
         path: of the run.
         callbacks, edges: called during the run, and while edges are computed.
-        process: this process; the number of ranks may differ from before.
+        world: this process among the others; their number may differ from before.
+        stop: requests to stop the run early.
         recipe: to continue with; None for the run's own. It replaces the run's own recipe.
         automatic: without a user: wait for the lock where its holder may be dead, and restart at step 0 a run that
             ended before its first checkpoint.
@@ -138,13 +135,14 @@ def resume_run(
         RamifyError: there is no run or no checkpoint, it is damaged, another process trains the run, the recipe or the
             stores have changed in a way that is not allowed, or slow products (`require_fast_products`); on all ranks.
     """
-    ranks = process.ranks if process is not None else World()
+    ranks = world or World()
     run = each(ranks, lambda: Run.open(path))
     now, where = (recipe, "the recipe") if recipe else (each(ranks, run.recipe), str(run.path / "recipe.yaml"))
     on_rank_zero(ranks, lambda: run.lock(wait=automatic))
     try:
         checkpoint, changes, stores = each(ranks, lambda: _read_run(run, now, where, automatic))
-        return _resume(run, now, checkpoint, changes, stores, process or alone(now), callbacks, edges)
+        maker = _Maker(now, world or alone(now), stop or Stop(), stores, callbacks, edges)
+        return _resume(run, maker, checkpoint, changes)
     except BaseException:
         run.unlock()
         raise
@@ -155,13 +153,14 @@ def continue_run(
     path: Path,
     callbacks: Callbacks,
     edges: EdgeProgress = lambda dataset, structures: None,
-    process: Process | None = None,
+    world: World | None = None,
+    stop: Stop | None = None,
 ) -> Trainer:
     """Resumes the run at `path` with `recipe` if there is one, else starts it. Raises as those two functions."""
-    process = process or alone(recipe)
-    if on_rank_zero(process.ranks, lambda: Run.exists(path)):
-        return resume_run(path, callbacks, edges, process, recipe=recipe, automatic=True)
-    return start_run(recipe, path, callbacks, edges, process)
+    world = world or alone(recipe)
+    if on_rank_zero(world, lambda: Run.exists(path)):
+        return resume_run(path, callbacks, edges, world, stop, recipe=recipe, automatic=True)
+    return start_run(recipe, path, callbacks, edges, world, stop)
 
 
 def _read_run(
@@ -177,19 +176,10 @@ def _read_run(
     return checkpoint, changes, stores
 
 
-def _resume(
-    run: Run,
-    recipe: Recipe,
-    checkpoint: Checkpoint | None,
-    changes: Changes,
-    stores: Mapping[str, Store],
-    process: Process,
-    callbacks: Callbacks,
-    edges: EdgeProgress,
-) -> Trainer:
+def _resume(run: Run, maker: "_Maker", checkpoint: Checkpoint | None, changes: Changes) -> Trainer:
+    recipe = maker.recipe
     configure_process(recipe)
-    each(process.ranks, lambda: require_fast_products(recipe.train, process.ranks.device))
-    maker = _Maker(recipe, process, stores, callbacks, edges)
+    each(maker.world, lambda: require_fast_products(recipe.train, maker.world.device))
     layout = maker.layout()
     trainer = maker.trainer(run, layout, maker.readers(layout))
     _check_schedule(recipe, 0 if checkpoint is None else checkpoint.step)
@@ -221,7 +211,8 @@ class _Maker:
     """Creates layout, readers and trainer of a rank."""
 
     recipe: Recipe
-    process: Process
+    world: World
+    stop: Stop
     stores: Mapping[str, Store]
     callbacks: Callbacks
     edges: EdgeProgress
@@ -233,14 +224,14 @@ class _Maker:
 
     def layout(self) -> Layout:
         """The layout of this rank."""
-        ranks = self.process.ranks
-        ranks.watchdog.arrive("the plan of the ranks")
-        profile = on_rank_zero(ranks, lambda: _as_data(placement_profile(self.recipe, self.stores, ranks.size)))
+        world = self.world
+        world.watchdog.arrive("the plan of the ranks")
+        profile = on_rank_zero(world, lambda: _as_data(placement_profile(self.recipe, self.stores, world.size)))
         model = None if profile is None else ModelProfile.of_data(profile)
-        placement = each(ranks, lambda: choose_placement(self.recipe, self.stores, ranks.size, model))
-        if ranks.size == 1:
-            return Layout.alone(list(self.recipe.datasets_of_branches()), ranks.device)
-        return Layout.spread(placement, ranks)
+        placement = each(world, lambda: choose_placement(self.recipe, self.stores, world.size, model))
+        if world.size == 1:
+            return Layout.alone(list(self.recipe.datasets_of_branches()), world.device)
+        return Layout.spread(placement, world)
 
     def readers(self, layout: Layout) -> dict[str, Any]:
         """Readers of both splits, for the datasets of hosted branches."""
@@ -257,9 +248,9 @@ class _Maker:
 
     def trainer(self, run: Run, layout: Layout, readers: Mapping[str, Any]) -> Trainer:
         """The trainer at step 0."""
-        stop, train, val = self.process.stop, readers["train"], readers["val"]
+        train, val = readers["train"], readers["val"]
         layout.watchdog.arrive("making the model")
-        return each(layout, lambda: Trainer(self.recipe, run, self.data, train, val, layout, stop, self.callbacks))
+        return each(layout, lambda: Trainer(self.recipe, run, self.data, train, val, layout, self.stop, self.callbacks))
 
 
 def _as_data(cost: ModelProfile | None) -> dict[str, Any] | None:
@@ -271,9 +262,9 @@ def torchrun_restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def alone(recipe: Recipe) -> Process:
-    """A single process."""
-    return Process(World(device=_device(recipe, LaunchEnv())))
+def alone(recipe: Recipe) -> World:
+    """The world of a single process."""
+    return World(device=_device(recipe, LaunchEnv()))
 
 
 def configure_process(recipe: Recipe) -> None:

@@ -1,7 +1,6 @@
 """`Calculator`: a branch as an ASE calculator."""
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ramify.errors import RamifyError, RamifyWarning
+from ramify.errors import RamifyError
 from ramify.inference.memory import available_memory, readable, search_memory
 from ramify.inference.model import Model, load
-from ramify.inference.screen import TOO_LARGE, doubts, screen, screen_distances
+from ramify.inference.screen import TOO_LARGE, WarnOnce, doubts, screen, screen_distances, screen_predictions
 from ramify.inference.skin import SkinNeighbors
 from ramify.structures import Structures
 
@@ -64,8 +63,7 @@ class Calculator(AseCalculator):
             raise RamifyError(f"skin={skin} is below 0", fix="give a length in Å, e.g. 0.4")
         encoder = self.model.options.encoder
         self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin, self.model.device.type)
-        self._composition = np.zeros(0, np.uint8)
-        self._warned = False
+        self._warn = WarnOnce()
         super().__init__(**options)
 
     def calculate(
@@ -82,14 +80,14 @@ class Calculator(AseCalculator):
         self._check_memory(count, 0, search_memory(count))
         edges, closest = self.neighbors.find(structure)
         self._refuse(screen_distances(closest))
-        self._warn(structure, doubts(closest, self.predictor.dataset))
+        self._warn(structure, doubts(closest, self.predictor.dataset), stacklevel=2)
         self._check_memory(count, len(edges), self.predictor.memory_needed(count, len(edges)))
         answer = self.predictor.predict_edges(structure, edges)
+        with_forces = "forces" in self.implemented_properties
+        self._refuse(screen_predictions(answer.energy, answer.forces if with_forces else None, structure.n_atoms))
         energy = float(answer.energy[0])
-        if not np.isfinite(energy):
-            raise RamifyError("the prediction is not a number: the model overflows on this structure")
         self.results = {"energy": energy, "free_energy": energy}
-        if "forces" in self.implemented_properties:
+        if with_forces:
             self.results["forces"] = answer.forces
         if "stress" in self.implemented_properties and not np.isnan(answer.stress).any():
             self.results["stress"] = full_3x3_to_voigt_6_stress(answer.stress[0])
@@ -98,13 +96,6 @@ class Calculator(AseCalculator):
         if refused:
             reason, detail = refused[0]
             raise RamifyError(f"{reason}: {detail}", fix="correct the structure, or the program that moved its atoms")
-
-    def _warn(self, structure: Structures, found: Mapping[int, str]) -> None:
-        if not np.array_equal(structure.numbers, self._composition):
-            self._composition, self._warned = structure.numbers, False
-        if found and not self._warned:
-            warnings.warn(f"extrapolation: {found[0]}", RamifyWarning, stacklevel=2)
-            self._warned = True
 
     def _check_memory(self, atoms: int, edges: int, needed: float) -> None:
         """Refuses a structure that exceeds the free memory; small structures are not checked."""

@@ -22,7 +22,7 @@ from ramify.elements import NUMBERS
 from ramify.errors import RamifyError
 from ramify.inference.integrations.adaptive_cutoff import differentiable_cutoff
 from ramify.inference.predictor import Predictor
-from ramify.inference.screen import ONE_SPOT
+from ramify.inference.screen import CLOSE, ONE_SPOT, TOLERANCE
 from ramify.model.graph import edge_geometry
 from ramify.neighbors.edges import ROUNDING, SOFTNESS, search_radius
 
@@ -83,6 +83,9 @@ class _MetatomicModel(torch.nn.Module):
         self.max_neighbors = int(encoder.max_neighbors or 0)
         self.in_float64 = dtype == torch.float64
         self.softness, self.rounding, self.one_spot = float(SOFTNESS), float(ROUNDING), float(ONE_SPOT)
+        self.close, self.tolerance, self.warned = CLOSE, float(TOLERANCE), False
+        closest = predictor.dataset.min_distance
+        self.min_distance = 0.0 if closest is None else float(closest) - self.tolerance
         self.radius = float(search_radius(encoder.cutoff, encoder.max_neighbors))
         self.register_buffer("references", torch.from_numpy(np.nan_to_num(predictor.dataset.reference_table())))
 
@@ -149,8 +152,16 @@ class _MetatomicModel(torch.nn.Module):
         """
         vector = vector.to(torch.float64 if self.in_float64 else torch.float32)
         distance = torch.linalg.vector_norm(vector, dim=1)
-        if bool((distance < self.one_spot).any()):
-            raise ValueError("two atoms on one spot")
+        if len(distance) > 0:
+            closest = float(distance.min())
+            if closest < self.one_spot:
+                raise ValueError("two atoms on one spot")
+            if closest < self.min_distance and not self.warned:
+                self.warned = True
+                known = _three_decimals(self.min_distance + self.tolerance)
+                warnings.warn(
+                    f"extrapolation: {self.close}: {_three_decimals(closest)} Å against {known} Å", stacklevel=2
+                )
         atom_cutoff = torch.full([numbers.shape[0]], self.cutoff, dtype=vector.dtype, device=vector.device)
         if self.limited:
             atom_cutoff = differentiable_cutoff(
@@ -162,6 +173,8 @@ class _MetatomicModel(torch.nn.Module):
         most = int(torch.bincount(receiver, minlength=1).max())
         slots = torch.arange(most, device=receiver.device)
         energy, forces = self.network(numbers, receiver, sender, vector, atom_cutoff, slots)
+        if not (bool(torch.isfinite(energy).all()) and bool(torch.isfinite(forces).all())):
+            raise ValueError("prediction is not a number: the model overflows on this structure")
         return energy.to(torch.float64) + self.references[numbers], forces.to(torch.float64)
 
     def one_block(self, values: Tensor, samples: Labels, components: list[Labels], name: str) -> TensorMap:
@@ -169,6 +182,12 @@ class _MetatomicModel(torch.nn.Module):
         zero = torch.zeros([1, 1], dtype=torch.int32, device=values.device)
         block = TensorBlock(values, samples, components, Labels([name], zero))
         return TensorMap(Labels(["_"], zero), [block])
+
+
+def _three_decimals(value: float) -> str:
+    """As `f"{value:.3f}"`, which TorchScript does not compile, of a number above 0."""
+    thousandths = int(1000 * value + 0.5)
+    return f"{thousandths // 1000}.{str(1000 + thousandths % 1000)[1:]}"
 
 
 def write_metatomic(predictor: Predictor, target: Path) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ramify.errors import RamifyError
 from ramify.inference.model import Model, load
-from ramify.inference.screen import screen, screen_distances
+from ramify.inference.screen import Refused, WarnOnce, doubts, screen, screen_distances, screen_predictions
 from ramify.inference.skin import SkinNeighbors
 from ramify.structures import Structures
 
@@ -58,6 +58,7 @@ class TorchSimModel(ModelInterface):
             )
         encoder = loaded.options.encoder
         self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin, loaded.device.type)
+        self._warn = WarnOnce()
         self._device, self._dtype = loaded.device, torch.float64
         self._compute_forces, self._compute_stress = True, self.predictor.branch.stress
         self._memory_scales_with = "n_atoms_x_density" if encoder.max_neighbors is None else "n_atoms"
@@ -75,21 +76,28 @@ class TorchSimModel(ModelInterface):
 
         Raises:
             RamifyError: a structure that cannot be predicted.
+
+        Warns:
+            RamifyWarning: atoms closer than any in the training data; once per set of atoms.
         """
         fields = state if isinstance(state, dict) else {name: getattr(state, name) for name in FIELDS}
         structures = _structures(fields)
-        refused = screen(structures, self.predictor.branch, self.predictor.dataset)
-        if not refused:
-            edges, closest = self.neighbors.find(structures)
-            refused = screen_distances(closest)
-        if refused:
-            index, (reason, detail) = next(iter(refused.items()))
-            raise RamifyError(f"system {index}: {reason}: {detail}", fix="correct it, or the program that moved it")
+        _refuse(screen(structures, self.predictor.branch, self.predictor.dataset))
+        edges, closest = self.neighbors.find(structures)
+        _refuse(screen_distances(closest))
+        self._warn(structures, doubts(closest, self.predictor.dataset), stacklevel=2)
         answer = self.predictor.predict_edges(structures, edges)
+        _refuse(screen_predictions(answer.energy, answer.forces, structures.n_atoms))
         found = {"energy": answer.energy, "forces": answer.forces}
         found |= {"stress": answer.stress} if self._compute_stress else {}
         like = fields["positions"]
         return {name: torch.from_numpy(values).to(like.device, like.dtype) for name, values in found.items()}
+
+
+def _refuse(refused: Refused) -> None:
+    if refused:
+        index, (reason, detail) = next(iter(refused.items()))
+        raise RamifyError(f"system {index}: {reason}: {detail}", fix="correct it, or the program that moved it")
 
 
 def _structures(fields: dict[str, Any]) -> Structures:

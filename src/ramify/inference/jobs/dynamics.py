@@ -1,23 +1,17 @@
-"""Molecular dynamics with a branch: NVE and NVT, and the conservation of energy."""
+"""Molecular dynamics with a branch: NVE, NVT and NPT, and the conservation of energy."""
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms, units
-from ase.md.langevin import Langevin
-from ase.md.md import MolecularDynamics
 from ase.md.velocitydistribution import Stationary, ZeroRotation
-from ase.md.verlet import VelocityVerlet
 
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference.integrations.ase import Calculator
-
-FRICTION = 0.01
-"""1/fs, friction of the Langevin thermostat: a relaxation time of 0.1 ps, as recommended by ASE."""
+from ramify.inference.jobs.integrators import DynamicsState, IntegratorOptions, conserved_energy
 
 TOO_HOT = 100_000.0
 """K; a higher temperature means that the simulation has become unstable."""
@@ -28,7 +22,7 @@ class DynamicsOptions:
     """Options of a simulation.
 
     Attributes:
-        ensemble: `nve` (velocity Verlet) or `nvt` (Langevin).
+        integrator: ensemble and constants of the integrator.
         temperature: K, of the initial velocities and of the thermostat. None keeps the velocities of the structure.
         timestep: fs.
         steps: number of steps of the whole simulation.
@@ -36,7 +30,7 @@ class DynamicsOptions:
         seed: random seed of velocities and thermostat.
     """
 
-    ensemble: Literal["nve", "nvt"] = "nve"
+    integrator: IntegratorOptions = field(default_factory=IntegratorOptions)
     temperature: float | None = 300.0
     timestep: float = 0.5
     steps: int = 1000
@@ -52,9 +46,10 @@ class DynamicsReport:
         steps: number of steps taken.
         time: ps.
         temperature: K, mean over all steps.
-        drift: meV/atom/ps, slope of a straight line through the total energies of all steps; None for less than three
-            steps. With a thermostat it includes the energy exchanged with the thermostat.
-        spread: meV/atom, standard deviation of the total energies about that line.
+        drift: meV/atom/ps, slope of a straight line through the conserved energies of all steps; None for less than
+            three steps. Conserved is the total energy, with Nosé-Hoover chains together with the energies of thermostat
+            and barostat. With a Langevin thermostat, the drift includes the energy exchanged with it.
+        spread: meV/atom, standard deviation of the conserved energies about that line.
         stopped: reason for an early end; empty if there was none.
     """
 
@@ -72,6 +67,8 @@ def simulate(
     options: DynamicsOptions,
     on_frame: Callable[[Atoms], None] = lambda atoms: None,
     on_step: Callable[[int], None] = lambda step: None,
+    on_state: Callable[[DynamicsState], None] | None = None,
+    resume: DynamicsState | None = None,
 ) -> DynamicsReport:
     """Simulates one structure in place.
 
@@ -81,40 +78,54 @@ def simulate(
         options: options of the simulation.
         on_frame: called with the atoms every `options.every` steps, and at the first and the last step.
         on_step: called with the number of completed steps.
+        on_state: called after every frame with the state of the simulation.
+        resume: a state of a simulation of the same structure with the same options, but for the number of steps.
 
     Raises:
-        RamifyError: the branch cannot predict the structure or predicts no forces, or the structure has no velocities
-            and no temperature is given.
+        RamifyError: the branch cannot predict the structure or predicts no forces, the ensemble needs a temperature, a
+            stress or a periodic cell that is missing, or the structure has no velocities and no temperature is given.
 
     Warns:
         RamifyWarning: direct forces, which do not conserve energy.
     """
     _check(atoms, calculator, options)
     atoms.calc = calculator
-    generator = np.random.default_rng(options.seed)
     if options.temperature is not None:
-        set_temperature(atoms, options.temperature, generator)
-    dynamics = _dynamics(atoms, options, generator)
-    energies, kelvins, stopped = _Line(), 0.0, ""
+        set_temperature(atoms, options.temperature, np.random.default_rng(options.seed))
+    dynamics = options.integrator.make(atoms, options.timestep, options.temperature, options.seed)
+    sums = _Sums() if resume is None else _Sums(**resume.about["sums"])
+    begun = 0
+    if resume is not None:
+        resume.restore(dynamics)
+        begun = dynamics.nsteps
+    stopped = ""
     try:
-        for _ in dynamics.irun(options.steps):
-            step, energy, kelvin = dynamics.nsteps, atoms.get_total_energy(), atoms.get_temperature()
+        for _ in dynamics.irun(max(0, options.steps - begun)):  # also yields before the first step
+            step = dynamics.nsteps
+            if resume is not None and step == begun:
+                continue
+            energy, kelvin = conserved_energy(dynamics), atoms.get_temperature()
             if not math.isfinite(energy) or kelvin > TOO_HOT:
                 stopped = f"blown up at step {step}: temperature {kelvin:.3g} K"
                 break
-            energies.add(step * options.timestep * 1e-3, energy)
-            kelvins += kelvin
+            sums.add(step * options.timestep * 1e-3, energy, kelvin)
             if step % options.every == 0 or step == options.steps:
                 on_frame(atoms)
+                if on_state is not None:
+                    on_state(DynamicsState.of(dynamics, {"sums": sums.to_dict()}))
             on_step(step)
     except RamifyError as error:  # the atoms have moved to where the branch refuses to predict
-        stopped = f"step {energies.count} was refused: {str(error).splitlines()[0]}"
-    slope, spread = energies.fit()
-    per_atom = 1e3 / len(atoms)
+        stopped = f"step {sums.line.count} was refused: {str(error).splitlines()[0]}"
+    return _report(sums, options, len(atoms), stopped)
+
+
+def _report(sums: "_Sums", options: DynamicsOptions, n_atoms: int, stopped: str) -> DynamicsReport:
+    slope, spread = sums.line.fit()
+    per_atom, count = 1e3 / n_atoms, sums.line.count
     return DynamicsReport(
-        steps=max(energies.count - 1, 0),
-        time=max(energies.count - 1, 0) * options.timestep * 1e-3,
-        temperature=kelvins / max(energies.count, 1),
+        steps=max(count - 1, 0),
+        time=max(count - 1, 0) * options.timestep * 1e-3,
+        temperature=sums.kelvins / max(count, 1),
         drift=None if slope is None else slope * per_atom,
         spread=None if spread is None else spread * per_atom,
         stopped=stopped,
@@ -138,12 +149,18 @@ def _check(atoms: Atoms, calculator: Calculator, options: DynamicsOptions) -> No
             f"branch '{branch.name}' predicts no forces, so it cannot run simulations",
             fix="name a branch whose datasets have forces",
         )
-    if options.ensemble not in ("nve", "nvt"):
-        raise RamifyError(f"ensemble '{options.ensemble}' is unknown; accepted: nve, nvt")
-    if options.temperature is None and (options.ensemble == "nvt" or not atoms.has("momenta")):
-        why = "nvt needs one" if options.ensemble == "nvt" else "the structure has no velocities"
+    ensemble = options.integrator.ensemble
+    if options.temperature is None and (ensemble != "nve" or not atoms.has("momenta")):
+        why = f"{ensemble} needs one" if ensemble != "nve" else "the structure has no velocities"
         raise RamifyError(f"no temperature is given, and {why}", fix="give --temperature, in K")
-    if branch.forces == "direct" and options.ensemble == "nve":
+    if ensemble == "npt" and not branch.stress:
+        raise RamifyError(
+            f"branch '{branch.name}' has direct forces and no stress, so it cannot run npt",
+            fix="run nvt, or take a model with conservative forces",
+        )
+    if ensemble == "npt" and not atoms.pbc.all():
+        raise RamifyError(f"pbc {atoms.pbc.tolist()}: npt needs three periodic axes", fix="run nvt")
+    if branch.forces == "direct" and ensemble == "nve":
         warnings.warn(
             f"branch '{branch.name}' predicts forces directly: they are not the gradient of its energy, which is "
             "therefore not conserved",
@@ -152,26 +169,17 @@ def _check(atoms: Atoms, calculator: Calculator, options: DynamicsOptions) -> No
         )
 
 
-def _dynamics(atoms: Atoms, options: DynamicsOptions, generator: np.random.Generator) -> MolecularDynamics:
-    timestep = options.timestep * units.fs
-    if options.ensemble == "nve":
-        return VelocityVerlet(atoms, timestep)
-    return Langevin(
-        atoms,
-        timestep,
-        temperature_K=options.temperature,
-        friction=FRICTION / units.fs,
-        fixcm=False,  # the centre-of-mass correction of ASE is not exact
-        rng=generator,
-    )
-
-
 class _Line:
     """Streaming linear regression, with values relative to the first point."""
 
-    def __init__(self) -> None:
-        self._first: float | None = None
-        self._sums = np.zeros(6)
+    def __init__(self, first: float | None = None, sums: Sequence[float] = (0.0,) * 6) -> None:
+        self._first = first
+        self._sums = np.array(sums)
+
+    @property
+    def state(self) -> tuple[float | None, list[float]]:
+        """The arguments that make an equal object."""
+        return self._first, self._sums.tolist()
 
     @property
     def count(self) -> int:
@@ -193,3 +201,20 @@ class _Line:
         var_x, cov, var_y = xx / n - (x / n) ** 2, xy / n - x * y / n**2, yy / n - (y / n) ** 2
         slope = cov / var_x
         return float(slope), math.sqrt(max(0.0, var_y - slope * cov))
+
+
+class _Sums:
+    """Sums over the steps of a simulation: conserved energies against time, and temperatures."""
+
+    def __init__(self, first: float | None = None, sums: Sequence[float] = (0.0,) * 6, kelvins: float = 0.0) -> None:
+        self.line, self.kelvins = _Line(first, sums), kelvins
+
+    def add(self, time: float, energy: float, kelvin: float) -> None:
+        """Adds one step."""
+        self.line.add(time, energy)
+        self.kelvins += kelvin
+
+    def to_dict(self) -> dict[str, object]:
+        """The arguments that make an equal object."""
+        first, sums = self.line.state
+        return {"first": first, "sums": sums, "kelvins": self.kelvins}

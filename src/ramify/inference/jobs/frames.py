@@ -1,6 +1,8 @@
 """Reads structures one by one from any file that ASE reads, and writes them as extended XYZ."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,6 +60,29 @@ def frames(path: Path, quarantine: Quarantine, start: int = 0, form: str | None 
         raise RamifyError(f"{path}: ASE cannot read it as '{form}': {type(error).__name__}: {error}") from error
     if not found and not quarantine.total:
         raise nothing
+
+
+def one_frame(source: Path, index: int | None = None, form: str | None = None) -> Atoms:
+    """The structure at `index`, counted from 0 or from -1 for the last; or the only one.
+
+    Raises:
+        RamifyError: there is no such structure, there are several and none is named, or an error of `frames`.
+    """
+    unreadable = Quarantine()
+    if index is not None and index < 0:
+        last = deque(frames(source, unreadable, form=form), maxlen=-index)
+        count = last[-1][0] + 1 if last else 0
+        found = [atoms for k, atoms in last if k == count + index]
+    else:
+        found = [atoms for _, atoms in islice(frames(source, unreadable, index or 0, form), 2)]
+    if unreadable.total or not found:
+        raise RamifyError(
+            f"{source} has no structure {index or 0} that can be read",
+            fix="correct --index, counted from 0, or from -1 for the last",
+        )
+    if index is None and len(found) > 1:
+        raise RamifyError(f"{source} holds several structures", fix="name one with --index, counted from 0")
+    return found[0]
 
 
 def keep_labels(atoms: Atoms) -> Atoms:

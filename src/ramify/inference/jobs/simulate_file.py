@@ -1,19 +1,19 @@
-"""`ramify md`: molecular dynamics of one structure of a file, written as a trajectory."""
+"""`ramify md`: molecular dynamics of one structure of a file, written as a trajectory; resumable."""
 
 import os
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ase import Atoms
 
 from ramify.errors import RamifyError
-from ramify.files import disk_full_named, sync
+from ramify.files import content_sha256, disk_full_named
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.dynamics import DynamicsOptions, DynamicsReport, simulate
-from ramify.inference.jobs.frames import append_frames, frames, with_results
-from ramify.sources.quarantine import Quarantine
+from ramify.inference.jobs.frames import one_frame, with_results
+from ramify.inference.jobs.integrators import DynamicsState
+from ramify.inference.jobs.trajectory import TrajectoryFile
 
 
 def simulate_file(
@@ -24,64 +24,90 @@ def simulate_file(
     *,
     index: int | None = None,
     form: str | None = None,
+    resume: bool = False,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> DynamicsReport:
     """Simulates one structure of a file.
 
     Frames are appended to TARGET.part, which is renamed to TARGET at the end, also if the simulation became unstable.
-    They contain energies, forces and velocities, so that another simulation can start from the last frame.
+    They contain energies, forces and velocities, so that another simulation can start from the last frame. After every
+    frame, the exact state is written to TARGET.state.npz. With `resume`, a simulation continues from it: one that was
+    interrupted, or a finished one up to a larger number of steps.
 
     Args:
         calculator: calculator of the branch.
         source: any file that ASE reads.
-        target: extended XYZ; must not exist.
+        target: extended XYZ, or ASE's trajectory if its name ends with `.traj`; must not exist without `resume`.
         options: options of the simulation.
         index: index of the structure in the file, from 0, or -1 for the last; may be None if there is only one.
         form: format name of ASE; None to detect the format.
+        resume: continue the simulation of `target`, if it was begun.
         on_step: called with the number of completed steps.
 
     Raises:
-        RamifyError: `target` exists, there is no such structure, there are several and none is named; or an error of
-            `simulate`.
+        RamifyError: `target` exists or was begun and `resume` is not given, it was another simulation, there is no such
+            structure, there are several and none is named; or an error of `simulate`.
     """
-    if target.exists():
-        raise RamifyError(f"{target} exists already", fix="choose another --out, or move it away")
-    atoms = _pick(source, index, form)
-    part = target.with_name(f"{target.name}.part")
+    part, state_file = (target.with_name(f"{target.name}.{ending}") for ending in ("part", "state.npz"))
+    atoms = one_frame(source, index, form)
+    job = _job(calculator, atoms, options)
+    before = _begun(target, part, state_file, job, resume=resume)
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            disk_full_named(target, left=f"the trajectory so far is in {part}", fix="free some space and run it again"),
-            part.open("w", encoding="utf-8") as file,
-        ):
+    kept = {} if before is None else dict(before.about["trajectory"])
+    saved = f"the trajectory so far is in {part}"
+    with disk_full_named(target, left=saved, fix="free some space and run it again with --resume"):
+        trajectory = TrajectoryFile(part, binary=target.suffix == ".traj", **kept)
 
-            def on_frame(now: Atoms) -> None:
-                append_frames(file, [with_results(now, calculator.results)])
-                file.flush()
+        def on_frame(now: Atoms) -> None:
+            trajectory.append(with_results(now, calculator.results))
 
-            report = simulate(atoms, calculator, options, on_frame, on_step)
-            sync(part)
+        def on_state(state: DynamicsState) -> None:
+            size = {"frames": trajectory.frames, "size": trajectory.size}
+            replace(state, about={**state.about, "job": job, "trajectory": size}).write(state_file)
+
+        try:
+            report = simulate(atoms, calculator, options, on_frame, on_step, on_state, before)
+        finally:
+            trajectory.close()
+            if not trajectory.frames:
+                part.unlink()
+        if trajectory.frames:
             os.replace(part, target)
-    finally:
-        if part.exists() and not part.stat().st_size:  # no frame was written
-            part.unlink()
+        if report.stopped:  # it would stop there again
+            state_file.unlink(missing_ok=True)
     return report
 
 
-def _pick(source: Path, index: int | None, form: str | None) -> Atoms:
-    """The structure at `index`, or the only one."""
-    unreadable = Quarantine()
-    if index is not None and index < 0:
-        last = deque(frames(source, unreadable, form=form), maxlen=-index)
-        count = last[-1][0] + 1 if last else 0
-        found = [atoms for k, atoms in last if k == count + index]
-    else:
-        found = [atoms for _, atoms in islice(frames(source, unreadable, index or 0, form), 2)]
-    if unreadable.total or not found:
+def _begun(target: Path, part: Path, state_file: Path, job: str, *, resume: bool) -> DynamicsState | None:
+    """The state to continue from; None for a new simulation."""
+    if target.exists() and not resume:
+        raise RamifyError(f"{target} exists already", fix="choose another --out, move it away, or --resume it")
+    if target.exists() and not state_file.exists():
         raise RamifyError(
-            f"{source} has no structure {index or 0} that can be read",
-            fix="correct --index, counted from 0, or from -1 for the last",
+            f"{target} cannot be resumed: there is no {state_file.name}",
+            fix="start another simulation from its last frame, with --index -1",
         )
-    if index is None and len(found) > 1:
-        raise RamifyError(f"{source} holds several structures", fix="name one with --index, counted from 0")
-    return found[0]
+    if not (part.exists() or target.exists()) or not state_file.exists():
+        return None
+    if not resume:
+        raise RamifyError(f"{part} is a simulation that was stopped", fix="continue it with --resume, or remove it")
+    state = DynamicsState.read(state_file)
+    if state.about["job"] != job:
+        raise RamifyError(
+            f"{target} was begun with another structure, model, branch or option",
+            fix="give the same ones, only --steps may differ; or choose another --out",
+        )
+    if target.exists():
+        os.replace(target, part)
+    return state
+
+
+def _job(calculator: Calculator, atoms: Atoms, options: DynamicsOptions) -> str:
+    """Checksum of all inputs of a simulation but for its number of steps."""
+    predictor = calculator.predictor
+    model = [calculator.model.saved.weights_sha256, str(calculator.model.dtype)]
+    branch = [predictor.branch.name, predictor.dataset.name]
+    structure = [atoms.numbers.tolist(), atoms.positions.tolist(), atoms.cell.tolist(), atoms.pbc.tolist()]
+    velocities = atoms.get_momenta().tolist()
+    chosen = {name: value for name, value in asdict(options).items() if name != "steps"}
+    return content_sha256([model, branch, structure, velocities, chosen])

@@ -15,10 +15,8 @@ where h is layer-normalised and u is v after `normalised`, so that no layer can 
 """
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ramify.model.encoders.base import Encoder, element_embedding, normalised
@@ -29,7 +27,7 @@ from ramify.model.kernels.counting import is_counting
 from ramify.model.kernels.messages import MessageWeights, blockwise, plain
 from ramify.model.lora import weight_of
 from ramify.model.radial import BesselBasis
-from ramify.recipe import EncoderOptions
+from ramify.recipe.encoder import EGNNOptions
 
 
 class EGNNLayer(nn.Module):
@@ -108,17 +106,6 @@ class EGNNLayer(nn.Module):
             products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else basis.dtype
             collected, gates = blockwise(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender, products)
         return collected[:, : self.width], gates
-
-
-class EGNNOptions(EncoderOptions):
-    """EGNN (Satorras et al., arXiv:2102.09844) with vector channels."""
-
-    kind: Literal["egnn"] = "egnn"
-    vector_channels: int = Field(32, ge=1)
-    """Vector features per atom."""
-    message_layers: Literal[1, 2] = 2
-    """Activated layers of the message network on every edge: 2 as in the EGNN paper, 1 leaves out the second, whose
-    work (edges x width²) dominates."""
 
 
 class EGNN(Encoder):

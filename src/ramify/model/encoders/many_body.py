@@ -18,10 +18,8 @@ The first layer has no v and T and no terms with them; the last layer has no g.
 """
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ramify.model.encoders.base import Encoder, element_embedding, normalised
@@ -29,47 +27,9 @@ from ramify.model.graph import Graph
 from ramify.model.kernels.activation import SiLU
 from ramify.model.neighbor_table import NeighborTable
 from ramify.model.radial import BesselBasis
-from ramify.recipe import EncoderOptions
+from ramify.recipe.encoder import ManyBodyOptions
 
 S2, S6 = math.sqrt(1 / 2), math.sqrt(1 / 6)
-
-
-class ManyBodyOptions(EncoderOptions):
-    """Many-body message passing in the manner of the atomic cluster expansion (ACE), in Cartesian components."""
-
-    kind: Literal["many_body"] = "many_body"
-    layers: int = Field(2, ge=1)
-    """Rounds of message passing."""
-    channels: int = Field(64, ge=1)
-    """Channels of vectors and tensors on atoms."""
-    l_max: Literal[0, 1, 2] = 2
-    """Highest rank of the sums over neighbours: 0 scalars, 1 also vectors, 2 also tensors."""
-    body_order: Literal[2, 3, 4] | None = None
-    """Number of atoms that a product in one layer correlates, at most `l_max` + 2; null: `l_max` + 2."""
-    passed: int = Field(16, ge=0)
-    """Vector and tensor channels that atoms send to their neighbours from the second layer on; 0: scalars only."""
-    gates: bool = True
-    """Whether the receiver scales the sums over its neighbours."""
-    vector_channels: int = Field(16, ge=1)
-    """Vectors for direct forces, at most `channels`; there are none with `l_max: 0`."""
-
-    @model_validator(mode="after")
-    def _fit(self) -> "ManyBodyOptions":
-        if self.body_order is not None and self.body_order > self.l_max + 2:
-            raise ValueError(
-                f"model.encoder.body_order: {self.body_order} needs l_max of at least {self.body_order - 2}, found "
-                f"{self.l_max}; leave it out for {self.l_max + 2}"
-            )
-        if self.vector_channels > self.channels:
-            raise ValueError(
-                f"model.encoder.vector_channels: {self.vector_channels} are more than channels: {self.channels}"
-            )
-        return self
-
-    @property
-    def order(self) -> int:
-        """The body order."""
-        return self.body_order or self.l_max + 2
 
 
 def rank_two(x: Tensor, y: Tensor, z: Tensor, *, of: tuple[Tensor, Tensor, Tensor] | None = None) -> list[Tensor]:

@@ -12,7 +12,6 @@ exist.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +20,10 @@ from ramify.model.encoders.base import Encoder, element_embedding, normalised
 from ramify.model.graph import Graph
 from ramify.model.kernels.activation import SiLU
 from ramify.model.radial import BesselBasis
-from ramify.recipe import EncoderOptions
+from ramify.recipe.encoder import PaiNNOptions
 
 SMALL = 1e-4
 """Square of the length below which |V v| is smoothed."""
-
-
-class PaiNNOptions(EncoderOptions):
-    """PaiNN (Schütt et al., arXiv:2102.03150): vectors with as many channels as scalars, `width`."""
-
-    kind: Literal["painn"] = "painn"
 
 
 class PaiNNLayer(nn.Module):

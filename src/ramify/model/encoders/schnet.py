@@ -9,23 +9,13 @@ divided by sqrt(n). There are no vectors, hence no direct forces.
 """
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ramify.model.encoders.base import Encoder, element_embedding
 from ramify.model.graph import Graph
-from ramify.recipe import EncoderOptions
-
-
-class SchNetOptions(EncoderOptions):
-    """SchNet (Schütt et al., arXiv:1706.08566). It has no vectors: `force_head.kind` must be `conservative`."""
-
-    kind: Literal["schnet"] = "schnet"
-    radial: int = Field(32, ge=2)
-    """Gaussians from 0 to the cutoff."""
+from ramify.recipe.encoder import SchNetOptions
 
 
 class ShiftedSoftplus(nn.Module):

@@ -15,29 +15,15 @@ atom.
 """
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ramify.model.encoders.base import Encoder, element_embedding
 from ramify.model.graph import Graph
 from ramify.model.kernels.activation import SiLU
 from ramify.model.radial import BesselBasis
-from ramify.recipe import EncoderOptions
-
-
-class TensorNetOptions(EncoderOptions):
-    """TensorNet (Simeon & De Fabritiis, arXiv:2306.06482): a 3 x 3 matrix per atom and channel."""
-
-    kind: Literal["tensornet"] = "tensornet"
-    layers: int = Field(2, ge=1)
-    """Rounds of message passing."""
-    channels: int = Field(64, ge=1)
-    """Matrices per atom."""
-    vector_channels: int = Field(16, ge=1)
-    """Vector features per atom, for direct forces."""
+from ramify.recipe.encoder import TensorNetOptions
 
 
 def parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

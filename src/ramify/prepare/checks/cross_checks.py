@@ -64,7 +64,8 @@ def _of_conflicts(conflicts: Conflicts | None, gates: Gates) -> Iterator[Finding
     yield Finding(
         text=f"{conflicts.structures} structures share {conflicts.geometries} geometries and differ in their labels, "
         f"by up to {conflicts.energy:.3g} eV/atom (another charge or spin?): {kept[gates.conflicting_labels]}",
-        fix="a dataset for each state, by `where: {charge: 0}`; or `gates.conflicting_labels`",
+        fix="`charge_key` and `spin_key`, if the files state them; or `gates.conflicting_labels`; or a dataset for "
+        "each state, by `where: {charge: 0}`",
     )
 
 

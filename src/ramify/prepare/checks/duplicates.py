@@ -1,4 +1,5 @@
-"""Structures equal to an earlier one: same elements in the same order, same positions and cell within a tolerance.
+"""Structures equal to an earlier one: same elements in the same order, same charge and spin, same positions and cell
+within a tolerance.
 
 Hashing coordinates rounded to a grid misses pairs that noise separates by a grid line (with 20 atoms, every other pair,
 if the noise is a hundredth of the grid). Instead, candidates are found by two projections of the geometry, whose change
@@ -42,6 +43,10 @@ class Columns(Protocol):
     def cell(self) -> NDArray[np.floating]: ...
     @property
     def pbc(self) -> NDArray[np.bool_]: ...
+    @property
+    def charge(self) -> NDArray[np.floating]: ...
+    @property
+    def spin(self) -> NDArray[np.floating]: ...
 
 
 def earlier_equals(
@@ -85,6 +90,8 @@ def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, toleranc
     """(P,) whether structures i and j of `columns` are equal within `tolerance` Å; `offsets` are the first atoms."""
     pbc, cell, positions = columns.pbc, columns.cell, columns.positions
     same: NDArray[np.bool_] = columns.n_atoms[i] == columns.n_atoms[j]
+    for state in (columns.charge, columns.spin):
+        same &= (state[i] == state[j]) | (np.isnan(state[i]) & np.isnan(state[j]))
     for atom in (offsets[:-1], offsets[1:] - 1):  # the first and the last atom distinguish most pairs
         apart = np.abs(np.take(positions, atom[i], axis=0).astype(np.float64) - np.take(positions, atom[j], axis=0))
         same &= apart.max(axis=1, initial=0.0) <= tolerance

@@ -26,7 +26,8 @@ class Fingerprints:
 
     Attributes:
         composition: (S,) uint64, equal for equal numbers of atoms of each element, in any order.
-        sequence: (S,) uint64, equal for equal elements in the same order and equal periodic axes.
+        sequence: (S,) uint64, equal for equal elements in the same order, equal periodic axes, and equal charge and
+            spin.
         projection: (S, 2) float64, two weighted sums of positions and cell, Å.
     """
 
@@ -52,9 +53,18 @@ def fingerprints(structures: Structures) -> Fingerprints:
     axes = structures.pbc.astype(np.uint64) @ np.array([1, 2, 4], np.uint64)
     return Fingerprints(
         composition=_sums(of_atom, offsets),
-        sequence=_sums(of_atom * np.take(places, place), offsets) ^ scramble(axes),
+        sequence=_sums(of_atom * np.take(places, place), offsets)
+        ^ scramble(axes)
+        ^ state_hash(structures.charge, structures.spin),
         projection=projection,
     )
+
+
+def state_hash(charge: NDArray[np.floating], spin: NDArray[np.floating]) -> NDArray[np.uint64]:
+    """(S,) hash of charge and spin, 0 where neither is stated."""
+    codes = [np.where(np.isnan(v), 0, np.nan_to_num(v) + (1 << 16)).astype(np.int64) for v in (charge, spin)]
+    packed = ((codes[0] << 20) + codes[1]).astype(np.uint64)
+    return np.where(packed > 0, scramble(packed + np.uint64(1 << 48)), np.uint64(0))
 
 
 def formula_hash(structures: Structures) -> NDArray[np.uint64]:

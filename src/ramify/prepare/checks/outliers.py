@@ -2,10 +2,11 @@
 
 The energy alone is not sufficient: a compressed crystal is electronvolts per atom above its equilibrium. So an energy
 per atom is compared with those of structures that are similar in one of three quantities: volume (if all axes are
-periodic), closest distance, largest force. For each, the structures of one reduced formula are sorted, and an energy is
-expected between the median of its predecessors and the median of its successors; at both ends, where the curve must be
-extrapolated, a larger range is accepted. An energy that none of the three quantities explains is an outlier. Formulas
-with few structures are judged together, by the residuals of their energies after subtracting reference energies.
+periodic), closest distance, largest force. For each, the structures of one reduced formula, charge and spin are sorted,
+and an energy is expected between the median of its predecessors and the median of its successors; at both ends, where
+the curve must be extrapolated, a larger range is accepted. An energy that none of the three quantities explains is an
+outlier. Formulas with few structures are judged together for each charge and spin, by the residuals of their energies
+after subtracting reference energies.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from ramify.packing import pieces_of
+from ramify.prepare.checks.fingerprints import state_hash
 from ramify.prepare.staging import Staged
 from ramify.references import fit_references
 
@@ -70,18 +72,21 @@ def deviations(staged: Staged, rows: Rows, limit: float) -> Deviations:
         return found
     energy = staged.energy[rows] / staged.n_atoms[rows]
     views = _views(staged, rows)
-    formula = staged.formulas[staged.scalars["composition"][rows]]
+    state = state_hash(staged.charge[rows], staged.spin[rows])
+    formula = staged.formulas[staged.scalars["composition"][rows]] ^ state
     order = np.argsort(formula, kind="stable")
     starts = np.flatnonzero(np.diff(formula[order], prepend=~formula[order[0]]))
-    few: list[Rows] = []
+    few: dict[int, list[Rows]] = {}
     for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
         pool = order[start:stop]
         if len(pool) >= ENOUGH:
             _judge(pool, energy, views, limit, found, UNITS_PER_DEVIATION[0])
         else:
-            few.append(pool)
-    rest = np.sort(np.concatenate(few)) if few else np.zeros(0, np.int64)
-    if len(rest) >= ENOUGH:
+            few.setdefault(int(state[pool[0]]), []).append(pool)
+    for pools in few.values():  # of one charge and spin
+        rest = np.sort(np.concatenate(pools))
+        if len(rest) < ENOUGH:
+            continue
         left = np.full(len(rows), np.nan)
         left[rest] = _residuals(staged, rows[rest])
         _judge(rest, left, views, limit, found, UNITS_PER_DEVIATION[1])

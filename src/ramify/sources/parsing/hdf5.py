@@ -88,6 +88,7 @@ class Conformers:
         group: name of the group of all rows; None for the composition of each.
         origin: the file and the path inside it.
         split: official split of all rows.
+        charge: e, of all rows; None if the file states none.
         expect_forces: whether rows are unusable without forces.
     """
 
@@ -101,6 +102,7 @@ class Conformers:
     origin: str
     positions_unit: float = 1.0
     split: Split = Split.NONE
+    charge: float | None = None
     expect_forces: bool = True
 
     def blocks(self, quarantine: Quarantine) -> Iterator[Structures]:
@@ -152,6 +154,7 @@ class Conformers:
             positions=pos.reshape(-1, 3) * self.positions_unit if self.positions_unit != 1 else pos.reshape(-1, 3),
             energy=energy.astype(np.float64) * self.energy_unit,
             forces=forces,
+            charge=None if self.charge is None else np.full(len(rows), self.charge),
             split=np.full(len(rows), self.split),
             group=group,
             row=rows,

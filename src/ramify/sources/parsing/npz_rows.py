@@ -1,5 +1,7 @@
 """Rows of a NumPy archive, read from its stream block by block and converted to structures without padding."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,7 +50,7 @@ class Rows:
 
     def read_all(self) -> NDArray[Any]:
         """Reads all rows."""
-        return self.read(self.shape[0])
+        return self.read(self.shape[0] if self.shape else 1)
 
 
 class Block:
@@ -59,8 +61,7 @@ class Block:
         values: arrays by role, one row per structure.
         start: index of the first row.
         units: units of the file.
-        per_atom: whether energies are per atom.
-        lattice: whether lattice vectors are `rows` or `columns`; None if not stated.
+        options: whether energies are per atom, and the conventions of the lattice and of the spin.
     """
 
     def __init__(
@@ -69,12 +70,11 @@ class Block:
         values: dict[str, NDArray[Any]],
         start: int,
         units: Units,
-        *,
-        per_atom: bool,
-        lattice: str | None,
+        options: Any,
     ) -> None:
         self._path, self._values, self._start = path, values, start
-        self._units, self._per_atom, self._lattice = units, per_atom, lattice
+        self._units, self._options = units, options
+        self._per_atom, self._lattice = options.energy_is_per_atom, options.lattice
 
     def structures(self, quarantine: Quarantine) -> Structures:
         """Converts the usable rows without their padding; the others are added to the quarantine."""
@@ -85,10 +85,27 @@ class Block:
                 check_numbers(found[found != 0])
             except UnusableError as error:
                 problems.setdefault(row, error)
+        charge, spin = (
+            self._states(role, convert, len(numbers), problems)
+            for role, convert in (("charge", self._options.charge_of), ("spin", self._options.spin_of))
+        )
         for row, problem in sorted(problems.items()):
             quarantine.add(f"{self._path.name}[{self._start + row}]", problem.reason, problem.detail)
         rows = np.delete(np.arange(len(numbers)), list(problems))
-        return self._labelled(self._build(rows, numbers[rows], energy[rows]), quarantine)
+        built = self._build(rows, numbers[rows], energy[rows])
+        return self._labelled(replace(built, charge=charge[rows], spin=spin[rows]), quarantine)
+
+    def _states(
+        self, role: str, convert: Callable[[Any], float | None], rows: int, problems: dict[int, UnusableError]
+    ) -> NDArray[np.float64]:
+        """(R,) charges or multiplicities, NaN without such an array; rows that cannot be converted are problems."""
+        found = np.full(rows, np.nan)
+        for row, value in enumerate(self._values.get(role, ())):
+            try:
+                found[row] = convert(value)
+            except UnusableError as error:
+                problems.setdefault(row, error)
+        return found
 
     def _build(self, rows: NDArray[np.int64], numbers: NDArray[Any], energy: NDArray[np.float64]) -> Structures:
         present = numbers != 0

@@ -18,7 +18,7 @@ import numpy as np
 
 from ramify.errors import RamifyError
 from ramify.store.blocks import memory_of
-from ramify.store.columns import COLUMNS
+from ramify.store.columns import COLUMNS, STATE_COLUMNS
 from ramify.store.open_files import open_files
 from ramify.store.row_index import RowIndex
 from ramify.store.shared.node_records import NodeRecords
@@ -61,7 +61,7 @@ def open_distributed(
 
     def look() -> tuple[Any, ...]:
         with open_files(path) as files:
-            if further := [name for name in files.manifest.columns if name not in COLUMNS]:
+            if further := [name for name in files.manifest.columns if name not in COLUMNS | STATE_COLUMNS]:
                 raise RamifyError(
                     f"data.store: distributed does not keep further labels, and {path} has {', '.join(further)}",
                     fix="set data.store: mapped or adios, or prepare the dataset without these labels",

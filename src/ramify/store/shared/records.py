@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.store.columns import COLUMNS
+from ramify.store.columns import COLUMNS, STATE_COLUMNS
 from ramify.structures import atom_rows
 
 Words = NDArray[np.uint32]
 Rows = NDArray[np.int64]
 
-_HEAD_COLUMNS = [name for name, kind in COLUMNS.items() if not kind.per_atom and name != "n_atoms"]
-HEAD = np.dtype([*[(name, COLUMNS[name].dtype, COLUMNS[name].row) for name in _HEAD_COLUMNS], ("padding", "u1", (1,))])
-"""Header: values per structure, without the number of atoms, which readers know."""
+_HEAD_COLUMNS = {n: kind for n, kind in (COLUMNS | STATE_COLUMNS).items() if not kind.per_atom and n != "n_atoms"}
+HEAD = np.dtype([*[(name, kind.dtype, kind.row) for name, kind in _HEAD_COLUMNS.items()], ("padding", "u1", (1,))])
+"""Header: values per structure, without the number of atoms, which readers know. Charge and spin are always there, NaN
+where the store has no such column."""
 HEAD_WORDS = HEAD.itemsize // 4
 _HEAD = np.arange(HEAD_WORDS)
 assert HEAD.itemsize % 4 == 0
@@ -46,7 +47,7 @@ def pack(columns: dict[str, NDArray[Any]], out: Words, at: Rows) -> None:
     n_atoms = columns["n_atoms"].astype(np.int64)
     heads = np.zeros(len(n_atoms), HEAD)
     for name in _HEAD_COLUMNS:
-        heads[name] = columns[name]
+        heads[name] = columns.get(name, np.nan)
     out[at[:, None] + _HEAD] = heads.view(np.uint32).reshape(-1, HEAD_WORDS)
     vectors = np.concatenate([columns["positions"], columns["forces"]], axis=1, dtype=np.float32)
     first = at + HEAD_WORDS
@@ -65,7 +66,7 @@ def unpack(words: Words, at: Rows, n_atoms: Rows, columns: Sequence[str]) -> dic
     """
     heads = words.take(at[:, None] + _HEAD).view(HEAD).reshape(-1)
     found: dict[str, NDArray[Any]] = {
-        name: np.ascontiguousarray(heads[name]) for name in columns if not COLUMNS[name].per_atom
+        name: np.ascontiguousarray(heads[name]) for name in columns if name in _HEAD_COLUMNS
     }
     if len(found) < len(columns):
         found |= _unpack_atoms(words, at + HEAD_WORDS, n_atoms)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ramify.packing import filled
 from ramify.store.blocks import BLOCK_ROWS, block_count, block_rows
-from ramify.store.columns import COLUMNS
+from ramify.store.columns import COLUMNS, STATE_COLUMNS
 from ramify.store.files import MappedFiles, Scratch, StoreFiles, check_block
 from ramify.store.row_index import RowIndex
 from ramify.store.shared.node_memory import NodeMemory
@@ -68,8 +68,8 @@ def load_shard(
         atoms = range(first_atom, first_atom + int(n_atoms[some.start : some.stop].sum(dtype=np.int64)))
         columns = {
             name: blocks.rows(name, atoms if kind.per_atom else some)
-            for name, kind in COLUMNS.items()
-            if name != "n_atoms"
+            for name, kind in (COLUMNS | STATE_COLUMNS).items()
+            if name != "n_atoms" and name in files.manifest.columns
         }
         columns["n_atoms"] = n_atoms[some.start : some.stop]
         pack(columns, out, index.starts(np.arange(some.start, some.stop)) - begin)

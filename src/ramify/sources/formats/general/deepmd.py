@@ -8,15 +8,16 @@ types of every frame, padded by -1.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ramify.elements import NUMBERS
-from ramify.errors import RamifyError
-from ramify.sources.base import DatasetOptions, Format
+from ramify.errors import RamifyError, nearest
+from ramify.sources.base import Format
 from ramify.sources.chunks import (
     MALFORMED_STRUCTURE,
     STRESS_WITHOUT_CELL,
@@ -27,14 +28,18 @@ from ramify.sources.chunks import (
     chunked,
 )
 from ramify.sources.quarantine import Quarantine
+from ramify.sources.states import StateOptions
 from ramify.structures import Structures
 
 TYPES = "type.raw"
 """The file that represents its system."""
 
 
-class Options(DatasetOptions):
-    """Recipe keys of `format: deepmd`."""
+class Options(StateOptions):
+    """Recipe keys of `format: deepmd`. `charge_key` and `spin_key` name arrays of the sets: `NAME` for `NAME.npy` with
+    a number for each frame, or `NAME:COLUMN` for a column of an array with several, e.g. `fparam:0`."""
+
+    reads_states: ClassVar[bool] = True
 
     format: Literal["deepmd"] = "deepmd"
     """Systems in DeePMD-kit's NumPy format: `path` lists folders, or their `type.raw`."""
@@ -67,7 +72,7 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
             f"{folder} has no folder set.*", fix="correct `path`; the form `raw` has to be converted first"
         )
     yield from chunked(
-        (record for member in sets for record in _records(folder, member, numbers, quarantine)), quarantine
+        (record for member in sets for record in _records(folder, member, numbers, options, quarantine)), quarantine
     )
 
 
@@ -99,10 +104,18 @@ def _type_numbers(folder: Path, options: Options) -> tuple[NDArray[np.int64], ND
 
 
 def _records(
-    folder: Path, member: Path, kinds: tuple[NDArray[np.int64], NDArray[np.int64]], quarantine: Quarantine
+    folder: Path,
+    member: Path,
+    kinds: tuple[NDArray[np.int64], NDArray[np.int64]],
+    options: Options,
+    quarantine: Quarantine,
 ) -> Iterator[Record]:
     types, numbers = kinds
     arrays = _arrays(member, len(types), periodic=not (folder / "nopbc").exists())
+    states = {
+        name: None if key is None else _frame_values(member, name, key, len(arrays["coord"]))
+        for name, key in (("charge", options.charge_key), ("spin", options.spin_key))
+    }
     origin = f"{folder.name}/{member.name}"
     for row in range(len(arrays["coord"])):
         try:
@@ -115,7 +128,9 @@ def _records(
                     raise UnusableError(MALFORMED_STRUCTURE, f"types {real.min()} to {real.max()} of {len(numbers)}")
                 z = numbers[real[present]]
             check_numbers(z)
-            yield _record(arrays, row, z, present, folder.name, origin, quarantine)
+            record = _record(arrays, row, z, present, folder.name, origin, quarantine)
+            charge, spin = (None if values is None else values[row] for values in states.values())
+            yield replace(record, charge=options.charge_of(charge), spin=options.spin_of(spin))
         except UnusableError as error:
             quarantine.add(f"{origin}[{row}]", error.reason, error.detail)
 
@@ -182,6 +197,33 @@ def _arrays(member: Path, n_atoms: int, *, periodic: bool) -> dict[str, NDArray[
             fix="correct `path`; a system without cells has a file `nopbc`",
         )
     return arrays
+
+
+def _frame_values(member: Path, state: str, key: str, frames: int) -> NDArray[Any]:
+    """(R,) or (R, n) values of each frame from the array that a key of the recipe names.
+
+    Raises:
+        RamifyError: no such array or column, or another number of rows.
+    """
+    name, _, column = key.partition(":")
+    file = member / f"{name}.npy"
+    has = sorted(other.stem for other in member.glob("*.npy"))
+    if name not in has:
+        raise RamifyError(
+            f"{member} has no {name}.npy (`{state}_key: {key}`){nearest(name, has)}; it has {', '.join(has)}",
+            fix=f"set `{state}_key` to the name of an array, or to null to read none",
+        )
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise _damaged(file, error) from error
+    values = values.reshape(frames, -1) if values.size and values.size % frames == 0 else values
+    if len(values) != frames or (column and not (column.isdecimal() and int(column) < values.shape[1])):
+        raise RamifyError(
+            f"{file} has shape {values.shape} for {frames} frames (`{state}_key: {key}`)",
+            fix="name an array with a row for each frame, and with `:COLUMN` one of its columns, from 0",
+        )
+    return np.asarray(values[:, int(column)] if column else values)
 
 
 def _damaged(file: Path, error: Exception) -> RamifyError:

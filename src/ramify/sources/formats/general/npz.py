@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.lib import format as npy
@@ -43,7 +43,9 @@ Role = Literal["numbers", "positions", "energy", "forces", "cell"]
 
 
 class Options(LabelledOptions):
-    """Recipe keys of `format: npz`."""
+    """Recipe keys of `format: npz`. `charge_key` and `spin_key` name arrays (R,) or (R, 1), or one number."""
+
+    reads_states: ClassVar[bool] = True
 
     format: Literal["npz"] = "npz"
     """NumPy archive with padded rows."""
@@ -99,14 +101,17 @@ def _keys(path: Path, names: set[str], options: Options) -> dict[str, str]:
             f"`keys` pairs {keys['energy']} with {keys['forces']}, which are not its gradient",
             fix="pair ePBE0+MBD with totFOR, or ePBE0 with pbe0FOR",
         )
-    for name in [*keys.values(), *([options.group_key] if options.group_key else [])]:
+    further = {"group": options.group_key, "charge": options.charge_key, "spin": options.spin_key}
+    stated = {role: name for role, name in further.items() if name is not None}
+    recipe_keys = dict.fromkeys(keys.values(), "keys") | {name: f"{role}_key" for role, name in stated.items()}
+    for name, key in recipe_keys.items():
         if name not in names:
             raise RamifyError(
-                f"{path} has no array '{name}'{nearest(name, names)}; it has {', '.join(sorted(names))}",
-                fix="correct `keys` or `group_key`",
+                f"{path} has no array '{name}' (`{key}`){nearest(name, names)}; it has {', '.join(sorted(names))}",
+                fix=f"correct `{key}`",
             )
     periodic = {"pbc": "pbc"} if "cell" in keys and "pbc" in names else {}
-    return keys | periodic | ({"group": options.group_key} if options.group_key else {})
+    return keys | periodic | stated
 
 
 def _units(archive: zipfile.ZipFile, path: Path, names: set[str], keys: dict[str, str], options: Options) -> Units:
@@ -166,8 +171,8 @@ def _blocks(
         R, n = arrays["positions"].shape[:2]
         shared = {
             role: arrays.pop(role).read_all()
-            for role, dimensions in (("numbers", 1), ("cell", 2), ("pbc", 1))
-            if role in arrays and len(arrays[role].shape) == dimensions
+            for role, shapes in (("numbers", [1]), ("cell", [2]), ("pbc", [1]), ("charge", [0]), ("spin", [0]))
+            if role in arrays and len(arrays[role].shape) in shapes
         }
         _check_shapes(path, arrays, R, n, shared)
         step = max(1, CHUNK_ATOMS // max(n, 1))
@@ -175,9 +180,7 @@ def _blocks(
             block = {role: array.read(min(step, R - start)) for role, array in arrays.items()}
             for role, values in shared.items():
                 block[role] = np.broadcast_to(values, (len(block["energy"]), *values.shape))
-            yield Block(
-                path, block, start, units, per_atom=options.energy_is_per_atom, lattice=options.lattice
-            ).structures(quarantine)
+            yield Block(path, block, start, units, options).structures(quarantine)
 
 
 def _check_shapes(path: Path, arrays: dict[str, "Rows"], rows: int, n: int, shared: dict[str, NDArray[Any]]) -> None:
@@ -189,13 +192,17 @@ def _check_shapes(path: Path, arrays: dict[str, "Rows"], rows: int, n: int, shar
         "cell": (rows, 3, 3),
         "pbc": (rows, 3),
         "group": (rows,),
+        "charge": (rows,),
+        "spin": (rows,),
     }
     for role, array in arrays.items():
-        if role in ("positions", "forces", "cell") and array.kind not in "iuf":
+        if role in ("positions", "forces", "cell", "charge", "spin") and array.kind not in "iuf":
             raise RamifyError(
                 f"{path}: the array of {role} has values of type '{array.kind}', not numbers", fix="correct `keys`"
             )
-        shape = array.shape[:1] if role == "energy" and array.shape == (rows, 1) else array.shape
+        per_row = role in ("energy", "charge", "spin") and array.shape == (rows, 1)
+        per_row |= role == "spin" and len(array.shape) == 2  # moments of atoms
+        shape = array.shape[:1] if per_row else array.shape
         if shape != expected[role]:
             raise RamifyError(
                 f"{path}: the array of {role} has shape {array.shape}, expected {expected[role]} for {rows} rows",

@@ -8,7 +8,7 @@ energy is read, which differs from the total by constants per element and is con
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ase.units import Bohr, Hartree
@@ -32,11 +32,12 @@ from ramify.structures import Structures
 
 ENERGIES = {"formation": "pbe0_formation_energy", "total": "pbe0_energy"}
 NEEDED = ("atomic_numbers", "positions")
-IONS = "charged or open-shell molecule, whose charge and multiplicity are not read"
 
 
 class Options(DatasetOptions):
     """Recipe keys of `format: qcml`."""
+
+    reads_states: ClassVar[bool] = True
 
     format: Literal["qcml"] = "qcml"
     """TFRecord files of `qcml/dft_force_field`: `path: dft_force_field/1.0.0/*.tfrecord-*`."""
@@ -58,7 +59,6 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
 
 
 def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Record]:
-    ions = 0
     for row, data in enumerate(records(path)):
         try:
             found = parse_example(data)
@@ -70,14 +70,9 @@ def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[R
             quarantine.add(f"{path.name}[{row}]", "marked as an outlier by the publisher (outliers)")
             continue
         try:
-            record = _record(found, options, path.name, row)
+            yield _record(found, options, path.name, row)
         except UnusableError as error:
             quarantine.add(f"{path.name}[{row}]", error.reason, error.detail)
-            continue
-        ions += bool(_integer(found, "charge")) or _integer(found, "multiplicity", 1) != 1
-        yield record
-    if ions:
-        quarantine.remark(path.name, IONS, count=ions)
 
 
 def _record(found: Mapping[str, Feature], options: Options, origin: str, row: int) -> Record:
@@ -95,6 +90,8 @@ def _record(found: Mapping[str, Feature], options: Options, origin: str, row: in
         positions=positions.astype(np.float64).reshape(-1, 3) * LENGTH_UNITS[options.length],
         energy=float(energy[0]) * Hartree,
         forces=forces.astype(np.float64).reshape(-1, 3 if forces.size % 3 == 0 else 1) * (Hartree / Bohr),
+        charge=_stated(found, "charge"),
+        spin=_stated(found, "multiplicity"),
         group=composition(numbers),
         origin=origin,
         row=row,
@@ -106,9 +103,15 @@ def _numbers(found: Mapping[str, Feature], name: str) -> NDArray[Any]:
     return value if isinstance(value, np.ndarray) else np.zeros(0)
 
 
-def _integer(found: Mapping[str, Feature], name: str, default: int = 0) -> int:
+def _integer(found: Mapping[str, Feature], name: str) -> int:
     value = _numbers(found, name)
-    return int(value[0]) if value.size else default
+    return int(value[0]) if value.size else 0
+
+
+def _stated(found: Mapping[str, Feature], name: str) -> float | None:
+    """A number of a record; None where it is absent."""
+    value = _numbers(found, name)
+    return float(value[0]) if value.size else None
 
 
 def _other_layout(path: Path, row: int, what: str) -> RamifyError:

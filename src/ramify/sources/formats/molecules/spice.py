@@ -3,13 +3,14 @@
 Eastman et al., Scientific Data 10, 11 (2023), doi:10.1038/s41597-022-01882-6; zenodo 8222043;
 github.com/openmm/spice-dataset. A group holds `atomic_numbers` (n,), `conformations` (R, n, 3) bohr, `dft_total_energy`
 (R,) Hartree, `dft_total_gradient` (R, n, 3) Hartree/bohr (gradients, not forces), `subset` (1,) and `smiles` (1,).
-Molecules may be charged; the SMILES contains the charge.
+Molecules may be charged: the total charge is the sum of the formal charges in the SMILES. The spin is not stated.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import h5py
 from ase.units import Bohr, Hartree
@@ -27,6 +28,8 @@ PART_MOLECULES = 500
 
 class Options(DatasetOptions):
     """Recipe keys of `format: spice`."""
+
+    reads_states: ClassVar[bool] = True
 
     format: Literal["spice"] = "spice"
     """HDF5 file of SPICE."""
@@ -73,16 +76,38 @@ def _molecule(group: h5py.Group, path: Path, options: Options, quarantine: Quara
         forces_unit=-Hartree / Bohr,
         group=name,
         origin=f"{path.name}/{name}",
+        charge=_charge(group),
     ).blocks(quarantine)
 
 
 def _subset(group: h5py.Group) -> str:
     """Name of the subset of a molecule; empty if the file states none."""
-    found = dataset(group, "subset")
+    return _text(group, "subset")
+
+
+def _text(group: h5py.Group, key: str) -> str:
+    """A text of a molecule; empty if the file has none."""
+    found = dataset(group, key)
     if found is None:
         return ""
     value = found[()].reshape(-1)[0] if found.shape else found[()]
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+_FORMAL_CHARGE = re.compile(r"\[[^\]]*?([+-]+)(\d*)(?::\d+)?\]")
+"""The charge of a bracket atom, `[N+:3]`, `[Ca+2]` or `[O--]` (opensmiles.org, sections 3.1.4 and 3.1.6)."""
+
+
+def _charge(group: h5py.Group) -> float | None:
+    """Total charge in e: the sum of the formal charges in the SMILES; None if the file has no SMILES."""
+    smiles = _text(group, "smiles")
+    if not smiles:
+        return None
+    charges = (
+        (1 if sign[0] == "+" else -1) * (int(size) if size else len(sign))
+        for sign, size in _FORMAL_CHARGE.findall(smiles)
+    )
+    return float(sum(charges))
 
 
 def _require_subsets(file: h5py.File, path: Path, wanted: list[str]) -> None:

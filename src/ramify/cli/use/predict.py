@@ -1,0 +1,98 @@
+"""The commands that hand a trained model on and predict files with it: export, predict."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from ramify.cli.options import (
+    USING,
+    CheckpointOption,
+    FormatOption,
+    Json,
+    ModelArgument,
+    ModelOption,
+    console,
+    gigabytes,
+)
+from ramify.cli.progress import Steps
+from ramify.cli.use.options import (
+    BranchOption,
+    DatasetOption,
+    DeviceOption,
+    FileArgument,
+    OutOption,
+    PrecisionOption,
+    RestartOption,
+    load_model,
+    print_written,
+)
+from ramify.errors import RamifyError
+
+verbs = typer.Typer()
+
+
+@verbs.command(rich_help_panel=USING)
+def export(
+    run: ModelArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create; for metatomic a file, NAME.pt.")],
+    branch: Annotated[
+        list[str] | None, typer.Option("--branch", "-b", help="Export only this branch; may be repeated.")
+    ] = None,
+    checkpoint: CheckpointOption = "best",
+    form: Annotated[
+        Literal["ramify", "metatomic"],
+        typer.Option("--format", help="metatomic: one branch, for LAMMPS and other programs."),
+    ] = "ramify",
+    dataset: DatasetOption = None,
+    precision: Annotated[str, typer.Option(help="With metatomic: precision of the network, fp32 or fp64.")] = "fp64",
+) -> None:
+    """Write a small self-contained model with a model card; it needs neither the run nor its data."""
+    from ramify.inference.export.exported import write_export
+    from ramify.inference.model import read_saved
+
+    if form == "metatomic":
+        from ramify.inference.integrations.metatomic import write_metatomic
+
+        if branch and len(branch) > 1:
+            raise RamifyError("a metatomic model has one branch", fix="name one --branch")
+        loaded = load_model(run, checkpoint, "cpu", precision)
+        write_metatomic(loaded.predictor(branch[0] if branch else None, dataset), out)
+    else:
+        write_export(read_saved(run, checkpoint), out, branch or [])
+    console.print(f"model: [bold]{escape(str(out))}[/bold]", soft_wrap=True)
+
+
+@verbs.command(rich_help_panel=USING)
+def predict(
+    file: FileArgument,
+    model: ModelOption,
+    out: OutOption,
+    branch: BranchOption = None,
+    all_branches: Annotated[bool, typer.Option("--all-branches", help="Predict with every branch.")] = False,
+    dataset: DatasetOption = None,
+    checkpoint: CheckpointOption = "best",
+    form: FormatOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory for a batch, e.g. 16GB; by default all free memory.")
+    ] = None,
+    restart: RestartOption = False,
+    as_json: Json = False,
+) -> None:
+    """Predict energies, forces and stress of every structure of a file; resumes an interrupted file."""
+    from ramify.inference.jobs.predict_file import predict_file
+
+    if all_branches and branch:
+        raise RamifyError("--branch and --all-branches cannot be combined", fix="give one of them")
+    loaded = load_model(model, checkpoint, device, precision)
+    names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
+    limit = None if memory is None else 1e9 * gigabytes(memory)
+    with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
+        progress = predict_file(
+            loaded, file, out, names, dataset=dataset, form=form, memory=limit, restart=restart,
+            progress=steps.counted,
+        )  # fmt: skip
+    print_written(out, progress, as_json)

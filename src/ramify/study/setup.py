@@ -1,0 +1,91 @@
+"""Sets up a study: opens or creates it, and adds the tasks that are requested."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramify.recipe import Recipe
+from ramify.store.manifest import Manifest
+from ramify.study.budget import ALL, budget_of, step_seconds, steps_of
+from ramify.study.models import KINDS, Equal, Model, check_recipe, chosen
+from ramify.study.table import Study, Task
+
+
+@dataclass(frozen=True)
+class Request:
+    """Options of `ramify study`.
+
+    Attributes:
+        recipe: of the study.
+        where: its source, for messages.
+        out: folder of the study.
+        models: kinds and names of models.
+        seeds: number of seeds of each model, from `train.seed` on.
+        equal: see `ramify.study.models.EQUAL`.
+    """
+
+    recipe: Recipe
+    where: str
+    out: Path
+    models: Sequence[str] = KINDS
+    seeds: int = 1
+    equal: Equal = "passes"
+
+    def open(self) -> Study:
+        """The study at `out`, with the recipe of the request; it is not written.
+
+        Raises:
+            RamifyError: the recipe has fewer than two datasets, or differs from that of the study.
+        """
+        check_recipe(self.recipe)
+        if not Study.exists(self.out):
+            study = Study.create(self.out, self.recipe, self.equal)
+        else:
+            study = Study.open(self.out)
+            study.extend(self.recipe, self.equal, self.where)
+        chosen(study.models(), self.models)
+        return study
+
+
+def add_tasks(
+    study: Study,
+    request: Request,
+    manifests: Mapping[str, Manifest],
+    measure: Callable[[Recipe, Mapping[str, Path]], float] = step_seconds,
+) -> list[str]:
+    """Adds the requested tasks to the table and returns their names; tasks that it has already are kept.
+
+    Args:
+        study: the study, locked by this process.
+        request: the options.
+        manifests: of the stores of all datasets.
+        measure: returns the seconds per step of a recipe with its stores, for `--equal time`.
+    """
+    structures = {name: manifest.splits["train"].structures for name, manifest in manifests.items()}
+    wanted, first = [], request.recipe.train.seed
+    for model in chosen(study.models(), request.models):
+        for seed in range(first, first + request.seeds):
+            known = next((t.budget for t in study.tasks if t.model == model.name), None)
+            if known is None:
+                seconds = _seconds(study, model, measure)
+                known = budget_of(model, study.recipe.train, study.first_datasets, structures, request.equal, seconds)
+            steps = steps_of(model.recipe(study.recipe, seed, known), structures)
+            task = Task(
+                model=model.name, kind=model.kind, datasets=[*model.datasets], seed=seed, budget=known, steps=steps
+            )
+            study.add(task)
+            wanted.append(task.name)
+    return wanted
+
+
+def _seconds(study: Study, model: Model, measure: Callable[[Recipe, Mapping[str, Path]], float]) -> Mapping[str, float]:
+    """Seconds per step of a model and of the first multi-branch model, for `--equal time`; measured once."""
+    if study.equal != "time":
+        return {}
+    reference = Model(ALL, "mtl", tuple(study.first_datasets))
+    for each in (reference, model):
+        if each.name not in study.seconds:
+            recipe = each.recipe(study.recipe, study.recipe.train.seed, {})
+            stores = {name: Path(recipe.stores) / name for name in recipe.datasets}
+            study.seconds[each.name] = measure(recipe, stores)
+    return study.seconds
