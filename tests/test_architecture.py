@@ -233,6 +233,20 @@ def test_every_module_says_what_it_is() -> None:
         assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
 
 
+def test_docstrings_name_the_attributes_that_exist() -> None:
+    """Names below `Attributes:` and `Args:` of a class occur in its body."""
+    missing = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ClassDef) or not (text := ast.get_docstring(node)):
+                continue
+            body = "\n".join(ast.unparse(statement) for statement in node.body[1:])
+            for section in re.findall(r"^(?:Attributes|Args):\n((?:    .*\n?|\n)+)", text, re.MULTILINE):
+                for names in re.findall(r"^    (\w+(?:, \w+)*): ", section, re.MULTILINE):
+                    missing += [f"{node.name}.{n}" for n in names.split(", ") if not re.search(rf"\b{n}\b", body)]
+    assert missing == []
+
+
 def test_page_is_short() -> None:
     assert len(PAGE.read_text(encoding="utf-8").splitlines()) <= 150
 

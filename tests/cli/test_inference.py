@@ -81,6 +81,22 @@ def test_md_of_replicas_that_resume(ramify: Ramify, finished: Path, water: Path,
         assert abs(images[0][0].get_momenta() - images[1][0].get_momenta()).max() > 1e-3
 
 
+def test_properties_of_crystals(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
+    """The barely trained model has no minimum in volume; its phonons exist all the same."""
+    pytest.importorskip("phonopy")
+    write(tmp_path / "si.xyz", bulk("Si"), format="extxyz")
+    command = ("si.xyz", "-m", finished / "run", "-b", "mptrj", "-o", "out")
+    said = ramify("phonons", *command, "--supercell", "1", "1", "1")
+    assert re.search(r"frequencies from -?\d+\.\d+ to \d+\.\d+ THz", said.out)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "phonons.json",
+        "phonons.svg",
+        "phonopy_params.yaml",
+    ]
+    refused(ramify("phonons", *command), "out exists already", "--out")
+    refused(ramify("eos", *command[:-1], "eos", "--points", "3"), "points=3", "5 or more")
+
+
 def test_mistakes(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None:
     run = finished / "run"
     predict = ("predict", water, "-o", "out.extxyz", "-m")

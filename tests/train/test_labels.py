@@ -20,12 +20,16 @@ from ramify.batches.padding import Padding
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.results import Results
+from ramify.inference.evaluate_model import evaluate_file
+from ramify.inference.jobs.predict_file import predict_file
+from ramify.inference.label_errors import results
 from ramify.labels import LABELS, Label, register
 from ramify.model import compiled
 from ramify.model.heads import HEADS, register_head
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe
 from ramify.report import report, tables
+from ramify.report.table_format import format_error
 from ramify.store.store import Store
 from ramify.structures import Structures
 from tests.small import ENTRIES, make_recipe, metrics, train
@@ -169,8 +173,24 @@ def test_exports_and_resumed_runs_keep_it(run: Path, folder: Path, tmp_path: Pat
 
     water = read(folder / "bent.xyz", 3)
     write_export(read_saved(run), tmp_path / "export", ["bent"])
+    model = ramify.load(tmp_path / "export")
     expected = ramify.load(run).predict(water, "bent").labels
-    assert ramify.load(tmp_path / "export").predict(water).labels == expected
+    assert model.predict(water).labels == expected
+    mae = Results.open(run).evaluation.row("bent", "bent").mae("band_gap")
+    assert f" {format_error(mae)} | " in (tmp_path / "export/README.md").read_text()
+    # as an original file of its dataset, and as any file of structures
+    found = evaluate_file(model, folder / "bent.xyz")
+    gap, predicted = gaps(folder), model.predict(read(folder / "bent.xyz", ":")).labels["band_gap"]
+    assert found["rows"][0]["band_gap_mae"] == pytest.approx(np.nanmean(np.abs(predicted - gap)), rel=1e-6)
+    assert found["trivial"][0]["band_gap_mae"] == pytest.approx(
+        np.nanmean(np.abs(gap - model.branches["bent"].datasets["bent"].spread.labels["band_gap"].mean)), rel=1e-6
+    )
+    water.info["band_gap"] = 7.0
+    write(tmp_path / "one.xyz", water)
+    progress = predict_file(model, tmp_path / "one.xyz", tmp_path / "out.xyz", ["bent"])
+    info = read(tmp_path / "out.xyz").info
+    assert (info["REF_band_gap"], info["band_gap"]) == (7.0, pytest.approx(expected["band_gap"], rel=1e-6))
+    assert results(progress.errors["bent"])["band_gap"]["mae"] == pytest.approx(abs(expected["band_gap"] - 7.0))
 
 
 def test_compiled_passes_predict_it(folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

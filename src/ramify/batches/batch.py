@@ -56,9 +56,10 @@ class Batch:
         shift: (E, 3) Å, displacement of the sender to its periodic image.
         slots: (n,) int64, 0, 1, ... n - 1, where n is the maximum number of neighbours of an atom in the batch: tables
             of neighbours (N, n) can then be built without reading a count from the device.
-        reach: (N,) Å, adaptive cutoff of each atom.
-        rim_receiver, rim_sender: (H,) int64, rim_shift: (H, 3) Å, rim_gain: (H,): the cutoff pairs, and the derivatives
-            of adaptive cutoffs with respect to their distances (see `ramify.neighbors.edges`).
+        atom_cutoff: (N,) Å, adaptive cutoff of each atom.
+        cutoff_receiver, cutoff_sender: (H,) int64, atoms of the cutoff pairs (see `ramify.neighbors.edges`).
+        cutoff_shift: (H, 3) Å, displacement of the sender to its periodic image.
+        cutoff_gain: (H,), derivatives of adaptive cutoffs with respect to the distances of the cutoff pairs.
         volume: (S,) Å³, 0 without a cell.
         energy: (S,) eV per atom, after subtracting reference energies.
         forces: (N, 3) eV/Å.

@@ -117,7 +117,7 @@ class StepAssignment:
 
     Attributes:
         step: number of the step, from 0.
-        turns: for each micro-batch, the rows of the training split of each dataset; empty if the process has no
+        micro_batches: for each micro-batch, the rows of the training split of each dataset; empty if the process has no
             structures in this step.
         labels: for each dataset of the branches on this process, the number of labels of its structures in the step,
             over all processes; datasets without structures in the step are absent.

@@ -1,13 +1,13 @@
 """Padding of batches for a compiled step, so that programs compiled for a few sizes can be used for all batches.
 
 Padding rows only change sizes:
-    atoms      of one dummy structure, after the others and, where segments fill whole tiles, after each segment;
-               only padding edges refer to them
-    edges      of a padding atom to an image of itself at distance `APART`, beyond its cutoff: their weights, messages
-               and derivatives are exactly zero
-    rim pairs  the same, with gain 0
-    structures without labels and without a cell
-    slots      of neighbours
+    atoms        of one dummy structure, after the others and, where segments fill whole tiles, after each segment;
+                 only padding edges refer to them
+    edges        of a padding atom to an image of itself at distance `EDGE_LENGTH`, beyond its cutoff: their
+                 weights, messages and derivatives are exactly zero
+    cutoff pairs the same, with gain 0
+    structures   without labels and without a cell
+    slots        of neighbours
 Segments and datasets contain only real rows, so that losses and errors exclude padding. The order of rows is preserved,
 and edges stay sorted by receiver. Results of real atoms are equal to those without padding, within rounding.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ramify.batches.batch import Batch, Segment
 
-APART, REACH = 2.0, 1.0
+EDGE_LENGTH, ATOM_CUTOFF = 2.0, 1.0
 """Å: length of a padding edge, and cutoff of a padding atom; arbitrary, but the first must be larger."""
 
 FEWEST = 2
@@ -78,7 +78,7 @@ class Padding:
             "positions": by_atom(batch.positions, 0.0),
             "structure": by_atom(batch.structure, structures - 1),
             "forces": by_atom(batch.forces, np.nan),
-            "atom_cutoff": by_atom(batch.atom_cutoff, REACH),
+            "atom_cutoff": by_atom(batch.atom_cutoff, ATOM_CUTOFF),
             "n_atoms": _longer(batch.n_atoms, structures, 1.0),
             "volume": _longer(batch.volume, structures, 0.0),
             "energy": _longer(batch.energy, structures, np.nan),
@@ -93,7 +93,7 @@ class Padding:
             for end in ("receiver", "sender"):
                 new[kind + end] = torch.from_numpy(np.concatenate([move[getattr(batch, kind + end).numpy()], own]))
             new[f"{kind}shift"] = _longer(getattr(batch, f"{kind}shift"), count, 0.0)
-            new[f"{kind}shift"].numpy()[len(receiver) :, 0] = APART
+            new[f"{kind}shift"].numpy()[len(receiver) :, 0] = EDGE_LENGTH
         given: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(Batch)}
         segments = tuple(_moved(s, s.atoms.start, a) for s, a in starts)
         further = {name: _longer(tensor, structures, np.nan) for name, tensor in batch.further.items()}

@@ -35,8 +35,8 @@ def spawn(verb: str, content: dict[str, Any], ranks: int, *, threads: int = 1, l
     with tempfile.TemporaryDirectory(prefix="ramify-bench-") as name:
         folder = Path(name)
         (folder / "case.json").write_text(json.dumps(content), encoding="utf-8")
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), VARIABLE: secrets.token_hex(16)}
-        processes = [_start(verb, folder, rank, ranks, threads, meeting) for rank in range(ranks)]
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), VARIABLE: secrets.token_hex(16)}
+        processes = [_start(verb, folder, rank, ranks, threads, rendezvous) for rank in range(ranks)]
         try:
             _wait(processes, folder, time.monotonic() + limit, limit)
         finally:
@@ -47,11 +47,11 @@ def spawn(verb: str, content: dict[str, Any], ranks: int, *, threads: int = 1, l
 
 
 def _start(
-    verb: str, folder: Path, rank: int, ranks: int, threads: int, meeting: dict[str, str]
+    verb: str, folder: Path, rank: int, ranks: int, threads: int, rendezvous: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "ramify", "bench", verb, str(folder / "case.json"), str(folder / "found.json")]
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    env = os.environ | meeting | {key: str(value) for key, value in (place | {"OMP_NUM_THREADS": threads}).items()}
+    env = os.environ | rendezvous | {key: str(value) for key, value in (place | {"OMP_NUM_THREADS": threads}).items()}
     with (folder / f"output-{rank}").open("wb") as output:
         return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
 

@@ -202,7 +202,7 @@ def _contents(work: StepBatches, cost: ModelProfile) -> dict[str, int]:
         amounts(batch, cost) | {"atoms_padded": len(batch.numbers), "edges_padded": len(batch.receiver)}
         for batch in work.batches
     ]
-    return {what: sum(turn[what] for turn in found) for what in CONTENTS}
+    return {what: sum(part[what] for part in found) for what in CONTENTS}
 
 
 def _summary(

@@ -16,6 +16,7 @@ from ramify.inference.model import Model
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved
 from ramify.inference.screen import screen
+from ramify.labels import LABELS
 from ramify.recipe import Scale
 from ramify.recipe.names import dataset_options
 from ramify.references import reference_energy
@@ -121,6 +122,8 @@ def evaluate_file(
         trivial.add("energy", -labels / structures.n_atoms)
         trivial.add("forces", -structures.forces)
         trivial.add("stress", -structures.stress)
+        for label, scale in info.spread.labels.items():
+            trivial.add(label, scale.mean - structures.compared(label))
         for branch, about in model.branches.items():
             refused = _add(errors[branch], model, about, info, structures, memory)
             for reason in refused if branch == own else ():
@@ -135,7 +138,7 @@ def evaluate_file(
     return {
         "split": "file",
         "file": str(path),
-        "units": UNITS,
+        "units": UNITS | {label: LABELS[label].error_text for label in info.spread.labels},
         "rows": [{"branch": b, "dataset": name} | no_stress | found.results() for b, found in errors.items()],
         "trivial": [
             {"dataset": name} | no_stress | trivial.means()
@@ -162,6 +165,8 @@ def _add(
     errors.add("energy", (found.energy[kept] - labelled.energy) / labelled.n_atoms)
     errors.add("forces", forces[atoms] - labelled.forces)
     errors.add("stress", found.stress[kept] - labelled.stress)
+    for label, values in found.labels.items():
+        errors.add(label, values[kept] - labelled.compared(label))
     return [reason for reason, _ in found.refused.values()]
 
 

@@ -1,7 +1,8 @@
 """Errors of predictions against the labels in a file of structures, as sums accumulated over chunks.
 
 Labels are those of ASE: `energy` (eV, total), `forces` (eV/Å), `stress` (eV/Å³, tension positive), as results of
-a calculator or, if it has none, as `REF_energy`, `REF_forces`, `REF_stress`.
+a calculator or, if it has none, as `REF_energy`, `REF_forces`, `REF_stress`; further labels in `info`, by their name or
+with `REF_`.
 """
 
 import math
@@ -14,6 +15,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
 from ramify.inference.predictions import Prediction
+from ramify.labels import LABELS, further
 
 Sums = dict[str, list[float]]
 """By quantity: the count, the sum of absolute errors, and the sum of squared errors."""
@@ -40,6 +42,10 @@ def add_errors(sums: Sums, atoms: Atoms, found: Prediction) -> None:
     full = _label(atoms, "stress", (3, 3)) if stress is None else voigt_6_to_full_3x3_stress(stress)
     if full is not None and found.stress is not None:
         _add(sums, "stress", found.stress - full)
+    for name, value in found.labels.items():
+        label = _label(atoms, name, ())
+        if label is not None:
+            _add(sums, name, np.atleast_1d(value - (label / n if LABELS[name].extensive else label)))
 
 
 def results(sums: Sums) -> dict[str, dict[str, float]]:
@@ -54,14 +60,16 @@ def results(sums: Sums) -> dict[str, dict[str, float]]:
 def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Text for the terminal: one line per quantity."""
     texts = []
-    for name, unit in UNITS.items():
+    for name, unit in (UNITS | {name: LABELS[name].error_unit for name in further()}).items():
         if name in found:
             entry = found[name]
             line = f"{name.replace('_', ' ')}: MAE {entry['mae']:.4g}, RMSE {entry['rmse']:.4g} {unit}"
             if name == "forces":
                 parts = [f"{axis} {found[f'forces_{axis}']['mae']:.4g}" for axis in AXES]
                 line += f" per component (MAE of {', '.join(parts)})"
-            texts.append(f"{line}, {entry['count']:.0f} {'structures' if name.startswith('energy') else 'components'}")
+            texts.append(
+                f"{line}, {entry['count']:.0f} {'components' if name in ('forces', 'stress') else 'structures'}"
+            )
     return texts
 
 
@@ -69,7 +77,8 @@ def _label(atoms: Atoms, name: str, shape: tuple[int, ...]) -> NDArray[np.float6
     """The label of a structure; None if it is missing, not finite or of another shape."""
     stated: Any = None if atoms.calc is None else atoms.calc.results.get(name)
     if stated is None:
-        stated = (atoms.arrays if name == "forces" else atoms.info).get(f"REF_{name}")
+        place = atoms.arrays if name == "forces" else atoms.info
+        stated = place.get(f"REF_{name}", place.get(name) if name in further() else None)
     try:
         label = np.asarray(stated, np.float64)
     except (TypeError, ValueError):

@@ -7,10 +7,10 @@ their order.
 
 `max_neighbors` keeps the nearest neighbours. A hard limit would make the energy discontinuous when two atoms exchange
 ranks, and would select arbitrarily among equidistant atoms of a crystal. Instead every atom has an *adaptive cutoff*
-(`reach`), at most the cutoff, at which the encoder lets all weights go to zero: the radius at which a smoothed count of
-neighbours equals `max_neighbors` + 1/2. The contribution of an atom at distance d to the count rises from 0 at radius
-d - `SOFTNESS` to 1 at radius d, so that at most `max_neighbors` atoms are inside; the adaptive cutoff is a smooth
-function of the positions of all atoms near it, treats equal distances equally, and is differentiated in forces.
+(`atom_cutoff`), at most the cutoff, at which the encoder lets all weights go to zero: the radius at which a smoothed
+count of neighbours equals `max_neighbors` + 1/2. The contribution of an atom at distance d to the count rises from 0 at
+radius d - `SOFTNESS` to 1 at radius d, so that at most `max_neighbors` atoms are inside; the adaptive cutoff is a
+smooth function of the positions of all atoms near it, treats equal distances equally, and is differentiated in forces.
 """
 
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ class Edges:
         receiver: (E,) int64, central atom i.
         sender: (E,) int64, neighbour j.
         shift: (E, 3) int32, lattice vectors added to the sender.
-        reach: (N,) float64, Å, adaptive cutoff of each atom.
-        rim: the pairs whose distances determine the adaptive cutoffs, sorted by receiver.
+        atom_cutoff: (N,) float64, Å, adaptive cutoff of each atom.
+        cutoff_pairs: the pairs whose distances determine the adaptive cutoffs, sorted by receiver.
     """
 
     receiver: NDArray[np.int64]

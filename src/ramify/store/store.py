@@ -57,7 +57,7 @@ class Store:
         path: folder of the store.
         manifest: its `manifest.json`.
         n_atoms: (S,) int32, number of atoms of each structure.
-        home: storage of the columns.
+        storage: of the columns.
 
     Attributes:
         path: folder of the store.

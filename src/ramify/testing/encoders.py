@@ -305,13 +305,13 @@ class EncoderTests:
                 close(a, b)
         torch.compiler.reset()
 
-    def test_cost_is_known_without_running(self, forces: ForceKind) -> None:
+    def test_cost_is_known_without_running(self) -> None:
         """On tensors without content, as for `ramify plan` and for the limits of predictions."""
-        model = self.model(forces, torch.float32)
+        model = self.model("conservative", torch.float32)
         operations, memory = training_cost(model, "b", bf16=False, threads=1)
         assert operations.of(256, 4096, 4096) > 0
         assert memory.of(256, 4096, 4096) > 0
-        assert prediction_memory(model.requires_grad_(False), "b", stress=forces == "conservative").fixed >= 0
+        assert prediction_memory(model.requires_grad_(False), "b", stress=True).fixed >= 0
 
     def test_low_rank_updates_start_at_nothing_and_learn(self) -> None:
         model, batch = self.model("conservative").train(), self.batch(self.images())

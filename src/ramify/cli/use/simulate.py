@@ -46,6 +46,8 @@ def relax(
     fmax: Annotated[float, typer.Option(help="Convergence criterion: largest force, eV/Å.")] = 0.05,
     steps: Annotated[int, typer.Option(help="Largest number of steps.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Also relax the cell.")] = False,
+    pressure: Annotated[float, typer.Option(help="With --cell: external pressure in GPa.")] = 0.0,
+    symmetry: Annotated[bool, typer.Option("--symmetry", help="Keep the space group; needs spglib.")] = False,
     optimizer: Annotated[Literal["fire", "bfgs", "lbfgs"], typer.Option(help="fire is the most robust.")] = "fire",
     restart: RestartOption = False,
     as_json: Json = False,
@@ -58,7 +60,7 @@ def relax(
         if not as_json:
             console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
 
-    options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer)
+    options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer, pressure=pressure, symmetry=symmetry)
     calculator = Calculator(load_model(model, checkpoint, device, precision), branch, dataset=dataset)
     with warnings_shown():
         progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=show)

@@ -8,6 +8,7 @@ import yaml
 import ramify
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.saved import Saved
+from ramify.labels import BUILT_IN, LABELS, mae
 from ramify.model.parts import branch_of
 from ramify.report.table_format import format_error
 
@@ -95,21 +96,21 @@ def _accuracy(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     if evaluation is None:
         yield "Not evaluated: run `ramify evaluate RUN` before `ramify export RUN` to include the errors here."
         return
+    rows = [row for row in evaluation["rows"] if evaluation["branch_of"].get(row["dataset"]) == row["branch"]]
+    shown = [name for name in LABELS if name in BUILT_IN or any(row.get(mae(name)) is not None for row in rows)]
     yield (
-        f"Mean absolute errors over the whole {evaluation['split']} split: energy in eV/atom after reference energies, "
-        "forces in eV/Å and stress in eV/Å³ per component. Each error is followed by that of the trivial predictor: "
-        "one energy per element, zero forces and zero stress."
+        f"Mean absolute errors over the whole {evaluation['split']} split: "
+        f"{'; '.join(f'{name} in {LABELS[name].error_text}' for name in shown)}. Each error is followed by that of the "
+        "trivial predictor: one energy per element, zero forces and stress, the mean of any other label."
     )
     yield ""
-    yield "| branch | dataset | structures | energy | trivial | forces | trivial | stress | trivial |"
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    yield f"| branch | dataset | structures | {' | '.join(f'{name} | trivial' for name in shown)} |"
+    yield f"|---|---|---:|{'---:|' * 2 * len(shown)}"
     trivial = {row["dataset"]: row for row in evaluation["trivial"]}
-    for row in evaluation["rows"]:
-        if evaluation["branch_of"].get(row["dataset"]) == row["branch"]:
-            labels = [f"{label}_mae" for label in ("energy", "forces", "stress")]
-            errors = [entry.get(label) for label in labels for entry in (row, trivial.get(row["dataset"], {}))]
-            cells = ["—" if error is None else format_error(error) for error in errors]
-            yield f"| {row['branch']} | {row['dataset']} | {row['structures']} | {' | '.join(cells)} |"
+    for row in rows:
+        errors = [entry.get(mae(name)) for name in shown for entry in (row, trivial.get(row["dataset"], {}))]
+        cells = ["—" if error is None else format_error(error) for error in errors]
+        yield f"| {row['branch']} | {row['dataset']} | {row['structures']} | {' | '.join(cells)} |"
 
 
 def _data(branches: Branches) -> Iterator[str]:

@@ -13,11 +13,12 @@ from ase.io.extxyz import write_xyz
 from ase.io.formats import UnknownFileTypeError, filetype
 
 from ramify.errors import RamifyError
+from ramify.labels import further
 from ramify.sources.formats.general.extxyz import read_frames
 from ramify.sources.quarantine import Quarantine
 
 RESULTS = ("energy", "forces", "stress")
-"""Labels that a file may have; they are kept under names that begin with `REF_`."""
+"""Labels of ASE that a file may have; they are kept under names that begin with `REF_`."""
 
 
 def frames(path: Path, quarantine: Quarantine, start: int = 0, form: str | None = None) -> Iterator[tuple[int, Atoms]]:
@@ -86,9 +87,12 @@ def one_frame(source: Path, index: int | None = None, form: str | None = None) -
 
 
 def keep_labels(atoms: Atoms) -> Atoms:
-    """A copy without a calculator, with its labels as `REF_energy`, `REF_forces` and `REF_stress`."""
+    """A copy without a calculator, with its labels, also registered further ones, under names with `REF_`."""
     labels = dict(atoms.calc.results) if atoms.calc is not None else {}
     copy = atoms.copy()
+    for name in further():
+        if name in copy.info:
+            copy.info[f"REF_{name}"] = copy.info.pop(name)
     for name in RESULTS:
         if name in labels:
             (copy.arrays if name == "forces" else copy.info)[f"REF_{name}"] = labels[name]

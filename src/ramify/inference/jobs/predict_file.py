@@ -15,6 +15,7 @@ from ramify.inference.label_errors import add_errors
 from ramify.inference.memory import budget_for
 from ramify.inference.model import Model
 from ramify.inference.predictions import Prediction, Predictions
+from ramify.labels import LABELS
 from ramify.structures import Structures
 
 CHUNK_STRUCTURES = 4096
@@ -44,7 +45,7 @@ def predict_file(
         source: any file that ASE reads.
         target: extended XYZ; must not exist. Skipped structures are listed in TARGET.skipped.jsonl.
         branches: one, whose results have the names of ASE; or several, whose results have the name of the branch:
-            `energy_NAME`, `forces_NAME`, `stress_NAME`.
+            `energy_NAME`, `forces_NAME`, `stress_NAME`. Further labels are in `info`, in the units of their columns.
         dataset: dataset whose energy scale is used, see `Model.predict`.
         form: format name of ASE; None to detect the format.
         memory: bytes that one batch may take; None for all free memory.
@@ -102,11 +103,15 @@ def _image(index: int, atoms: Atoms, answers: dict[str, Prediction | None]) -> A
             continue
         results: dict[str, Any] = {"energy": found.energy, "forces": found.forces, "stress": found.stress}
         given = {key: value for key, value in results.items() if value is not None}
+        further = {
+            label: value * len(atoms) if LABELS[label].extensive else value for label, value in found.labels.items()
+        }
         if len(answers) == 1:
             image.info["branch"] = name
             image.calc = SinglePointCalculator(image, **given)
+            image.info.update(further)
         else:
-            for key, value in given.items():
+            for key, value in (given | further).items():
                 place: dict[str, Any] = image.arrays if key == "forces" else image.info
                 place[f"{key}_{name}"] = value
         if found.warning:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
@@ -39,12 +39,16 @@ class RelaxOptions:
         optimizer: optimizer of ASE. `fire` is robust far from a minimum; `bfgs` takes fewer steps near a minimum, with
             a cost that grows with the cube of the number of atoms; `lbfgs` is for many atoms, and may not converge if
             the cell is relaxed.
+        pressure: GPa, with `cell`; compression is positive. The enthalpy E + p V is minimised.
+        symmetry: keep the space group of the initial structure (ASE's `FixSymmetry`, which needs `spglib`).
     """
 
     fmax: float = 0.05
     steps: int = 500
     cell: bool = False
     optimizer: Optimizer = "fire"
+    pressure: float = 0.0
+    symmetry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,13 @@ def relax(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> Relaxa
     """
     atoms = atoms.copy()
     _check(atoms, calculator, options)
+    given = atoms.constraints
     atoms.calc = calculator
     before, volume = atoms.get_potential_energy(), atoms.cell.volume
-    moved = FrechetCellFilter(atoms) if options.cell else atoms
+    if options.symmetry:
+        _fix_symmetry(atoms)
+    pressure = options.pressure * units.GPa
+    moved = FrechetCellFilter(atoms, scalar_pressure=pressure) if options.cell else atoms
     optimizer = OPTIMIZERS[options.optimizer](moved, logfile=None)
     last, why, taken = atoms.copy(), "", -1
     try:
@@ -96,8 +104,9 @@ def relax(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> Relaxa
     change = results["energy"] - before
     if converged and not 1 / VOLUME_CHANGE < ratio < VOLUME_CHANGE:
         why = f"the volume changed by a factor of {ratio:.2f}"
-    elif converged and change > RISE * len(atoms):
+    elif converged and change + pressure * (last.cell.volume - volume) > RISE * len(atoms):
         why = f"the energy rose by {change:.4f} eV: forces also vanish at maxima"
+    last.set_constraint(given)
     return Relaxation(with_results(last, results), converged, taken, largest, change, why)
 
 
@@ -109,6 +118,8 @@ def _check(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> None:
             f"branch '{calculator.predictor.branch.name}' predicts no forces, so it cannot relax structures",
             fix="name a branch whose datasets have forces",
         )
+    if options.pressure and not options.cell:
+        raise RamifyError(f"pressure={options.pressure} GPa without a change of the cell", fix="add --cell")
     if not options.cell:
         return
     if "stress" not in calculator.implemented_properties:
@@ -121,6 +132,19 @@ def _check(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> None:
             f"pbc {atoms.pbc.tolist()}: a cell is relaxed along three periodic axes or not at all",
             fix="leave the cell as it is",
         )
+
+
+def _fix_symmetry(atoms: Atoms) -> None:
+    """Keeps the space group of the atoms during their relaxation."""
+    if not atoms.pbc.all():
+        raise RamifyError(f"pbc {atoms.pbc.tolist()}: a space group needs three periodic axes", fix="omit --symmetry")
+    try:
+        from ase.constraints import FixSymmetry
+
+        atoms.set_constraint([*atoms.constraints, FixSymmetry(atoms)])
+    except ImportError as error:
+        fix = "install it: pip install 'ramify[phonons]'"
+        raise RamifyError(f"spglib cannot be imported: {error}", fix=fix) from None
 
 
 def relax_file(

@@ -67,12 +67,13 @@ def simulate_file(
 
         try:
             report = simulate(atoms, calculator, options, on_frame, on_step, on_state, before)
-        finally:
+        except BaseException:
             trajectory.close()
             if not trajectory.frames:
                 part.unlink()
-        if trajectory.frames:
-            os.replace(part, target)
+            raise
+        trajectory.close()
+        os.replace(part, target)
         if report.stopped:  # it would stop there again
             state_file.unlink(missing_ok=True)
     return report
