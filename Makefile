@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Files of tests that run at a time: one more than the two cores expected, since some tests wait rather than compute.
 WORKERS ?= 3
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# In the order of their names: ordered by their numbers of tests, long files with one test would come last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # PyTorch and oneDNN on x86-64 use no instructions beyond these: most laptops have no others.
 MASKED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 # The tests whose outcome could depend on them: products and their speed, passes of the model, compiled programs.

@@ -44,7 +44,7 @@ def prepare(folder: Path, steps: int, width: int) -> Path:
         "stores": str(folder / "stores"),
         "datasets": DATASETS,
         "model": {
-            "encoder": {"layers": 1, "width": width, "vector_channels": 8, "message_layers": 1},
+            "encoder": {"kind": "egnn", "layers": 1, "width": width, "vector_channels": 8, "message_layers": 1},
             "energy_head": {"layers": 2, "width": width},
             "force_head": {"layers": 2, "width": width},
         },

@@ -21,6 +21,7 @@ from ramify.train.start import start_run
 
 MODEL = {
     "encoder": {
+        "kind": "egnn",
         "layers": 1,
         "width": 8,
         "vector_channels": 4,

@@ -85,6 +85,19 @@ def test_an_unknown_key_of_a_dataset(name: str) -> None:
     )
 
 
+def test_encoders_without_a_kind_are_many_body() -> None:
+    """A key of another kind is refused with the kinds that have it; files of runs and models always state the kind."""
+    content = changed()
+    content["model"] = {"encoder": {"layers": 3}}
+    recipe = parse_recipe(content, "my.yaml")
+    assert recipe.model.encoder.kind == "many_body"
+    assert recipe.model.model_dump(mode="json")["encoder"]["kind"] == "many_body"
+    content["model"] = {"encoder": {"layers": 3, "message_layers": 1}}
+    message = refused(content)
+    assert "model.encoder.message_layers: unknown key" in message
+    assert "a key of egnn" in message
+
+
 def test_a_key_near_no_other() -> None:
     assert refused(changed(quantum=1)).startswith("quantum: unknown key; accepted: name, stores, datasets")
 
@@ -312,7 +325,7 @@ def test_packaged_recipes_load(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     """By name from any folder, and from their resolved form."""
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name)
-    assert len(recipe.datasets) == 5
+    assert len(recipe.datasets) == {"acac": 1, "bpa3": 1}.get(name, 5)
     assert load_recipe(written(tmp_path, recipe.to_yaml())) == recipe
 
 

@@ -94,7 +94,7 @@ def _recipe(width: int) -> Recipe:
         {
             "datasets": {"bench": {"format": "extxyz", "path": "none.xyz"}},
             "model": {
-                "encoder": {"layers": 4, "width": width, "cutoff": CUTOFF, "max_neighbors": 20},
+                "encoder": {"kind": "egnn", "layers": 4, "width": width, "cutoff": CUTOFF, "max_neighbors": 20},
                 "energy_head": head,
                 "force_head": {**head, "kind": "direct"},
             },

@@ -5,7 +5,7 @@ Total energies stay in float64 until the references are subtracted: at -29944 eV
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class Fit:
             the mean energy per atom is taken (minimum norm).
         residual_mae: eV/atom, mean absolute residual.
         residual_std: eV/atom, standard deviation of the residuals.
+        residual_mean: eV/atom, mean of the residuals.
+        stated: whether the energies were stated instead of fitted.
     """
 
     energies: Floats
@@ -46,6 +48,8 @@ class Fit:
     rank: int
     residual_mae: float
     residual_std: float
+    residual_mean: float
+    stated: bool = False
 
 
 def fit_references(chunks: Chunks, elements: NDArray[np.integer], ridge: float = 0.0) -> Fit:
@@ -81,14 +85,28 @@ def fit_references(chunks: Chunks, elements: NDArray[np.integer], ridge: float =
     rank = np.linalg.matrix_rank(triangle[:, :-1], rtol=CUTOFF)
     energies = np.full(MAX_NUMBER + 1, np.nan)
     energies[elements] = mean + from_mean
-    total, absolute, squared = 0.0, 0.0, 0.0
+    return _with_residuals(chunks, energies, int(rank))
+
+
+def stated_fit(chunks: Chunks, elements: NDArray[np.integer], stated: Floats) -> Fit:
+    """References of `elements` (E,) that are stated, (119,) eV, instead of fitted; their rank is that of a unique
+    solution."""
+    energies = np.full(MAX_NUMBER + 1, np.nan)
+    energies[elements] = stated[elements]
+    return replace(_with_residuals(chunks, energies, len(elements)), stated=True)
+
+
+def _with_residuals(chunks: Chunks, energies: Floats, rank: int) -> Fit:
+    """The residuals of references, in one pass."""
+    count, total, absolute, squared = 0, 0.0, 0.0, 0.0
     for n_atoms, numbers, energy in chunks():
+        count += len(energy)
         residual = (energy - _sum_per_structure(energies[numbers], n_atoms)) / n_atoms
         total += float(residual.sum())
         absolute += float(np.abs(residual).sum())
         squared += float(residual @ residual)
     variance = max(squared / count - (total / count) ** 2, 0.0)
-    return Fit(energies, count, int(rank), absolute / count, float(np.sqrt(variance)))
+    return Fit(energies, count, rank, absolute / count, float(np.sqrt(variance)), total / count)
 
 
 def prior_covariance(elements: NDArray[np.integer]) -> Floats:

@@ -23,7 +23,7 @@ def test_unknown_recipe_key(ramify: Ramify, tmp_path: Path, verb: str) -> None:
 
 
 def test_missing_files(ramify: Ramify, tmp_path: Path) -> None:
-    refused(ramify("train", "my.yaml", "--run", "run"), "my.yaml", "demo, five, paper")
+    refused(ramify("train", "my.yaml", "--run", "run"), "my.yaml", "acac, bpa3, demo, five, paper")
     path = recipe(tmp_path, qm7x={"format": "qm7x", "path": "nowhere.h5"})
     refused(ramify("prepare", path), "datasets.qm7x.path: ", "nowhere.h5")
     path = recipe(tmp_path, qm7x={"format": "qm7x", "path": "*.h5"})

@@ -100,7 +100,7 @@ def test_the_better_one_stands_everywhere(run: Path, recipe: Recipe) -> None:
     pulled = [line for line in made.footnotes if line.startswith("Trivial energy of pulled")]
     assert pulled == [
         f"Trivial energy of pulled: plain least squares on its training split ({plain['pulled']:.4f}), which has a "
-        f"lower MAE than its regularised reference energies ({rows['pulled'].energy_mae_by['reference energies']:.4f})."
+        f"lower MAE than its own reference energies ({rows['pulled'].energy_mae_by['reference energies']:.4f})."
     ]
     assert not any("Trivial energy of plain" in line for line in made.footnotes)
     assert pulled[0] in (run / "tables.md").read_text(encoding="utf-8")

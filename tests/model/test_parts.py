@@ -161,7 +161,7 @@ def test_what_tells_elements_apart(elements: str) -> None:
     """Every choice gives the encoder one row per element; only `features` has no free number for each."""
     content = {
         "datasets": {"a": {"format": "extxyz", "path": "a.extxyz"}},
-        "model": {"encoder": {"width": 8, "layers": 1, "elements": elements}},
+        "model": {"encoder": {"kind": "egnn", "width": 8, "layers": 1, "elements": elements}},
     }
     embedding = build_model(parse_recipe(content, where="test"), {"a": LabelSpread(0.2, 0.6, 300)}).encoder.embedding
     assert embedding(torch.tensor([1, 118])).shape == (2, 8)

@@ -34,7 +34,14 @@ def recipe(kind: str = "direct", width: int = 48, **keys: Any) -> Recipe:
     content = {
         "datasets": {name: ENTRIES[name] for name in ("qm7x", "mptrj")},
         "model": {
-            "encoder": {"layers": 2, "width": width, "vector_channels": 6, "radial": 7, "max_neighbors": None},
+            "encoder": {
+                "kind": "egnn",
+                "layers": 2,
+                "width": width,
+                "vector_channels": 6,
+                "radial": 7,
+                "max_neighbors": None,
+            },
             "energy_head": {"layers": 2, "width": 40},
             "force_head": {"layers": 3, "width": 24, "kind": kind},
         },
@@ -60,6 +67,8 @@ def batch(branch: str, structures: int, atoms: int, dtype: torch.dtype = torch.f
         energy=np.zeros(structures),
         forces=np.zeros((n, 3), np.float32),
         stress=np.full((structures, 3, 3), np.nan, np.float32),
+        charge=np.full(structures, np.nan),
+        spin=np.full(structures, np.nan),
         split=np.zeros(structures, np.uint8),
         group=np.zeros(structures, np.int64),
         origin=np.zeros(structures, np.int64),

@@ -66,6 +66,11 @@ def prepare(folder: Path, images: list[Atoms], **keys: Any) -> Manifest:
     return prepare_dataset("d", options, folder / "stores", base=folder)
 
 
+def implausible(manifest: Manifest) -> list[str]:
+    """Findings but that of too few compositions for reference energies."""
+    return [finding.text for finding in manifest.findings if not finding.fix.startswith("references")]
+
+
 def said(manifest: Manifest) -> dict[str, str]:
     return {finding.fix: finding.text for finding in manifest.findings}
 
@@ -88,13 +93,13 @@ def test_what_is_right_is_left_alone(tmp_path: Path) -> None:
         "plane waves": crystals(),
     }.items():
         (tmp_path / name).mkdir()
-        assert prepare(tmp_path / name, images).findings == (), name
+        assert not implausible(prepare(tmp_path / name, images)), name
 
 
 @pytest.mark.parametrize(("name", "format_name"), [("ani1x_mini", "ani1x"), ("mptrj_mini", "mptrj")])
 def test_embedded_corpora_are_left_alone(tmp_path: Path, name: str, format_name: str) -> None:
     options = formats()[format_name].options.model_validate({"format": format_name, "path": str(FILES[name])})
-    assert prepare_dataset("d", options, tmp_path, base=Path()).findings == ()
+    assert not implausible(prepare_dataset("d", options, tmp_path, base=Path()))
 
 
 @pytest.mark.parametrize("unit", ["Hartree", "Rydberg"])

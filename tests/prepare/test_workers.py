@@ -25,8 +25,7 @@ from tests.small import files_of
 SMALL_PARTS = """
 from ramify.sources.parsing import hdf5
 from ramify.sources.formats.materials import mptrj
-from ramify.sources.formats.molecules import qm7x
-hdf5.PART_ATOMS, mptrj.PART_BYTES, qm7x.PART_MOLECULES = 400, 20_000, 3
+hdf5.PART_ATOMS, mptrj.PART_BYTES, hdf5.PART_MOLECULES = 400, 20_000, 3
 """
 """Makes several parts of the embedded corpora, each of which is far below the size of one."""
 
@@ -64,7 +63,7 @@ def prepare(folder: Path, stores: str, workers: Workers) -> dict[str, bytes]:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ramify.sources.parsing.hdf5.PART_ATOMS", 400)
     monkeypatch.setattr("ramify.sources.formats.materials.mptrj.PART_BYTES", 20_000)
-    monkeypatch.setattr("ramify.sources.formats.molecules.qm7x.PART_MOLECULES", 3)
+    monkeypatch.setattr("ramify.sources.parsing.hdf5.PART_MOLECULES", 3)
 
 
 def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, small_parts: None) -> None:

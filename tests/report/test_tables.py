@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
 from ramify.errors import RamifyError
 from ramify.report import tables
+from ramify.report.measure import Measure
 from ramify.report.tables import MARK, format_error
+from tests.planted import PLANTED, build_run
 
 DATASETS = ["ANI1x", "QM7-X", "MPTrj", "Alexandria", "Transition1x"]
 # MAE in the paper's Tables 1 and 2; a star marks what is bold there.
@@ -239,3 +242,31 @@ def test_a_pipe_in_a_name_does_not_break_the_table(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_format_error(value: float, text: str) -> None:
     assert format_error(value) == text
+
+
+def test_total_energies_are_those_of_whole_structures(tmp_path: Path) -> None:
+    """From the saved predictions, in meV; by plain numpy."""
+    run = build_run(tmp_path / "run")
+    built = tables.build([run], Measure(rmse=True, total=True))
+    assert [table.unit for table in built.tables[:2]] == ["meV", "meV/Å"]
+    for name in PLANTED:
+        with np.load(run / "predictions" / f"{name}.npz") as file:
+            error = 1000 * (file["energy_predicted"] - file["energy_true"]) * file["n_atoms"]
+            forces = 1000 * (file["forces_predicted"].astype(float) - file["forces_true"])
+            trivial = 1000 * file["energy_true"] * file["n_atoms"]
+        energy_cell, forces_cell = (table.rows[0].cells[name] for table in built.tables[:2])
+        assert energy_cell.error == pytest.approx(np.sqrt((error**2).mean()))
+        assert energy_cell.mae == pytest.approx(np.abs(error).mean())
+        assert forces_cell.error == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-5)
+        assert built.tables[0].trivial[name] == pytest.approx(np.sqrt((trivial**2).mean()))
+    assert "RMSE of the total energy on the test split, meV" in built.markdown()
+    plain = tables.build([run])
+    assert "MAE" in plain.tables[0].title
+    assert plain.tables[0].rows[0].cells["ani1x"].error == plain.tables[0].rows[0].cells["ani1x"].mae
+
+
+def test_total_energies_need_predictions(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    (run / "predictions" / "qm7x.npz").unlink()
+    with pytest.raises(RamifyError, match="no saved predictions of qm7x"):
+        tables.build([run], Measure(total=True))

@@ -39,7 +39,7 @@ console = _console(sys.stdout, stderr=False)
 errors = _console(sys.stderr, stderr=True)
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe: a YAML file, or the name of a built-in one: demo, five, paper.")
+    str, typer.Argument(help="A recipe: a YAML file, or the name of a built-in one: acac, bpa3, demo, five, paper.")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to override, e.g. train.max_steps=20.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]

@@ -133,12 +133,17 @@ def _evaluate_file(
 def tables(
     runs: Annotated[list[Path], typer.Argument(help="Directories of evaluated runs.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    rmse: Annotated[bool, typer.Option("--rmse", help="Root mean square errors.")] = False,
+    total: Annotated[
+        bool, typer.Option("--total", help="Energies of whole structures in meV, forces in meV/Å, as in most papers.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print the paper's Tables 1 and 2 for one or several runs, with the trivial predictor in the last row."""
     from ramify.report import tables as paper_tables
+    from ramify.report.measure import Measure
 
-    built = paper_tables.build(runs)
+    built = paper_tables.build(runs, Measure(rmse, total))
     if as_json:
         print_json(built.to_dict())
     elif markdown:

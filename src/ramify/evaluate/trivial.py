@@ -47,7 +47,8 @@ def trivial_predictors(reader: SplitReader) -> Trivial:
         RamifyError: the split contains an element that the training split does not.
     """
     references = {REFERENCES: reader.store.references}
-    if reader.store.manifest.options.get("reference_ridge") or not reader.store.fitted:
+    options = reader.store.manifest.options
+    if options.get("reference_ridge") or options.get("references") or not reader.store.fitted:
         references[LEAST_SQUARES] = least_squares_references(reader.store)
     found = {name: Errors() for name in references}
     means = reader.store.manifest.statistics.labels

@@ -96,6 +96,7 @@ class _Spread(BaseModel):
     forces: float | None
     structures: int = Field(ge=0)
     labels: dict[str, dict[str, float]] = {}
+    energy_mean: float = 0.0
 
 
 class _StoredInfo(BaseModel):

@@ -68,6 +68,12 @@ class EnergyHead(nn.Module):
         self.linear = nn.Linear(encoder_width, 1, bias=False)
         nn.init.zeros_(self.linear.weight)
 
+    def start_at(self, value: float) -> None:
+        """Sets the prediction of a new head for every atom, in its unit."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, value)
+
     def forward(self, scalars: Tensor) -> Tensor:
         """(N, F) -> (N,)."""
         maps = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
@@ -165,6 +171,7 @@ class Branch(nn.Module):
         energy_head, force_head: layers and width of each.
         forces: `direct` (own head), `conservative` (-dE/dx), or None where no dataset of the branch has forces.
         energy_scale: eV; forces_scale: eV/Å. Fixed, kept in the checkpoint.
+        energy_mean: eV/atom, prediction of a new head.
         labels: heads of further labels by name, `ramify.model.heads.ScaledHead`.
     """
 
@@ -181,11 +188,14 @@ class Branch(nn.Module):
         forces: ForceKind | None,
         energy_scale: float,
         forces_scale: float,
+        energy_mean: float = 0.0,
         labels: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.forces = forces
         self.energy = EnergyHead(encoder_width, layers=energy_head[0], width=energy_head[1])
+        if energy_mean:
+            self.energy.start_at(energy_mean / energy_scale)
         self.force = None
         if forces == "direct":
             self.force = ForceHead(encoder_width, vector_channels, layers=force_head[0], width=force_head[1])

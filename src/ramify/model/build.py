@@ -14,6 +14,7 @@ from ramify.model.branch import Branch, ForceKind
 from ramify.model.encoders.base import Encoder
 from ramify.model.heads import HEADS, LabelScale, ScaledHead
 from ramify.model.multibranch import MultiBranch
+from ramify.model.physics.repulsion import ZBL
 from ramify.recipe import EncoderOptions, ModelOptions, Recipe, encoder_class
 from ramify.store.manifest import Manifest
 
@@ -28,12 +29,14 @@ class LabelSpread:
             without force labels.
         structures: number of structures of the split.
         labels: of further labels of the split, in their units of errors.
+        energy_mean: eV/atom, mean energy after stated reference energies; 0 where they were fitted.
     """
 
     energy: float
     forces: float | None
     structures: int
     labels: Mapping[str, LabelScale] = field(default_factory=dict)
+    energy_mean: float = 0.0
 
     @property
     def unit(self) -> float:
@@ -41,15 +44,16 @@ class LabelSpread:
         return max(self.energy, self.forces or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data; with further labels only if there are any."""
+        """As plain data; further labels and the mean energy only if there are any."""
         content = asdict(self)
-        return content if self.labels else {key: content[key] for key in ("energy", "forces", "structures")}
+        return {key: value for key, value in content.items() if value or key in ("energy", "forces", "structures")}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "LabelSpread":
         """From `to_dict`."""
         labels = {name: LabelScale(**scale) for name, scale in content.get("labels", {}).items()}
-        return cls(content["energy"], content["forces"], content["structures"], labels)
+        mean = content.get("energy_mean", 0.0)
+        return cls(content["energy"], content["forces"], content["structures"], labels, mean)
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> "LabelSpread":
@@ -63,6 +67,7 @@ class LabelSpread:
             forces if measurable("forces", forces) else None,
             manifest.splits["train"].structures,
             labels,
+            statistics.energy_mean,
         )
 
 
@@ -112,7 +117,7 @@ def build_parts(
         for name, spreads in branches.items():
             torch.default_generator.manual_seed(_seed_of_branch(seed, name))
             built[name] = build_branch(options, encoder, spreads)
-    return MultiBranch(encoder, built, options.encoder.cutoff)
+    return MultiBranch(encoder, built, options.encoder.cutoff, build_repulsion(options))
 
 
 def _seed_of_branch(seed: int, name: str) -> int:
@@ -133,6 +138,11 @@ def build_encoder(options: EncoderOptions) -> Encoder:
             fix="derive it from ramify.model.encoders.base.Encoder, see docs/encoders.md",
         )
     return encoder
+
+
+def build_repulsion(options: ModelOptions) -> nn.Module | None:
+    """The repulsion of nuclei of `model.repulsion`."""
+    return ZBL() if options.repulsion == "zbl" else None
 
 
 def build_branch(options: ModelOptions, encoder: Encoder, spreads: Sequence[LabelSpread]) -> Branch:
@@ -160,6 +170,7 @@ def build_branch(options: ModelOptions, encoder: Encoder, spreads: Sequence[Labe
         # one scale for a conservative branch: forces are derivatives of energies over about one Å
         energy_scale=max(energy, forces_scale) if forces == "conservative" else energy,
         forces_scale=forces_scale,
+        energy_mean=_mean([(s.energy_mean, s.structures) for s in spreads]),
         labels=_label_heads(options, spreads),
     )
 

@@ -100,7 +100,7 @@ class CompiledModel:
                 total, minus_forces, virial, scalars = self.program(batch, heads, stress)
                 return model.predictions(batch, total, scalars, None, minus_forces, virial, stress=stress)
             scalars, vectors = self.program(batch)
-        total = structure_energies(model.heads(batch), scalars, batch)
+        total = structure_energies(model.heads(batch)(scalars), batch)
         return model.predictions(batch, total, scalars, vectors, None, None, stress=stress)
 
     def _encoded(self, batch: PaddedBatch) -> Any:
@@ -119,7 +119,7 @@ class CompiledModel:
             strained = symmetric(strain) if stress else None
             graph = build_graph(batch, self._model.cutoff, positions, strained, differentiated=True)
             scalars, _ = encode(graph)
-            total = structure_energies(read, scalars, batch)
+            total = structure_energies(self._model.atom_energies(read, scalars, graph), batch)
             return total.sum(), (total, scalars) if self._further else (total,)
 
         strain = batch.positions.new_zeros(len(batch.n_atoms), 3, 3)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ramify.batches.batch import Batch, Segment
 from ramify.model.branch import Branch
 from ramify.model.encoders.base import Encoder
-from ramify.model.graph import build_graph
+from ramify.model.graph import Graph, build_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,19 @@ class MultiBranch(nn.Module):
         encoder: see `ramify.model.encoders.base.Encoder`.
         branches: heads by branch name.
         cutoff: Å.
+        repulsion: energies of atoms (N,), eV, from the graph, added to those of the conservative branches.
     """
 
-    def __init__(self, encoder: Encoder, branches: Mapping[str, Branch], cutoff: float) -> None:
+    def __init__(
+        self, encoder: Encoder, branches: Mapping[str, Branch], cutoff: float, repulsion: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.branches = nn.ModuleDict()
         for name, branch in branches.items():
             self.branches._modules[name] = branch  # like `add_module`, which refuses names like "train" and "items"
         self.cutoff = cutoff
+        self.repulsion = repulsion
 
     def branch(self, name: str) -> Branch:
         """The branch with this name."""
@@ -73,7 +77,7 @@ class MultiBranch(nn.Module):
                     strain = positions.new_zeros(len(batch.n_atoms), 3, 3).requires_grad_()
             graph = build_graph(batch, self.cutoff, positions, symmetric(strain))
             scalars, vectors = self.encoder(graph)
-            total = structure_energies(self.heads(batch), scalars, batch)
+            total = structure_energies(self.atom_energies(self.heads(batch), scalars, graph), batch)
             minus_forces, virial = self._derivatives(total, positions, strain) if differentiate else (None, None)
         return self.predictions(batch, total, scalars, vectors, minus_forces, virial, stress=stress)
 
@@ -111,6 +115,11 @@ class MultiBranch(nn.Module):
                 places = torch.arange(rows.start, rows.stop, device=predicted.device)
                 found[name] = found[name].index_copy(0, places, predicted)
         return found
+
+    def atom_energies(self, heads: "EnergyHeads", scalars: Tensor, graph: Graph) -> Tensor:
+        """(N,) eV, reference energies not included: those of the heads, plus `repulsion`."""
+        energy = heads(scalars)
+        return energy if self.repulsion is None else energy + self.repulsion(graph)
 
     def heads(self, batch: Batch) -> "EnergyHeads":
         """A function that applies the energy head of every branch to its segment of a batch."""
@@ -157,9 +166,8 @@ EnergyHeads = Callable[[Tensor], Tensor]
 """Scalars (N, F) -> energies of atoms (N,), eV: several energy heads, each on its own atoms."""
 
 
-def structure_energies(heads: EnergyHeads, scalars: Tensor, batch: Batch) -> Tensor:
-    """(S,) eV, sums over the atoms of each structure."""
-    energy = heads(scalars)
+def structure_energies(energy: Tensor, batch: Batch) -> Tensor:
+    """(S,) eV, sums over the atoms (N,) of each structure."""
     return energy.new_zeros(batch.n_atoms.shape).index_add(0, batch.structure, energy)
 
 

@@ -28,9 +28,14 @@ whose weight is then 0.10 in nickel and 0.38 in molybdenum with p = 6, but 0.34 
 
 
 def envelope(ratio: Tensor) -> Tensor:
+    """The envelope of all edges, see `polynomial_envelope`."""
+    return polynomial_envelope(ratio, ENVELOPE_POWER)
+
+
+def polynomial_envelope(ratio: Tensor, p: int) -> Tensor:
     """Polynomial that is 1 at 0 and reaches 0 at ratio 1 with two vanishing derivatives.
 
     1 - (p + 1)(p + 2)/2 u^p + p(p + 2) u^(p + 1) - p(p + 1)/2 u^(p + 2), Gasteiger et al., arXiv:2003.03123, eq. 8.
     """
-    p, u = ENVELOPE_POWER, ratio.clamp(max=1.0)
+    u = ratio.clamp(max=1.0)
     return 1.0 + u**p * (-(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2)))

@@ -108,7 +108,8 @@ def profile_model(recipe: Recipe, spreads: Mapping[str, LabelSpread]) -> ModelPr
         threads = recipe.train.threads or 1
         key = (recipe.model, recipe.train.precision, recipe.train.checkpointing, threads, branch.forces)
         if key not in _PROFILES:
-            alone = MultiBranch(model.encoder, {name: branch}, model.cutoff)  # without the other branches
+            # without the other branches
+            alone = MultiBranch(model.encoder, {name: branch}, model.cutoff, model.repulsion)
             operations, memory = training_cost(alone, name, bf16=recipe.train.precision == "bf16", threads=threads)
             _PROFILES[key] = StepProfile(
                 operations_atom=operations.atom,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from ramify.files import sha256
 from ramify.labels import LABELS, further
 from ramify.packing import pieces_of
 from ramify.prepare.staging import Staged
-from ramify.references import Fit, fit_references
+from ramify.references import Chunks, Fit, fit_references
 from ramify.store.columns import COLUMNS, STATE_COLUMNS, Array, NpyFile, column_type
 from ramify.store.manifest import (
     SPLITS,
@@ -90,7 +90,12 @@ class Assembled:
 
 
 def assemble(
-    staged: Staged, split: NDArray[np.uint8], folder: Path, *, reference_ridge: float = 0.0, threads: int = 1
+    staged: Staged,
+    split: NDArray[np.uint8],
+    folder: Path,
+    *,
+    fit: Callable[[Chunks, NDArray[np.integer]], Fit] = fit_references,
+    threads: int = 1,
 ) -> Assembled:
     """Writes `<column>.npy` and `names.json` into `folder`.
 
@@ -98,7 +103,7 @@ def assemble(
         staged: S structures in source order.
         split: (S,) a `Split` each; structures with NONE are left out.
         folder: folder of the store.
-        reference_ridge: see `fit_references`.
+        fit: the reference energies of the training structures and of the elements in them.
         threads: number of threads that write columns; the files do not depend on it.
     """
     rows = [np.flatnonzero(split == Split[name.upper()]) for name in SPLITS]
@@ -122,7 +127,7 @@ def assemble(
         file.flush()
         os.fsync(file.fileno())
     groups = [np.unique(staged.columns.map("group")[part]) for part in rows]
-    fit = _fit(folder, tally, reference_ridge)
+    fitted = fit(_training_energies(folder, tally), np.flatnonzero(tally.atoms[0]))
     return Assembled(
         splits={
             name: SplitCounts(structures=len(rows[k]), atoms=int(tally.atoms[k].sum()), groups=len(groups[k]))
@@ -133,8 +138,8 @@ def assemble(
             for z in np.flatnonzero(tally.atoms.sum(axis=0)).tolist()
         },
         labels=Labels(energy=len(kept), forces=tally.forces, stress=tally.stress, **further_labels),
-        references=_references(fit),
-        statistics=_statistics(fit, tally, staged, kept, _label_statistics(folder, len(rows[0]), further_labels)),
+        references=_references(fitted),
+        statistics=_statistics(fitted, tally, staged, kept, _label_statistics(folder, len(rows[0]), further_labels)),
         columns=columns,
         blocks=blocks,
         names_sha256=sha256(names),
@@ -221,8 +226,8 @@ def _gather(staged: Staged, name: str, rows: NDArray[np.int64]) -> Array:
     return np.take(column, index, axis=0)
 
 
-def _fit(folder: Path, tally: Tally, ridge: float) -> Fit:
-    """Fits the references of the training split from the written columns."""
+def _training_energies(folder: Path, tally: Tally) -> Chunks:
+    """The written columns of the training split, to fit references."""
     train = int(tally.structures[0])
     n_atoms = np.load(folder / "n_atoms.npy", mmap_mode="r")[:train].astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(n_atoms)])
@@ -233,7 +238,7 @@ def _fit(folder: Path, tally: Tally, ridge: float) -> Fit:
             numbers, energy = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("numbers", "energy"))
             yield n_atoms[a:b], np.asarray(numbers[offsets[a] : offsets[b]]), np.asarray(energy[a:b])
 
-    return fit_references(chunks, np.flatnonzero(tally.atoms[0]), ridge)
+    return chunks
 
 
 def _references(fit: Fit) -> References:
@@ -274,4 +279,5 @@ def _statistics(
         max_force=float(np.nanmax(max_force)) if np.isfinite(max_force).any() else None,
         min_distance=float(closest.min()) if np.isfinite(closest).any() else None,
         labels=dict(labels),
+        energy_mean=fit.residual_mean if fit.stated else 0.0,
     )

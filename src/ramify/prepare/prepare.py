@@ -3,6 +3,7 @@
 import platform
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from ramify.prepare.assemble import Assembled, assemble
 from ramify.prepare.checks.cross_checks import compare
 from ramify.prepare.checks.plausibility import findings
 from ramify.prepare.inputs import distinct_names, fingerprint, source_files, with_companions
+from ramify.prepare.isolated_atoms import check_stated, null_space, reference_file, stated_references
 from ramify.prepare.limit import random_subset
 from ramify.prepare.read import cut, read_parts
 from ramify.prepare.split import Divided, ToSplit, divide
 from ramify.prepare.staging import Staged, Staging
 from ramify.prepare.workers import Workers
+from ramify.references import Chunks, Fit, fit_references, stated_fit
 from ramify.sources.base import DatasetOptions
 from ramify.sources.formats import formats
 from ramify.sources.quarantine import Quarantine
@@ -94,10 +97,11 @@ def prepare_dataset(
     if target.exists() and not force:
         with open_files(target) as store:
             check_matches(store, options)
-            _check_sources(store, list(workers.results(fingerprint, with_companions(options, files))))
+            inputs = [*with_companions(options, files), *reference_file(options, base)]
+            _check_sources(store, list(workers.results(fingerprint, inputs)))
             return store.manifest
     with replaced_store(target) as folder:
-        manifest = _build(name, options, files, folder, progress or (lambda structures: None), workers)
+        manifest = _build(name, options, files, base, folder, progress or (lambda structures: None), workers)
         if form == "adios":
             to_adios(folder, manifest)
         return manifest
@@ -120,12 +124,14 @@ def _build(
     name: str,
     options: DatasetOptions,
     files: list[tuple[Path, Split]],
+    base: Path,
     folder: Path,
     progress: Progress,
     workers: Workers,
 ) -> Manifest:
     """Writes a whole store into `folder`, its manifest last."""
-    sources = [workers.submit(fingerprint, file) for file in with_companions(options, files)]  # computed concurrently
+    inputs = [*with_companions(options, files), *reference_file(options, base)]
+    sources = [workers.submit(fingerprint, file) for file in inputs]  # computed concurrently
     stage = folder / "staging"
     stage.mkdir()
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
@@ -141,7 +147,7 @@ def _build(
             )
         doubts = findings(name, staged, keep, dropped)
         split, divided = _divided(name, options, staged, keep)
-    made: Assembled = assemble(staged, split, folder, reference_ridge=options.reference_ridge, threads=workers.count)
+    made: Assembled = assemble(staged, split, folder, fit=_fit_of(name, options, base), threads=workers.count)
     manifest = Manifest(
         version=VERSION if made.states else WITHOUT_STATES,
         dataset=name,
@@ -156,7 +162,7 @@ def _build(
         dropped=dropped,
         states=made.states,
         conflicts=compared.conflicts,
-        findings=(*doubts, *compared.findings, *divided.findings),
+        findings=(*doubts, *compared.findings, *divided.findings, *null_space(options, made.references)),
         remarks=dict(sorted(quarantine.remarks.items())),
         read=int(keep.sum()) + sum(dropped.values()),
         moved_to_train=divided.moved,
@@ -170,6 +176,19 @@ def _build(
     shutil.rmtree(stage)
     write_json(folder / "manifest.json", manifest.to_json())
     return manifest
+
+
+def _fit_of(name: str, options: DatasetOptions, base: Path) -> Callable[[Chunks, NDArray[np.integer]], Fit]:
+    """How the reference energies of a dataset are found."""
+    stated = stated_references(name, options, base)
+    if stated is None:
+        return partial(fit_references, ridge=options.reference_ridge)
+
+    def fit(chunks: Chunks, elements: NDArray[np.integer]) -> Fit:
+        check_stated(name, stated, elements)
+        return stated_fit(chunks, elements, stated)
+
+    return fit
 
 
 def _stage(

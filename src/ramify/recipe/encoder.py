@@ -32,7 +32,7 @@ KINDS = {
 GROUP = "ramify.encoders"
 """Entry points of other packages."""
 
-DEFAULT_KIND = "egnn"
+DEFAULT_KIND = "many_body"
 
 TYPICAL_NEIGHBORS = 15.0
 """Average number of neighbours of an atom within 5 Å, over molecules and crystals."""
@@ -196,7 +196,7 @@ def options_class(kind: str) -> type[EncoderOptions]:
 
 
 def encoder_options(entry: Any) -> EncoderOptions:
-    """Validates the keys of an encoder by the model of its kind; the default kind is `egnn`.
+    """Validates the keys of an encoder by the model of its kind; without `kind`, of `many_body`.
 
     Raises:
         ValueError: an unknown kind, or invalid keys; one line for each.
@@ -212,7 +212,18 @@ def encoder_options(entry: Any) -> EncoderOptions:
     try:
         return options.model_validate(entry)
     except ValidationError as error:
-        raise ValueError("\n  ".join(mistakes(error, options, "model.encoder."))) from None
+        found = mistakes(error, options, "model.encoder.")
+        unknown = {str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden" and len(e["loc"]) == 1}
+        found += [hint for key in sorted(unknown) if (hint := _other_kinds(key, kind))]
+        raise ValueError("\n  ".join(found)) from None
+
+
+def _other_kinds(key: str, kind: str) -> str:
+    """The kinds of this package that have a key which `kind` has not; empty if there are none."""
+    owners = [other for other in KINDS if other != kind and key in encoder_class(other).Options.model_fields]
+    if not owners:
+        return ""
+    return f"model.encoder.{key} is a key of {', '.join(owners)}; for one of these write model.encoder.kind"
 
 
 def clear_cache() -> None:

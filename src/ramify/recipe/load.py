@@ -13,7 +13,7 @@ from ramify.recipe.recipe import Recipe
 from ramify.recipe.validation_errors import mistakes
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-"""Folder of the recipes of the package: `demo`, `five`, `paper`."""
+"""Folder of the recipes of the package: `demo`, `paper`, and the benchmarks `five`, `acac` and `bpa3`."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

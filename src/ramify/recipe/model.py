@@ -1,8 +1,8 @@
 """Recipe keys of the model: encoder and heads."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ramify.recipe.base import Keys
 from ramify.recipe.encoder import EncoderOptions, encoder_options
@@ -30,9 +30,23 @@ class ModelOptions(Keys):
     encoder: SerializeAsAny[EncoderOptions] = Field(default_factory=lambda: encoder_options({}))
     energy_head: HeadOptions = HeadOptions()
     force_head: ForceHeadOptions = ForceHeadOptions()
+    repulsion: Literal["none", "zbl"] = "none"
+    """`zbl`: adds the screened repulsion of nuclei of Ziegler, Biersack and Littmark between atoms closer than the sum
+    of their covalent radii, so that crowded atoms are pushed apart also where there are no data. The network learns the
+    rest of the energy. Needs conservative forces."""
 
     @field_validator("encoder", mode="before")
     @classmethod
     def _encoder_by_kind(cls, value: Any) -> Any:
         """Validates the encoder by the keys of its kind."""
         return encoder_options(value)
+
+    @model_validator(mode="after")
+    def _repulsion_has_forces(self) -> Self:
+        """Direct forces are not the gradient of an energy, so that the repulsion would not act on them."""
+        if self.repulsion != "none" and self.force_head.kind == "direct":
+            raise ValueError(
+                f"model.repulsion: {self.repulsion} needs conservative forces, found model.force_head.kind: direct; "
+                "accepted: none, or model.force_head.kind: conservative"
+            )
+        return self

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ramify.labels import ENERGY, FORCES
+from ramify.report.measure import DEFAULT, Measure, format_milli
 
 Quantity = str
 """Name of a label (`ramify.labels`)."""
@@ -41,12 +42,18 @@ class Cell:
     missing: Missing
     best: bool = False
     no_better_than_trivial: bool = False
+    measure: Measure = DEFAULT
+
+    @property
+    def error(self) -> float | None:
+        """The error that the table shows."""
+        return self.rmse if self.measure.rmse else self.mae
 
     def value(self) -> str:
         """The formatted error, or the reason why there is none."""
-        if self.mae is None:
+        if self.error is None:
             return "—" if self.missing == "not evaluated" else self.missing
-        return format_error(self.mae)
+        return format_error(self.error, self.measure)
 
     def text(self) -> str:
         """The value with its mark."""
@@ -77,11 +84,12 @@ class Table:
     datasets: list[str]
     rows: list[ModelRow]
     trivial: dict[str, float | None]
+    measure: Measure = DEFAULT
 
     def trivial_texts(self, datasets: Sequence[str]) -> list[str]:
         """The formatted last row."""
         values = [self.trivial[dataset] for dataset in datasets]
-        return ["no label" if value is None else format_error(value) for value in values]
+        return ["no label" if value is None else format_error(value, self.measure) for value in values]
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,10 @@ class Tables:
             console.print(_hanging(note, "bold red" if note.startswith(MARK) else "yellow"))
 
 
-def format_error(value: float) -> str:
-    """Four decimals as in the paper; two significant digits for smaller values."""
+def format_error(value: float, measure: Measure | None = None) -> str:
+    """Four decimals as in the paper; two significant digits for smaller values; four significant digits in meV."""
+    if measure is not None and measure.total:
+        return format_milli(value)
     if not math.isfinite(value):
         return "not finite"
     if value == 0 or abs(value) >= 1e-3:
@@ -215,4 +225,4 @@ def _fitting(table: Table, width: int) -> list[list[str]]:
 def _rich_cell(cell: Cell) -> Text:
     if cell.no_better_than_trivial:
         return Text.assemble((MARK, "bold white on red"), " ", (cell.value(), "bold green" if cell.best else ""))
-    return Text(cell.value(), "dim" if cell.mae is None else "bold green" if cell.best else "")
+    return Text(cell.value(), "dim" if cell.error is None else "bold green" if cell.best else "")

@@ -15,29 +15,31 @@ from ramify.evaluate.metrics import LEAST_SQUARES, REFERENCES
 from ramify.evaluate.results import Results
 from ramify.files import write_whole
 from ramify.labels import LABELS, measurable
+from ramify.report.measure import DEFAULT, MILLI, Measure
 from ramify.report.table_format import MARK, QUANTITIES, Cell, Missing, ModelRow, Quantity, Table, Tables, format_error
 
 NEAR_ZERO_FORCES = 0.01
 """eV/Å; below this MAE of zero forces, the structures of a dataset are near minima and its forces carry little."""
 PREDICTORS = {
-    REFERENCES: "its regularised reference energies",
+    REFERENCES: "its own reference energies",
     LEAST_SQUARES: "plain least squares on its training split",
 }
 """Names of the trivial predictors of energies in footnotes."""
 
 
-def build(runs: Sequence[Path]) -> Tables:
+def build(runs: Sequence[Path], measure: Measure = DEFAULT) -> Tables:
     """The tables of one or several run directories, one row each, in the given order.
 
     Every dataset is predicted by its own branch, or by the only branch of a model.
 
     Raises:
-        RamifyError: a directory is not a run or not evaluated, or the runs were evaluated on different splits.
+        RamifyError: a directory is not a run or not evaluated, the runs were evaluated on different splits, or total
+            energies are wanted of a run without saved predictions.
     """
-    return from_results([Results.open(run) for run in runs])
+    return from_results([Results.open(run) for run in runs], measure)
 
 
-def from_results(runs: Sequence[Results]) -> Tables:
+def from_results(runs: Sequence[Results], measure: Measure = DEFAULT) -> Tables:
     """The tables of runs that are already read: energies, forces, and further labels that a run was trained on."""
     splits = {run.evaluation.split: run for run in runs}
     if not runs:
@@ -55,7 +57,7 @@ def from_results(runs: Sequence[Results]) -> Tables:
         elif not any(run.trained_on_label(quantity) for run in runs):
             continue
         if labelled:
-            tables.append(_table(len(tables) + 1, quantity, runs, labelled, notes))
+            tables.append(_table(len(tables) + 1, quantity, runs, labelled, notes, measure))
     notes.extend(_different_splits(runs, datasets))
     return Tables(
         runs[0].evaluation.split,
@@ -66,21 +68,28 @@ def from_results(runs: Sequence[Results]) -> Tables:
     )
 
 
-def _table(number: int, quantity: Quantity, runs: Sequence[Results], datasets: list[str], notes: list[str]) -> Table:
+def _table(
+    number: int,
+    quantity: Quantity,
+    runs: Sequence[Results],
+    datasets: list[str],
+    notes: list[str],
+    measure: Measure,
+) -> Table:
     """One table; adds its warnings to `notes`."""
-    unit, names = LABELS[quantity].error_unit, _unique_names(runs)
-    trivial = {d: _trivial(runs, d, quantity, notes) for d in datasets}
+    unit, names = measure.unit(quantity), _unique_names(runs)
+    trivial = {d: _trivial(runs, d, quantity, notes, measure) for d in datasets}
     rows = [
         ModelRow(
             model=name,
             run=str(run.path),
             trained_on=run.trained_on,
-            cells={d: _cell(run, d, quantity, trivial[d]) for d in datasets},
+            cells={d: _cell(run, d, quantity, trivial[d], measure) for d in datasets},
         )
         for name, run in zip(names, runs, strict=True)
     ]
-    title = f"Table {number}. MAE of the {LABELS[quantity].components} on the {runs[0].evaluation.split} split, {unit}"
-    table = Table(quantity, title, unit, datasets, _mark_best(rows, datasets), trivial)
+    title = f"{measure.name} of the {measure.title(quantity)} on the {runs[0].evaluation.split} split, {unit}"
+    table = Table(quantity, f"Table {number}. {title}", unit, datasets, _mark_best(rows, datasets), trivial, measure)
     judged = [
         row
         for row, run in zip(table.rows, runs, strict=True)
@@ -98,20 +107,21 @@ def write(run: Path) -> Tables:
     return tables
 
 
-def _cell(run: Results, dataset: str, quantity: Quantity, trivial: float | None) -> Cell:
+def _cell(run: Results, dataset: str, quantity: Quantity, trivial: float | None, measure: Measure) -> Cell:
     row = run.own_row(dataset)
     if row is None:
         return Cell(None, None, None, None, "not evaluated")
-    error, square = row.mae(quantity), row.rmse(quantity)
+    error, square = measure.errors(run, row, quantity)
+    shown, known = square if measure.rmse else error, run.evaluation.trivial_of(dataset).mae(quantity)
     beaten = False
-    if error is not None and trivial is not None and measurable(quantity, trivial):
-        beaten = not error < trivial  # also true for NaN
+    if shown is not None and trivial is not None and measurable(quantity, trivial if known is None else known):
+        beaten = not shown < trivial  # also true for NaN
     missing: Missing = ""
     if error is None:
         missing = "no label" if trivial is None else "not predicted" if quantity == "stress" else "no head"
     elif not math.isfinite(error):
         error, square, missing = None, None, "not finite"
-    return Cell(error, square, row.branch, row.structures, missing, no_better_than_trivial=beaten)
+    return Cell(error, square, row.branch, row.structures, missing, no_better_than_trivial=beaten, measure=measure)
 
 
 def _mark_best(rows: list[ModelRow], datasets: list[str]) -> list[ModelRow]:
@@ -119,23 +129,26 @@ def _mark_best(rows: list[ModelRow], datasets: list[str]) -> list[ModelRow]:
     places = min(2, len(rows) - 1)
     limit = {}
     for dataset in datasets:
-        maes = [c.mae for c in (row.cells[dataset] for row in rows) if c.mae is not None]
-        limit[dataset] = sorted(maes)[:places][-1] if maes and places else -math.inf
-    return [
-        replace(row, cells={d: replace(c, best=c.mae is not None and c.mae <= limit[d]) for d, c in row.cells.items()})
-        for row in rows
-    ]
+        errors = [c.error for c in (row.cells[dataset] for row in rows) if c.error is not None]
+        limit[dataset] = sorted(errors)[:places][-1] if errors and places else -math.inf
+
+    def marked(cell: Cell, dataset: str) -> Cell:
+        return replace(cell, best=cell.error is not None and cell.error <= limit[dataset])
+
+    return [replace(row, cells={d: marked(c, d) for d, c in row.cells.items()}) for row in rows]
 
 
-def _trivial(runs: Sequence[Results], dataset: str, quantity: Quantity, notes: list[str]) -> float | None:
-    """The trivial MAE; adds a note if runs disagree on it, since then their references or splits differ."""
+def _trivial(
+    runs: Sequence[Results], dataset: str, quantity: Quantity, notes: list[str], measure: Measure
+) -> float | None:
+    """The trivial error; adds a note if runs disagree on it, since then their references or splits differ."""
     found: dict[float, str] = {}
     for run in runs:
-        value = run.evaluation.trivial_of(dataset).mae(quantity)
+        value = measure.trivial(run, dataset, quantity)
         if value is not None and not any(math.isclose(value, other, rel_tol=1e-6) for other in found):
             found[value] = str(run.path)
     if len(found) > 1:
-        listed = ", ".join(f"{format_error(value)} in {path}" for value, path in found.items())
+        listed = ", ".join(f"{format_error(value, measure)} in {path}" for value, path in found.items())
         notes.append(
             f"{dataset}: runs disagree on the trivial predictor of {quantity} ({listed}): they were evaluated with "
             "different structures or reference energies, so this column is not comparable."
@@ -151,11 +164,11 @@ def _warnings(table: Table, rows: Sequence[ModelRow]) -> list[str]:
             cell, trivial = row.cells[dataset], table.trivial[dataset]
             if trivial is None or not cell.no_better_than_trivial:
                 continue
-            small = table.quantity == "forces" and trivial < NEAR_ZERO_FORCES
+            small = table.quantity == "forces" and trivial < NEAR_ZERO_FORCES * (MILLI if table.measure.total else 1.0)
             lines.append(
                 f"{MARK} {row.model} is no better than trivial in the {table.quantity} of {dataset}: "
-                f"{cell.value()} against {format_error(trivial)} {table.unit}"
-                + (f" (forces there are below {NEAR_ZERO_FORCES} {table.unit} to begin with)" if small else "")
+                f"{cell.value()} against {format_error(trivial, table.measure)} {table.unit}"
+                + (f" (forces there are below {NEAR_ZERO_FORCES} eV/Å to begin with)" if small else "")
                 + "."
             )
     return lines

@@ -63,6 +63,16 @@ class SplitOptions(BaseModel):
         return self
 
 
+class ReferenceFile(BaseModel):
+    """Isolated atoms, whose energies are the reference energies of a dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    """Extended XYZ file with one atom of each element; energies under the `energy_key` and in the `units` of the
+    dataset if its format has these keys, otherwise `energy` in eV."""
+
+
 class DatasetOptions(BaseModel):
     """Recipe keys of a dataset, common to all formats."""
 
@@ -107,6 +117,10 @@ class DatasetOptions(BaseModel):
     taken from the training files."""
     split_seed: int = 0
     """Seed of the hash that orders groups and structures, for `split` and for `limit`."""
+    references: ReferenceFile | dict[str, float] | None = None
+    """Reference energy of every element: that of its isolated atom, from `{file: isolated_atoms.xyz}`, or values in eV,
+    `{H: -13.6, C: -1029.5}`; null fits them by least squares. With isolated atoms, energies of compositions that the
+    data do not contain, and atomisation energies, have a meaning."""
     reference_ridge: float = Field(0.0, ge=0)
     """Ridge parameter that regularises the reference energies towards a model of period, group and radius of the
     elements: for datasets with hardly more materials than elements, whose energies ordinary least squares (0) would fit
@@ -114,6 +128,14 @@ class DatasetOptions(BaseModel):
     plane-wave codes give them."""
     gates: Gates = Gates()
     """Quality limits."""
+
+    @field_validator("references")
+    @classmethod
+    def _known_elements(cls, value: ReferenceFile | dict[str, float] | None) -> ReferenceFile | dict[str, float] | None:
+        for symbol in value if isinstance(value, dict) else ():
+            if symbol not in NUMBERS:
+                raise ValueError(f"references: {symbol!r} is not an element symbol")
+        return value
 
     @field_validator("where")
     @classmethod

@@ -90,12 +90,16 @@ class Statistics(ManifestEntry):
     """Å, closest two atoms in any split; null where every structure is one isolated atom."""
     labels: dict[str, LabelStatistics] = {}
     """Of further labels; not written where there are none."""
+    energy_mean: float = 0.0
+    """eV/atom, mean energy per atom after stated references; not written, and 0, where references are fitted."""
 
     @model_serializer(mode="wrap")
     def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = handler(self)
         if not content["labels"]:
             del content["labels"]
+        if not content["energy_mean"]:
+            del content["energy_mean"]
         return content
 
 

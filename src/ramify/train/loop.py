@@ -158,6 +158,8 @@ class Trainer:
             patience = self.recipe.train.patience
             if patience and not self.stopping and self._patience_is_over() and self.progress.step < self.total_steps:
                 self.reporter.ended_early(self.total_steps, patience)
+            elif not self.stopping and self.validates:
+                self.reporter.ended()
             on_rank_zero(self.layout, self.reporter.check)
         return self.reporter.evaluations
 

@@ -12,6 +12,7 @@ from ramify.labels import LABELS, mae, measurable
 from ramify.parallel.layout import Layout
 from ramify.parallel.sync import on_rank_zero
 from ramify.run.run import MetricsLog, Run, finite
+from ramify.train.learning_curve import learning_curve_text
 from ramify.train.state import TrainingProgress
 from ramify.train.step_metrics import StepResult
 from ramify.train.validation import Validation
@@ -161,6 +162,11 @@ class RunReporter:
             f"stopped early, at step {self._progress.step} of {total}: none of the last {patience} evaluations "
             f"(train.patience) was better than that of step {self._progress.best_step}"
         )
+
+    def ended(self) -> None:
+        """Reports whether a run that took all its steps is finished, by its validation curve."""
+        if text := learning_curve_text(self.evaluations):
+            self._callbacks.noted(text)
 
     def _warn_left_out(self, left_out: Mapping[str, list[str]]) -> None:
         """Warns once of each label that the metric leaves out."""

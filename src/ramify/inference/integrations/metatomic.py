@@ -52,13 +52,17 @@ class _Network(torch.nn.Module):
         super().__init__()
         self.encoder = predictor.network.encoder
         self.branch = predictor.network.branch(predictor.branch.name)
+        self.repulsion = predictor.network.repulsion
 
     def forward(
         self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, atom_cutoff: Tensor, slots: Tensor
     ) -> tuple[Tensor, Tensor]:
         distance = torch.linalg.vector_norm(vector, dim=1)
-        scalars, vectors = self.encoder(edge_geometry(numbers, receiver, sender, vector, distance, atom_cutoff, slots))
+        graph = edge_geometry(numbers, receiver, sender, vector, distance, atom_cutoff, slots)
+        scalars, vectors = self.encoder(graph)
         energy = self.branch.atom_energies(scalars)
+        if self.repulsion is not None:
+            energy = energy + self.repulsion(graph)
         if self.branch.force is None:
             return energy, energy.new_zeros(numbers.shape[0], 3)
         return energy, self.branch.direct_forces(scalars, vectors)

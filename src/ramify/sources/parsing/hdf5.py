@@ -28,6 +28,10 @@ METADATA_CACHE = 4 << 20
 """Bytes of HDF5's cache for object headers as counted by HDF5; they use about 14 times as much memory, and the default
 of 32 MiB needs 450 MB for the millions of small arrays of QM7-X."""
 
+PART_MOLECULES = 500
+"""Molecules per part where each is a group: QM7-X has one hundred to a few hundred conformers of about 15 atoms in a
+group, SPICE mostly 50 of 20 to 60 atoms."""
+
 _LAYOUTS = {  # arrays in one group that identify each layout
     "ani1x": {"atomic_numbers", "coordinates"},
     "ani1": {"species", "coordinates", "energies"},
@@ -206,6 +210,13 @@ def _text(value: Any) -> str:
 def groups(group: h5py.Group) -> Iterator[h5py.Group]:
     """Yields the groups directly inside `group`, in the order of their names."""
     return (member for member in group.values() if isinstance(member, h5py.Group))
+
+
+def names_in_parts(file: h5py.File) -> Iterator[tuple[str, ...]]:
+    """Names of the groups at the top of a file, in parts of `PART_MOLECULES`."""
+    molecules = iter(file)
+    while names := tuple(islice(molecules, PART_MOLECULES)):
+        yield names
 
 
 def groups_by_atoms(found: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, ...]]:

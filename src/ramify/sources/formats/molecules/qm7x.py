@@ -7,7 +7,6 @@ Hoja et al., Scientific Data 8, 43 (2021), doi:10.1038/s41597-021-00812-2. Confo
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +17,12 @@ from numpy.typing import NDArray
 from ramify.errors import RamifyError
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import NOT_COMPUTED, Record, chunked
-from ramify.sources.parsing.hdf5 import open_hdf5
+from ramify.sources.parsing.hdf5 import names_in_parts, open_hdf5
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 PAIRS = {"pbe0+mbd": ("ePBE0+MBD", "totFOR"), "pbe0": ("ePBE0", "pbe0FOR")}
 """Energy and the consistent forces. Any other pair has forces of another potential energy surface."""
-
-PART_MOLECULES = 500
-"""Molecules per part: each has one hundred to a few hundred conformers of about 15 atoms."""
 
 _MEMORY: dict[type[np.generic], Any] = {np.float64: h5py.h5t.NATIVE_DOUBLE, np.int64: h5py.h5t.NATIVE_INT64}
 _STEM = re.compile(r"(Geom-m\d+-i\d+-c\d+)-(opt|d\d+)")
@@ -44,7 +40,7 @@ class Options(DatasetOptions):
 
 
 def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
-    """Yields names of molecules in parts of `PART_MOLECULES`.
+    """Yields names of molecules in parts.
 
     Raises:
         RamifyError: the file is not of this layout, is damaged, or lacks the selected labels.
@@ -52,9 +48,7 @@ def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
     _duplicates(path, options.duplicates)
     with open_hdf5(path, "qm7x") as file:
         _require_labels(file, path, options.labels)
-        molecules = iter(file)
-        while names := tuple(islice(molecules, PART_MOLECULES)):
-            yield names
+        yield from names_in_parts(file)
 
 
 def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:

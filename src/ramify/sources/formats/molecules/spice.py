@@ -8,7 +8,6 @@ Molecules may be charged: the total charge is the sum of the formal charges in t
 
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,12 +17,9 @@ from ase.units import Bohr, Hartree
 from ramify.errors import RamifyError, nearest
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import merged
-from ramify.sources.parsing.hdf5 import Conformers, dataset, open_hdf5
+from ramify.sources.parsing.hdf5 import Conformers, dataset, names_in_parts, open_hdf5
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
-
-PART_MOLECULES = 500
-"""Molecules per part: most have 50 conformations of 20 to 60 atoms."""
 
 
 class Options(DatasetOptions):
@@ -38,7 +34,7 @@ class Options(DatasetOptions):
 
 
 def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
-    """Yields names of molecules in parts of `PART_MOLECULES`.
+    """Yields names of molecules in parts.
 
     Raises:
         RamifyError: the file is not of this layout, is damaged, or lacks a selected subset.
@@ -46,9 +42,7 @@ def cut(path: Path, options: Options) -> Iterator[tuple[str, ...]]:
     with open_hdf5(path, "spice") as file:
         if options.subsets is not None:
             _require_subsets(file, path, options.subsets)
-        molecules = iter(file)
-        while names := tuple(islice(molecules, PART_MOLECULES)):
-            yield names
+        yield from names_in_parts(file)
 
 
 def read_part(path: Path, options: Options, quarantine: Quarantine, names: tuple[str, ...]) -> Iterator[Structures]:

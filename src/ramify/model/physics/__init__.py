@@ -1,0 +1,1 @@
+"""Terms of the energy with a closed form and without trained parameters."""
