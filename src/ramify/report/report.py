@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import math
 import platform
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
 import ramify
 from ramify.elements import NUMBERS
@@ -21,7 +18,8 @@ from ramify.evaluate.results import Results
 from ramify.files import write_whole
 from ramify.labels import LABELS, measurable
 from ramify.report import figures, tables
-from ramify.report.svg import Drawing, colors, short_count
+from ramify.report.page import environment
+from ramify.report.svg import colors, short_count
 from ramify.report.table_format import QUANTITIES, Quantity, format_error
 
 FEW_GROUPS = 10
@@ -45,26 +43,15 @@ def render(results: Results) -> str:
     """The page as text."""
     made = tables.from_results([results])
     drawn = figures.draw(results)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ramify.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    keys = itertools.count(1)
-
-    def show(drawing: Drawing) -> Markup:
-        """The figure with unique ids; its SVG is trusted, since all texts in it are escaped."""
-        return Markup(drawing.inline(f"p{next(keys)}"))
+    pages = environment("ramify.report")
 
     def number_of_groups(dataset: str) -> str:
         groups = groups_of(results, dataset)
         return "—" if groups is None else f"{groups:,}"
 
-    environment.globals.update(show=show, share=share, share_style=share_style, number_of_groups=number_of_groups)
-    environment.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
-    return environment.get_template("report.html.j2").render(
+    pages.globals.update(share=share, share_style=share_style, number_of_groups=number_of_groups)
+    pages.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
+    return pages.get_template("report.html.j2").render(
         results=results,
         evaluation=results.evaluation,
         tables=made,

@@ -36,6 +36,11 @@ class TrainingProcess:
 
     process: subprocess.Popen[bytes]
 
+    @property
+    def pid(self) -> int:
+        """Process number, also of its process group."""
+        return self.process.pid
+
     def poll(self) -> int | None:
         """Exit status; None while the process runs."""
         return self.process.poll()

@@ -170,11 +170,21 @@ class RunLock:
 
 
 def is_locked(run: Path) -> bool:
-    """Whether another process of this machine, which still runs, holds the lock of a run."""
+    """Whether another process that may still run holds the lock of a run: on this machine by its process number and
+    start time, elsewhere by its last heartbeat."""
     holder, own = _read(run / NAME), _identity()
-    if not holder or _elsewhere(holder, own) or holder.get("pid") == own["pid"]:
+    if not holder:
         return False
-    return process_runs(holder.get("pid"), holder.get("started"))
+    if not _elsewhere(holder, own):
+        return holder.get("pid") != own["pid"] and process_runs(holder.get("pid"), holder.get("started"))
+    probe = run / f".{NAME}.{own['token']}"
+    with suppress(FileNotFoundError):  # the lock was released meanwhile
+        probe.touch()
+        try:
+            return probe.stat().st_mtime - (run / NAME).stat().st_mtime <= GONE
+        finally:
+            probe.unlink()
+    return False
 
 
 def _identity() -> dict[str, Any]:

@@ -182,6 +182,14 @@ class Run:
             )
         return open_checkpoint(path)
 
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The `val` lines of metrics.jsonl, oldest first.
+
+        Raises:
+            RamifyError: a line is damaged.
+        """
+        return [entry for _, entry in _lines(self.path / "metrics.jsonl") if entry["kind"] == "val"]
+
     def never_had_checkpoint(self) -> bool:
         """Whether the run ended before its first checkpoint: there is none, and no session has recorded one."""
         there = self.checkpoints.is_dir() and any(not p.name.startswith(".") for p in self.checkpoints.iterdir())

@@ -1,0 +1,120 @@
+"""Sampling of new trials by Optuna: a function of the seed and the table of trials, so that it survives any stop."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from ramify.errors import RamifyError, nearest
+from ramify.search.space import Space
+from ramify.search.trials import Trial
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(seed=seed)
+
+
+def _random(seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+def _grid(seed: int) -> BaseSampler:
+    """All configurations once, in random order; unlike Optuna's GridSampler with conditional keys."""
+    return BruteForceSampler(seed=seed)
+
+
+def _cma_es(seed: int) -> BaseSampler:
+    return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
+
+
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
+    "tpe": _tpe,
+    "random": _random,
+    "grid": _grid,
+    "cma-es": _cma_es,
+}
+"""tpe: tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011); random; grid: every configuration of a finite
+space; cma-es: covariance matrix adaptation (Hansen & Ostermeier, Evol. Comput. 9, 159 (2001)) of numbers, with choices
+at random."""
+
+
+def check_sampler(name: str, space: Space, objectives: Sequence[str]) -> None:
+    """Refuses a sampler that is unknown or not possible for this search.
+
+    Raises:
+        RamifyError: with the accepted ones.
+    """
+    if name not in SAMPLERS:
+        raise RamifyError(f"--sampler {name}: unknown{nearest(name, SAMPLERS)}; accepted: {', '.join(SAMPLERS)}")
+    if name == "grid" and (infinite := [key.name for key in space.keys if key.grid() is None]):
+        raise RamifyError(
+            f"--sampler grid: {', '.join(infinite)} has a range with infinitely many values",
+            fix="give the range a step, or list choices",
+        )
+    if name == "cma-es" and len(objectives) > 1:
+        raise RamifyError(f"--sampler cma-es: one objective only, found {', '.join(objectives)}", fix="--sampler tpe")
+    if name == "cma-es" and not [k for k in space.keys if not isinstance(k.distribution, CategoricalDistribution)]:
+        raise RamifyError("--sampler cma-es: the space has choices only, no range", fix="--sampler tpe")
+
+
+def sample(
+    name: str, seed: int, space: Space, trials: Sequence[Trial], objectives: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, BaseDistribution], dict[str, Any]]:
+    """Parameters of the next trial, their distributions, and Optuna's own attributes of it.
+
+    Args:
+        name: of the sampler.
+        seed: of the search.
+        space: of the search.
+        trials: all so far.
+        objectives: values to minimise.
+    """
+    derived = int(np.random.SeedSequence([seed, len(trials)]).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = table_study(space, trials, objectives, SAMPLERS[name](derived))
+        asked = study.ask()
+        space.suggest(asked)
+    found = study.trials[asked.number]
+    return found.params, found.distributions, found.system_attrs
+
+
+def table_study(
+    space: Space, trials: Sequence[Trial], objectives: Sequence[str], sampler: BaseSampler | None = None
+) -> optuna.Study:
+    """A study in memory with one entry for each trial in its present state.
+
+    A paused trial is shown as pruned at its rung, which Optuna could not continue; here it may be shown as complete
+    later. With several objectives, Optuna has no pruned trials: paused ones are shown with their values so far.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
+    study.add_trials([_as_frozen(space, trial, objectives) for trial in trials])
+    return study
+
+
+def _as_frozen(space: Space, trial: Trial, objectives: Sequence[str]) -> FrozenTrial:
+    state, values = TrialState.RUNNING, None
+    if trial.state == "failed":
+        state = TrialState.FAIL
+    elif trial.state == "refused":
+        state = TrialState.PRUNED  # its violated constraint is among the system attributes
+    elif trial.results:
+        complete = trial.state == "complete" or len(objectives) > 1
+        state = TrialState.COMPLETE if complete else TrialState.PRUNED
+        values = trial.objectives(objectives) if complete else None
+    distributions = {key.name: key.distribution for key in space.keys if key.name in trial.params}
+    reports = {} if len(objectives) > 1 else {k: result.metric for k, result in enumerate(trial.results)}
+    return create_trial(
+        state=state,
+        values=values,
+        params=trial.params,
+        distributions=distributions,
+        intermediate_values=reports,
+        system_attrs=trial.system_attrs,
+    )

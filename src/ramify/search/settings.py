@@ -1,0 +1,118 @@
+"""`search.json`: the settings of a search, fixed when it starts, and the paths in its folder."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ramify.errors import RamifyError, nearest
+from ramify.files import read_json, write_json
+from ramify.recipe.base import Keys
+from ramify.search.trials import METRIC, OBJECTIVES
+
+NAME = "search.json"
+VERSION = 1
+
+
+class Settings(Keys):
+    """What determines the trials of a search, besides their number."""
+
+    version: int = VERSION
+    """Version of this file."""
+    recipe: dict[str, Any]
+    """The recipe with all its keys; a trial replaces those of the space."""
+    space: dict[str, Any]
+    """The space as written."""
+    sampler: str = "tpe"
+    """Name of the sampler."""
+    seed: int = Field(0, ge=0)
+    """Seed of the sampler."""
+    rungs: int = Field(3, ge=1)
+    """Number of rungs, the full length included; 1 trains every trial to its end."""
+    reduction: int = Field(3, ge=2)
+    """One of so many trials at a rung is continued, to so many times its steps."""
+    objectives: list[str] = Field([METRIC])
+    """Values to minimise."""
+    storage: str = ""
+    """URL of an SQL database; empty: a journal file."""
+    study: str = ""
+    """Name of the study in the database."""
+
+
+class SearchFolder:
+    """The folder of a search."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, settings: Settings) -> Settings:
+        """Creates the folder, or opens that of a search with the same settings.
+
+        Returns:
+            The settings with the name of the study.
+
+        Raises:
+            RamifyError: the folder holds something else, or a search with other settings: with both values.
+        """
+        file = self.path / NAME
+        if not file.exists():
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise RamifyError(f"--out {self.path} exists and is not a search", fix="choose another folder")
+            self.path.mkdir(parents=True, exist_ok=True)
+            settings = settings.model_copy(update={"study": f"{self.path.resolve().name}-{secrets.token_hex(4)}"})
+            write_json(file, settings.model_dump(mode="json"))
+        found = Settings.model_validate(read_json(file))
+        wanted, known = (s.model_dump(mode="json", exclude={"study"}) for s in (settings, found))
+        if different := [key for key in wanted if wanted[key] != known[key]]:
+            texts = [_difference(key, known[key], wanted[key]) for key in different]
+            raise RamifyError(
+                f"{self.path} is a search with other settings: {'; '.join(texts)}",
+                fix="restore them to continue it, or choose another --out; only --trials, --jobs, --launcher, --ranks "
+                "may change",
+            )
+        for name in ("trials", "recipes", "logs", "claims"):
+            (self.path / name).mkdir(exist_ok=True)
+        return found
+
+    def run(self, number: int) -> Path:
+        """Run directory of a trial."""
+        return self.path / "trials" / str(number)
+
+    def recipe(self, number: int) -> Path:
+        """Recipe of a trial."""
+        return self.path / "recipes" / f"{number}.yaml"
+
+    def log(self, number: int) -> Path:
+        """Output of the trainings of a trial."""
+        return self.path / "logs" / f"{number}.log"
+
+    def claim(self, number: int) -> Path:
+        """Folder whose lock shows which controller has a trial."""
+        return self.path / "claims" / str(number)
+
+
+def parse_objectives(text: str) -> list[str]:
+    """The objectives of `--objective metric,time`.
+
+    Raises:
+        RamifyError: an unknown one, one that occurs twice, or `metric` is not the first.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in OBJECTIVES:
+            listed = ", ".join(OBJECTIVES)
+            raise RamifyError(f"--objective {text}: unknown {name!r}{nearest(name, OBJECTIVES)}; accepted: {listed}")
+    if names[0] != METRIC or len(set(names)) < len(names):
+        raise RamifyError(
+            f"--objective {text}: {METRIC} must be the first, and each may occur once", fix="e.g. metric,time"
+        )
+    return names
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    """The first dotted keys in which two values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(k for k in (*old, *new) if old.get(k) != new.get(k))
+        return _difference(f"{key}.{inner}", old.get(inner), new.get(inner))
+    return f"{key}: {old}, now {new}"
