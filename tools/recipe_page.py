@@ -196,7 +196,7 @@ def _type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return ", ".join(_value(v) for v in inside)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part, metadata) for part in inside)
-    if origin is list:
+    if origin is list or (origin is tuple and inside[1:] == (...,)):
         return f"list of {_type(inside[0])}"
     if origin is tuple:
         return "[" + ", ".join(_type(part) for part in inside) + "]"

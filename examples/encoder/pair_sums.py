@@ -59,6 +59,7 @@ class PairSums(Encoder):
     """The class that the entry point names: options, and an `nn.Module` built from them."""
 
     Options = PairSumsOptions
+    takes_conditions = True  # `forward` begins with `embed`
 
     def __init__(self, options: PairSumsOptions) -> None:
         super().__init__(options, vector_channels=options.vector_channels)
@@ -69,7 +70,7 @@ class PairSums(Encoder):
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Invariant scalars (N, width) and equivariant vectors (N, 3, vector_channels)."""
-        scalars = self.embedding(graph.numbers)
+        scalars = self.embed(graph)
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.vector_channels)
         basis = self.basis(graph.distance) * graph.weight[:, None]
         for layer in self.layers:

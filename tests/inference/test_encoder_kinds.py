@@ -45,7 +45,7 @@ def recipe_of(folder: Path, kind: str, forces: str, **changes: Any) -> Recipe:
     keys: dict[str, Any] = {"model__encoder": {"kind": kind} | CUTS | OWN.get(kind, {})}
     keys |= {"model__force_head__kind": forces, "train__max_steps": 3, "train__batch": 4, "train__evaluate_every": 10}
     if forces == "conservative":
-        keys["objective"] = {"stress": 0.1}
+        keys |= {"objective": {"stress": 0.1}, "model__repulsion": "zbl"}
     return make_recipe(folder, entries, **keys | changes)
 
 

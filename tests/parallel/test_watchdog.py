@@ -24,15 +24,19 @@ class Ended:
 
     def __init__(self, timeout: float, world: int = 3) -> None:
         self.store, self.out, self.statuses = dist.HashStore(), io.StringIO(), []
-        self.ranks = [
-            Watchdog(rank, world, self.store, timeout, end=self.statuses.append, out=self.out) for rank in range(world)
-        ]
+        self._ends = threading.Semaphore(0)
+        self.ranks = [Watchdog(rank, world, self.store, timeout, end=self._end, out=self.out) for rank in range(world)]
+
+    def _end(self, status: int) -> None:
+        self.statuses.append(status)
+        self._ends.release()
 
     def wait(self, seconds: float = 20, of: int | None = None) -> str:
-        """The messages until all ranks, or `of` of them, have ended."""
+        """The messages until all ranks, or `of` of them, have ended; without using the processor, which would count as
+        work."""
         deadline = time.monotonic() + seconds
-        while len(self.statuses) < (of or len(self.ranks)) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        for _ in range(of or len(self.ranks)):
+            self._ends.acquire(timeout=max(0.0, deadline - time.monotonic()))
         return self.out.getvalue()
 
 
@@ -99,28 +103,32 @@ def test_as_long_as_one_moves_nobody_is_ended() -> None:
 
 
 def test_a_rank_that_reads_or_writes_is_not_hung_however_slow() -> None:
-    """It sleeps for five timeouts, as while it waits for a file system; messages name its place."""
+    """It sleeps for three timeouts, as while it waits for a file system; messages name its place."""
     ended = Ended(timeout=0.4)
     with ended.ranks[0] as a, ended.ranks[1] as b, ended.ranks[2] as busy:
         for rank in (a, b, busy):
             rank.arrive("the checkpoint of step 5")
+        note, deadline = "at work: rank 2 (at the checkpoint of step 5), so the run continues\n", time.monotonic() + 20
         with a.waiting(), b.waiting(), busy.working():
-            time.sleep(2.0)
+            while ended.out.getvalue().count(note) < 3 and time.monotonic() < deadline:
+                time.sleep(0.02)
         assert ended.statuses == []
         text = ended.out.getvalue()
         assert "error" not in text
-        assert 2 <= text.count("at work: rank 2 (at the checkpoint of step 5), so the run continues\n") <= 5
+        assert text.count(note) == 3
         with a.waiting(), b.waiting():  # and when it has done and then does nothing more, that is a hang
             assert "did not arrive: rank 2" in ended.wait()
 
 
 def test_a_device_that_computes_is_not_hung() -> None:
     """The host waits for its own device: while the device computes the part of its rank, no rank is ended."""
-    ended, until = Ended(timeout=0.4), time.monotonic() + 1.6
+    ended, computes = Ended(timeout=0.4), threading.Event()
+    computes.set()
     a, b, c = ended.ranks
-    with a, b, c, a.waiting(), b.waiting(), c.waiting(lambda: time.monotonic() < until):
+    with a, b, c, a.waiting(), b.waiting(), c.waiting(computes.is_set):
         time.sleep(1.5)
         assert ended.statuses == []
+        computes.clear()
         ended.wait()
     assert ended.statuses == [HUNG] * 3
 
@@ -140,21 +148,28 @@ def test_a_silent_rank_ends_the_run_although_another_works() -> None:
     assert text.count("error: ") == 1
 
 
-def test_a_store_that_does_not_answer_ends_the_run_too() -> None:
+def test_a_store_that_does_not_answer_ends_the_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the machine that hosts it is lost."""
+
+    over = threading.Event()
+    monkeypatch.setattr(watchdog, "LAST_ANSWER", 0.1)
 
     class Silent:
         def set(self, *_: object) -> None:
-            threading.Event().wait(30)
+            over.wait(30)
 
         check = add = set
 
-    out, statuses = io.StringIO(), []
-    with Watchdog(1, 2, Silent(), 0.3, end=statuses.append, out=out) as lonely:  # type: ignore[arg-type]
+    out, statuses, ended = io.StringIO(), [], threading.Event()
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    with Watchdog(1, 2, Silent(), 0.3, end=end, out=out) as lonely:  # type: ignore[arg-type]
         lonely.arrive("step 7: gradients")
-        deadline = time.monotonic() + 20
-        while not statuses and time.monotonic() < deadline:
-            time.sleep(0.02)
+        ended.wait(20)
+    over.set()
     assert statuses == [HUNG]
     assert (
         "rank 1 of 2, at step 7: gradients, cannot reach the process that hosts the store of the ranks"
@@ -178,10 +193,36 @@ def test_no_thread_outlives_the_run() -> None:
             time.sleep(0.2)
             super().set(key, value)
 
+    before = threading.enumerate()
     with Watchdog(0, 2, SlowStore(), 1.0) as rank:
         rank.arrive("step 1")
         time.sleep(0.05)
-    assert not [thread for thread in threading.enumerate() if thread.name == "ramify-watchdog"]
+    assert set(threading.enumerate()) <= set(before)
+
+
+def test_no_question_to_the_store_outlives_the_run() -> None:
+    """Also one that the watchdog has stopped waiting for, because the store took too long to answer."""
+    asked, answer = threading.Event(), threading.Event()
+    loops: list[threading.Thread] = []
+
+    class SlowStore(dist.HashStore):
+        def check(self, keys: list[str]) -> bool:
+            if loops and threading.current_thread() not in loops:
+                asked.set()
+                answer.wait(30)
+            return bool(super().check(keys))
+
+    statuses: list[int] = []
+    before = threading.enumerate()
+    with Watchdog(0, 2, SlowStore(), 0.2, end=statuses.append, out=io.StringIO()) as rank:
+        loops += [thread for thread in threading.enumerate() if thread not in before]
+        with rank.working():  # no other rank comes: the slow ones are listed after a timeout
+            assert asked.wait(20)
+        timer = threading.Timer(0.5, answer.set)
+        timer.start()
+    timer.join()
+    assert set(threading.enumerate()) <= set(before)
+    assert statuses == []
 
 
 def test_many_missing_ranks_are_counted() -> None:

@@ -12,6 +12,7 @@ from ase.constraints import FixAtoms
 from ase.io import Trajectory, iread
 
 from ramify.errors import RamifyError
+from ramify.sources.recognize import recognize
 
 KBAR = -6.241509074e-4  # eV/Å³, VASP's sign turned round
 
@@ -132,6 +133,93 @@ def test_vasprun_that_ends_too_early(tmp_path: Path, read: Any) -> None:
     assert found.energy.tolist() == [step["free"] for step in made[:-1]]
     with pytest.raises(RamifyError, match=r"neither vasprun\.xml nor OUTCAR"):
         read("vasp", save(path, "<html></html>"))
+
+
+def outcar(steps: int = 3) -> tuple[str, list[dict[str, Any]]]:
+    """A file in the layout of VASP's OUTCAR (vasp.at/wiki/OUTCAR), as far as it is read, and its numbers."""
+    rng, made = np.random.default_rng(2), []
+    text = (
+        " vasp.6.3.2 27Jun22 (build) complex\n"
+        " POTCAR:    PAW_PBE Na_pv 19Sep2006\n POTCAR:    PAW_PBE Cl 06Sep2000\n"
+        " POTCAR:    PAW_PBE Na_pv 19Sep2006\n POTCAR:    PAW_PBE Cl 06Sep2000\n"
+        "   k-points           NKPTS =      1   k-points in BZ     NKDIM =      1   number of bands    NBANDS=     12\n"
+        "   ions per type =               1   1\n"
+        "   ISPIN  =      1    spin polarized calculation?\n"
+        " k-points in reciprocal lattice and weights: gamma\n   0.00000000  0.00000000  0.00000000       1.000\n"
+    )
+    cell = np.array([[4.0, 0.0, 0.0], [0.5, 5.0, 0.0], [0.0, 0.25, 6.0]])
+    for i in range(steps):
+        step = {
+            "positions": np.round(rng.random((2, 3)) @ cell, 5),
+            "forces": np.round(rng.normal(0, 1, (2, 3)), 6),
+            "kb": np.array([10.0, 20.0, 30.0, 1.0, 2.0, 3.0]) + i,  # XX YY ZZ XY YZ ZX
+            "free": -8.0 - i,
+            "zero": -7.9 - i,
+        }
+        made.append(step)
+        rows = "".join(
+            "".join(f"{x:13.5f}" for x in p) + "    " + "".join(f"{f:14.6f}" for f in g) + "\n"
+            for p, g in zip(step["positions"], step["forces"], strict=True)
+        )
+        vectors = "".join("  " + "".join(f"{x:13.9f}" for x in v) + "     0.1 0.1 0.1\n" for v in cell)
+        text += (
+            f"--------------------------------------- Iteration      {i + 1}(   1)  ------------------------------\n"
+            " E-fermi :   1.2345     XC(G=0):  -8.0000     alpha+bet : -6.0000\n"
+            "  FORCE on cell =-STRESS in cart. coord.  units (eV):\n"
+            "  Direction    XX          YY          ZZ          XY          YZ          ZX\n"
+            f"  in kB  {' '.join(f'{x:11.5f}' for x in step['kb'])}\n"
+            "      direct lattice vectors                 reciprocal lattice vectors\n" + vectors + "\n"
+            " POSITION                                       TOTAL-FORCE (eV/Angst)\n"
+            f" {'-' * 83}\n{rows} {'-' * 83}\n"
+            "  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n"
+            "  ---------------------------------------------------\n"
+            f"  free  energy   TOTEN  = {step['free']:18.8f} eV\n\n"
+            f"  energy  without entropy={step['zero'] + 0.1:18.8f}  energy(sigma->0) ={step['zero']:18.8f}\n"
+        )
+    return text + "\n General timing and accounting informations for this job:\n", made
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_outcar(tmp_path: Path, read: Any, packed: bool) -> None:
+    """The order of its stress is XX YY ZZ XY YZ ZX, which is neither Voigt's nor that of vasprun.xml."""
+    text, made = outcar()
+    (tmp_path / "run8").mkdir()
+    path = tmp_path / "run8" / ("OUTCAR.gz" if packed else "OUTCAR")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    found, quarantine = read("vasp", path)
+    assert quarantine.total == 0
+    assert found.energy.tolist() == [step["free"] for step in made]
+    np.testing.assert_allclose(found.forces, np.concatenate([step["forces"] for step in made]), atol=1e-8)
+    np.testing.assert_allclose(found.positions, np.concatenate([step["positions"] for step in made]), atol=1e-7)
+    for stress, step in zip(found.stress, made, strict=True):
+        xx, yy, zz, xy, yz, zx = step["kb"] * KBAR
+        np.testing.assert_allclose(stress, [[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]], rtol=1e-6)
+    np.testing.assert_allclose(found.cell[0], [[4, 0, 0], [0.5, 5, 0], [0, 0.25, 6]])
+    assert found.numbers.tolist() == [11, 17] * 3
+    assert found.pbc.all()
+    assert found.name(1) == f"run8/{path.name}[1]"
+    assert recognize(path) == "vasp"
+    found, _ = read("vasp", path, energy_key="energy")
+    assert found.energy.tolist() == [step["zero"] for step in made]
+
+
+def test_outcar_that_ends_too_early(tmp_path: Path, read: Any) -> None:
+    text, made = outcar()
+    path = tmp_path / "OUTCAR"
+    starts = [k for k in range(len(text)) if text.startswith(" POSITION  ", k)]
+    end = text.index(" General timing")
+    for size in (*starts, end, *np.random.default_rng(0).integers(200, end, 8).tolist()):
+        with pytest.raises(RamifyError, match="truncated"):
+            read("vasp", save(path, text[:size]))
+    for size in range(starts[-1], end, 7):  # the last step is read whole, or not at all
+        try:
+            found, _ = read("vasp", save(path, text[:size]), unfinished="read")
+        except RamifyError:
+            continue
+        whole = len(found)
+        assert found.energy.tolist() == [step["free"] for step in made[:whole]]
+        forces = np.concatenate([step["forces"] for step in made[:whole]])
+        np.testing.assert_allclose(found.forces, forces, atol=1e-8)
 
 
 def save(path: Path, text: str) -> Path:

@@ -137,3 +137,26 @@ def test_when_nothing_is_left_the_first_reason_is_said(tmp_path: Path) -> None:
         changed(atoms, energy=np.nan)
     with pytest.raises(RamifyError, match=r"left \(3 non-finite label \(first: a\.xyz\[0\]: energy\)\)"):
         prepare(tmp_path, made)
+
+
+def test_a_stress_in_another_order_is_left_out() -> None:
+    """Nine numbers that begin xx yy zz are not symmetric as three rows."""
+    ordered = np.array([[3.0, 0.2, 0.3], [0.2, 4.0, 0.1], [0.3, 0.1, 5.0]]) * 1e-2
+    voigt_first = np.array([3.0, 4.0, 5.0, 0.1, 0.3, 0.2, 0.1, 0.3, 0.2]).reshape(3, 3) * 1e-2
+    rounded = ordered + np.array([[0, 1e-5, 0], [0, 0, 0], [0, 0, 0]])
+    made = Structures.make(
+        n_atoms=[1] * 3,
+        numbers=[29] * 3,
+        positions=np.zeros((3, 3)),
+        cell=np.tile(4 * np.eye(3), (3, 1, 1)),
+        pbc=np.ones((3, 3), bool),
+        energy=[-1.0] * 3,
+        stress=np.stack([ordered, voigt_first, rounded]),
+    )
+    quarantine = Quarantine()
+    found = apply_label_rules(made, DatasetOptions(format="extxyz", path="a"), quarantine)
+    assert np.isnan(found.stress).all(axis=(1, 2)).tolist() == [False, True, False]
+    np.testing.assert_array_equal(found.stress[[0, 2]], made.stress[[0, 2]])
+    ((reason, count),) = quarantine.remarks.items()
+    assert "not symmetric" in reason
+    assert count == 1

@@ -56,6 +56,16 @@ def stuck(program: Program) -> Callable[[], bool]:
     return lambda: all(output.exists() and "stuck" in output.read_text() for output in program.outputs)
 
 
+def heard(program: Program) -> Callable[[], bool]:
+    """Whether no SIGINT is pending (proc(5): ShdPnd): a second one would be lost while the first one is."""
+
+    def pending() -> int:
+        lines = Path(f"/proc/{program.ranks[0].pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("ShdPnd")).split()[1], 16)
+
+    return lambda: not pending() >> (INT - 1) & 1
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_ctrl_c_keeps_a_checkpoint(recipe: Path, tmp_path: Path, world: int) -> None:
     """Sent to all ranks, as a terminal does: status 130, and the run resumes from that step."""
@@ -78,6 +88,7 @@ def test_a_second_ctrl_c_aborts(recipe: Path, tmp_path: Path) -> None:
     program = Program(tmp_path, 1, "train", recipe, "--run", path, first=STUCK.format(step=4, how=SLEEPS))
     until(stuck(program))
     program.kill(INT)
+    until(heard(program))
     time.sleep(0.5)
     assert program.ranks[0].is_alive()
     program.kill(INT)
@@ -97,9 +108,10 @@ def test_an_abort_before_the_first_checkpoint_promises_none(recipe: Path, tmp_pa
     path = tmp_path / "run"
     program = Program(tmp_path, 1, "train", recipe, "--run", path, first=STUCK.format(step=1, how=SLEEPS))
     until(stuck(program))
-    for _ in range(2):
-        program.kill(INT)
-        time.sleep(0.3)
+    program.kill(INT)
+    until(heard(program))
+    time.sleep(0.3)
+    program.kill(INT)
     done = program.wait(30)
     assert done.statuses == [INTERRUPTED]
     assert "before the first checkpoint" in done.said[0]

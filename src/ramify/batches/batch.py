@@ -34,6 +34,7 @@ class BatchPart:
         structures: the structures.
         edges: their edges, with atom indices within `structures`.
         references: (119,) eV per element, by atomic number.
+        conditions: (S, C) values of the conditions of the model (`ramify.batches.conditions`); None without conditions.
     """
 
     dataset: str
@@ -41,6 +42,7 @@ class BatchPart:
     structures: Structures
     edges: Edges
     references: np.ndarray
+    conditions: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Batch:
         segments: one per branch with structures in the batch, in order.
         datasets: one per dataset with structures in the batch, in order.
         further: further labels by name, (S,) in their unit of errors.
+        conditions: (S, C) values of the conditions of the model; None without conditions.
     """
 
     numbers: Tensor
@@ -89,6 +92,7 @@ class Batch:
     segments: tuple[Segment, ...]
     datasets: tuple[Segment, ...]
     further: Mapping[str, Tensor] = field(default_factory=dict)
+    conditions: Tensor | None = None
 
     @classmethod
     def make(cls, parts: Sequence[BatchPart], dtype: torch.dtype = torch.float32) -> Self:
@@ -134,6 +138,7 @@ class Batch:
                 for name in further()
                 if any(name in p.structures.labels for p in parts)
             },
+            conditions=real(_one(conditions)) if (conditions := _conditions(parts)) else None,
         )
 
     def labels(self) -> dict[str, Tensor]:
@@ -161,6 +166,11 @@ class Batch:
 def _joined(parts: Sequence[BatchPart], column: str) -> np.ndarray:
     """Joins a column of all structures without joining their names, which may be millions."""
     return _one([getattr(p.structures, column) for p in parts])
+
+
+def _conditions(parts: Sequence[BatchPart]) -> list[np.ndarray]:
+    """Values of the conditions of all parts; none for a model without conditions."""
+    return [part.conditions for part in parts if part.conditions is not None]
 
 
 def _one(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.conditions import condition_values
 from ramify.batches.edge_cache import BYTES_PER_EDGE, EdgeCache
 from ramify.batches.padding import Padding
 from ramify.batches.transfer import transfer_to
 from ramify.neighbors.edges import find_edges
 from ramify.packing import pieces_of
+from ramify.recipe import ModelOptions
 from ramify.store.prefetch import Prefetcher
 from ramify.store.store import LabelCounts, Store
 
@@ -32,6 +34,7 @@ class SplitReader:
         cutoff: Å.
         max_neighbors: maximum number of neighbours per atom.
         edge_cache: maximum GB of a cache of edges; if it would be larger, edges are computed for every batch.
+        model: options of the model, for its conditions; None: no conditions.
         progress: called with the number of structures whose edges were computed.
     """
 
@@ -45,8 +48,10 @@ class SplitReader:
         cutoff: float,
         max_neighbors: int | None,
         edge_cache: float,
+        model: ModelOptions | None = None,
         progress: Callable[[int], None] = lambda structures: None,
     ) -> None:
+        self._model = model
         self.dataset, self.branch = dataset, branch
         self.store, self.rows = store, store.range(split)
         self._cutoff, self._max_neighbors = cutoff, max_neighbors
@@ -83,7 +88,8 @@ class SplitReader:
             edges = self._table.take(rows)
         else:
             edges = find_edges(structures, self._cutoff, self._max_neighbors)
-        return BatchPart(self.dataset, self.branch, structures, edges, self.store.references)
+        conditions = None if self._model is None else condition_values(self._model, structures, self.dataset)
+        return BatchPart(self.dataset, self.branch, structures, edges, self.store.references, conditions)
 
     def culprit(self, indices: NDArray[np.int64]) -> str:
         """Finds the first structure at `indices` that cannot be read, and returns its place in the original files;

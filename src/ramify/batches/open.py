@@ -4,9 +4,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ramify.batches.conditions import require_states
 from ramify.batches.loader import SplitReader
 from ramify.errors import RamifyError
-from ramify.recipe import EncoderOptions, Recipe
+from ramify.recipe import ModelOptions, Recipe
 from ramify.store.files import FORMS, form_of
 from ramify.store.manifest import Manifest, check_matches
 from ramify.store.store import Store
@@ -16,7 +17,8 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
     """Opens the stores of all datasets, in the order of the recipe; stores that must be loaded are loaded on first use.
 
     Raises:
-        RamifyError: a store is missing, damaged, without training structures, or was prepared with other options.
+        RamifyError: a store is missing, damaged, without training structures, was prepared with other options, or has
+            structures without the conditions of the model.
     """
     stores = {}
     for name, options in recipe.datasets.items():
@@ -34,6 +36,7 @@ def open_stores(recipe: Recipe) -> dict[str, Store]:
                 f"dataset '{name}' has no structures in its train split ({path})",
                 fix="prepare it again, with structures to train on",
             )
+        require_states(recipe.model.conditions, store)
         stores[name] = _on_its_scale(recipe, name, store)
     return stores
 
@@ -126,11 +129,11 @@ def open_split(
     """
     cache = recipe.train.edge_cache if edge_cache is None else edge_cache
     branches = recipe.datasets_of_branches()
-    return open_readers(recipe.model.encoder, branches, stores, split, progress, edge_cache=cache)
+    return open_readers(recipe.model, branches, stores, split, progress, edge_cache=cache)
 
 
 def open_readers(
-    encoder: EncoderOptions,
+    model: ModelOptions,
     branches: Mapping[str, Sequence[str]],
     stores: Mapping[str, Store],
     split: str,
@@ -138,7 +141,7 @@ def open_readers(
     *,
     edge_cache: float,
 ) -> dict[str, SplitReader]:
-    """Opens one reader per store for a split, for an encoder and the datasets of each branch; see `open_split`."""
+    """Opens one reader per store for a split, for a model and the datasets of each branch; see `open_split`."""
     branch_of = {dataset: branch for branch, group in branches.items() for dataset in group}
     first_branch = next(iter(branches))
     readers = {}
@@ -152,9 +155,10 @@ def open_readers(
             store,
             split,
             branch_of.get(name, first_branch),  # a dataset the model was not trained on belongs to no branch
-            cutoff=encoder.cutoff,
-            max_neighbors=encoder.max_neighbors,
+            cutoff=model.encoder.cutoff,
+            max_neighbors=model.encoder.max_neighbors,
             edge_cache=edge_cache,
+            model=model,
             progress=report,
         )
     return readers

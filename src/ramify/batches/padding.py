@@ -87,6 +87,8 @@ class Padding:
             "cutoff_gain": _longer(batch.cutoff_gain, size["cutoff_"], 0.0),
             "tile_branch": torch.from_numpy(self._tile_branch(starts, tiles)),
         }
+        if batch.conditions is not None:
+            new["conditions"] = _longer(batch.conditions, structures, 0.0)
         for kind, count in size.items():
             receiver = getattr(batch, f"{kind}receiver").numpy()
             own = _spread_over(added, count - len(receiver))

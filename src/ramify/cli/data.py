@@ -52,9 +52,11 @@ def prepare(
 
     Prints the numbers of dropped structures, with the reasons.
     """
+    from ramify.batches.conditions import require_states
     from ramify.prepare.prepare import prepare_dataset
     from ramify.prepare.workers import Served, start_workers
     from ramify.recipe import load_recipe
+    from ramify.store.store import Store
 
     resolved, manifests = load_recipe(recipe, overrides or []), {}
     try:
@@ -65,6 +67,8 @@ def prepare(
                         name, options, Path(resolved.stores), base=Path.cwd(), force=force, form=form,
                         workers=reading, progress=steps.counted,
                     )  # fmt: skip
+                if resolved.model.conditions:
+                    require_states(resolved.model.conditions, Store.open(Path(resolved.stores) / name, later=True))
     except Served:  # rank zero has prepared the store and prints the result
         return
     if as_json:

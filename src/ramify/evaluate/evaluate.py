@@ -28,7 +28,7 @@ from ramify.parallel.startup.launch import choose_device, detect_launcher
 from ramify.parallel.startup.rendezvous import connect
 from ramify.parallel.sync import on_all, on_rank_zero
 from ramify.parallel.world import World
-from ramify.recipe import EncoderOptions, ParallelOptions, Recipe, parse_recipe
+from ramify.recipe import ModelOptions, ParallelOptions, Recipe, parse_recipe
 from ramify.store.manifest import Manifest, read_manifest
 from ramify.store.store import Store
 from ramify.untrusted import is_name
@@ -57,14 +57,14 @@ class Subject:
 
     Attributes:
         network: the model with its weights.
-        encoder: options of the encoder.
+        model: options of the model.
         branches: the datasets that each branch was trained on.
         stores: the stores of these datasets that are evaluated.
         step: number of optimizer steps taken.
     """
 
     network: MultiBranch
-    encoder: EncoderOptions
+    model: ModelOptions
     branches: Mapping[str, Sequence[str]]
     stores: Mapping[str, Store]
     step: int
@@ -95,7 +95,7 @@ def subject_of_run(run: Path, which: str, stores: Path | None = None) -> Subject
     folder = stores or _folder_of_stores(recipe, run, checkpoint.datasets)
     found = open_stores(recipe.model_copy(update={"stores": str(folder)}))
     check_same_data(checkpoint.datasets, found)
-    return Subject(network, recipe.model.encoder, recipe.datasets_of_branches(), found, checkpoint.step)
+    return Subject(network, recipe.model, recipe.datasets_of_branches(), found, checkpoint.step)
 
 
 def _folder_of_stores(recipe: Recipe, run: Path, trained: Mapping[str, Manifest]) -> Path:
@@ -199,7 +199,7 @@ class Evaluator:
         stores = dict(subject.stores)
         if self.others is not None:
             stores |= {name: store for name, store in open_stores(self.others).items() if name not in stores}
-        readers = open_readers(subject.encoder, subject.branches, stores, self.split, edge_cache=0.0)
+        readers = open_readers(subject.model, subject.branches, stores, self.split, edge_cache=0.0)
         if empty := [name for name, reader in readers.items() if not len(reader)]:
             raise RamifyError(
                 f"the {self.split} split of {', '.join(empty)} is empty",
@@ -234,7 +234,7 @@ class Evaluator:
         subject = opened.subject
         foreign = foreign_branches(subject.branches, opened.readers)
         stores = {name: opened.readers[name].store for name in foreign}
-        train = open_readers(subject.encoder, subject.branches, stores, "train", edge_cache=0.0)
+        train = open_readers(subject.model, subject.branches, stores, "train", edge_cache=0.0)
         return refit_energies(opened.model, train, opened.readers, foreign, self.ranks, self.device, self.progress)
 
     def _finish(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ramify.batches.conditions import has_states
 from ramify.batches.loader import SplitReader
 from ramify.errors import RamifyError
 from ramify.evaluate.predict_split import add_in_order, predict_batch, split_batches
@@ -56,7 +57,7 @@ class OldData:
 
     Attributes:
         readers: readers of the available datasets, by branch and dataset.
-        missing: datasets that are not available.
+        missing: datasets that are not available, or that lack the charge or spin that the run adds as conditions.
     """
 
     readers: Mapping[tuple[str, str], SplitReader]
@@ -97,7 +98,7 @@ def old_data(saved: Saved, recipe: Recipe, split: str) -> OldData:
             if name in recipe.datasets:
                 continue
             store = _find(saved, recipe, info)
-            if store is None or not len(store.range(split)):
+            if store is None or not len(store.range(split)) or not has_states(recipe.model.conditions, store):
                 missing.append(name)
                 continue
             readers[branch, name] = SplitReader(
@@ -107,6 +108,7 @@ def old_data(saved: Saved, recipe: Recipe, split: str) -> OldData:
                 branch,
                 cutoff=encoder.cutoff,
                 max_neighbors=encoder.max_neighbors,
+                model=recipe.model,
                 edge_cache=0.0,  # each structure is read at most twice, at different times
             )
     return OldData(readers, missing)

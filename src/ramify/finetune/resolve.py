@@ -54,19 +54,21 @@ def resolve(saved: Saved, recipe: Recipe, stores: Mapping[str, Store], request: 
         hint = nearest(request.mode, MODES)
         raise RamifyError(f"mode '{request.mode}' is unknown{hint}", fix=f"name one of: {', '.join(MODES)}")
     model = ModelOptions.model_validate(saved.options)
-    _agree(recipe, model, saved)
+    adds = bool(recipe.model.conditions) and not model.conditions
+    _agree(recipe, model, saved, adds=adds)
     branches = _branches(saved, recipe, request)
     _check_names(saved, branches)
     _check_mode(saved, branches, request)
     start = _start(saved, recipe, branches, request)
     scales = dict(_scales(saved, branches, stores))
     content = recipe.model_dump(mode="json")
-    content |= {"model": model.model_dump(mode="json"), "branches": branches}
+    content |= {"model": _with_conditions(recipe, model, adds=adds), "branches": branches}
     content["train"] |= {"precision": _precision(saved, recipe)}
     if request.steps is not None:
         content["train"] |= {"max_steps": request.steps}
     content["finetune"] |= {
         "mode": request.mode,
+        "new_conditions": adds,
         "start": start,
         "scales": scales,
         "model": request.model,
@@ -76,9 +78,22 @@ def resolve(saved: Saved, recipe: Recipe, stores: Mapping[str, Store], request: 
     return parse_recipe(content, "the recipe of the fine-tuning")
 
 
-def _agree(recipe: Recipe, model: ModelOptions, saved: Saved) -> None:
-    """Refuses keys below `model` that differ from those of the trained model."""
+def _with_conditions(recipe: Recipe, model: ModelOptions, *, adds: bool) -> dict[str, Any]:
+    """The options of the model, with the conditions that the recipe adds, and new datasets of the condition `dataset`
+    after the old ones."""
+    conditions = recipe.model.conditions if adds else model.conditions
+    found = model.model_dump(mode="json") | {"conditions": conditions}
+    if "dataset" in conditions:
+        found["datasets"] = list(dict.fromkeys([*model.datasets, *recipe.datasets]))
+    return found
+
+
+def _agree(recipe: Recipe, model: ModelOptions, saved: Saved, *, adds: bool) -> None:
+    """Refuses keys below `model` that differ from those of the trained model; `adds`: conditions are new."""
     stated = _flat(recipe.model.model_dump(mode="json", exclude_unset=True), "model.")
+    stated.pop("model.datasets", None)
+    if adds:
+        stated.pop("model.conditions", None)
     found = _flat(model.model_dump(mode="json"), "model.")
     # another kind of encoder has other keys
     wrong = [

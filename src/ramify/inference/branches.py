@@ -122,11 +122,13 @@ class BranchInfo:
         name: name of the branch.
         datasets: the datasets it was trained on, by name.
         forces: `direct`, `conservative` (-dE/dx, with stress), or None where no dataset of the branch has forces.
+        conditions: of the model, without which it predicts nothing (`model.conditions`).
     """
 
     name: str
     datasets: Mapping[str, DatasetInfo]
     forces: ForceKind | None
+    conditions: tuple[str, ...] = ()
 
     @property
     def stress(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ramify.batches.conditions import require_states
 from ramify.errors import RamifyError, nearest
 from ramify.evaluate.evaluate import UNITS, Subject
 from ramify.evaluate.metrics import REFERENCES, Errors
@@ -45,6 +46,7 @@ def subject_of_saved(saved: Saved, stores: Path | None) -> Subject:
         for name, info in group.items():
             if (folder / name / "manifest.json").is_file():
                 found[name] = _on_scale(Store.open(folder / name, later=True), info)
+                require_states(options.conditions, found[name])
     if not found:
         named = ", ".join(name for group in saved.branches.values() for name in group)
         raise RamifyError(
@@ -52,7 +54,7 @@ def subject_of_saved(saved: Saved, stores: Path | None) -> Subject:
             fix="name the folder of the stores with --stores, or evaluate a labelled file with --file",
         )
     branches = {branch: list(group) for branch, group in saved.branches.items()}
-    return Subject(network, options.encoder, branches, found, saved.step)
+    return Subject(network, options, branches, found, saved.step)
 
 
 def _folder_of_stores(saved: Saved) -> Path:

@@ -7,7 +7,7 @@ import torch
 from ramify import system
 from ramify.inference.batching import MemoryBudget
 from ramify.model.branch import ForceKind
-from ramify.model.build import LabelSpread, build_branch, build_encoder, build_repulsion
+from ramify.model.build import LabelSpread, build_branch, build_encoder, build_repulsion, condition
 from ramify.model.multibranch import MultiBranch
 from ramify.model.profile import Cost, prediction_memory
 from ramify.recipe import ModelOptions
@@ -44,6 +44,7 @@ def prediction_cost(options: ModelOptions, forces: ForceKind | None) -> Cost:
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         encoder = build_encoder(options.encoder)
+        condition(encoder, options)
         branch = build_branch(options, encoder, [LabelSpread(1.0, None if forces is None else 1.0, 1)])
         repulsion = build_repulsion(options)
         model = MultiBranch(encoder, {"branch": branch}, options.encoder.cutoff, repulsion).float()

@@ -52,14 +52,21 @@ class Model:
         """The precision of the parameters."""
         return next(self.network.parameters()).dtype
 
-    def predictor(self, branch: str | None = None, dataset: str | None = None) -> Predictor:
-        """A predictor for one branch.
+    def predictor(
+        self,
+        branch: str | None = None,
+        dataset: str | None = None,
+        *,
+        charge: int | None = None,
+        spin: int | None = None,
+    ) -> Predictor:
+        """A predictor for one branch; `charge` (e) and `spin` (multiplicity) are those of structures that state none.
 
         Raises:
             RamifyError: see `predict`.
         """
         chosen = choose_branch(self.branches, branch)
-        return Predictor(self.network, self.options, chosen, choose_dataset(chosen, dataset))
+        return Predictor(self.network, self.options, chosen, choose_dataset(chosen, dataset), charge, spin)
 
     @overload
     def predict(
@@ -68,6 +75,8 @@ class Model:
         branch: str | None = None,
         *,
         dataset: str | None = None,
+        charge: int | None = None,
+        spin: int | None = None,
         skip: bool = False,
         memory: float | None = None,
         progress: Progress = ...,
@@ -80,6 +89,8 @@ class Model:
         branch: str | None = None,
         *,
         dataset: str | None = None,
+        charge: int | None = None,
+        spin: int | None = None,
         skip: bool = False,
         memory: float | None = None,
         progress: Progress = ...,
@@ -91,6 +102,8 @@ class Model:
         branch: str | None = None,
         *,
         dataset: str | None = None,
+        charge: int | None = None,
+        spin: int | None = None,
         skip: bool = False,
         memory: float | None = None,
         progress: Progress = lambda structures: None,
@@ -101,6 +114,8 @@ class Model:
             atoms: one structure or several, which are predicted in batches.
             branch: name of the branch; required if there are several.
             dataset: dataset whose energy scale is used; required if the branch was trained on several.
+            charge, spin: charge in e and multiplicity of structures that state none (`atoms.info`), for models that
+                take them as conditions.
             skip: leave out structures that cannot be predicted and list them in `Predictions.refused`, instead of
                 raising an error.
             memory: bytes that one batch may take; None for all free memory.
@@ -109,12 +124,13 @@ class Model:
         Raises:
             RamifyError: there are several branches (or datasets) and none is named, a name is unknown, or (without
                 `skip`) a structure cannot be predicted: no atoms, an element that is not in the training data, two
-                atoms at one position, a periodic cell without volume, too many atoms for the memory, an overflow.
+                atoms at one position, a periodic cell without volume, too many atoms for the memory, an overflow, or no
+                charge or spin, or an impossible one, for a model that takes them.
 
         Warns:
             RamifyWarning: atoms closer than any in the training data.
         """
-        predictor = self.predictor(branch, dataset)
+        predictor = self.predictor(branch, dataset, charge=charge, spin=spin)
         structures, single = _as_structures(atoms)
         budget = budget_for(self.options, predictor.branch.forces, self.device, memory)
         found = predictor.predict(structures, budget, progress)
@@ -161,7 +177,8 @@ def load(
     except (RuntimeError, AssertionError) as error:  # raised by PyTorch for devices that are unknown or not compiled in
         raise RamifyError(f"device '{device}' cannot be used: {error}", fix="give device='cpu'") from None
     branches = {
-        name: BranchInfo(name, dict(group), network.branch(name).forces) for name, group in saved.branches.items()
+        name: BranchInfo(name, dict(group), network.branch(name).forces, options.conditions)
+        for name, group in saved.branches.items()
     }
     return Model(branches, network, options, saved)
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.conditions import condition_values
 from ramify.inference.batching import MemoryBudget, edges_of_span, plan
 from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.inference.edge_vectors import with_edge_vectors
@@ -27,7 +29,7 @@ from ramify.neighbors.edges import Edges, edges_among, find_pairs, search_radius
 from ramify.packing import pieces_of
 from ramify.recipe import ModelOptions
 from ramify.references import reference_energy
-from ramify.structures import Structures, atom_rows
+from ramify.structures import STATES, Structures, atom_rows
 
 Rows = NDArray[np.int64]
 
@@ -61,18 +63,32 @@ class Predictor:
         options: options that it was built from.
         branch: the branch.
         dataset: the dataset whose energy scale is used.
+        charge: e, of structures that state none; None: such structures are refused if the model takes the charge.
+        spin: multiplicity of structures that state none, likewise.
     """
 
     network: MultiBranch
     options: ModelOptions
     branch: BranchInfo
     dataset: DatasetInfo
+    charge: int | None = None
+    spin: int | None = None
+
+    def stated(self, structures: Structures) -> Structures:
+        """The structures with `charge` and `spin` where they state none."""
+        given = {name: value for name in STATES if (value := getattr(self, name)) is not None}
+        filled: dict[str, Any] = {
+            name: np.where(np.isnan(getattr(structures, name)), value, getattr(structures, name))
+            for name, value in given.items()
+        }
+        return replace(structures, **filled) if filled else structures
 
     def predict_edges(self, structures: Structures, edges: Edges) -> "RawPredictions":
         """Predictions for structures that passed the screening."""
         references = self.dataset.reference_table()
         scale = self.network.branch(self.branch.name).energy_scale
-        part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references)
+        conditions = condition_values(self.options, structures, self.dataset.name)
+        part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references, conditions)
         periodic = structures.pbc.any(axis=1)
         with torch.inference_mode(False), torch.no_grad():  # conservative forces need gradients
             batch = with_edge_vectors(Batch.make([part], scale.dtype), structures, edges).to(scale.device)
@@ -94,6 +110,7 @@ class Predictor:
             budget: limits of one batch.
             progress: called with the number of structures predicted since the last call.
         """
+        structures = self.stated(structures)
         labels = self.network.branch(self.branch.name).labels
         work = _Work(structures, with_forces=self.branch.forces is not None, labels=labels)
         work.refused |= screen(structures, self.branch, self.dataset)

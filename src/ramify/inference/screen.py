@@ -6,11 +6,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.batches.conditions import missing_states, no_state_fix
 from ramify.elements import NUMBERS, SYMBOLS
 from ramify.errors import RamifyWarning
 from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.neighbors.all_pairs import Pairs
 from ramify.neighbors.distances import degenerate_cells
+from ramify.sources.states import impossible_states
 from ramify.structures import Structures
 
 NO_ATOMS = "no atoms"
@@ -18,6 +20,7 @@ UNKNOWN_ELEMENT = "element that the branch never saw"
 NON_FINITE = "position or cell is not a number"
 NO_VOLUME = "periodic cell without volume"
 COINCIDENT = "two atoms on one spot"
+NO_STATE = "no charge or spin, which the model needs"
 TOO_LARGE = "too large for the memory"
 NON_FINITE_PREDICTION = "prediction is not a number"
 CLOSE = "atoms closer than in the training data"
@@ -53,6 +56,19 @@ def screen(structures: Structures, branch: BranchInfo, dataset: DatasetInfo) -> 
         else:
             box = np.array2string(structures.cell[index], precision=4, separator=", ").replace("\n", "")
             refused[index] = (NO_VOLUME, f"pbc {structures.pbc[index].tolist()}, cell {box}")
+    return _states(structures, branch) | refused
+
+
+def _states(structures: Structures, branch: BranchInfo) -> Refused:
+    """Structures without a condition of the model, or with an impossible charge or spin."""
+    if not branch.conditions:
+        return {}
+    refused: Refused = dict(impossible_states(structures))
+    for name, rows in missing_states(branch.conditions, structures).items():
+        for index in rows.tolist():
+            reason, before = refused.get(index, ("", ""))
+            also = f"{before}; " if reason == NO_STATE else ""
+            refused[index] = (NO_STATE, f"{also}no {name}: {no_state_fix(name)}")
     return refused
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ramify.errors import RamifyError
 from ramify.labels import in_order, measurable
 from ramify.model.branch import Branch, ForceKind
-from ramify.model.encoders.base import Encoder
+from ramify.model.encoders.base import Encoder, add_conditions
 from ramify.model.heads import HEADS, LabelScale, ScaledHead
 from ramify.model.multibranch import MultiBranch
 from ramify.model.physics.repulsion import ZBL
@@ -113,6 +113,8 @@ def build_parts(
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed accelerators
         encoder = build_encoder(options.encoder)
         encoder.checkpointing = checkpointing
+        torch.default_generator.manual_seed(_seed_of_branch(seed, "/conditions"))  # not the name of a branch
+        condition(encoder, options)
         built = {}
         for name, spreads in branches.items():
             torch.default_generator.manual_seed(_seed_of_branch(seed, name))
@@ -138,6 +140,16 @@ def build_encoder(options: EncoderOptions) -> Encoder:
             fix="derive it from ramify.model.encoders.base.Encoder, see docs/encoders.md",
         )
     return encoder
+
+
+def condition(encoder: Encoder, options: ModelOptions) -> None:
+    """Adds the conditions of the model, if it has any.
+
+    Raises:
+        RamifyError: the encoder does not take conditions.
+    """
+    if options.conditions:
+        add_conditions(encoder, options.conditions, len(options.datasets))
 
 
 def build_repulsion(options: ModelOptions) -> nn.Module | None:

@@ -20,6 +20,7 @@ class Graph:
         distance: (E,) Å.
         weight: (E,) from 1 at short distances to 0 at the cutoff of the receiver.
         slots: (n,) 0, 1, ... n - 1; no atom has more than n edges with a weight above 0.
+        conditions: (N, C) values of the conditions of the structure of each atom; None without conditions.
     """
 
     numbers: Tensor
@@ -29,6 +30,7 @@ class Graph:
     distance: Tensor
     weight: Tensor
     slots: Tensor
+    conditions: Tensor | None = None
 
 
 def build_graph(
@@ -67,7 +69,9 @@ def build_graph(
         atom_cutoff = atom_cutoff.index_add(
             0, batch.cutoff_receiver, batch.cutoff_gain * (cutoff_pairs - cutoff_pairs.detach())
         )
-    return edge_geometry(batch.numbers, batch.receiver, batch.sender, vector, distance, atom_cutoff, batch.slots)
+    conditions = None if batch.conditions is None else batch.conditions.index_select(0, batch.structure)
+    ends = batch.receiver, batch.sender
+    return edge_geometry(batch.numbers, *ends, vector, distance, atom_cutoff, batch.slots, conditions)
 
 
 def edge_geometry(
@@ -78,8 +82,9 @@ def edge_geometry(
     distance: Tensor,
     atom_cutoff: Tensor,
     slots: Tensor,
+    conditions: Tensor | None = None,
 ) -> Graph:
-    """A graph from edge vectors (E, 3) and their lengths (E,), Å, the adaptive cutoffs of atoms (N,), Å, and the slots
-    of a neighbour table (n,)."""
+    """A graph from edge vectors (E, 3) and their lengths (E,), Å, the adaptive cutoffs of atoms (N,), Å, the slots of a
+    neighbour table (n,), and values of conditions by atom (N, C)."""
     weight = envelope(distance / atom_cutoff.index_select(0, receiver))
-    return Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight, slots)
+    return Graph(numbers, receiver, sender, vector / distance[:, None], distance, weight, slots, conditions)

@@ -157,7 +157,8 @@ def _pass(
     if trained:
         for weight in weights.values():
             weight.grad = torch.empty_like(weight)
-    batch = _empty_batch(branch, *size, next(model.parameters()).dtype)
+    conditions = 0 if model.encoder.conditions is None else len(model.encoder.conditions.names)
+    batch = _empty_batch(branch, *size, next(model.parameters()).dtype, conditions)
     tracker = make_tracker([*weights.values(), *(weight.grad for weight in weights.values()), *buffers.values()])
     with tracker:
         torch.func.functional_call(runner, weights | buffers, (batch,))
@@ -187,7 +188,7 @@ class _Prediction(torch.nn.Module):
         self.model(batch, stress=self.stress)
 
 
-def _empty_batch(branch: str, atoms: int, edges: int, slots: int, dtype: torch.dtype) -> Batch:
+def _empty_batch(branch: str, atoms: int, edges: int, slots: int, dtype: torch.dtype, conditions: int) -> Batch:
     def real(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
@@ -215,6 +216,7 @@ def _empty_batch(branch: str, atoms: int, edges: int, slots: int, dtype: torch.d
         stress=real(1, 3, 3),
         segments=segments,
         datasets=segments,
+        conditions=real(1, conditions) if conditions else None,
     )
 
 

@@ -40,6 +40,8 @@ MAX_POLL = 5.0
 store handles the load easily: four short messages per rank and check, 1600 per second with 2,000 ranks."""
 MAX_NAMED = 8
 """Largest number of ranks that a message lists individually."""
+LAST_ANSWER = 10.0
+"""Maximum seconds at the end of a run to wait for calls of the store that have not returned."""
 EXIT_DELAY = 2.0
 """Seconds that ranks wait before they exit, so that the rank that prints the message for all can finish it."""
 
@@ -117,6 +119,7 @@ class Watchdog:
             threading.Thread(target=loop, name="ramify-watchdog", daemon=True)
             for loop in (self._report_loop, self._check_loop)
         ]
+        self._queries: list[threading.Thread] = []
 
     def arrive(self, place: str) -> None:
         """Records that this rank has reached `place`, e.g. `step 12`; all ranks reach the same places in one order."""
@@ -166,8 +169,9 @@ class Watchdog:
         if self._store is not None:
             # A thread that returns from a call of the store while Python finalizes aborts the process ("terminate
             # called without an active exception"). The limit is for a store whose host is gone.
-            self._threads[0].join(3 * EXIT_DELAY)
             self._threads[1].join()
+            for thread in (self._threads[0], *self._queries):
+                thread.join(LAST_ANSWER)
 
     def _report_loop(self) -> None:
         """Reports this rank's status and reads that of the next rank; the store may block this thread."""
@@ -234,7 +238,8 @@ class Watchdog:
             with contextlib.suppress(RuntimeError):
                 answers.append(question())
 
-        thread = threading.Thread(target=query, daemon=True)
+        thread = threading.Thread(target=query, name="ramify-watchdog", daemon=True)
+        self._queries = [*(asked for asked in self._queries if asked.is_alive()), thread]
         thread.start()
         thread.join(3 * EXIT_DELAY)
         return any(answers)

@@ -220,7 +220,7 @@ def encoder_options(entry: Any) -> EncoderOptions:
 
 def _other_kinds(key: str, kind: str) -> str:
     """The kinds of this package that have a key which `kind` has not; empty if there are none."""
-    owners = [other for other in KINDS if other != kind and key in encoder_class(other).Options.model_fields]
+    owners = [other for other in KINDS if other != kind and key in OPTIONS[other].model_fields]
     if not owners:
         return ""
     return f"model.encoder.{key} is a key of {', '.join(owners)}; for one of these write model.encoder.kind"

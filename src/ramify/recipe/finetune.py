@@ -38,6 +38,8 @@ class FinetuneOptions(Keys):
     """Checkpoint of the pretrained model, if it is a run."""
     weights: str = ""
     """Checksum of the weights of the pretrained model."""
+    new_conditions: bool = False
+    """Whether the run adds `model.conditions` to a model without conditions."""
     scales: dict[str, Scale] = Field({})
     """For each dataset that continues a pretrained branch: references and scales of that branch, which replace those of
     the prepared dataset."""

@@ -2,7 +2,14 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ramify.recipe.base import Keys
 from ramify.recipe.encoder import EncoderOptions, encoder_options
@@ -25,11 +32,33 @@ class ForceHeadOptions(HeadOptions):
 
 
 class ModelOptions(Keys):
-    """Encoder and heads; all branches have the same architecture."""
+    """Encoder, heads and conditions; all branches have the same architecture."""
 
     encoder: SerializeAsAny[EncoderOptions] = Field(default_factory=lambda: encoder_options({}))
     energy_head: HeadOptions = HeadOptions()
     force_head: ForceHeadOptions = ForceHeadOptions()
+    conditions: tuple[Literal["charge", "spin", "dataset"], ...] = ()
+    """Properties of a structure that the encoder takes besides its atoms: total `charge`, `spin` (multiplicity), and
+    the `dataset`, as an alternative to branches. Training and prediction refuse structures without charge or spin; they
+    are never taken for neutral singlets. See docs/physics.md."""
+    datasets: tuple[str, ...] = ()
+    """Names of the datasets in the order of their parameters in the condition `dataset`; set by the program."""
+
+    @field_validator("conditions")
+    @classmethod
+    def _in_order(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """The order of the conditions in the recipe has no meaning."""
+        return tuple(name for name in ("charge", "spin", "dataset") if name in value)
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves the keys of conditions out where there are none, so that older programs read the model."""
+        content: dict[str, Any] = handler(self)
+        for key in ("conditions", "datasets"):
+            if not content.get(key, True):
+                del content[key]
+        return content
+
     repulsion: Literal["none", "zbl"] = "none"
     """`zbl`: adds the screened repulsion of nuclei of Ziegler, Biersack and Littmark between atoms closer than the sum
     of their covalent radii, so that crowded atoms are pushed apart also where there are no data. The network learns the

@@ -39,6 +39,17 @@ class Recipe(Keys):
     data: DataOptions = DataOptions()
     finetune: FinetuneOptions = FinetuneOptions()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _datasets_of_condition(cls, value: Any) -> Any:
+        """Lists the datasets of the condition `dataset`; `model.datasets` of a fine-tuning has earlier ones, too."""
+        model = value.get("model") if isinstance(value, Mapping) else None
+        if not isinstance(model, Mapping) or not isinstance(value.get("datasets"), Mapping):
+            return value
+        if "dataset" not in (model.get("conditions") or ()) or model.get("datasets"):
+            return value
+        return {**value, "model": {**model, "datasets": [str(name) for name in value["datasets"]]}}
+
     @field_validator("datasets", mode="before")
     @classmethod
     def _datasets_by_format(cls, value: Any) -> Any:
@@ -64,6 +75,8 @@ class Recipe(Keys):
                 )
             if empty := sorted(b for b, datasets in self.branches.items() if not datasets):
                 raise ValueError(f"branches: {', '.join(empty)} has no dataset")
+        if "dataset" in self.model.conditions:
+            check_known("model.datasets", self.datasets, self.model.datasets)
         check_known("objective.weights", self.objective.weights, self.datasets)
         check_known("objective.labels", self.objective.labels, further(), "label")
         if not any(self.objective.weights.get(name, 1.0) for name in self.datasets):

@@ -54,7 +54,8 @@ def save_bands(
         bands, density = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
         bands.plot(at, frequencies, color=PALETTE[0], linewidth=1.2)
         for place, _ in ticks:
-            bands.axvline(place, color=RULE, linewidth=0.8)
+            bands.axvline(place, color=RULE, linewidth=0.8, zorder=0)
+        bands.grid(visible=False)
         bands.axhline(0.0, color=INK, linewidth=0.6)
         bands.set_xticks([place for place, _ in ticks], [name for _, name in ticks])
         bands.set_xlim(float(at[0]), float(at[-1]))

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.conditions import condition_values
 from ramify.elements import MAX_NUMBER
 from ramify.inference.edge_vectors import with_edge_vectors
 from ramify.inference.model import Model
@@ -38,7 +39,10 @@ def _composition(structures: Structures) -> Floats:
 def _encoded(model: Model, structures: Structures) -> Floats:
     options = model.options.encoder
     edges = find_edges(structures, options.cutoff, options.max_neighbors)
-    part = BatchPart("-", "-", structures, edges, np.zeros(MAX_NUMBER + 1))
+    # with the condition `dataset`, all structures are encoded as of the first one, so that features are comparable
+    dataset = next(iter(model.options.datasets), "-")
+    conditions = condition_values(model.options, structures, dataset)
+    part = BatchPart("-", "-", structures, edges, np.zeros(MAX_NUMBER + 1), conditions)
     with torch.no_grad():
         batch = with_edge_vectors(Batch.make([part], model.dtype), structures, edges).to(model.device)
         scalars, _ = model.network.encoder(build_graph(batch, options.cutoff, batch.positions))

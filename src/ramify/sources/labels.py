@@ -25,7 +25,7 @@ from ramify.sources.chunks import (
 )
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.states import UNREAD, StateOptions
-from ramify.sources.units import Units, with_stated
+from ramify.sources.units import PER_ATOM, Units, known_unit, stated_units, unit_factor, units_in_names, with_stated
 from ramify.sources.where import COLUMNS, left_out, rejected_by
 
 UNREAD_STRESS = "stress or virial under another key, not read"
@@ -102,6 +102,7 @@ class Labeller:
         self._options = options
         self._quarantine = quarantine
         self._units = units or options.units
+        self._stated: dict[str, str] = {}
         self._names: set[str] = set()
         self._stress_like: set[str] = set()
         self._unread = self._without_cell = self._unread_states = 0
@@ -130,10 +131,9 @@ class Labeller:
             origin: the file and the path inside it; None for the file.
 
         Raises:
-            RamifyError: the first structure states units that contradict the recipe, or unknown units.
+            RamifyError: the structure states units that contradict the recipe or earlier structures, or unknown units.
         """
-        if not self.structures:
-            self._units = with_stated(self._path, self._units, _stated_units(found))
+        self._take_units(found, row)
         options, units = self._options, self._units
         self.structures += 1
         self._names |= {name for name, value in found.items() if value is not None}
@@ -197,6 +197,40 @@ class Labeller:
                 self._path.name, UNREAD, "charge_key or spin_key would read it", count=self._unread_states
             )
         self._check_stress()
+
+    def _take_units(self, found: Mapping[str, Any], row: int) -> None:
+        """Takes the units that the first structure states; later ones must not state others.
+
+        Raises:
+            RamifyError: they do, or they contradict the recipe, or are unknown.
+        """
+        options = self._options
+        names = {"energy": options.energy_key, "forces": options.forces_key}
+        stated = stated_units(found, **names, stress=options.stress_key, virial=options.virial_key)
+        if not self.structures:
+            stated = units_in_names(options.units, **names, stress=options.stress_key) | stated
+        if stated == self._stated:
+            return
+        virial = stated.pop("virial", None)
+        if not self.structures:
+            self._units = with_stated(self._path, self._units, stated, energy_is_per_atom=options.energy_is_per_atom)
+        if options.virial_key is not None and virial is not None:
+            self._compare("energy", "virial", virial, row)
+        for kind, spelling in stated.items() if self.structures else ():
+            self._compare(kind, kind, spelling, row)
+        self._stated = stated | ({} if virial is None else {"virial": virial})
+
+    def _compare(self, kind: str, name: str, spelling: str, row: int) -> None:
+        """Compares the unit that a structure states for `name` with that in which `kind` is read."""
+        unit = known_unit(kind, PER_ATOM.sub("", spelling))
+        factor = getattr(self._units, f"{kind}_factor")
+        if unit is None or abs(unit_factor(kind, unit) / factor - 1) > 1e-9:
+            reading = getattr(self._units, kind) or f"{self._units.energy}/{self._units.length}"
+            raise RamifyError(
+                f"{self._path}: structure {row} states its {name} in {spelling}, the file is read with {kind} in "
+                f"{reading}",
+                fix="convert the file to one unit, or make one dataset per unit",
+            )
 
     def _check_stress(self) -> None:
         options, names = self._options, self._names
@@ -285,16 +319,6 @@ def _has_unread_state(found: Mapping[str, Any], options: AtomsOptions) -> bool:
 
     unread_charge = options.charge_key is None and options.charge is None and differs(CHARGES, 0.0)
     return unread_charge or (options.spin_key is None and options.spin is None and differs(SPINS, 1.0))
-
-
-def _stated_units(found: Mapping[str, Any]) -> dict[str, str | None]:
-    """Units stated by values of a structure such as `energy_unit=kcal/mol`."""
-    words = {"energy": ("energy",), "length": ("length", "position", "positions"), "forces": ("forces", "force")}
-    words["stress"] = ("stress",)
-    return {
-        kind: next((str(found[f"{w}_{u}"]) for w in names for u in ("unit", "units") if f"{w}_{u}" in found), None)
-        for kind, names in words.items()
-    }
 
 
 def full_stress(value: Any, name: str) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ from ramify.sources.parsing.tfrecord import parse_example, records
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.recognize import recognize
 from ramify.sources.states import apply_states
+from ramify.sources.units import PER_ATOM
 from ramify.structures import Structures, state_text
 
 SAMPLE = 2000
@@ -177,12 +178,14 @@ def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[st
         return chosen, doubts
     for key, words in (("energy_key", ("energy",)), ("forces_key", ("force",)), ("stress_key", ("stress",))):
         default = options.model_fields[key].default
-        fitting = [n for n in keys if any(w in n.lower() for w in words) and not n.lower().endswith(("unit", "units"))]
+        fitting = sorted((n for n in keys if _may_be(key, n, words, keys[n])), key=_unlikely)
         if default in keys or not fitting:
             continue
         chosen[key] = fitting[0]
+        if key == "energy_key" and PER_ATOM.search(fitting[0]):
+            chosen["energy_is_per_atom"] = True
         if len(fitting) > 1:
-            doubts.append(f"`{key}`: {', '.join(fitting)} are all possible; {fitting[0]} is the first")
+            doubts.append(f"`{key}`: {', '.join(fitting)} are all possible; {fitting[0]} was chosen")
     for key, names in (("charge_key", CHARGES), ("spin_key", SPINS)):
         fitting = [name for name in names if name in keys]
         if not fitting:
@@ -196,6 +199,21 @@ def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[st
     if virial is not None and "stress" not in keys and "stress_key" not in chosen:
         chosen["virial_key"] = virial
     return chosen, doubts
+
+
+def _may_be(key: str, name: str, words: tuple[str, ...], kind: str) -> bool:
+    """Whether a value of a file may be the label of a recipe key, by its name and shape."""
+    if not any(word in name.lower() for word in words) or "unit" in name.lower():
+        return False
+    if key == "energy_key":
+        return not kind.endswith(")")
+    return kind.endswith(", 3)" if key == "forces_key" else ("(3, 3)", "(6,)", "(9,)"))
+
+
+def _unlikely(name: str) -> tuple[bool, bool]:
+    """Order of names that may be an energy: totals first, then energies per atom, then differences to a reference."""
+    differences = ("formation", "cohesive", "hull", "binding", "atomization", "correction")
+    return any(word in name.lower() for word in differences), bool(PER_ATOM.search(name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Units of a file: those set in the recipe, and those stated in the file."""
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,17 @@ _SPELLINGS = {  # spellings of units in files, in lower case, with the names abo
 }
 
 
+QUANTITIES = {  # names, in lower case, for which files state units, as in `energy_unit` or `unit_of_length`
+    "energy": ("energy", "energies", "e"),
+    "length": ("length", "lengths", "distance", "position", "positions", "coordinates", "cell", "lattice", "r"),
+    "forces": ("forces", "force", "f", "gradient", "gradients"),
+    "stress": ("stress", "stresses"),
+    "virial": ("virial", "virials"),
+}
+_UNIT_OF = re.compile(r"(?P<before>.+?)[_ -]?units?|units?[_ -](of[_ -])?(?P<after>.+)", re.IGNORECASE)
+PER_ATOM = re.compile(r"(/|[_ ]*per[_ ]+)\s*atom$", re.IGNORECASE)
+
+
 def _composed(value: Any) -> Any:
     """Normalises `Å`, which may be typed as the ångström sign or as A with ring."""
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
@@ -110,7 +122,55 @@ class Units(BaseModel):
         return STRESS_UNITS[self.stress]
 
 
-def with_stated(path: Path, recipe: Units, stated: Mapping[str, str | None]) -> Units:
+def stated_units(found: Mapping[str, Any], **keys: str | None) -> dict[str, str]:
+    """Units stated by named values such as `energy_unit`, `units_of_length`, or a mapping `units: {energy: eV}`.
+
+    Args:
+        found: named values of a file or structure.
+        **keys: names in the file of `energy`, `forces`, `stress`, `virial`; `dft_energy_unit` is that of `dft_energy`,
+            and goes before `energy_unit`.
+    """
+    named: dict[str, str] = {}
+    for name, value in found.items():
+        lowered = name.lower()
+        if "unit" not in lowered or lowered.startswith(("unit_cell", "unitcell")):
+            continue
+        if isinstance(value, Mapping):
+            named |= {str(quantity).lower(): str(unit) for quantity, unit in value.items() if unit}
+        elif (match := _UNIT_OF.fullmatch(lowered)) and isinstance(value, str | bytes) and value:
+            named[match["before"] or match["after"]] = value.decode() if isinstance(value, bytes) else value
+    if not named:
+        return {}
+    stated: dict[str, str] = {}
+    for kind, usual in QUANTITIES.items():
+        unit = next((named[name] for name in ((keys.get(kind) or kind).lower(), *usual) if name in named), None)
+        stated |= {} if unit is None else {kind: unit}
+    return stated
+
+
+def units_in_names(recipe: Units, **keys: str | None) -> dict[str, str]:
+    """Units in the names of labels, e.g. `stress_GPa`, `forces_eV/Å`, `energy_kcal/mol_per_atom`.
+
+    Args:
+        recipe: units of the recipe; where it sets a unit, that of the name is ignored.
+        **keys: names in the file of `energy`, `forces`, `stress`.
+    """
+    found = {}
+    for kind, key in keys.items():
+        name, per_atom = PER_ATOM.subn("", key or "")
+        words = re.split(r"[_\s()\[\]]+(?:per_)?", name.rstrip(")] "))[1:]  # the first is the quantity
+        tried = ["/".join(words[-2:]), *words[-1:]] if kind == "forces" else words[-1:]
+        unit = next((word for word in tried if known_unit(kind, word)), "")
+        if kind in recipe.model_fields_set:
+            unit = ""
+        if unit or per_atom:
+            found[kind] = unit + "/atom" * per_atom
+    return found
+
+
+def with_stated(
+    path: Path, recipe: Units, stated: Mapping[str, str | None], *, energy_is_per_atom: bool = False
+) -> Units:
     """Merges the units of the recipe with those stated in the file.
 
     A unit that the recipe does not set is taken from the file; if both state a unit, they must agree.
@@ -119,6 +179,7 @@ def with_stated(path: Path, recipe: Units, stated: Mapping[str, str | None]) -> 
         path: the file, for messages.
         recipe: units of the recipe.
         stated: units of `energy`, `length`, `forces`, `stress` as spelled in the file; None if not stated.
+        energy_is_per_atom: whether the recipe reads energies per atom; a file may state it, as in `eV/atom`.
 
     Raises:
         RamifyError: the recipe contradicts the file, or the file states an unknown unit and the recipe none.
@@ -127,6 +188,16 @@ def with_stated(path: Path, recipe: Units, stated: Mapping[str, str | None]) -> 
     for kind, spelling in stated.items():
         if spelling is None:
             continue
+        if kind == "energy" and PER_ATOM.search(spelling):
+            if not energy_is_per_atom:
+                raise RamifyError(
+                    f"{path} states its energy {'in ' + spelling if spelling[0] != '/' else 'per atom'}, the recipe "
+                    "reads total energies",
+                    fix="set `energy_is_per_atom: true`",
+                )
+            spelling = PER_ATOM.sub("", spelling)
+            if not spelling:
+                continue
         name = known_unit(kind, spelling)
         by_recipe = kind in recipe.model_fields_set
         if name is None and not by_recipe:

@@ -9,7 +9,7 @@ precision. Small models with two or three layers are sufficient.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from ramify.model import compiled
 from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_branch
 from ramify.model.compiled import CompiledModel
-from ramify.model.encoders.base import Encoder
+from ramify.model.encoders.base import Encoder, add_conditions
 from ramify.model.lora import UP, add_lora
 from ramify.model.multibranch import BatchPredictions, MultiBranch
 from ramify.model.profile import prediction_memory, training_cost
@@ -87,12 +87,19 @@ class EncoderTests:
             atoms.set_cell(atoms.cell.array + rng.normal(0, 0.05, (3, 3)), scale_atoms=True)
         return [molecule("CH3CH2OH"), molecule("C6H6"), molecule("H2O"), Atoms("He"), *crystals]
 
-    def batch(self, images: list[Atoms], dtype: torch.dtype = torch.float64, max_neighbors: int | None = -1) -> Batch:
+    def batch(
+        self,
+        images: list[Atoms],
+        dtype: torch.dtype = torch.float64,
+        max_neighbors: int | None = -1,
+        conditions: Sequence[tuple[float, ...]] | None = None,
+    ) -> Batch:
         """A batch of all images in one segment."""
         structures = Structures.from_ase(images)
         limit = self.max_neighbors if max_neighbors == -1 else max_neighbors
         edges = find_edges(structures, self.options.cutoff, limit)
-        return Batch.make([BatchPart("d", "b", structures, edges, np.zeros(119))], dtype)
+        values = None if conditions is None else np.array(conditions, np.float64)
+        return Batch.make([BatchPart("d", "b", structures, edges, np.zeros(119), values)], dtype)
 
     def predict(
         self, model: MultiBranch, images: list[Atoms], dtype: torch.dtype = torch.float64, limit: int | None = -1
@@ -304,6 +311,40 @@ class EncoderTests:
             for a, b in zip(gradients(model, real), gradients(model, expected), strict=True):
                 close(a, b)
         torch.compiler.reset()
+
+    def test_conditions(self, forces: ForceKind) -> None:
+        """New conditions have no effect, to the bit; others change the energy of their structure alone."""
+        if not self.encoder.takes_conditions:
+            pytest.skip("the encoder takes no conditions")
+        images = self.images()[:3]
+        neutral = [(0.0, 1.0, 0.0)] * 3
+        plain = self.predict(self.model(forces), images)
+        model = self.model(forces)
+        add_conditions(model.encoder, ("charge", "spin", "dataset"), 2)
+        assert model.encoder.conditions is not None
+        model.double()
+
+        def energies(conditions: Sequence[tuple[float, ...]], only: slice = slice(None)) -> Tensor:
+            with torch.no_grad():
+                return model(self.batch(images[only], conditions=conditions)).energy
+
+        found = model(self.batch(images, conditions=[(1.0, 2.0, 0.0), (0.0, 3.0, 1.0), (-1.0, 2.0, 0.0)]))
+        assert torch.equal(found.energy, plain.energy)
+        assert torch.equal(found.forces, plain.forces)
+        model.train()
+        gradients(model, model(self.batch(images, conditions=neutral)))
+        gradient = model.encoder.conditions.modulation.grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+        model.eval()
+        with torch.no_grad():
+            model.encoder.conditions.modulation.normal_(std=0.3)
+        before = energies(neutral)
+        for state in ((1.0, 1.0, 0.0), (0.0, 3.0, 0.0), (0.0, 1.0, 1.0)):
+            after = energies([neutral[0], state, neutral[2]])
+            assert abs(float(after[1] - before[1])) > 1e-4
+            close(after[[0, 2]], before[[0, 2]], 1e-12)
+            close(energies([state], slice(1, 2)), after[1:2], 1e-12)
 
     def test_cost_is_known_without_running(self) -> None:
         """On tensors without content, as for `ramify plan` and for the limits of predictions."""

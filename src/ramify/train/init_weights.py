@@ -25,19 +25,28 @@ FRESH = "fresh"
 """Value of `finetune.start` for a branch that starts from random weights."""
 
 
+CONDITIONS = "encoder.conditions."
+"""Beginning of the names of the parameters of conditions."""
+ROWS_BY_DATASET = f"{CONDITIONS}dataset.weight"
+
+
 def set_trainable(model: MultiBranch, recipe: Recipe) -> None:
-    """Freezes the encoder, or adds low-rank updates to it, following `finetune.mode`. Call it before optimizer and
-    averages are created."""
+    """Freezes the encoder, or adds low-rank updates to it, following `finetune.mode`; new conditions are trained in any
+    mode. Call it before optimizer and averages are created."""
     if recipe.finetune.mode == "frozen-encoder":
         model.encoder.requires_grad_(False)
     elif recipe.finetune.mode == "lora":
         add_lora(model.encoder, recipe.finetune.rank, recipe.train.seed)
+    if recipe.finetune.new_conditions and model.encoder.conditions is not None:
+        model.encoder.conditions.requires_grad_(True)
 
 
 def rate_factor(options: FinetuneOptions, name: str) -> float:
     """Factor of the learning rate of a parameter: `old_rate` for the encoder and for branches that are trained further,
     1 for new parameters."""
     branch = branch_of(name)
+    if options.new_conditions and name.startswith(CONDITIONS):
+        return 1.0
     pretrained = branch is None or options.start.get(branch) == branch
     return options.old_rate if options.mode is not None and pretrained and not is_lora_weight(name) else 1.0
 
@@ -78,6 +87,8 @@ def load_pretrained(state: State, recipe: Recipe, saved: Saved) -> None:
     with torch.no_grad():
         for (name, parameter), average in named:
             source = None if is_lora_weight(name) else _source(name, start, saved)
+            if name == ROWS_BY_DATASET and source is not None:
+                source = _rows_by_dataset(source, saved, recipe)
             if source is not None:
                 _must_fit(name, parameter, source, saved)
                 parameter.copy_(distribute_like(parameter, source.to(parameter.dtype)))
@@ -102,7 +113,7 @@ def _source(name: str, start: Mapping[str, str], saved: Saved) -> Tensor | None:
     part, rest = split_name(name)
     branch = branch_of_part(part)
     if branch is None:
-        return saved.weights[name]
+        return saved.weights.get(name) if name.startswith(CONDITIONS) else saved.weights[name]
     source = start.get(branch, FRESH)
     if source == FRESH:
         return None
@@ -113,6 +124,13 @@ def _source(name: str, start: Mapping[str, str], saved: Saved) -> Tensor | None:
     if rest.startswith("labels.") and target not in saved.weights:  # the source branch was not trained on this label
         return None
     return saved.weights.get(target, torch.empty(0))
+
+
+def _rows_by_dataset(rows: Tensor, saved: Saved, recipe: Recipe) -> Tensor:
+    """The rows of the condition `dataset` by name; new datasets start from the mean of the old ones."""
+    old = list(saved.options["datasets"])
+    found = [rows[old.index(name)] if name in old else rows.mean(0) for name in recipe.model.datasets]
+    return torch.stack(found)
 
 
 def _has_forces(datasets: Mapping[str, DatasetInfo]) -> bool:

@@ -3,7 +3,8 @@
 Errors of neural networks fall with the number of steps as a power law, m(s) = A s^-p, until data or capacity limit them
 (Hestness et al., arXiv:1712.00409; Kaplan et al., arXiv:2001.08361). A straight line is fitted to log m against log s,
 over the last part of the run: the part in which the number of steps grew by `WINDOW`. Within one run the fall of the
-learning rate adds to that of the steps, so the exponent is that of the run, not that of longer runs.
+learning rate adds to that of the steps, so the exponent is an upper bound of that between runs of different lengths
+(1.1 against 0.7 in one measurement, docs/accuracy.md).
 """
 
 import math
@@ -75,7 +76,7 @@ def learning_curve_text(evaluations: Sequence[Mapping[str, Any]]) -> str:
         best = min((m, s) for s, m in zip(steps, metrics, strict=True) if math.isfinite(m))
         return f"validation no longer falls ({found}, exponent {-law.exponent:.2f}; best at step {best[1]}): finished"
     return (
-        f"validation falls as steps^{-law.exponent:.2f} ({found}), about {100 * law.fall:.0f} % for twice as many "
+        f"validation falls as steps^{-law.exponent:.2f} ({found}), by up to {100 * law.fall:.0f} % for twice as many "
         "steps: not finished; raise train.epochs"
     )
 

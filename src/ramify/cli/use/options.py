@@ -21,6 +21,12 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="Extended XYZ file 
 BranchOption = Annotated[
     str | None, typer.Option("--branch", "-b", help="Branch to use; required if the model has several.")
 ]
+ChargeOption = Annotated[
+    int | None, typer.Option(help="Charge in e of structures that state none, for models that take it.")
+]
+SpinOption = Annotated[
+    int | None, typer.Option(help="Multiplicity of structures that state none, for models that take it.")
+]
 DatasetOption = Annotated[
     str | None,
     typer.Option(help="Dataset whose reference energies apply; required if the branch has several."),

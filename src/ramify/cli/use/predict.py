@@ -19,12 +19,14 @@ from ramify.cli.options import (
 from ramify.cli.progress import Steps
 from ramify.cli.use.options import (
     BranchOption,
+    ChargeOption,
     DatasetOption,
     DeviceOption,
     FileArgument,
     OutOption,
     PrecisionOption,
     RestartOption,
+    SpinOption,
     load_model,
     print_written,
 )
@@ -72,6 +74,8 @@ def predict(
     branch: BranchOption = None,
     all_branches: Annotated[bool, typer.Option("--all-branches", help="Predict with every branch.")] = False,
     dataset: DatasetOption = None,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
@@ -92,7 +96,7 @@ def predict(
     limit = None if memory is None else 1e9 * gigabytes(memory)
     with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
         progress = predict_file(
-            loaded, file, out, names, dataset=dataset, form=form, memory=limit, restart=restart,
-            progress=steps.counted,
+            loaded, file, out, names, dataset=dataset, charge=charge, spin=spin, form=form, memory=limit,
+            restart=restart, progress=steps.counted,
         )  # fmt: skip
     print_written(out, progress, as_json)

@@ -12,6 +12,7 @@ from ramify.cli.options import USING, CheckpointOption, FormatOption, Json, Mode
 from ramify.cli.progress import Steps, relaxation_line, step_bar
 from ramify.cli.use.options import (
     BranchOption,
+    ChargeOption,
     DatasetOption,
     DeviceOption,
     FileArgument,
@@ -19,6 +20,7 @@ from ramify.cli.use.options import (
     OutOption,
     PrecisionOption,
     RestartOption,
+    SpinOption,
     load_model,
     print_written,
     warnings_shown,
@@ -39,6 +41,8 @@ def relax(
     out: OutOption,
     branch: BranchOption = None,
     dataset: DatasetOption = None,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
@@ -61,7 +65,9 @@ def relax(
             console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
 
     options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer, pressure=pressure, symmetry=symmetry)
-    calculator = Calculator(load_model(model, checkpoint, device, precision), branch, dataset=dataset)
+    calculator = Calculator(
+        load_model(model, checkpoint, device, precision), branch, dataset=dataset, charge=charge, spin=spin
+    )
     with warnings_shown():
         progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=show)
     print_written(out, progress, as_json)
@@ -74,6 +80,8 @@ def md(
     out: OutOption,
     branch: BranchOption = None,
     dataset: DatasetOption = None,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
@@ -115,7 +123,9 @@ def md(
     )  # fmt: skip
     if replicas > 1 and temperature is None:
         raise RamifyError("replicas differ in their velocities, and no temperature is given", fix="give --temperature")
-    calculator = Calculator(load_model(model, checkpoint, device, precision), branch, dataset=dataset)
+    calculator = Calculator(
+        load_model(model, checkpoint, device, precision), branch, dataset=dataset, charge=charge, spin=spin
+    )
     reports = {}
     for k in range(replicas):
         options = DynamicsOptions(
@@ -156,6 +166,8 @@ def ipi(
     model: ModelOption,
     branch: BranchOption = None,
     dataset: DatasetOption = None,
+    charge: ChargeOption = None,
+    spin: SpinOption = None,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
@@ -172,6 +184,8 @@ def ipi(
     from ramify.inference.jobs.frames import one_frame
 
     atoms = one_frame(file, index, form)
-    calculator = Calculator(load_model(model, checkpoint, device, precision), branch, dataset=dataset)
+    calculator = Calculator(
+        load_model(model, checkpoint, device, precision), branch, dataset=dataset, charge=charge, spin=spin
+    )
     with warnings_shown(), Steps(console, "ipi", "predictions") as steps:
         drive(atoms, calculator, unix=unix, host=host, port=port, wait=wait, on_step=lambda _: steps.counted(1))

@@ -32,6 +32,8 @@ class Calculator(AseCalculator):
         model: a `Model`, or the path of one (see `ramify.load`).
         branch: name of the branch; required if there are several.
         dataset: dataset whose energy scale is used; required if the branch was trained on several.
+        charge, spin: charge in e and multiplicity of atoms that state none in `atoms.info`, for models that take them
+            as conditions.
         skin: Å, sum of the displacements of two atoms that triggers a new neighbour search.
         **options: options of ASE's `Calculator`.
 
@@ -49,11 +51,13 @@ class Calculator(AseCalculator):
         branch: str | None = None,
         *,
         dataset: str | None = None,
+        charge: int | None = None,
+        spin: int | None = None,
         skin: float = 0.4,
         **options: Any,
     ) -> None:
         self.model = model if isinstance(model, Model) else load(model)
-        self.predictor = self.model.predictor(branch, dataset)
+        self.predictor = self.model.predictor(branch, dataset, charge=charge, spin=spin)
         self.implemented_properties = ["energy", "free_energy"]
         if self.predictor.branch.forces is not None:
             self.implemented_properties.append("forces")
@@ -66,6 +70,13 @@ class Calculator(AseCalculator):
         self._warn = WarnOnce()
         super().__init__(**options)
 
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Changes since the last calculation, those of charge and spin in `atoms.info` among them."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if self.atoms is not None:
+            changes += [n for n in self.predictor.branch.conditions if atoms.info.get(n) != self.atoms.info.get(n)]
+        return changes
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -75,7 +86,7 @@ class Calculator(AseCalculator):
         """Computes all properties that the branch predicts; called by ASE."""
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None  # set by the line above
-        structure, count = Structures.from_ase([self.atoms]), len(self.atoms)
+        structure, count = self.predictor.stated(Structures.from_ase([self.atoms])), len(self.atoms)
         self._refuse(screen(structure, self.predictor.branch, self.predictor.dataset))
         self._check_memory(count, 0, search_memory(count))
         edges, closest = self.neighbors.find(structure)

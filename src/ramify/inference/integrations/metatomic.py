@@ -203,10 +203,16 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
         target: a file, usually named `NAME.pt`; must not exist.
 
     Raises:
-        RamifyError: `target` exists.
+        RamifyError: `target` exists, or the model has conditions.
     """
     if target.exists():
         raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another file")
+    if conditions := ", ".join(predictor.branch.conditions):
+        raise RamifyError(
+            f"the model takes {conditions} as conditions (model.conditions), which programs that run metatomic models "
+            "do not pass to them",
+            fix="use ramify.Calculator or torch-sim, or a model without conditions",
+        )
     branch, dataset = predictor.branch, predictor.dataset
     outputs = {"energy": ModelOutput(unit="eV", sample_kind="atom")}
     if branch.forces == "direct":

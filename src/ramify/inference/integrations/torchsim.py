@@ -3,6 +3,7 @@
 torch-sim (https://github.com/TorchSim/torch-sim, the package `torch-sim-atomistic`) is an optional dependency.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ramify.errors import RamifyError
 from ramify.inference.model import Model, load
 from ramify.inference.screen import Refused, WarnOnce, doubts, screen, screen_distances, screen_predictions
 from ramify.inference.skin import SkinNeighbors
-from ramify.structures import Structures
+from ramify.structures import STATES, Structures
 
 try:
     from torch_sim.models.interface import ModelInterface
@@ -38,6 +39,8 @@ class TorchSimModel(ModelInterface):
         model: a `Model`, or the path of one (see `ramify.load`).
         branch: name of the branch; required if there are several.
         dataset: dataset whose energy scale is used; required if the branch was trained on several.
+        charge, spin: charge in e and multiplicity of structures whose state has none (`state.charge` and `state.spin`,
+            numbers (S,)), for models that take them as conditions.
         skin: Å, sum of the displacements of two atoms that triggers a new neighbour search.
 
     Raises:
@@ -46,11 +49,18 @@ class TorchSimModel(ModelInterface):
     """
 
     def __init__(
-        self, model: Model | str | Path, branch: str | None = None, *, dataset: str | None = None, skin: float = 0.4
+        self,
+        model: Model | str | Path,
+        branch: str | None = None,
+        *,
+        dataset: str | None = None,
+        charge: int | None = None,
+        spin: int | None = None,
+        skin: float = 0.4,
     ) -> None:
         super().__init__()
         loaded = model if isinstance(model, Model) else load(model)
-        self.predictor = loaded.predictor(branch, dataset)
+        self.predictor = loaded.predictor(branch, dataset, charge=charge, spin=spin)
         if self.predictor.branch.forces is None:
             raise RamifyError(
                 f"branch '{self.predictor.branch.name}' predicts no forces, so it cannot run simulations",
@@ -81,7 +91,8 @@ class TorchSimModel(ModelInterface):
             RamifyWarning: atoms closer than any in the training data; once per set of atoms.
         """
         fields = state if isinstance(state, dict) else {name: getattr(state, name) for name in FIELDS}
-        structures = _structures(fields)
+        stated = {name: fields.get(name, getattr(state, name, None)) for name in STATES}
+        structures = self.predictor.stated(_structures(fields, stated))
         _refuse(screen(structures, self.predictor.branch, self.predictor.dataset))
         edges, closest = self.neighbors.find(structures)
         _refuse(screen_distances(closest))
@@ -100,7 +111,7 @@ def _refuse(refused: Refused) -> None:
         raise RamifyError(f"system {index}: {reason}: {detail}", fix="correct it, or the program that moved it")
 
 
-def _structures(fields: dict[str, Any]) -> Structures:
+def _structures(fields: dict[str, Any], stated: Mapping[str, Any]) -> Structures:
     """The state as `Structures`."""
     numbers = fields["atomic_numbers"].cpu().numpy()
     of_atom = fields.get("system_idx")
@@ -113,4 +124,11 @@ def _structures(fields: dict[str, Any]) -> Structures:
         positions=fields["positions"].detach().cpu().double().numpy(),
         cell=cell,
         pbc=pbc,
+        charge=_numbers(stated["charge"], len(cell)),
+        spin=_numbers(stated["spin"], len(cell)),
     )
+
+
+def _numbers(values: Any, structures: int) -> Any:
+    """(S,) numbers of a state; None where it has none."""
+    return None if values is None else torch.as_tensor(values).cpu().reshape(structures).numpy()

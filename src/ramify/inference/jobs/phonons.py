@@ -115,8 +115,11 @@ def phonons(
     work.run_mesh(np.maximum(1, np.rint(MESH * 4.0 / primitive.cell.lengths()).astype(int)), is_gamma_center=True)
     work.run_total_dos()
     dos = (np.asarray(work.total_dos.frequency_points), np.asarray(work.total_dos.dos))
-    ticks = [(float(place), str(name)) for place, name in zip(places, names, strict=True)]
-    return Phonons(np.asarray(at), np.asarray(work.band_structure.frequencies[0]), ticks, dos, work)
+    ticks: dict[float, str] = {}
+    for place, name in zip(places.tolist(), names, strict=True):
+        name = "Γ" if name == "G" else str(name)
+        ticks[place] = f"{ticks[place]}|{name}" if place in ticks else name  # the path jumps from one to the other
+    return Phonons(np.asarray(at), np.asarray(work.band_structure.frequencies[0]), list(ticks.items()), dos, work)
 
 
 def _forces(atoms: Atoms, calculator: AseCalculator) -> NDArray[np.float64]:

@@ -33,6 +33,8 @@ def predict_file(
     branches: Sequence[str],
     *,
     dataset: str | None = None,
+    charge: int | None = None,
+    spin: int | None = None,
     form: str | None = None,
     memory: float | None = None,
     restart: bool = False,
@@ -47,6 +49,7 @@ def predict_file(
         branches: one, whose results have the names of ASE; or several, whose results have the name of the branch:
             `energy_NAME`, `forces_NAME`, `stress_NAME`. Further labels are in `info`, in the units of their columns.
         dataset: dataset whose energy scale is used, see `Model.predict`.
+        charge, spin: charge in e and multiplicity of structures that state none, see `Model.predict`.
         form: format name of ASE; None to detect the format.
         memory: bytes that one batch may take; None for all free memory.
         restart: start again instead of resuming an interrupted job.
@@ -58,8 +61,8 @@ def predict_file(
     Raises:
         RamifyError: `target` exists, the interrupted job was another one, the file is unreadable, or the disk is full.
     """
-    predictors = [model.predictor(name, dataset) for name in branches]
-    output = ResumableOutput(target, _job(model, source, branches, dataset), restart=restart)
+    predictors = [model.predictor(name, dataset, charge=charge, spin=spin) for name in branches]
+    output = ResumableOutput(target, _job(model, source, branches, [dataset, charge, spin]), restart=restart)
     budgets = [budget_for(model.options, p.branch.forces, model.device, memory) for p in predictors]
     progress(output.progress.frames)
     with disk_full_named(target, left="predictions so far are kept", fix="free some space and run it again"):
@@ -132,10 +135,10 @@ def _chunks(found: Iterator[tuple[int, Atoms]]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _job(model: Model, source: Path, branches: Sequence[str], dataset: str | None) -> str:
+def _job(model: Model, source: Path, branches: Sequence[str], stated: list[str | int | None]) -> str:
     """Checksum of all inputs of the predictions; the source by its size and modification time."""
     if not source.is_file():
         raise RamifyError(f"{source} does not exist", fix="correct the path of the structures")
     status = source.stat()
     of_source = [str(source.resolve()), status.st_size, status.st_mtime_ns]
-    return content_sha256([of_source, model.saved.weights_sha256, list(branches), dataset, str(model.dtype)])
+    return content_sha256([of_source, model.saved.weights_sha256, list(branches), *stated, str(model.dtype)])

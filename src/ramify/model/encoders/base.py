@@ -1,6 +1,7 @@
 """The interface of encoders and their shared parts: element embeddings, normalisation, and activation checkpointing."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ramify.elements import MAX_NUMBER, element_features
+from ramify.errors import RamifyError
+from ramify.model.encoders.conditions import Conditions
 from ramify.model.graph import Graph
 from ramify.recipe import EncoderOptions
 
@@ -19,7 +22,8 @@ class Encoder(nn.Module):
     invariant and its vectors equivariant under rotation and reflection. It must multiply the contribution of every edge
     by `graph.weight`, so that features are smooth at the cutoff and an edge of weight 0 has no effect. It must accept
     graphs without edges. It must not read values of tensors in Python (no `.item()`, no `if` on tensors), so that
-    passes can be compiled, exported and run on meta tensors. The suite `ramify.testing.encoders` tests these rules.
+    passes can be compiled, exported and run on meta tensors. It should begin with `embed`, which applies the conditions
+    of the model, and set `takes_conditions`. The suite `ramify.testing.encoders` tests these rules.
 
     Linear maps for which fine-tuning can add low-rank updates are `nn.Linear`, applied by calling them or with
     `ramify.model.lora.weight_of`.
@@ -34,19 +38,35 @@ class Encoder(nn.Module):
             forces.
         rounds: of message passing; features depend on atoms at most that many edges away.
         checkpointing: see `through`; set for training.
+        takes_conditions: whether the first features of atoms are those of `embed`.
+        embedding: module from atomic numbers to the first features, see `element_embedding`.
+        conditions: see `ramify.model.encoders.conditions`; None without conditions.
     """
 
     Options: ClassVar[type[EncoderOptions]]
+    takes_conditions: ClassVar[bool] = False
     checkpointing = False
+    embedding: nn.Module
+    conditions: Conditions | None
 
     def __init__(self, options: EncoderOptions, *, vector_channels: int) -> None:
         super().__init__()
         self.width, self.vector_channels = options.width, vector_channels
         self.rounds = options.layers
+        self.conditions = None
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor | None]:
         """Invariant scalars (N, F) and equivariant vectors (N, 3, C), or None where C is 0."""
         raise NotImplementedError
+
+    def embed(self, graph: Graph) -> Tensor:
+        """First features of the atoms (N, F'), modulated by the conditions of the model."""
+        features: Tensor = self.embedding(graph.numbers)
+        if self.conditions is None:
+            return features
+        assert graph.conditions is not None, "a model with conditions needs their values in the batch"
+        modulated: Tensor = self.conditions(features, graph.numbers, graph.conditions)
+        return modulated
 
     def through(self, layer: nn.Module, *inputs: Any) -> Any:
         """Calls a layer; with `checkpointing`, saves only `inputs`, and the backward pass recomputes the layer."""
@@ -94,6 +114,23 @@ def relate_elements(weight: Tensor) -> None:
     features = torch.from_numpy(element_features()).to(weight)
     projection = torch.randn(features.shape[1], weight.shape[1]) / math.sqrt(features.shape[1])
     weight.mul_(0.3).add_(features @ projection)
+
+
+def add_conditions(encoder: Encoder, names: Sequence[str], datasets: int) -> None:
+    """Adds the conditions `names` (of `datasets` datasets) to an encoder, initialised from PyTorch's generator.
+
+    Raises:
+        RamifyError: the encoder does not take conditions.
+    """
+    if not encoder.takes_conditions:
+        raise RamifyError(
+            f"model.conditions: [{', '.join(names)}] needs an encoder that takes conditions, {type(encoder).__name__} "
+            "does not",
+            fix="leave model.conditions out, or choose another model.encoder.kind; docs/encoders.md describes `embed`",
+        )
+    weight = encoder.embedding.weight
+    assert isinstance(weight, Tensor)
+    encoder.conditions = Conditions(names, datasets, weight.shape[1])
 
 
 def element_embedding(kind: Literal["periodic-table", "random", "features"], width: int) -> nn.Module:

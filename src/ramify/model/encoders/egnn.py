@@ -112,6 +112,7 @@ class EGNN(Encoder):
     """Stack of `EGNNLayer`s on an embedding of the atomic numbers."""
 
     Options = EGNNOptions
+    takes_conditions = True
 
     def __init__(self, options: EGNNOptions) -> None:
         super().__init__(options, vector_channels=options.vector_channels)
@@ -132,7 +133,7 @@ class EGNN(Encoder):
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Invariant scalars (N, width) and equivariant vectors (N, 3, vector_channels)."""
-        scalars = self.embedding(graph.numbers)
+        scalars = self.embed(graph)
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.vector_channels)
         basis = self.basis(graph.distance) * graph.weight[:, None]
         for layer in self.layers:

@@ -185,6 +185,7 @@ class ManyBody(Encoder):
     """Stack of `ManyBodyLayer`s on an embedding of the atomic numbers."""
 
     Options = ManyBodyOptions
+    takes_conditions = True
 
     def __init__(self, options: ManyBodyOptions) -> None:
         super().__init__(options, vector_channels=options.vector_channels if options.l_max else 0)
@@ -201,7 +202,7 @@ class ManyBody(Encoder):
         """Invariant scalars (N, width) and equivariant vectors (N, 3, vector_channels); None with `l_max: 0`."""
         table = NeighborTable.of(graph)
         geometry = self._geometry(graph, table)
-        features = [self.embedding(graph.numbers)]
+        features = [self.embed(graph)]
         for layer in self.layers:
             features = self.through(layer, features[0], features[1:], table, geometry)
         vectors = features[1][:, :, : self.vector_channels] if self.l_max else None

@@ -60,6 +60,7 @@ class PaiNN(Encoder):
     """Stack of `PaiNNLayer`s on an embedding of the atomic numbers."""
 
     Options = PaiNNOptions
+    takes_conditions = True
 
     def __init__(self, options: PaiNNOptions) -> None:
         super().__init__(options, vector_channels=options.width)
@@ -72,7 +73,7 @@ class PaiNN(Encoder):
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Invariant scalars (N, width) and equivariant vectors (N, 3, width)."""
-        scalars = self.embedding(graph.numbers)
+        scalars = self.embed(graph)
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.width)
         basis = self.basis(graph.distance) * graph.weight[:, None]
         for layer in self.layers:

@@ -64,6 +64,7 @@ class SchNet(Encoder):
     """Stack of `Interaction`s on an embedding of the atomic numbers."""
 
     Options = SchNetOptions
+    takes_conditions = True
 
     def __init__(self, options: SchNetOptions) -> None:
         super().__init__(options, vector_channels=0)
@@ -76,7 +77,7 @@ class SchNet(Encoder):
 
     def forward(self, graph: Graph) -> tuple[Tensor, None]:
         """Invariant scalars (N, width), and no vectors."""
-        scalars = self.embedding(graph.numbers)
+        scalars = self.embed(graph)
         basis = self.basis(graph.distance)
         for layer in self.layers:
             scalars = self.through(layer, scalars, graph, basis)

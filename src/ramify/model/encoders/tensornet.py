@@ -91,6 +91,7 @@ class TensorNet(Encoder):
     """Embedding and `TensorNetLayer`s."""
 
     Options = TensorNetOptions
+    takes_conditions = True
 
     def __init__(self, options: TensorNetOptions) -> None:
         super().__init__(options, vector_channels=options.vector_channels)
@@ -124,7 +125,7 @@ class TensorNet(Encoder):
 
     def _embedded(self, graph: Graph, basis: Tensor) -> Tensor:
         """The initial matrices of atoms, (N, 3, 3, K)."""
-        z = self.embedding(graph.numbers)
+        z = self.embed(graph)
         ends = torch.cat([z.index_select(0, graph.receiver), z.index_select(0, graph.sender)], dim=1)
         f = self.filter(basis) * self.pair(ends).repeat(1, 3)
         f_i, f_a, f_s = (part[:, None, None] for part in f.split(self.channels, dim=1))

@@ -131,9 +131,9 @@ class Conformers:
             missing = np.isnan(e)
             if f is not None and np.isnan(f.sum()):  # a fast check first: most blocks have no NaN
                 missing |= np.isnan(f.reshape(len(f), -1)).any(axis=1)
-            wrong = ((numbers < 1) | (numbers > MAX_NUMBER)).any(axis=1)
+            wrong = ((numbers < 1) | (numbers > MAX_NUMBER) | (numbers != np.floor(numbers))).any(axis=1)
             for left_out, reason, detail in (
-                (wrong, MALFORMED_STRUCTURE, f"an atomic number outside 1 to {MAX_NUMBER}"),
+                (wrong, MALFORMED_STRUCTURE, f"an atomic number that is not one of 1 to {MAX_NUMBER}"),
                 (missing & ~wrong, NOT_COMPUTED, ""),
             ):
                 if left_out.any():
@@ -174,10 +174,13 @@ class Conformers:
             ("length", self.positions, self.positions_unit),
         ):
             stated = None if array is None else array.attrs.get("units", array.attrs.get("unit"))
-            name = None if stated is None else known_unit(kind, _text(stated))
-            if name is not None and not np.isclose(unit_factor(kind, name), abs(factor), rtol=1e-4):
+            if stated is None or not _text(stated).strip():
+                continue
+            name = known_unit(kind, _text(stated))
+            if name is None or not np.isclose(unit_factor(kind, name), abs(factor), rtol=1e-4):
                 raise RamifyError(
-                    f"{self.origin} states that its {kind} is in {_text(stated)}, which this format does not expect",
+                    f"{self.origin} states that its {kind} is in {_text(stated)}, which this format does not expect"
+                    + ("" if name else " (an unknown unit)"),
                     fix="this is another version of the dataset: convert it to the published units",
                 )
 
@@ -187,16 +190,16 @@ class Conformers:
             "positions": (self.positions, R * n * 3),
             "energy": (self.energy, R),
             "forces": (self.forces, R * n * 3),
+            "atomic numbers": (self.numbers, R * n if self.numbers.ndim == 2 else n),
         }
-        if self.numbers.ndim == 2:
-            sizes["atomic numbers"] = (self.numbers, R * n)
         for name, (array, size) in sizes.items():
             if array is not None and array.dtype.kind not in "iuf":
                 raise RamifyError(
                     f"{self.origin}: {name} has type {array.dtype}, not numbers",
                     fix="the file is damaged or of another format: download it again, or correct `format`",
                 )
-            if array is not None and (array.shape[:1] != (R,) or array.size != size or n == 0):
+            rows = (R,) if array is not self.numbers or self.numbers.ndim == 2 else (n,)
+            if array is not None and (array.shape[:1] != rows or array.size != size or n == 0):
                 raise RamifyError(
                     f"{self.origin}: {name} has shape {array.shape}, which does not fit {R} rows of {n} atoms",
                     fix="the file is damaged or of another format: download it again, or correct `format`",

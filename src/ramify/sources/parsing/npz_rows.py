@@ -121,7 +121,7 @@ class Block:
             numbers=numbers[present],
             positions=self._values["positions"][rows][present] * self._units.length_factor,
             cell=cell,
-            pbc=None if cell is None else np.ones((len(rows), 3), np.bool_),
+            pbc=None if cell is None else self._pbc(rows),
             energy=energy,
             forces=forces,
             group=group,
@@ -129,6 +129,14 @@ class Block:
             group_names=names,
             origin_names=(self._path.name,),
         )
+
+    def _pbc(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if "pbc" not in self._values:
+            return np.ones((len(rows), 3), np.bool_)
+        flags = self._values["pbc"][rows]
+        if flags.dtype.kind not in "biu" or not np.isin(flags, (0, 1)).all():
+            raise ValueError("the array pbc has values other than true and false")
+        return flags.astype(np.bool_)
 
     def _cell(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         if "cell" not in self._values:

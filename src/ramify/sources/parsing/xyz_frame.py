@@ -78,6 +78,9 @@ def parse_frame(lines: list[str]) -> XYZFrame:
 def parse_comment(line: str) -> dict[str, Any]:
     """Parses the pairs of a comment line: integers, floats, arrays of these, booleans, JSON or text; a key without a
     value is true.
+
+    Raises:
+        UnusableError: a key occurs twice, with different values.
     """
     found: dict[str, Any] = {}
     for match in _PAIR.finditer(line.strip()):
@@ -89,7 +92,10 @@ def parse_comment(line: str) -> dict[str, Any]:
         )
         quoted = match["double"] is not None or match["single"] is not None
         text = "T" if text is None else _unescaped(text) if quoted else text
-        found[key] = text if key.lower() in _TEXT_KEYS else _value(key, text)
+        value = text if key.lower() in _TEXT_KEYS else _value(key, text)
+        if key in found and not np.array_equal(found[key], value):
+            raise UnusableError(MALFORMED_STRUCTURE, f"{key} occurs twice, with different values")
+        found[key] = value
     return found
 
 
@@ -159,6 +165,8 @@ def _layout(properties: str) -> tuple[_Column, ...]:
             raise UnusableError(MALFORMED_STRUCTURE, f"Properties={properties} has an unknown type at '{name}'")
         columns.append(_Column(_RENAMED.get(name, name), kind, start, start + int(width)))
         start += int(width)
+    if twice := {column.name for column in columns if [c.name for c in columns].count(column.name) > 1}:
+        raise UnusableError(MALFORMED_STRUCTURE, f"Properties={properties} names {', '.join(sorted(twice))} twice")
     if len(fields) % 3:
         raise UnusableError(MALFORMED_STRUCTURE, f"Properties={properties} is not name:type:number, repeated")
     return tuple(columns)

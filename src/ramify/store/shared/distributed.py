@@ -239,12 +239,18 @@ class _Answering:
             target=_answer, args=(group, self._stopping), name="ramify-answers", daemon=True
         )
         self._thread.start()
-        self._finalizer = weakref.finalize(self, self._stopping.set)  # at the latest before MPI is finalized
+        # at the latest at exit: a call of MPI while it is finalized would end the process
+        self._finalizer = weakref.finalize(self, _end_answers, self._stopping, self._thread)
 
     def stop(self) -> None:
         """Stops the thread and waits for its end."""
-        self._stopping.set()
-        self._thread.join()
+        _end_answers(self._stopping, self._thread)
+
+
+def _end_answers(stopping: threading.Event, thread: threading.Thread) -> None:
+    stopping.set()
+    if thread is not threading.current_thread():  # garbage may be collected in any thread
+        thread.join()
 
 
 def _answer(group: "MPI.Intracomm", stopping: threading.Event) -> None:

@@ -20,7 +20,7 @@ from ramify.sources.base import Format
 from ramify.sources.chunks import MALFORMED_STRUCTURE, Record, chunked
 from ramify.sources.labels import AtomsOptions, Labeller
 from ramify.sources.quarantine import Quarantine
-from ramify.sources.units import with_stated
+from ramify.sources.units import stated_units, with_stated
 from ramify.structures import Structures
 
 ROWS = 500
@@ -44,7 +44,8 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     """
     database, metadata = _open(path)
     try:
-        units = with_stated(path, options.units, _stated_units(metadata, options))
+        stated = _stated_units(metadata, options)
+        units = with_stated(path, options.units, stated, energy_is_per_atom=options.energy_is_per_atom)
         labeller = Labeller(path, options, quarantine, units)
         yield from chunked(_records(path, database, labeller, quarantine), quarantine)
     finally:
@@ -163,13 +164,25 @@ def _require_whole_lmdb(path: Path) -> None:
         )
 
 
-def _stated_units(metadata: dict[str, Any], options: Options) -> dict[str, str | None]:
-    """Units stated in the metadata of the database, as written by SchNetPack."""
+def _stated_units(metadata: dict[str, Any], options: Options) -> dict[str, str]:
+    """Units stated in the metadata of the database: as by SchNetPack, by ASE's descriptions of keys, or by any name."""
+    descriptions = metadata.get("key_descriptions")  # https://wiki.fysik.dtu.dk/ase/ase/db/db.html
+    described = {
+        f"{key}_unit": str(given[2])
+        for key, given in (descriptions.items() if isinstance(descriptions, dict) else ())
+        if isinstance(given, list | tuple) and len(given) == 3 and given[2]
+    }
     properties = metadata.get("_property_unit_dict")
-    properties = properties if isinstance(properties, dict) else {}
-    keys = {"energy": options.energy_key, "forces": options.forces_key, "stress": options.stress_key}
-    stated = {kind: properties.get(key) for kind, key in keys.items()} | {"length": metadata.get("_distance_unit")}
-    return {kind: None if unit in (None, "") else str(unit) for kind, unit in stated.items()}
+    packed = (
+        {f"{key}_unit": str(unit) for key, unit in properties.items() if unit} if isinstance(properties, dict) else {}
+    )
+    if metadata.get("_distance_unit"):
+        packed["distance_unit"] = str(metadata["_distance_unit"])
+    plain = {name: value for name, value in metadata.items() if not name.startswith("_")}
+    names = {"energy": options.energy_key, "forces": options.forces_key}
+    stated = stated_units({**described, **plain, **packed}, **names, stress=options.stress_key)
+    stated.pop("virial", None)
+    return stated
 
 
 def _damaged(path: Path, error: Exception) -> RamifyError:

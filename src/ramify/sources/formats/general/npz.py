@@ -1,8 +1,8 @@
 """NumPy archives with one row per structure, padded to the largest: QM7-X, MD17, rMD17 and sGDML datasets.
 
 Arrays: energies (R,) or (R, 1), forces and positions (R, n, 3), atomic numbers (R, n), or (n,) for all rows; a cell
-(3, 3) or (R, 3, 3). Atoms of number 0 pad the rows of smaller molecules and are removed. All arrays are read
-together, block by block.
+(3, 3) or (R, 3, 3), periodic along all axes unless an array `pbc` (3,) or (R, 3) states others. Atoms of number 0 pad
+the rows of smaller molecules and are removed. All arrays are read together, block by block.
 
 Datasets of sGDML (Chmiela et al., Comput. Phys. Commun. 240, 38 (2019), github.com/stefanch/sGDML) may state `e_unit`,
 `r_unit` and `lattice`. MD17 (sgdml.org) and rMD17 (doi:10.24435/materialscloud:wy-kn) are in kcal/mol but do not state
@@ -25,7 +25,7 @@ from ramify.sources.base import CHUNK_ATOMS, Format
 from ramify.sources.labels import LabelledOptions
 from ramify.sources.parsing.npz_rows import Block, Rows
 from ramify.sources.quarantine import Quarantine
-from ramify.sources.units import Units, with_stated
+from ramify.sources.units import Units, stated_units, with_stated
 from ramify.structures import Structures
 
 KNOWN = (  # numbers, positions, energy, forces; pairs of QM7-X are never mixed
@@ -36,11 +36,8 @@ KNOWN = (  # numbers, positions, energy, forces; pairs of QM7-X are never mixed
 )
 
 
-UNSTATED = (KNOWN[2], KNOWN[3])
+UNSTATED = (KNOWN[2][:3], KNOWN[3][:3])
 """The layouts of MD17 and rMD17, whose files are in kcal/mol but do not state it."""
-
-STATED = {"energy": "e_unit", "length": "r_unit"}
-"""Arrays with the units of an sGDML dataset."""
 
 Role = Literal["numbers", "positions", "energy", "forces", "cell"]
 
@@ -113,14 +110,17 @@ def _keys(path: Path, names: set[str], options: Options) -> dict[str, str]:
                 f"{path} has no array '{name}' (`{key}`){nearest(name, names)}; it has {', '.join(sorted(names))}",
                 fix=f"correct `{key}`",
             )
-    return keys | stated
+    periodic = {"pbc": "pbc"} if "cell" in keys and "pbc" in names else {}
+    return keys | periodic | stated
 
 
 def _units(archive: zipfile.ZipFile, path: Path, names: set[str], keys: dict[str, str], options: Options) -> Units:
     """Units of the recipe, or else those stated in the file."""
-    stated = {kind: _text(archive, name) for kind, name in STATED.items() if name in names}
-    units = with_stated(path, options.units, stated)
-    layout = tuple(keys.get(role) for role in ("numbers", "positions", "energy", "forces"))
+    texts = {name: _text(archive, name) for name in sorted(names) if "unit" in name.lower()}
+    stated = stated_units(texts, energy=keys["energy"], forces=keys.get("forces"))  # e_unit and r_unit in sGDML
+    stated.pop("virial", None)
+    units = with_stated(path, options.units, stated, energy_is_per_atom=options.energy_is_per_atom)
+    layout = tuple(keys[role] for role in ("numbers", "positions", "energy"))
     one_molecule = len(_shape(archive, keys["numbers"])) == 1
     if layout in UNSTATED and one_molecule and not units.model_fields_set & {"energy"} and "energy" not in stated:
         raise RamifyError(
@@ -132,10 +132,12 @@ def _units(archive: zipfile.ZipFile, path: Path, names: set[str], keys: dict[str
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> str:
-    """Reads an array that contains one text."""
+    """Reads an array that contains one text; empty if it contains anything else."""
+    if len(_shape(archive, name)) > 1:
+        return ""
     with archive.open(f"{name}.npy") as stream:
-        value = npy.read_array(stream, allow_pickle=False).reshape(-1)[:1]
-    return str(value.astype("U")[0]) if value.size else ""
+        value = npy.read_array(stream, allow_pickle=False).reshape(-1)
+    return str(value.astype("U")[0]) if value.size == 1 and value.dtype.kind in "SU" else ""
 
 
 def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
@@ -169,7 +171,7 @@ def _blocks(
         R, n = arrays["positions"].shape[:2]
         shared = {
             role: arrays.pop(role).read_all()
-            for role, shapes in (("numbers", [1]), ("cell", [2]), ("charge", [0]), ("spin", [0]))
+            for role, shapes in (("numbers", [1]), ("cell", [2]), ("pbc", [1]), ("charge", [0]), ("spin", [0]))
             if role in arrays and len(arrays[role].shape) in shapes
         }
         _check_shapes(path, arrays, R, n, shared)
@@ -188,6 +190,7 @@ def _check_shapes(path: Path, arrays: dict[str, "Rows"], rows: int, n: int, shar
         "energy": (rows,),
         "forces": (rows, n, 3),
         "cell": (rows, 3, 3),
+        "pbc": (rows, 3),
         "group": (rows,),
         "charge": (rows,),
         "spin": (rows,),
@@ -209,6 +212,8 @@ def _check_shapes(path: Path, arrays: dict[str, "Rows"], rows: int, n: int, shar
         raise RamifyError(
             f"{path}: {len(shared['numbers'])} atomic numbers for positions of {n} atoms", fix="correct `keys`"
         )
+    if "pbc" in shared and shared["pbc"].shape != (3,):
+        raise RamifyError(f"{path}: pbc of shape {shared['pbc'].shape}, expected (3,)", fix="correct the file")
     if "cell" in shared and shared["cell"].shape != (3, 3):
         raise RamifyError(f"{path}: a cell of shape {shared['cell'].shape}, expected (3, 3)", fix="correct `keys`")
 

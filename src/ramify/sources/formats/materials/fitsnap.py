@@ -73,12 +73,12 @@ def _load(path: Path) -> dict[str, Any]:
     if text.lstrip().startswith(b"#"):
         text = text.lstrip().partition(b"\n")[2]
     try:
-        whole = json.loads(text)
+        whole = json.loads(text, object_pairs_hook=_without_repeats)
     except ValueError as error:
         if text.lstrip()[:1] == b"{" and not text.rstrip().endswith(b"}"):
             raise cut_short(path) from error
         raise RamifyError(
-            f"{path} is not JSON: {error}", fix="correct `path` or `format`, or download it again"
+            f"{path} is not JSON, or ambiguous: {error}", fix="correct `path` or `format`, or download it again"
         ) from error
     dataset = whole.get("Dataset") if isinstance(whole, dict) else None
     data = dataset.get("Data") if isinstance(dataset, dict) else None
@@ -90,6 +90,15 @@ def _load(path: Path) -> dict[str, Any]:
         )
     assert isinstance(dataset, dict)
     return dataset
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key that occurs twice is an error, since parsers keep the last of its values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return found
 
 
 def _check_styles(path: Path, dataset: dict[str, Any]) -> None:

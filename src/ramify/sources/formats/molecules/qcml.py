@@ -76,8 +76,9 @@ def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[R
 
 
 def _record(found: Mapping[str, Feature], options: Options, origin: str, row: int) -> Record:
-    numbers = _numbers(found, "atomic_numbers").astype(np.int64)
-    check_numbers(numbers)
+    stated = _numbers(found, "atomic_numbers")
+    check_numbers(stated)
+    numbers = stated.astype(np.int64)
     positions, forces = _numbers(found, "positions"), _numbers(found, "pbe0_forces")
     energy = _numbers(found, ENERGIES[options.energy])
     if positions.size != 3 * len(numbers):
