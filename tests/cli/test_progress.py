@@ -105,7 +105,7 @@ def test_early_stopping_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     said: list[str] = []
     trainer = train(recipe, tmp_path / "run", Callbacks(noted=said.append))
     assert trainer.progress.step < 100
-    (line,) = said
+    (line,) = (line for line in said if "early" in line)
     for fact in (f"step {trainer.progress.step} of 100", "last 2 evaluations", f"step {trainer.progress.best_step}"):
         assert fact in line
     said.clear()
@@ -115,7 +115,7 @@ def test_early_stopping_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         tmp_path / "whole",
         Callbacks(noted=said.append),
     )
-    assert said == []
+    assert not [line for line in said if "early" in line]
 
 
 @pytest.mark.parametrize(
