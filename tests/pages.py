@@ -101,7 +101,7 @@ def shell(line: str) -> str:
     words = shlex.split(line)
     if words[:1] != ["ramify"]:
         return subprocess.run(["bash", "-euc", line], check=True, capture_output=True, text=True).stdout
-    if words[1] == "demo" and not any(Path().iterdir()):
+    if words[1:3] == ["demo", "--quick"] and not any(Path().iterdir()):
         made, said = demo(line)
         shutil.copytree(made.name, Path(), symlinks=True, dirs_exist_ok=True)
         return said

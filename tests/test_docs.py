@@ -119,7 +119,7 @@ def test_commands_exist(path: Path) -> None:
         overrides = [a for a in arguments if re.match(r"[a-z_.]+=", a)]
         for override in overrides:
             if not override.startswith(("datasets", "objective.weights")):  # those need the reader's own names
-                load_recipe("demo", [override])
+                load_recipe("five", [override])
 
 
 @page

@@ -41,6 +41,6 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     }
     assert seeds == {"Model-coinage": [0], "Model-catalysts": [0], "Baseline-All": [0], "MTL-All": [0, 1]}
     page = Path(__file__).parents[1] / "docs/study.md"
-    for name in ("study.json", "tables.md", "tables.tex", "results.json", "runs", "logs", "recipes"):
+    for name in ("study.json", "tables.md", "tables.tex", "results.json", "study.html", "runs", "logs", "recipes"):
         assert (study / name).exists()
         assert f"`{name}" in page.read_text()

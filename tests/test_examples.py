@@ -42,7 +42,7 @@ def test_what_it_asks_of_ramify_exists(path: Path) -> None:
         assert {word for word in words if word.startswith("--")} == {"--run", "--continue"}
         assert {"--run", "--continue"} <= options
         for override in (word for word in words if re.match(r"[a-z_.]+=", word)):
-            load_recipe("demo", [re.sub(r"\$\w+", "1", override)])
+            load_recipe("five", [re.sub(r"\$\w+", "1", override)])
 
 
 @script

@@ -1,6 +1,7 @@
-"""`ramify demo`: all stages on the embedded datasets."""
+"""`ramify demo`: a study of the embedded datasets, or all stages of a single model (`--quick`)."""
 
 import json
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -14,13 +15,44 @@ from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import RECIPES, load_recipe
 from ramify.report import tables
 from ramify.report.report import write_report
+from ramify.run.launcher import Launcher
 from ramify.run.stop import Stop
+from ramify.store.manifest import SPLITS
+from ramify.study.conduct import Conducted, conduct, prepare_missing
+from ramify.study.display import study_display
+from ramify.study.setup import Request
 from ramify.train.loop import Trainer
 from ramify.train.start import start_run
 
+MOST_JOBS = 2
+"""Models that train at the same time; each takes one core and less than 1 GB of memory."""
+
+
+def run_study(path: Path, overrides: list[str], console: Console) -> Conducted:
+    """Prepares the datasets, trains and compares seven models; continues a demo that was stopped.
+
+    Args:
+        path: folder of the study; the stores are in a folder next to it.
+        overrides: recipe keys.
+        console: for progress.
+    """
+    stores = path.with_name(f"{path.name}-stores")
+    recipe = load_recipe(RECIPES / "demo.yaml", [f"stores={json.dumps(str(stores))}", *overrides])
+    request = Request(recipe, "the demo's recipe", path)
+    request.open()  # errors come before anything is written
+    manifests = prepare_missing(recipe, minicorpora.FOLDER, lambda dataset, structures: None)
+    for name, manifest in manifests.items():
+        sizes = " / ".join(str(manifest.splits[split].structures) for split in SPLITS)
+        elements = len(manifest.elements)
+        line = f"{name}: {sizes} structures (train / val / test), {elements} elements, {manifest.theory}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    jobs = min(MOST_JOBS, os.cpu_count() or 1)
+    with study_display(console, short=True) as watch:
+        return conduct(request, Launcher("", jobs, recipe.train.threads), jobs, watch)
+
 
 def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Trainer, Path | None]:
-    """Prepares, trains, evaluates and writes the report into a new folder.
+    """Prepares, trains, evaluates and writes the report of a single model into a new folder.
 
     Args:
         path: the run directory, see `free_path`.

@@ -217,10 +217,10 @@ def test_names_with_brackets_are_printed_as_they_are(ramify: Ramify, own: Path, 
     assert ramify("evaluate", run).status == 0
 
 
-def test_demo(ramify: Ramify, tmp_path: Path) -> None:
+def test_quick_demo(ramify: Ramify, tmp_path: Path) -> None:
     """All stages, with few steps of a small model; the name of the folder contains characters of YAML's syntax."""
     small = [f"model.{group}={json.dumps(value)}" for group, value in MODEL.items()]
-    said = ramify("demo", "--run", "my demo: #1", "train.max_steps=3", *small)
+    said = ramify("demo", "--quick", "--run", "my demo: #1", "train.max_steps=3", *small)
     assert (said.status, said.err) == (0, "")
     assert "report: my demo: #1/report.html" in said.out
     assert {p.name for p in tmp_path.iterdir()} == {"my demo: #1", "my demo: #1-stores"}

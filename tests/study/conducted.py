@@ -46,6 +46,7 @@ class Forked:
     """Starts `ramify ...` by forking this process, whose libraries are loaded already."""
 
     def start(self, arguments: Any, log: Path, *, slot: int, name: str) -> Child:
+        sys.stdout.flush()  # the child would write it as well
         pid = os.fork()
         if pid:
             return Child(pid)
@@ -54,9 +55,9 @@ class Forked:
             os.setsid()
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
-            with log.open("ab") as output:
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
+            sys.stdout = sys.stderr = log.open("a")
+            os.dup2(sys.stdout.fileno(), 1)
+            os.dup2(sys.stdout.fileno(), 2)
             from ramify import cli
 
             sys.argv = ["ramify", *arguments]

@@ -1,8 +1,10 @@
 """A whole study: the same tables however it is run and interrupted, and nothing trained twice."""
 
+import html
 import json
 import os
 import random
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from ramify.errors import RamifyError
 from ramify.recipe import Recipe, parse_recipe
+from ramify.report.table_format import format_error
 from ramify.report.tables import build
 from ramify.run.sessions import Sessions
 from ramify.study.conduct import prepare_missing
@@ -52,6 +55,20 @@ def test_tables_agree_with_those_of_the_runs(finished: Path) -> None:
         "Model-aluminium": 8, "Model-nickel": 8, "Baseline-All": 16, "MTL-All": 16
     }  # fmt: skip
     assert all(cost["memory"] > 1e7 and cost["parameters"] > 100 for cost in content["costs"])
+
+
+def test_the_page_shows_the_tables(finished: Path) -> None:
+    page, content = (finished / "study.html").read_text(), json.loads((finished / "results.json").read_text())
+    for table in content["tables"]:
+        assert table["title"] in page
+        for row in table["rows"]:
+            for cell in row["cells"].values():
+                assert f">{format_error(cell['error']['mean'])}</span>" in page
+                assert cell["refitted"] is None or f"refitted {format_error(cell['refitted']['mean'])}" in page
+    assert all(html.escape(line) in page for line in content["verdict"])
+    assert page.count("<figure>") == 2 * 2 + 2  # learning curves, errors by element
+    assert "optimizer:" in page
+    assert not re.search(r"""(?:src|href)=["']?https?:""", page)
 
 
 def test_two_jobs_give_the_same_numbers(finished: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_terminal_that_closes(recipe: Path, tmp_path: Path) -> None:
 def test_ctrl_c_in_the_demo(tmp_path: Path) -> None:
     """The training writes a checkpoint, and the message names the commands for the remaining stages."""
     path = tmp_path / "demo-run"
-    program = Program(tmp_path, 1, "demo", "--run", path, "train.log_every=1", first=SLOW)
+    program = Program(tmp_path, 1, "demo", "--quick", "--run", path, "train.log_every=1", first=SLOW)
     until(lambda: path.exists() and (path / "metrics.jsonl").exists() and bool(metrics(path)))
     program.kill(INT)
     done = program.wait(60)

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ramify.cli.options import Json, Overrides, RecipeArgument, console, print_json
-from ramify.errors import RamifyError
+from ramify.cli.options import Json, Overrides, RecipeArgument, console, numbers, print_json
 
 verbs = typer.Typer(
     help="Measure speed and memory, and compare them with the limits of the machine.", no_args_is_help=True
@@ -59,7 +58,7 @@ def bench_scale(
     resolved = load_recipe(recipe, overrides or [])
     sweep = Sweep(
         resolved,
-        _numbers("--ranks", ranks),
+        numbers("--ranks", ranks),
         placements.split(","),
         modes.split(","),
         batch,
@@ -150,7 +149,7 @@ def bench_memory(
     from ramify.recipe import load_recipe
 
     measured = MemoryBench(
-        load_recipe(recipe, overrides or []), _numbers("--branches", branches), placements.split(","), check
+        load_recipe(recipe, overrides or []), numbers("--branches", branches), placements.split(","), check
     )
 
     def show(found: dict[str, Any]) -> None:
@@ -230,11 +229,3 @@ def bench_case(source: Path, target: Path) -> None:
 def _items(text: str | None) -> list[str]:
     """The items of `a,b`."""
     return [word.strip() for word in text.split(",")] if text else []
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    """The numbers in `1,2,4`."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise RamifyError(f"{option} {text}: accepted are whole numbers above 0, e.g. 1,2,4")
-    return [int(part) for part in parts]

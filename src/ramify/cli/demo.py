@@ -14,6 +14,7 @@ from ramify.cli.options import (
     console,
     errors,
     interrupted_training,
+    numbers,
     print_json,
     training_stopped,
 )
@@ -28,18 +29,38 @@ verbs = typer.Typer()
 
 @verbs.command(rich_help_panel=MAKING)
 def demo(
-    run: Annotated[Path, typer.Option(help="Directory of the run; a number is appended if it exists.")] = Path(
-        "demo-run"
-    ),
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory; by default demo-study, which is continued if it exists, or with --quick demo-run, "
+            "to which a number is appended if it exists."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Train a single model, with a branch per dataset, and write its report.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Run all stages on the five embedded datasets: prepare, train, evaluate, report. Takes minutes on a laptop."""
+    """Compare seven models on the five embedded datasets, as the paper does: a study in small, in minutes on a laptop.
+
+    Prepares, trains, evaluates, and writes study.html.
+    """
+    if quick:
+        _quick_demo(run or Path("demo-run"), overrides or [])
+        return
+    from ramify.demo import run_study
+
+    _print_study(run_study(run or Path("demo-study"), overrides or [], console), short=True)
+
+
+def _quick_demo(run: Path, overrides: list[str]) -> None:
+    """All stages of a single model."""
     from ramify.demo import free_path, run_demo
 
     path = free_path(run)
     resume_hint = f"`ramify train --resume {path}`, then `ramify evaluate {path}` and `ramify report {path}`"
     with interrupted_training(path, resume_hint):
-        trainer, report = run_demo(path, overrides or [], console)
+        trainer, report = run_demo(path, overrides, console)
     if report is None:
         training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, resume_hint, say=True)
     console.print(f"report: [bold]{escape(str(report))}[/bold]", soft_wrap=True)
@@ -65,12 +86,16 @@ def study(
             "{arguments}, {slot} and {name}."
         ),
     ] = "",
+    scaling: Annotated[
+        str | None,
+        typer.Option(help="Also measure the scaling on these numbers of processes, e.g. 1,2,4.", metavar="RANKS"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train single-dataset models, one shared branch and a branch per dataset; compare them on every dataset.
 
-    Writes the paper's Tables 1 and 2 with the spread over seeds. The same command continues a study, also with more
-    seeds, models or datasets.
+    Writes the paper's Tables 1 and 2 with the spread over seeds, and study.html. The same command continues a study,
+    also with more seeds, models or datasets.
     """
     from ramify.recipe import load_recipe
     from ramify.run.launcher import Launcher
@@ -88,13 +113,21 @@ def study(
         prepare_missing(resolved, Path.cwd(), lambda dataset, count: steps.counted(count))
     starter = Launcher(launcher, jobs, resolved.train.threads)
     with study_display(console, quiet=as_json) as watch:
-        conducted = conduct(request, starter, jobs, watch)
+        ranks = numbers("--scaling", scaling) if scaling else ()
+        conducted = conduct(request, starter, jobs, watch, scaling=ranks)
     _print_study(conducted, as_json=as_json)
 
 
-def _print_study(conducted: "Conducted", *, as_json: bool) -> None:
-    """Prints the results, and ends the program with an exit status if a model has failed or the study was stopped."""
+def _print_study(conducted: "Conducted", *, as_json: bool = False, short: bool = False) -> None:
+    """Prints the results, and ends the program with an exit status if a model has failed or the study was stopped.
+
+    Args:
+        conducted: the study.
+        as_json: print only the results, as JSON.
+        short: leave out footnotes, refitted errors and all conclusions but the first.
+    """
     from ramify.run.stop import exit_status
+    from ramify.study.conduct import PAGE
     from ramify.study.results.text import render
 
     study, outcome = conducted.study, conducted.outcome
@@ -102,8 +135,8 @@ def _print_study(conducted: "Conducted", *, as_json: bool) -> None:
         if as_json:
             print_json(outcome.to_dict())
         else:
-            render(outcome.tables, console)
-            for line in outcome.verdict:
+            render(outcome.tables, console, short=short)
+            for line in outcome.verdict[:1] if short else outcome.verdict:
                 console.print(line, markup=False, highlight=False)
     for text in conducted.failed:
         errors.print(f"[bold red]failed:[/bold red] {escape(text)}", highlight=False, soft_wrap=True)
@@ -113,6 +146,6 @@ def _print_study(conducted: "Conducted", *, as_json: bool) -> None:
         errors.print(f"{text}, the same command continues the study", markup=False, soft_wrap=True)
         raise typer.Exit(exit_status(conducted.stopped_by))
     if not as_json:
-        console.print(f"study: [bold]{escape(str(study.path))}[/bold]", soft_wrap=True)
+        console.print(f"study: [bold]{escape(str(study.path / PAGE))}[/bold]", soft_wrap=True)
     if conducted.failed:
         raise typer.Exit(1)

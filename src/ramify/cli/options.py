@@ -125,3 +125,15 @@ def gigabytes(text: str) -> float:
     if not match or match[2].upper() not in units or not 0 < float(match[1]) < math.inf:
         raise RamifyError(f"--memory {text}: accepted are a number and GB, MB, TB, GiB, MiB or TiB, e.g. 64GB")
     return float(match[1]) * units[match[2].upper()]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """The numbers in `1,2,4`.
+
+    Raises:
+        RamifyError: the text is not such a list.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise RamifyError(f"{option} {text}: accepted are whole numbers above 0, e.g. 1,2,4")
+    return [int(part) for part in parts]

@@ -26,6 +26,7 @@ __all__ = [
     "periodic_table",
     "relative_curves",
     "training_curve",
+    "trivial_line",
 ]
 
 Array = NDArray[np.floating]
@@ -190,7 +191,7 @@ def learning_curve(
         axes.plot(x, y, color=color)
         _mark_epoch(axes, x, y, epoch, color)
         if trivial is not None:
-            _trivial_line(axes, trivial)
+            trivial_line(axes, trivial)
             axes.set_ylim(min(y.min(), trivial) / 1.25, max(y.max(), trivial) * 1.35)
         log_axis(axes, "y")
         axes.locator_params(axis="x", nbins=5)
@@ -221,7 +222,7 @@ def relative_curves(
         for dataset, (x, y) in shown.items():
             axes.plot(x, y, color=palette[dataset], linestyle=styles[dataset])
             _mark_epoch(axes, x, y, epoch, palette[dataset])
-        _trivial_line(axes, 1.0)
+        trivial_line(axes, 1.0)
         values = np.concatenate([y for _, y in shown.values()])
         axes.set_ylim(min(values.min(), 1) / 1.2, max(values.max(), 1) * 1.3)
         log_axis(axes, "y")
@@ -269,7 +270,8 @@ def _curve(
     return x, y, trivial[-1] if trivial else None
 
 
-def _trivial_line(axes: Axes, value: float) -> None:
+def trivial_line(axes: Axes, value: float) -> None:
+    """Draws the error of the trivial predictor."""
     axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
     axes.annotate("trivial", (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
                   ha="right", color=MUTED)  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ramify.files import write_whole
 from ramify.prepare.prepare import prepare_dataset
 from ramify.recipe import Recipe
 from ramify.run.lock import RunLock
@@ -14,10 +16,13 @@ from ramify.run.stop import Stop
 from ramify.store.manifest import Manifest, read_manifest
 from ramify.study.display import Watch
 from ramify.study.results.outcome import Outcome, outcome_of, write_tables
+from ramify.study.results.page import render_page
 from ramify.study.run import Controller, Starter, failures
+from ramify.study.scaling import measure_scaling, scaling_rows
 from ramify.study.setup import Request, add_tasks
 from ramify.study.table import Study
 
+PAGE = "study.html"
 Prepared = Callable[[str, int], None]
 """Called with the name of a dataset and the number of structures read."""
 
@@ -39,7 +44,16 @@ class Conducted:
     stopped_by: str
 
 
-def conduct(request: Request, starter: Starter, jobs: int, watch: Watch, *, interval: float = 0.5) -> Conducted:
+def conduct(
+    request: Request,
+    starter: Starter,
+    jobs: int,
+    watch: Watch,
+    *,
+    scaling: Sequence[int] = (),
+    measured: Callable[[dict[str, Any]], None] = lambda case: None,
+    interval: float = 0.5,
+) -> Conducted:
     """Runs a study, whose stores are prepared, until all requested models are done; continues an earlier one.
 
     Args:
@@ -47,6 +61,8 @@ def conduct(request: Request, starter: Starter, jobs: int, watch: Watch, *, inte
         starter: starts the processes of the models.
         jobs: number of models that train at the same time.
         watch: called with the progress of all models.
+        scaling: numbers of processes to measure the scaling with, after the trainings.
+        measured: called with every case of that measurement.
         interval: seconds between two looks at the processes.
 
     Raises:
@@ -61,8 +77,11 @@ def conduct(request: Request, starter: Starter, jobs: int, watch: Watch, *, inte
         study.save()
         with Stop() as stop:
             Controller(study, starter, jobs, wanted, watch, interval).run(stop)
+        if scaling and not stop.reason:
+            measure_scaling(study.recipe, scaling, study.path, measured)
         if (outcome := outcome_of(study)) is not None:
             write_tables(study, outcome)
+            write_whole(study.path / PAGE, render_page(study, outcome, scaling_rows(study.path)))
         return Conducted(study, outcome, failures(study, wanted), stop.reason)
     finally:
         lock.release()

@@ -132,7 +132,7 @@ def _table(
         rows.append(Row(model, task.kind, tuple(task.datasets), tuple(r.task.seed for r in runs), cells))
     label = LABELS[quantity]
     title = f"Table {number}. MAE of the {label.components} on the test split, {label.error_unit}"
-    return Table(quantity, title, label.error_unit, tuple(manifests), tuple(_mark_best(rows, list(manifests))), trivial)
+    return Table(quantity, title, label.error_unit, tuple(manifests), tuple(mark_best(rows, list(manifests))), trivial)
 
 
 def _cell(
@@ -174,7 +174,7 @@ def chosen_branch(results: Results, dataset: str, manifests: Mapping[str, Manife
     return max(evaluation.branches, key=knowledge)
 
 
-def _mark_best(rows: Sequence[Row], datasets: Sequence[str]) -> list[Row]:
+def mark_best(rows: Sequence[Row], datasets: Sequence[str]) -> list[Row]:
     """Marks the two best of each column, but only those whose mean is below the best one that is not marked by more
     than the spread of their difference over seeds."""
     marked = {dataset: _best_of([row.cells[dataset].error for row in rows]) for dataset in datasets}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console
@@ -19,8 +21,15 @@ def number(measured: Measured | None) -> str:
     """Mean, and ± standard deviation over seeds where there are several."""
     if measured is None:
         return NONE
-    spread = "" if measured.spread is None else f" ± {format_error(measured.spread)}"
-    return format_error(measured.mean) + spread
+    return format_error(measured.mean) + ("" if measured.spread is None else f" ± {spread(measured)}")
+
+
+def spread(measured: Measured) -> str:
+    """The standard deviation over seeds with as many decimals as the mean."""
+    mean = format_error(measured.mean)
+    if measured.spread is None or not math.isfinite(measured.spread) or "e" in mean:
+        return format_error(measured.spread or 0.0)
+    return f"{measured.spread:.{len(mean.partition('.')[2])}f}"
 
 
 def trivial_texts(table: Table) -> list[str]:
@@ -100,15 +109,22 @@ def _escaped(text: str) -> str:
     return "".join(ESCAPES.get(c, f"\\{c}" if c in "&%$#_" else c) for c in text)
 
 
-def render(tables: Tables, console: Console, *, footnotes: bool = True) -> None:
-    """Prints the tables; one that is too wide for the terminal is split."""
+def render(tables: Tables, console: Console, *, short: bool = False) -> None:
+    """Prints the tables; one that is too wide for the terminal is split. `short`: without footnotes and refitted
+    errors."""
     for table in tables.tables:
+        shown = _without_refitted(table) if short else table
         console.print(Text(table.title, "bold"))
-        for datasets in _fitting(table, console.width):
-            console.print(_terminal_table(table, datasets))
+        for datasets in _fitting(shown, console.width):
+            console.print(_terminal_table(shown, datasets))
             console.print()
-    for line in legend(tables) if footnotes else ():
+    for line in () if short else legend(tables):
         console.print(Text(line, "dim"), soft_wrap=False)
+
+
+def _without_refitted(table: Table) -> Table:
+    cells = [{d: replace(cell, refitted=None) for d, cell in row.cells.items()} for row in table.rows]
+    return replace(table, rows=tuple(replace(row, cells=c) for row, c in zip(table.rows, cells, strict=True)))
 
 
 def _cell_lines(cell: Cell) -> list[str]:

@@ -1,0 +1,178 @@
+"""`study.html`: the comparison of a study as one self-contained page, in the style of the report of a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from datetime import datetime
+from statistics import fmean
+from typing import Any
+
+import ramify
+from ramify.evaluate.metrics import element_errors
+from ramify.evaluate.results import Results
+from ramify.labels import LABELS
+from ramify.report.page import environment
+from ramify.report.report import FEW_GROUPS, clock, share_style
+from ramify.report.svg import Drawing, colors
+from ramify.report.table_format import QUANTITIES, Quantity, format_error
+from ramify.study.models import Kind
+from ramify.study.results import plots
+from ramify.study.results.outcome import Outcome
+from ramify.study.results.tables import Measured, Table, Trained
+from ramify.study.results.text import legend, number, spread
+from ramify.study.scaling import PLACEMENTS
+from ramify.study.table import Study
+
+AXES = {"passes": ("epoch", "passes over the model's data"), "steps": ("step", "step"), "time": ("time", "seconds")}
+"""Key of a line of metrics.jsonl, and label of the horizontal axis of learning curves, by `--equal`."""
+EQUAL = {
+    "passes": "Every model passes equally often over its own data.",
+    "steps": "Every model takes the same number of steps.",
+    "time": "Every model takes as many steps as fit into the same time.",
+}
+
+
+def render_page(study: Study, outcome: Outcome, scaling: list[dict[str, Any]]) -> str:
+    """The page as text.
+
+    Args:
+        study: the study.
+        outcome: its results.
+        scaling: see `ramify.study.scaling.scaling_rows`; empty without a measurement.
+    """
+    kinds: dict[str, Kind] = {run.task.model: run.task.kind for run in outcome.runs}
+    palette = plots.model_colors(kinds)
+    pages = environment("ramify.study.results")
+    pages.globals.update(cell_style=cell_style, number=number, spread=spread, error=format_error)
+    pages.filters.update(error=format_error, thousands=lambda n: f"{n:,}", clock=clock)
+    return pages.get_template("study.html.j2").render(
+        study=study,
+        tables=outcome.tables,
+        notes=legend(outcome.tables),
+        verdict=outcome.verdict,
+        facts=_facts(study, outcome),
+        warnings=few_groups(outcome),
+        equal=EQUAL[study.equal],
+        models=_key(kinds, palette),
+        palette=colors(study.datasets),
+        curves=[(dataset, _curves(study, outcome, dataset, palette)) for dataset in study.datasets],
+        elements=_elements(study, outcome),
+        costs=outcome.costs,
+        scaling=scaling,
+        placements=PLACEMENTS,
+        scaling_plots=[
+            (mode, drawn)
+            for mode in ("weak", "strong")
+            if (drawn := plots.scaling(scaling, mode=mode, names=PLACEMENTS))
+        ],
+        recipe=study.recipe.to_yaml(),
+        versions=_versions(),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def cell_style(table: Table, dataset: str, error: Measured | None) -> str:
+    """Background of a cell by the ratio to the trivial error."""
+    trivial = table.trivial[dataset]
+    return share_style(error.mean / trivial if error is not None and trivial else None)
+
+
+def few_groups(outcome: Outcome) -> list[str]:
+    """A line that names the datasets with few groups in the test split."""
+    counts = {name: manifest.splits["test"].groups for name, manifest in outcome.manifests.items()}
+    few = [f"{name} {count}" for name, count in counts.items() if count < FEW_GROUPS]
+    if not few:
+        return []
+    return [
+        f"The test splits hold few groups (molecules, reactions, materials, ...): {', '.join(few)}. These errors say "
+        "little about other groups."
+    ]
+
+
+def _facts(study: Study, outcome: Outcome) -> list[tuple[str, str]]:
+    splits = [manifest.splits for manifest in outcome.manifests.values()]
+    seeds = max(len(row.seeds) for row in outcome.tables.tables[0].rows)
+    seconds = [cost.seconds for cost in outcome.costs if cost.seconds is not None]
+    hours = sum(seconds) * seeds / 3600
+    return [
+        ("datasets", str(len(study.datasets))),
+        ("models", str(len(outcome.tables.tables[0].rows))),
+        ("seeds", str(seeds)),
+        ("training structures", f"{sum(split['train'].structures for split in splits):,}"),
+        ("test structures", f"{sum(split['test'].structures for split in splits):,}"),
+        ("training time of all", f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"),
+    ]
+
+
+def _key(kinds: Mapping[str, Kind], palette: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Name and colour of each line of the learning curves; the single-dataset models have one entry."""
+    entries: dict[str, str] = {}
+    for name, kind in kinds.items():
+        entries.setdefault("single-dataset model" if kind == "single" else name, palette[name])
+    return list(entries.items())
+
+
+def _curves(study: Study, outcome: Outcome, dataset: str, palette: Mapping[str, str]) -> list[tuple[str, Drawing]]:
+    """Learning curves of one dataset: energies, forces."""
+    key, axis = AXES[study.equal]
+    drawings = []
+    for quantity in QUANTITIES:
+        curves: dict[str, list[list[tuple[float, float]]]] = {}
+        trivial: float | None = None
+        for run in outcome.runs:
+            if dataset in run.task.datasets:
+                entries = [(entry[key], entry["datasets"].get(dataset) or {}) for entry in run.results.val]
+                found = [(x, e[f"{quantity}_mae"]) for x, e in entries if e.get(f"{quantity}_mae")]
+                curves.setdefault(run.task.model, []).append(found)
+                trivial = next((t for _, e in entries if (t := e.get(f"trivial_{quantity}_mae"))), trivial)
+        drawn = plots.learning_curves(
+            curves, dataset=dataset, quantity=quantity, palette=palette, trivial=trivial, axis=axis
+        )
+        if drawn is not None:
+            drawings.append((quantity.capitalize(), drawn))
+    return drawings
+
+
+def _elements(study: Study, outcome: Outcome) -> list[tuple[str, Drawing]]:
+    """Errors by element, multi-branch minus single-dataset model, where both exist."""
+    names = [run.task.model for run in outcome.runs if run.task.kind == "mtl"]
+    if not names:
+        return []
+    model = names[-1]
+    drawings = []
+    for quantity in QUANTITIES:
+        differences: dict[str, dict[str, float]] = {}
+        for dataset in study.datasets:
+            joint = _by_element([r for r in outcome.runs if r.task.model == model], dataset, quantity)
+            alone = _by_element([r for r in outcome.runs if r.task.datasets == [dataset]], dataset, quantity)
+            if both := {symbol: joint[symbol] - alone[symbol] for symbol in joint if symbol in alone}:
+                differences[dataset] = both
+        drawn = plots.element_differences(differences, quantity=quantity, palette=colors(study.datasets), model=model)
+        if drawn is not None:
+            drawings.append((f"{quantity.capitalize()}, {LABELS[quantity].error_unit}", drawn))
+    return drawings
+
+
+def _by_element(runs: list[Trained], dataset: str, quantity: Quantity) -> dict[str, float]:
+    """Error of each element in a dataset, mean over seeds."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for symbol, value in _errors_of(run.results, dataset, quantity).items():
+            found.setdefault(symbol, []).append(value)
+    return {symbol: fmean(values) for symbol, values in found.items()}
+
+
+def _errors_of(results: Results, dataset: str, quantity: Quantity) -> dict[str, float]:
+    p = results.predictions(dataset)
+    if p is None:
+        return {}
+    errors = element_errors(p.numbers, p.n_atoms, p.error("energy"), p.error("forces"))
+    values = {symbol: getattr(e, f"{quantity}_mae") for symbol, e in errors.items()}
+    return {symbol: value for symbol, value in values.items() if value is not None}
+
+
+def _versions() -> str:
+    here = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "ase", "matplotlib"))
+    return f"ramify {ramify.__version__}, {here}, Python {platform.python_version()}"
