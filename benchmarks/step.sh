@@ -23,5 +23,4 @@ OMP_NUM_THREADS=1 $python -m benchmarks.step.forms paper --datasets qm7x --store
 cat "$out/forms.json"
 $python -m benchmarks.step.compiled five --stores "$stores" > "$out/compiled.json"
 cat "$out/compiled.json"
-$python -m benchmarks.step.models paper five --dataset qm7x --stores "$stores" --steps 3 > "$out/models.json"
-cat "$out/models.json"
+$python -m benchmarks.against "$out/against"

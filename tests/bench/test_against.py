@@ -1,7 +1,7 @@
 """The comparison with other models: inputs that the benchmark computes for them."""
 
 import torch
-from benchmarks.step.models import triplets
+from benchmarks.against.other_models import triplets
 
 
 def test_triplets_are_all_pairs_of_edges_that_follow_each_other() -> None:
