@@ -124,6 +124,17 @@ def test_a_dataset_without_forces(make_run: Callable[..., Path], tmp_path: Path)
     assert "in forces on 1 of 2 datasets (not alexandria)" in html
 
 
+def test_charges_and_spins_are_counted(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_run(tmp_path / "r", only=("qm7x",))
+    data = json.loads((path / "data.json").read_text())
+    (manifest,) = data.values()
+    manifest["states"] = [{"charge": 1, "spin": None, "structures": {"train": 4321, "val": 0, "test": 5}}]
+    (path / "data.json").write_text(json.dumps(data))
+    text = " ".join(Page(report.write_report(path).read_text(encoding="utf-8")).text)
+    assert "charge +1, spin not stated" in text
+    assert "4,321" in text
+
+
 def test_a_run_with_the_bare_minimum_says_what_it_lacks(make_run: Callable[..., Path], tmp_path: Path) -> None:
     path = make_run(tmp_path / "r")
     shutil.rmtree(path / "predictions")

@@ -21,6 +21,7 @@ from ramify.report import figures, tables
 from ramify.report.page import environment
 from ramify.report.svg import colors, short_count
 from ramify.report.table_format import QUANTITIES, Quantity, format_error
+from ramify.structures import state_text
 
 FEW_GROUPS = 10
 """Number of test groups below which a report warns: the relative uncertainty of a mean error is about 1/sqrt(n)."""
@@ -49,7 +50,7 @@ def render(results: Results) -> str:
         groups = groups_of(results, dataset)
         return "—" if groups is None else f"{groups:,}"
 
-    pages.globals.update(share=share, share_style=share_style, number_of_groups=number_of_groups)
+    pages.globals.update(share=share, share_style=share_style, number_of_groups=number_of_groups, state_text=state_text)
     pages.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
     return pages.get_template("report.html.j2").render(
         results=results,
@@ -65,6 +66,7 @@ def render(results: Results) -> str:
         labels=LABELS,
         units={name: label.error_unit for name, label in LABELS.items()},
         references=references(results),
+        stated={dataset: manifest for dataset, manifest in results.data.items() if manifest.states},
         ridges={dataset: manifest.options.get("reference_ridge") for dataset, manifest in results.data.items()},
         versions=versions(results),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
