@@ -39,7 +39,7 @@ def test_refitted_error_agrees_with_numpy(trained: tuple[Recipe, Path]) -> None:
 
     def split(name: str) -> tuple[np.ndarray, np.ndarray]:
         """Counts of the elements by structure, and label minus prediction in eV."""
-        reader = open_readers(subject.encoder, subject.branches, {"ani1x": store}, name, edge_cache=0.0)["ani1x"]
+        reader = open_readers(subject.model, subject.branches, {"ani1x": store}, name, edge_cache=0.0)["ani1x"]
         structures = store.take(np.array(reader.rows))
         counts = np.zeros((len(structures), 119))
         np.add.at(counts, (structures.structure_of_atom, structures.numbers), 1.0)

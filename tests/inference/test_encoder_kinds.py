@@ -124,7 +124,9 @@ def test_metatomic(stores: Path, tmp_path: Path, case: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16(stores: Path, tmp_path: Path, kind: str) -> None:
-    recipe = recipe_of(stores, kind, "conservative", train__precision="bf16", objective={})
+    recipe = recipe_of(
+        stores, kind, "conservative", train__precision="bf16", train__slow_precision="allow", objective={}
+    )
     trainer = train(recipe, tmp_path / "run")
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert np.isfinite(load(tmp_path / "run").predict(molecule("CH3OH"), "ani1x").energy)

@@ -254,6 +254,7 @@ with Watchdog(rank, 2, dist.PrefixStore("watchdog", dist.FileStore(path + "w", 2
                 time.sleep(1000)
         watchdog.arrive(f"step {step}: gradients")
         dist.all_reduce(torch.ones(3))
+dist.destroy_process_group()  # its threads release tensors: at exit they would abort the process
 print("finished")
 """
 
