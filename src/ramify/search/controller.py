@@ -137,7 +137,7 @@ class Controller:
     def _next(self) -> tuple[Trial | None, bool]:
         """The trial to train next, active in the table, and whether work is left for later where there is none now.
 
-        First trials that nobody trains any more, then promotions, then a new trial.
+        In this order: a trial whose training was lost, a promotion, a new trial.
         """
         options = self.settings
         known = self.journal.trials()
