@@ -42,6 +42,30 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         RamifyError: the disk is full; the old file is unchanged.
     """
+    with _partial(path, content) as partial:
+        os.replace(partial, path)
+
+
+def create_whole(path: Path, content: str | bytes) -> bool:
+    """Creates a file atomically; an existing one is left unchanged.
+
+    Returns:
+        Whether this process created it; of several, only one does.
+
+    Raises:
+        RamifyError: the disk is full; no file was created.
+    """
+    with _partial(path, content) as partial:
+        try:
+            os.link(partial, path)  # fails if the file exists; atomic, also over NFS
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextmanager
+def _partial(path: Path, content: str | bytes) -> Iterator[Path]:
+    """Context with a complete temporary file beside `path`, which is removed at the end unless it was renamed."""
     partial = path.with_name(f".{path.name}.partial-{process_tag()}")
     data = content.encode() if isinstance(content, str) else content
     with disk_full_named(path):
@@ -50,10 +74,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
+            yield partial
+        finally:
             partial.unlink(missing_ok=True)
-            raise
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,13 +1,15 @@
 """`search.json`: the settings of a search, fixed when it starts, and the paths in its folder."""
 
+import json
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from ramify.errors import RamifyError, nearest
-from ramify.files import read_json, write_json
+from ramify.files import create_whole, read_json
 from ramify.recipe.base import Keys
 from ramify.search.trials import METRIC, OBJECTIVES
 
@@ -57,11 +59,7 @@ class SearchFolder:
         """
         file = self.path / NAME
         if not file.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise RamifyError(f"--out {self.path} exists and is not a search", fix="choose another folder")
-            self.path.mkdir(parents=True, exist_ok=True)
-            settings = settings.model_copy(update={"study": f"{self.path.resolve().name}-{secrets.token_hex(4)}"})
-            write_json(file, settings.model_dump(mode="json"))
+            self._create(file, settings)
         found = Settings.model_validate(read_json(file))
         wanted, known = (s.model_dump(mode="json", exclude={"study"}) for s in (settings, found))
         if different := [key for key in wanted if wanted[key] != known[key]]:
@@ -74,6 +72,19 @@ class SearchFolder:
         for name in ("trials", "recipes", "logs", "claims"):
             (self.path / name).mkdir(exist_ok=True)
         return found
+
+    def _create(self, file: Path, settings: Settings) -> None:
+        """Creates the file of settings; of several controllers that start together, the first chooses the study."""
+        is_used = self.path.exists() and (not self.path.is_dir() or any(self._foreign()))
+        if is_used and not file.exists():  # in this order: another controller may create its files between the two
+            raise RamifyError(f"--out {self.path} exists and is not a search", fix="choose another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        named = settings.model_copy(update={"study": f"{self.path.resolve().name}-{secrets.token_hex(4)}"})
+        create_whole(file, json.dumps(named.model_dump(mode="json"), indent=1) + "\n")
+
+    def _foreign(self) -> Iterator[Path]:
+        """What the folder holds, except a file of settings that another controller is about to create."""
+        return (path for path in self.path.iterdir() if not path.name.startswith(f".{NAME}."))
 
     def run(self, number: int) -> Path:
         """Run directory of a trial."""
