@@ -39,7 +39,7 @@ LAYERS = (
     {"study"},
     {"search"},
     {"testing"},
-    {"demo", "inspect", "cli", "__main__"},
+    {"inspect", "cli", "__main__"},
 )
 """Folders (and modules beside them) from the ground up; one may import from its own layer and those below."""
 
@@ -72,7 +72,7 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "optuna": {"search"},
     "jinja2": {"report"},
-    "rich": {"report", "study", "demo", "cli"},
+    "rich": {"report", "study", "cli"},
     "typer": {"cli"},
 }
 """Where each of the heavier libraries may be used."""

@@ -13,7 +13,7 @@ import yaml
 
 from ramify import __version__
 from ramify.checkpoint.pointers import resolve
-from ramify.demo import free_path
+from ramify.cli.compare.demo import free_path
 from ramify.errors import RamifyError
 from ramify.train.loop import Trainer
 from tests.small import ENTRIES, MODEL, metrics

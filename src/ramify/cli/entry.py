@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ramify import __version__
-from ramify.cli import bench, data, demo, finetune, results, route, search, train
+from ramify.cli import bench, data, finetune, results, route, train
+from ramify.cli.compare import search, study
 from ramify.cli.options import MACHINE, console, errors
 from ramify.cli.use import materials, predict, simulate
 from ramify.errors import RamifyError
@@ -46,7 +47,7 @@ def version() -> None:
     console.print(__version__)
 
 
-for group in (demo, data, train, search, finetune, results, predict, simulate, materials, route):
+for group in (study, data, train, search, finetune, results, predict, simulate, materials, route):
     app.add_typer(group.verbs)
 app.add_typer(bench.verbs, name="bench", rich_help_panel=MACHINE)
 app.add_typer(about)

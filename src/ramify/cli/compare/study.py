@@ -48,14 +48,14 @@ def demo(
     if quick:
         _quick_demo(run or Path("demo-run"), overrides or [])
         return
-    from ramify.demo import run_study
+    from ramify.cli.compare.demo import run_study
 
     _print_study(run_study(run or Path("demo-study"), overrides or [], console), short=True)
 
 
 def _quick_demo(run: Path, overrides: list[str]) -> None:
     """All stages of a single model."""
-    from ramify.demo import free_path, run_demo
+    from ramify.cli.compare.demo import free_path, run_demo
 
     path = free_path(run)
     resume_hint = f"`ramify train --resume {path}`, then `ramify evaluate {path}` and `ramify report {path}`"
