@@ -237,9 +237,9 @@ def test_a_model_needs_no_store(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_cannot_be_evaluated(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RamifyError, match="no checkpoint at"):
+    with pytest.raises(RamifyError, match=r"has no checkpoint .best"):
         Evaluator(tmp_path).evaluate()
-    with pytest.raises(RamifyError, match=r"no checkpoint at .*step-00000099"):
+    with pytest.raises(RamifyError, match=r"no checkpoint .step-00000099.\n  fix: name one of: best"):
         Evaluator(run, which="step-00000099").evaluate()
     with pytest.raises(RamifyError, match=r"'tset' is not a split; accepted: train, val, test"):
         Evaluator(run, split="tset").evaluate()

@@ -125,7 +125,7 @@ def crowd() -> Atoms:
     return Atoms("Si40", positions=rng.uniform(0, 8, (40, 3)), cell=np.eye(3) * 8, pbc=True)
 
 
-def test_max_neighbors_keeps_the_nearest_within_a_reach(crowd: Atoms) -> None:
+def test_max_neighbors_keeps_the_nearest_within_the_adaptive_cutoff(crowd: Atoms) -> None:
     sparse = Atoms("H2", positions=[[0, 0, 0], [0, 0, 1.0]])
     edges = find_edges(Structures.from_ase([crowd, sparse]), 5.0, 8)
     assert (edges.atom_cutoff[40:] == 5.0).all()  # one neighbour: nothing is cut
@@ -138,7 +138,7 @@ def test_max_neighbors_keeps_the_nearest_within_a_reach(crowd: Atoms) -> None:
         assert count[atom] == (distances < edges.atom_cutoff[atom]).sum()
 
 
-def test_gain_is_the_derivative_of_the_reach(crowd: Atoms) -> None:
+def test_gain_is_the_derivative_of_the_adaptive_cutoff(crowd: Atoms) -> None:
     """Against central differences of the reach while one atom moves; near the cutoff too."""
     for cutoff in (5.0, 3.0):
         structures = Structures.from_ase([crowd])

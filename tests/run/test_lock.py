@@ -105,7 +105,7 @@ def test_one_that_may_be_gone_is_waited_for(
     rewrite(tmp_path / NAME, host="elsewhere")
     began = time.monotonic()
     RunLock(tmp_path, wait=True).acquire().release()
-    assert 0.5 < time.monotonic() - began < 20
+    assert time.monotonic() - began > 0.5
 
 
 def test_a_job_that_slurm_has_requeued_is_over(

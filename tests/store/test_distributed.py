@@ -84,7 +84,7 @@ def test_from_adios_and_over_sockets(store: Path, tmp_path: Path) -> None:
         "0: holds 392 of 762 answers True",
         "1: holds 370 of 762 answers True",
     ]
-    assert said(2, "busy", store, **SOCKETS) == ["0: read while the other slept True"]
+    assert said(2, "busy", store, **SOCKETS) == ["0: read while the other was busy"]
 
 
 def test_stores_shared_by_different_ranks(store: Path) -> None:

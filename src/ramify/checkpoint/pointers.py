@@ -55,6 +55,29 @@ def read_pointers(folder: Path) -> dict[str, str]:
     return found
 
 
+def checkpoint_folder(run: Path, which: str) -> Path:
+    """The folder of a checkpoint of a run.
+
+    Args:
+        run: the run directory.
+        which: `best`, `latest` or the folder name of a step; it may come from the recipe of another user.
+
+    Raises:
+        RamifyError: there is no such checkpoint; the message lists those that exist.
+    """
+    if not is_name(which):
+        raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX")
+    folder = run / "checkpoints"
+    if not (resolve(folder / which) / "manifest.json").is_file():
+        steps = step_folders(folder)
+        there = sorted([*(read_pointers(folder) if steps else ()), *(path.name for path in steps)])
+        raise RamifyError(
+            f"run {run} has no checkpoint '{which}'",
+            fix=f"name one of: {', '.join(there)}" if there else f"train it first: ramify train --resume {run}",
+        )
+    return folder / which
+
+
 def step_folders(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first; each has a manifest."""
     there = [p for p in folder.glob("step-*") if _STEP.fullmatch(p.name) and (p / "manifest.json").is_file()]

@@ -13,6 +13,7 @@ import torch
 from ramify.batches.loader import SplitReader
 from ramify.batches.open import check_same_data, open_readers, open_stores
 from ramify.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ramify.checkpoint.pointers import checkpoint_folder
 from ramify.errors import RamifyError
 from ramify.evaluate import predictions_file
 from ramify.evaluate.predict_split import Numbered, add_in_order, predict_batch, split_batches
@@ -31,7 +32,6 @@ from ramify.parallel.world import World
 from ramify.recipe import ModelOptions, ParallelOptions, Recipe, parse_recipe
 from ramify.store.manifest import Manifest, read_manifest
 from ramify.store.store import Store
-from ramify.untrusted import is_name
 
 UNITS = {name: LABELS[name].error_text for name in BUILT_IN}
 
@@ -88,9 +88,7 @@ def subject_of_run(run: Path, which: str, stores: Path | None = None) -> Subject
     Raises:
         RamifyError: there is no checkpoint, or a store is missing or has changed.
     """
-    if not is_name(which):
-        raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX")
-    checkpoint = open_checkpoint(run / "checkpoints" / which)
+    checkpoint = open_checkpoint(checkpoint_folder(run, which))
     recipe, network = load_model(checkpoint)
     folder = stores or _folder_of_stores(recipe, run, checkpoint.datasets)
     found = open_stores(recipe.model_copy(update={"stores": str(folder)}))

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ramify.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from ramify.checkpoint.pointers import read_pointers, resolve, step_folders
-from ramify.errors import RamifyError
+from ramify.checkpoint.pointers import checkpoint_folder
 from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Evaluation
 from ramify.files import read_json
@@ -20,7 +19,7 @@ from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER, part_of
 from ramify.model.restore import must_fit, restore_model
 from ramify.recipe import ModelOptions
-from ramify.untrusted import has_file, is_name, parsed
+from ramify.untrusted import has_file, parsed
 
 ROUTER = "router.safetensors"
 """File of the router in a run or an export (`ramify.route`)."""
@@ -111,17 +110,7 @@ def read_run(path: Path, which: str) -> Saved:
     Raises:
         RamifyError: the checkpoint is missing or damaged.
     """
-    checkpoints = path / "checkpoints"
-    if not is_name(which):  # the name may come from the recipe of another user
-        raise RamifyError(f"'{which}' is not a checkpoint of a run", fix="name best, latest or step-XXXXXXXX")
-    if not (resolve(checkpoints / which) / "manifest.json").is_file():
-        steps = step_folders(checkpoints)
-        there = sorted([*(read_pointers(checkpoints) if steps else ()), *(p.name for p in steps)])
-        raise RamifyError(
-            f"run {path} has no checkpoint '{which}'",
-            fix=f"name one of: {', '.join(there)}" if there else f"train it first: ramify train --resume {path}",
-        )
-    checkpoint = open_checkpoint(checkpoints / which)
+    checkpoint = open_checkpoint(checkpoint_folder(path, which))
     evaluation, folder = None, evaluation_folder(path)
     if has_file(folder, ERRORS):
         content = read_json(folder / ERRORS)
