@@ -55,7 +55,7 @@ def test_matpes_traps(tmp_path: Path, read: Any, crystal: Any) -> None:
     (tmp_path / "a.json").write_text(json.dumps(made))
     found, quarantine = read("matpes", tmp_path / "a.json")
     assert found.row.tolist() == [0, 5]
-    assert quarantine.counts == {"malformed forces": 2, "non-finite label": 1, "malformed stress": 1}
+    assert quarantine.counts == {"malformed forces": 2, "malformed energy": 1, "malformed stress": 1}
     (tmp_path / "a.json").write_text(json.dumps([*matpes(crystal), matpes(crystal)[0] | {"functional": "r2SCAN"}]))
     with pytest.raises(RamifyError, match="two functionals, PBE and r2SCAN"):
         read("matpes", tmp_path / "a.json")

@@ -147,6 +147,17 @@ def test_a_database_in_lmdb(tmp_path: Path) -> None:
         assert (found.format, found.structures) == ("ase_db", 1)
 
 
+def test_units_of_the_metadata_of_a_database_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    ase_rows(path)
+    assert any("states no units" in doubt for doubt in look(path).doubts)
+    with connect(str(path)) as database:
+        database.metadata = {"_property_unit_dict": {"energy": "eV", "forces": "Ha/Bohr"}, "_distance_unit": "Ang"}
+    found = look(path)
+    assert found.keys["unit of forces"] == "Ha/Bohr"
+    assert not any("states no units" in doubt for doubt in found.doubts)
+
+
 def test_what_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(RamifyError, match="no known format: it begins with b'hello'"):

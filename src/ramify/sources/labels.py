@@ -24,7 +24,7 @@ from ramify.sources.chunks import (
     composition,
 )
 from ramify.sources.quarantine import Quarantine
-from ramify.sources.states import UNREAD, StateOptions
+from ramify.sources.states import UNREAD, StateOptions, states_unusual
 from ramify.sources.units import PER_ATOM, Units, known_unit, stated_units, unit_factor, units_in_names, with_stated
 from ramify.sources.where import COLUMNS, left_out, rejected_by
 
@@ -103,6 +103,10 @@ class Labeller:
         self._quarantine = quarantine
         self._units = units or options.units
         self._stated: dict[str, str] = {}
+        self._states_read = {
+            "charge": options.charge_key is not None or options.charge is not None,
+            "spin": options.spin_key is not None or options.spin is not None,
+        }
         self._names: set[str] = set()
         self._stress_like: set[str] = set()
         self._unread = self._without_cell = self._unread_states = 0
@@ -140,7 +144,7 @@ class Labeller:
         alike = {name for name, value in found.items() if _is_stress(name, value)}
         self._stress_like |= alike
         origin = origin or self._path.name
-        self._unread_states += _has_unread_state(found, options)
+        self._unread_states += states_unusual(found, self._states_read)
         if (name := rejected_by(options.where, found, options.by_column())) is not None:
             self._quarantine.add(f"{origin}[{row}]", left_out(name), f"{found.get(name)!r}")
             return None
@@ -304,21 +308,6 @@ class Labeller:
             f"{self._path} has no '{value}' (`{key}`){nearest(value, self._names)}; it has {has}",
             fix=f"set `{key}` to the name in the file" + (", or to null to read none" if optional else ""),
         )
-
-
-CHARGES, SPINS = ("charge", "total_charge"), ("spin", "multiplicity", "spin_multiplicity")
-"""Common names of charge and multiplicity in files."""
-
-
-def _has_unread_state(found: Mapping[str, Any], options: AtomsOptions) -> bool:
-    """Whether a structure states, under a common name that is not read, that it is charged or no singlet."""
-
-    def differs(names: tuple[str, ...], usual: float) -> bool:
-        values = (np.asarray(found[name]) for name in names if name in found)
-        return any(v.size == 1 and v.dtype.kind in "iuf" and float(v.reshape(-1)[0]) != usual for v in values)
-
-    unread_charge = options.charge_key is None and options.charge is None and differs(CHARGES, 0.0)
-    return unread_charge or (options.spin_key is None and options.spin is None and differs(SPINS, 1.0))
 
 
 def full_stress(value: Any, name: str) -> NDArray[np.float64]:

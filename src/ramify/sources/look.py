@@ -15,15 +15,15 @@ import yaml
 from ramify.elements import SYMBOLS
 from ramify.errors import RamifyError
 from ramify.sources.formats import formats
-from ramify.sources.formats.general.ase_db import database_rows
+from ramify.sources.formats.general.ase_db import database_rows, database_units
 from ramify.sources.formats.general.extxyz import parsed_frames
-from ramify.sources.labels import CHARGES, SPINS, AtomsOptions, LabelledOptions
+from ramify.sources.labels import AtomsOptions, LabelledOptions
 from ramify.sources.parsing.hdf5 import first_arrays
 from ramify.sources.parsing.json_stream import items
 from ramify.sources.parsing.tfrecord import parse_example, records
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.recognize import recognize
-from ramify.sources.states import apply_states
+from ramify.sources.states import CHARGES, SPINS, apply_states
 from ramify.sources.units import PER_ATOM
 from ramify.structures import Structures, state_text
 
@@ -119,6 +119,7 @@ def _keys(path: Path, name: str) -> Iterator[tuple[str, str]]:
         yield from _described({**frame.info, **frame.arrays} for _, frame in frames)
     elif name == "ase_db":
         yield from _described(islice(database_rows(path), FRAMES))
+        yield from ((f"unit of {kind}", unit) for kind, unit in database_units(path).items())
     elif name == "npz":
         with zipfile.ZipFile(path) as archive:
             for entry in archive.namelist():

@@ -5,6 +5,7 @@ number of electrons, Σ Z - charge, is even if and only if the multiplicity is o
 charge or spin has none (NaN): it is not taken for a neutral singlet, unless the recipe states that it is one.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,6 +23,9 @@ NOT_A_CHARGE = "charge is not a whole number, or exceeds the nuclear charge"
 NOT_A_MULTIPLICITY = "spin is not a multiplicity"
 CONTRADICTION = "charge and spin contradict the number of electrons"
 UNREAD = "charge or spin in the file, not read"
+
+CHARGES, SPINS = ("charge", "total_charge"), ("spin", "multiplicity", "spin_multiplicity")
+"""Common names of charge and multiplicity in files."""
 
 Convention = Literal["multiplicity", "unpaired", "moments"]
 CONVENTIONS: dict[str, Convention] = {
@@ -102,6 +106,21 @@ def _one(value: Any, reason: str, name: str) -> float:
     if flat.size != 1:
         raise UnusableError(reason, f"{flat.size} numbers instead of 1")
     return float(flat[0])
+
+
+def states_unusual(found: Mapping[str, Any], read: Mapping[str, bool]) -> bool:
+    """Whether named values of a structure state, under a common name, a charge or more than a singlet that is not read.
+
+    Args:
+        found: named values.
+        read: by `charge` and `spin`, whether it is read or stated in the recipe.
+    """
+
+    def differs(names: tuple[str, ...], usual: float) -> bool:
+        values = (np.asarray(found[name]) for name in names if name in found)
+        return any(v.size == 1 and v.dtype.kind in "iuf" and float(v.reshape(-1)[0]) != usual for v in values)
+
+    return (not read["charge"] and differs(CHARGES, 0.0)) or (not read["spin"] and differs(SPINS, 1.0))
 
 
 def apply_states(chunk: Structures, options: DatasetOptions, quarantine: Quarantine) -> Structures:

@@ -47,6 +47,8 @@ SOME = 0.01
 """Minimum fraction of exact zeros for a warning: fewer are dissociated pairs, or rounded to zero."""
 CLEARER = 4
 """Factor by which one explanation must be better than the other."""
+RESOLVED = 1e-4
+"""eV/atom, spacing of energies above which single precision is a finding: a tenth of an accurate model's error."""
 UNBALANCED = 0.1
 """Maximum ratio of the mean force of a structure to the root mean square force: the mean is zero if all forces are
 present (two dozen datasets have up to 3e-4)."""
@@ -107,8 +109,9 @@ def _energies(dataset: str, staged: Staged, rows: NDArray[np.int64]) -> Iterator
     if zeros > max(1, SOME * len(rows)):
         yield Finding(
             text=f"{zeros} of {len(rows)} energies are exactly 0: they may not have been computed",
-            fix="leave these records out of the file, or state the right `energy_key`",
+            fix="`zeros_are_absent: [energy]` leaves them out; or state the right `energy_key`",
         )
+    yield from _precision(energy, n_atoms)
     elements = len(np.unique(numbers))
     part = np.where(energy == 0, 1e-12, energy / atoms)  # its inverse is looked at too
     middle = float(np.median(part))
@@ -138,6 +141,20 @@ def _energies(dataset: str, staged: Staged, rows: NDArray[np.int64]) -> Iterator
             )
             return
     yield from _extensive(energy, n_atoms, numbers, first)
+
+
+def _precision(energy: Floats, n_atoms: Floats) -> Iterator[Finding]:
+    """Finds total energies that were stored in single precision in any of the units, if its spacing matters."""
+    for value in (1.0, *ENERGY_UNITS.values()):
+        stored = energy / value
+        single = stored.astype(np.float32)
+        apart = float(np.median(np.spacing(np.abs(single)).astype(np.float64) * value / n_atoms))
+        if apart > RESOLVED and (np.abs(stored - single) <= 4 * np.spacing(np.abs(stored))).all():
+            yield Finding(
+                text=f"energies were stored in single precision (float32), whose steps are {apart:.2g} eV/atom here",
+                fix="write them in double precision (float64), or relative to isolated atoms",
+            )
+            return
 
 
 def _unit_of(ratio: Floats) -> str:
@@ -189,7 +206,7 @@ def _forces(staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
         yield Finding(
             text=f"all forces of {count} of {int(labelled.sum())} structures are exactly 0, where no symmetry explains "
             "it: they may not have been computed",
-            fix="leave them out of the file, or state the right `forces_key` (null reads none)",
+            fix="`zeros_are_absent: [forces]` leaves them out; or state the right `forces_key` (null reads none)",
         )
     usable = labelled & (square > 0) & (n_atoms > 1)
     if usable.sum() < ENOUGH:
@@ -211,7 +228,7 @@ def _stress(staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
     if count > 1:
         yield Finding(
             text=f"{count} of {int(labelled.sum())} stresses are exactly 0: they may not have been computed",
-            fix="`stress_key: null` reads none, or leave them out of the file",
+            fix="`zeros_are_absent: [stress]` leaves them out; `stress_key: null` reads none",
         )
 
 

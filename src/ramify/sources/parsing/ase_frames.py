@@ -1,6 +1,6 @@
 """Conversion of labelled ASE frames to records."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ase import Atoms
@@ -11,7 +11,12 @@ from ramify.sources.quarantine import Quarantine
 
 
 def records(
-    path: Path, frames: Iterable[Atoms], options: AtomsOptions, quarantine: Quarantine, origin: str | None = None
+    path: Path,
+    frames: Iterable[Atoms],
+    options: AtomsOptions,
+    quarantine: Quarantine,
+    origin: str | None = None,
+    problem: Callable[[int], tuple[str, str] | None] = lambda row: None,
 ) -> Iterator[Record]:
     """Yields the records of `frames`. Forces are those of the calculator, without constraints applied.
 
@@ -21,6 +26,7 @@ def records(
         options: keys and units.
         quarantine: receives unusable records.
         origin: name of the file in records; by default that of `path`.
+        problem: reason and detail for a frame, by its position in the file, whose labels are wrong; else None.
 
     Raises:
         RamifyError: the file has no label or group of the recipe.
@@ -38,6 +44,8 @@ def records(
             row=row,
             origin=origin,
         )
-        if record is not None:
+        if record is not None and (found := problem(row)) is not None:
+            quarantine.add(f"{origin or path.name}[{row}]", *found)
+        elif record is not None:
             yield record
     labeller.check()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ramify.elements import NUMBERS
 from ramify.sources.chunks import (
+    MALFORMED_ENERGY,
     MALFORMED_FORCES,
     MALFORMED_STRESS,
     MALFORMED_STRUCTURE,
@@ -49,6 +50,11 @@ class Frame(NamedTuple):
     group: str
     origin: str
     row: int
+
+
+def charge_of(structure: Any) -> Any:
+    """Charge that a structure states, in e; None if it states none."""
+    return structure.get("charge") if isinstance(structure, dict) else None
 
 
 class _UnusableError(Exception):
@@ -144,10 +150,10 @@ def _energies(frames: list[Frame]) -> NDArray[np.float64]:
     energies = [frame.energy for frame in frames]
     if None in energies:
         raise _UnusableError(NOT_COMPUTED, "the energy is null or absent")
-    try:
-        array = np.array(energies, np.float64)
-    except (TypeError, ValueError) as error:
-        raise _UnusableError(NON_FINITE, f"energy {error}") from error
+    for energy in energies:
+        if type(energy) not in (int, float):  # neither text, which cannot be multiplied by the atoms, nor true or false
+            raise _UnusableError(MALFORMED_ENERGY, f"energy {str(energy)[:60]!r} is not a number")
+    array = np.array(energies, np.float64)
     if not np.isfinite(array).all():
         raise _UnusableError(NON_FINITE, "energy")
     return array

@@ -81,6 +81,18 @@ def database_rows(path: Path) -> Iterator[dict[str, Any]]:
             database.close()
 
 
+def database_units(path: Path) -> dict[str, str]:
+    """Units that the metadata of a database state, by quantity, with the default names of labels.
+
+    Raises:
+        RamifyError: no such file, or not an ASE database.
+    """
+    database, metadata = _open(path)
+    if path.suffix == ".aselmdb":
+        database.close()
+    return _stated_units(metadata, Options(path=str(path)))
+
+
 def _values(row: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """All named values of a row, and its geometry."""
     results = {name: row[name] for name in all_properties if name in row}

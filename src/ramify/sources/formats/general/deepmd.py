@@ -27,6 +27,7 @@ from ramify.sources.chunks import (
     check_numbers,
     chunked,
 )
+from ramify.sources.parsing.stated import remark_unread
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.states import StateOptions
 from ramify.structures import Structures
@@ -117,6 +118,8 @@ def _records(
         for name, key in (("charge", options.charge_key), ("spin", options.spin_key))
     }
     origin = f"{folder.name}/{member.name}"
+    named = {str(key).partition(":")[0] for key in (options.charge_key, options.spin_key)}
+    remark_unread(origin, {file.stem for file in member.glob("*.npy")} - arrays.keys() - named - {"box"}, quarantine)
     for row in range(len(arrays["coord"])):
         try:
             z = numbers[types]

@@ -24,6 +24,7 @@ from ramify.errors import RamifyError, nearest
 from ramify.sources.base import CHUNK_ATOMS, Format
 from ramify.sources.labels import LabelledOptions
 from ramify.sources.parsing.npz_rows import Block, Rows
+from ramify.sources.parsing.stated import remark_unread
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import Units, stated_units, with_stated
 from ramify.structures import Structures
@@ -70,7 +71,7 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
             keys = _keys(path, names, options)
             units = _units(archive, path, names, keys, options)
             yield from _blocks(archive, path, keys, options, units, quarantine)
-            _remark_unread(path, names, keys, quarantine)
+            remark_unread(path.name, names - set(keys.values()), quarantine)
     except FileNotFoundError as error:
         raise RamifyError(f"{path} does not exist", fix="correct `path`") from error
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, ValueError, zlib.error) as error:
@@ -143,14 +144,6 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
 def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
     with archive.open(f"{name}.npy") as stream:
         return Rows(stream).shape
-
-
-def _remark_unread(path: Path, names: set[str], keys: dict[str, str], quarantine: Quarantine) -> None:
-    """Records a remark for each array that may be a label or a cell and is not read."""
-    words = ("stress", "virial", "lattice", "cell", "pbc", "box")
-    for name in sorted(names - set(keys.values())):
-        if any(word in name.lower() for word in words):
-            quarantine.remark(f"{path.name}/{name}", f"array '{name}' not read")
 
 
 def _blocks(

@@ -17,7 +17,8 @@ from ramify.errors import RamifyError
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import MALFORMED_FORCES, MALFORMED_STRUCTURE, merged
 from ramify.sources.parsing.json_stream import Item, items
-from ramify.sources.parsing.pymatgen import Frame, convert
+from ramify.sources.parsing.pymatgen import Frame, charge_of, convert
+from ramify.sources.parsing.stated import Stated
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
@@ -35,11 +36,13 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     Raises:
         RamifyError: the file is not of this layout, or is damaged or truncated.
     """
-    yield from merged(convert(_frames(path, quarantine), quarantine))
+    yield from merged(convert(_frames(path, options, quarantine), quarantine))
 
 
-def _frames(path: Path, quarantine: Quarantine) -> Iterator[Frame]:
+def _frames(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Frame]:
+    stated = Stated(path, options, quarantine)
     for number, item in enumerate(items(path)):
+        stated.see(item.value, f"{item.key}[{item.index}]", charge=charge_of(item.value.get("structure")))
         if item.index is not None and item.key == "entries" and "structure" in item.value:
             yield from _entry(path, item, quarantine)
         elif item.index is not None and isinstance(item.value.get("steps"), list):
@@ -48,6 +51,7 @@ def _frames(path: Path, quarantine: Quarantine) -> Iterator[Frame]:
             raise _other_layout(path, item)
         else:
             quarantine.add(f"{path.name}/{item.key}[{item.index}]", MALFORMED_STRUCTURE, "no structure and no steps")
+    stated.remark()
 
 
 def _entry(path: Path, item: Item, quarantine: Quarantine) -> Iterator[Frame]:

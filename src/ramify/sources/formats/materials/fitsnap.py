@@ -27,6 +27,7 @@ from ramify.sources.chunks import (
     chunked,
 )
 from ramify.sources.parsing.compressed import cut_short, open_bytes
+from ramify.sources.parsing.stated import Stated
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import STRESS_UNITS, known_unit
 from ramify.structures import Structures
@@ -58,9 +59,12 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
         RamifyError: the file is not of this layout, is damaged or truncated, or has unknown units.
     """
     dataset = _load(path)
-    stress = STRESS_UNITS[_stress_unit(path, dataset)] * options.stress_sign
-    _check_styles(path, dataset)
-    yield from chunked(_records(path, dataset["Data"], stress, quarantine), quarantine)
+    styles = {name.lower(): value for name, value in dataset.items()}
+    stress = STRESS_UNITS[_stress_unit(path, styles)] * options.stress_sign
+    _check_styles(path, styles)
+    stated = Stated(path, options, quarantine)
+    yield from chunked(_records(path, dataset["Data"], stress, stated, quarantine), quarantine)
+    stated.remark()
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -101,9 +105,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_styles(path: Path, dataset: dict[str, Any]) -> None:
+def _check_styles(path: Path, styles: dict[str, Any]) -> None:
     for label, accepted in _STYLES.items():
-        stated = str(dataset.get(f"{label}Style", accepted[0])).lower()
+        stated = str(styles.get(f"{label}style".lower(), accepted[0])).lower()
         if stated not in accepted:
             raise RamifyError(
                 f"{path} states {label}Style {stated!r}; read are {', '.join(accepted)}",
@@ -111,21 +115,33 @@ def _check_styles(path: Path, dataset: dict[str, Any]) -> None:
             )
 
 
-def _stress_unit(path: Path, dataset: dict[str, Any]) -> str:
-    stated = str(dataset.get("StressStyle", "bar"))
+def _stress_unit(path: Path, styles: dict[str, Any]) -> str:
+    stated = str(styles.get("stressstyle", "bar"))
     unit = known_unit("stress", stated)
     if unit is None:
         raise RamifyError(f"{path} states StressStyle {stated!r}; known are bar, kB, GPa", fix="convert the file first")
     return unit
 
 
-def _records(path: Path, data: list[dict[str, Any]], stress: float, quarantine: Quarantine) -> Iterator[Record]:
+def _records(
+    path: Path, data: list[dict[str, Any]], stress: float, stated: Stated, quarantine: Quarantine
+) -> Iterator[Record]:
     origin = f"{path.resolve().parent.name}/{path.name}"
     for row, entry in enumerate(data):
+        stated.see({name.lower(): value for name, value in entry.items()} | _states(entry), row)
         try:
             yield _record(entry, stress, path.resolve().parent.name, origin, row)
         except UnusableError as error:
             quarantine.add(f"{origin}[{row}]", error.reason, error.detail)
+
+
+def _states(entry: dict[str, Any]) -> dict[str, float]:
+    """Charge of the charges of all atoms, and 0 as the multiplicity of any spins, which is none."""
+    charges = entry.get("Charges")
+    known = isinstance(charges, list) and all(type(charge) in (int, float) for charge in charges)
+    return {"charge": round(float(sum(charges)), 2) if known and charges is not None else 0.0} | (
+        {"spin": 0.0} if entry.get("Spins") is not None else {}
+    )
 
 
 def _record(entry: dict[str, Any], stress: float, group: str, origin: str, row: int) -> Record:
@@ -138,6 +154,8 @@ def _record(entry: dict[str, Any], stress: float, group: str, origin: str, row: 
     positions, cell = numbers_of("Positions", MALFORMED_STRUCTURE), numbers_of("Lattice", MALFORMED_STRUCTURE)
     if positions is None or cell is None or cell.shape != (3, 3):
         raise UnusableError(MALFORMED_STRUCTURE, "no Positions, or no Lattice of 3x3")
+    if entry.get("NumAtoms", len(symbols)) != len(symbols):
+        raise UnusableError(MALFORMED_STRUCTURE, f"NumAtoms is {entry['NumAtoms']}, AtomTypes has {len(symbols)}")
     energy, pressure = numbers_of("Energy", MALFORMED_ENERGY), numbers_of("Stress", MALFORMED_STRESS)
     if energy is not None and energy.size != 1:
         raise UnusableError(MALFORMED_ENERGY, f"{energy.size} numbers instead of 1")

@@ -17,6 +17,7 @@ from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import MALFORMED_STRUCTURE, merged
 from ramify.sources.parsing.json_stream import Item, items
 from ramify.sources.parsing.pymatgen import Frame, convert
+from ramify.sources.parsing.stated import Stated
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
@@ -54,7 +55,7 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
 
 
 def _frames(path: Path, options: Options, per_atom: bool, quarantine: Quarantine) -> Iterator[Frame]:
-    unread = 0
+    unread, stated = 0, Stated(path, options, quarantine)
     for item in items(path):
         record, row = item.value, item.index or 0
         if not is_jarvis(record):
@@ -62,6 +63,7 @@ def _frames(path: Path, options: Options, per_atom: bool, quarantine: Quarantine
                 raise _other_layout(path, item)
             quarantine.add(f"{path.name}[{row}]", MALFORMED_STRUCTURE, "no atoms, or no total_energy")
             continue
+        stated.see(record, row, per_atom=per_atom)
         unread += record.get("stresses") is not None and options.stress == "none"
         try:
             structure = pymatgen_structure(record["atoms"])
@@ -72,13 +74,14 @@ def _frames(path: Path, options: Options, per_atom: bool, quarantine: Quarantine
         energy = record["total_energy"]
         yield Frame(
             structure=structure,
-            energy=energy * len(symbols) if per_atom and isinstance(energy, int | float) else energy,
+            energy=energy * len(symbols) if per_atom and type(energy) in (int, float) else energy,
             forces=record.get("forces"),
             stress=record.get("stresses") if options.stress == "vasp-kbar" else None,
             group=identity.split("_")[0] or composition_of(symbols),
             origin=path.name,
             row=row,
         )
+    stated.remark()
     if unread:
         quarantine.remark(path.name, UNREAD_STRESS, count=unread)
 
@@ -149,7 +152,9 @@ def composition_of(symbols: Sequence[str]) -> str:
 
 def pymatgen_structure(atoms: dict[str, Any]) -> dict[str, Any]:
     """Converts JARVIS atoms to the dictionary form of pymatgen."""
-    key = "xyz" if atoms.get("cartesian") else "abc"
+    if (cartesian := atoms.get("cartesian", False)) not in (True, False):  # a text would be true
+        raise TypeError(f"cartesian is {cartesian!r}, neither true nor false")
+    key = "xyz" if cartesian else "abc"
     species = [[{"element": symbol, "occu": 1}] for symbol in atoms["elements"]]
     sites = [{"species": s, key: row} for s, row in zip(species, atoms["coords"], strict=True)]
     return {"lattice": {"matrix": atoms["lattice_mat"]}, "sites": sites}

@@ -13,7 +13,8 @@ from ramify.errors import RamifyError
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import MALFORMED_FORCES, MALFORMED_STRESS, MALFORMED_STRUCTURE, merged
 from ramify.sources.parsing.json_stream import Item, items
-from ramify.sources.parsing.pymatgen import Frame, convert
+from ramify.sources.parsing.pymatgen import Frame, charge_of, convert
+from ramify.sources.parsing.stated import Stated
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
@@ -31,11 +32,11 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     Raises:
         RamifyError: the file is not of this layout, is damaged, or contains two functionals.
     """
-    yield from merged(convert(_frames(path, quarantine), quarantine))
+    yield from merged(convert(_frames(path, options, quarantine), quarantine))
 
 
-def _frames(path: Path, quarantine: Quarantine) -> Iterator[Frame]:
-    functional: Any = None
+def _frames(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Frame]:
+    functional, stated = None, Stated(path, options, quarantine)
     for item in items(path):
         record, row = item.value, item.index or 0
         if row == 0:
@@ -46,6 +47,7 @@ def _frames(path: Path, quarantine: Quarantine) -> Iterator[Frame]:
                 f"{path} holds two functionals, {functional} and {record.get('functional')} (record {row})",
                 fix="make one dataset per functional: their energies are not comparable",
             )
+        stated.see(record, row, charge=charge_of(record.get("structure")))
         stress = _full(record.get("stress"))
         if not isinstance(record.get("structure"), dict):
             quarantine.add(f"{path.name}[{row}]", MALFORMED_STRUCTURE, "no structure")
@@ -64,6 +66,7 @@ def _frames(path: Path, quarantine: Quarantine) -> Iterator[Frame]:
                 origin=path.name,
                 row=row,
             )
+    stated.remark()
 
 
 def _full(stress: Any) -> list[Any] | None:

@@ -17,7 +17,8 @@ from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import merged
 from ramify.sources.formats.materials.jarvis import composition_of, is_jarvis, measured_per_atom, pymatgen_structure
 from ramify.sources.parsing.json_stream import Item, items
-from ramify.sources.parsing.pymatgen import Frame, convert
+from ramify.sources.parsing.pymatgen import Frame, charge_of, convert
+from ramify.sources.parsing.stated import Stated
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
@@ -41,15 +42,18 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     Raises:
         RamifyError: the file is not of this layout, or is damaged or truncated.
     """
-    yield from merged(convert(_frames(path, options), quarantine))
+    yield from merged(convert(_frames(path, options, quarantine), quarantine))
 
 
-def _frames(path: Path, options: Options) -> Iterator[Frame]:
-    per_atom = options.energy_is_per_atom
+def _frames(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Frame]:
+    per_atom, stated = options.energy_is_per_atom, Stated(path, options, quarantine)
     for item in items(path):
         if per_atom is None and is_jarvis(item.value):
             per_atom = measured_per_atom(path)
+        structure = item.value.get("structure")
+        stated.see(item.value, item.index or 0, per_atom=bool(per_atom), charge=charge_of(structure))
         yield _frame(path, item, bool(per_atom))
+    stated.remark()
 
 
 def _frame(path: Path, item: Item, per_atom: bool) -> Frame:
@@ -71,7 +75,7 @@ def _frame(path: Path, item: Item, per_atom: bool) -> Frame:
             path,
             item,
             structure=pymatgen_structure(record["atoms"]),
-            energy=energy * len(symbols) if per_atom and isinstance(energy, int | float) else energy,
+            energy=energy * len(symbols) if per_atom and type(energy) in (int, float) else energy,
             forces=record.get("forces"),
             group=composition_of(symbols),
         )

@@ -12,7 +12,8 @@ from ramify.errors import RamifyError
 from ramify.sources.base import DatasetOptions, Format
 from ramify.sources.chunks import MALFORMED_FORCES, MALFORMED_STRUCTURE, merged
 from ramify.sources.parsing.json_stream import Item, Text, texts
-from ramify.sources.parsing.pymatgen import Frame, convert
+from ramify.sources.parsing.pymatgen import Frame, charge_of, convert
+from ramify.sources.parsing.stated import Stated
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
@@ -49,10 +50,12 @@ def read_part(path: Path, options: Options, quarantine: Quarantine, part: tuple[
         RamifyError: the file is damaged.
     """
     key = f"{options.energy}_total_energy"
-    yield from merged(convert(_frames(path, part, key, quarantine), quarantine))
+    yield from merged(convert(_frames(path, part, key, Stated(path, options, quarantine), quarantine), quarantine))
 
 
-def _frames(path: Path, part: tuple[Text, ...], energy_key: str, quarantine: Quarantine) -> Iterator[Frame]:
+def _frames(
+    path: Path, part: tuple[Text, ...], energy_key: str, stated: Stated, quarantine: Quarantine
+) -> Iterator[Frame]:
     for item in (text.parse(path) for text in part):
         for frame_id, frame in item.value.items():
             origin, row = _place(f"{path.name}/{item.key}", frame_id)
@@ -61,6 +64,7 @@ def _frames(path: Path, part: tuple[Text, ...], energy_key: str, quarantine: Qua
             elif frame.get("force") is None:
                 quarantine.add(f"{path.name}/{item.key}/{frame_id}", MALFORMED_FORCES, "null or absent")
             else:
+                stated.see(frame, frame_id, charge=charge_of(frame["structure"]))
                 yield Frame(
                     structure=frame["structure"],
                     energy=frame.get(energy_key),
@@ -70,6 +74,7 @@ def _frames(path: Path, part: tuple[Text, ...], energy_key: str, quarantine: Qua
                     origin=origin,
                     row=row,
                 )
+    stated.remark()
 
 
 def _place(origin: str, frame_id: str) -> tuple[str, int]:

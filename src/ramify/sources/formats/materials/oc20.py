@@ -22,6 +22,7 @@ from ramify.sources.chunks import (
 )
 from ramify.sources.formats.general.extxyz import frame_texts
 from ramify.sources.parsing.compressed import open_text
+from ramify.sources.parsing.stated import Stated
 from ramify.sources.parsing.xyz_frame import XYZFrame, parse_frame
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
@@ -60,7 +61,7 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
 def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Record]:
     beside = None
     lines: list[_Line] = []
-    count = 0
+    count, stated = 0, Stated(path, options, quarantine)
     for text in frame_texts(path):
         if beside is None:  # errors of the file of frames come first
             beside = _beside(path)
@@ -70,9 +71,12 @@ def _records(path: Path, options: Options, quarantine: Quarantine) -> Iterator[R
             continue
         line = lines[text.number]
         try:
-            yield _record(parse_frame(text.lines), line, options, path.name, text.number)
+            frame = parse_frame(text.lines)
+            stated.see(frame.info, text.number)
+            yield _record(frame, line, options, path.name, text.number)
         except UnusableError as error:
             quarantine.add(f"{path.name}[{text.number}]", error.reason, f"{line.system} {line.frame}: {error.detail}")
+    stated.remark()
     if count != len(lines):
         raise RamifyError(
             f"{path} has {count} frames, but {beside} has {len(lines)} lines",

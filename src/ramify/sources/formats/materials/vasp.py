@@ -1,13 +1,15 @@
 """Output of VASP: `vasprun.xml` and `OUTCAR`, plain or compressed, read by ASE.
 
 The energy is `free_energy` (TOTEN), whose gradient gives the forces; with smeared occupations, `energy` (extrapolated
-to zero smearing) is not consistent with the forces. ASE converts the stress to eV/Å³ with tension positive.
+to zero smearing) is not consistent with the forces. ASE converts the stress to eV/Å³ with tension positive, and removes
+the term of PSTRESS from the energy. The charge, valence electrons minus NELECT, is the named value `charge`.
 https://www.vasp.at/wiki/index.php/Energies_of_the_electronic_system
 """
 
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +18,18 @@ from ase.io import iread
 
 from ramify.errors import RamifyError
 from ramify.sources.base import Format
-from ramify.sources.chunks import chunked
+from ramify.sources.chunks import MALFORMED_STRUCTURE, chunked
 from ramify.sources.labels import AtomsOptions
 from ramify.sources.parsing.ase_frames import records
 from ramify.sources.parsing.compressed import open_bytes
+from ramify.sources.parsing.vasp_steps import Facts, facts_of
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
+
+_TOO_LONG = re.compile(rb"\*{4,}")
+
+UNCONVERGED = "electronic steps not converged"
+WITH_PRESSURE = "stress under PSTRESS, which may contain it, left out"
 
 _XML_END, _OUTCAR_END = b"</modeling>", b"General timing and accounting informations"
 """Text at the end of the output of a completed calculation."""
@@ -34,6 +42,10 @@ class Options(AtomsOptions):
     """`vasprun.xml` or `OUTCAR`, detected from the content."""
     unfinished: Literal["refuse", "read"] = "refuse"
     """`read`: reads the complete ionic steps of a truncated file (from a calculation that was stopped)."""
+    unconverged: Literal["leave_out", "read"] = "leave_out"
+    """Whether to read ionic steps whose electronic steps reached NELM without convergence."""
+    stress_sign: Literal[1] = 1
+    """Tension is positive: ASE converts the sign of VASP."""
     energy_key: str = "free_energy"
     """`free_energy`: TOTEN, consistent with the forces; `energy`: extrapolated to zero smearing."""
 
@@ -45,10 +57,48 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
         RamifyError: no such file, not an output of VASP, or truncated.
     """
     origin = f"{path.resolve().parent.name}/{path.name}"
-    yield from chunked(records(path, _frames(path, options), options, quarantine, origin), quarantine)
+    output = _Output(path, options)
+    found = records(path, output.frames(), options, quarantine, origin, output.problem)
+    yield from chunked(found, quarantine)
+    if output.without_stress:
+        quarantine.remark(origin, WITH_PRESSURE, count=output.without_stress)
 
 
-def _frames(path: Path, options: Options) -> Iterator[Atoms]:
+class _Output:
+    """One file: its frames, and the facts that decide whether their labels are right.
+
+    Attributes:
+        without_stress: number of frames whose stress was left out.
+    """
+
+    def __init__(self, path: Path, options: Options) -> None:
+        self._path, self._options, self._facts = path, options, Facts()
+        self.without_stress = 0
+
+    def frames(self) -> Iterator[Atoms]:
+        """Yields the ionic steps with the charge, and without a stress under PSTRESS."""
+        with _plain(self._path) as (plain, xml):
+            if self._options.unfinished == "refuse":
+                _require_end(self._path, plain, _XML_END if xml else _OUTCAR_END)
+            self._facts = facts_of(plain, xml=xml)
+            for atoms in _read(self._path, plain, xml=xml):
+                if self._facts.charge is not None:
+                    atoms.info["charge"] = self._facts.charge
+                if self._facts.pressure and atoms.calc is not None:
+                    self.without_stress += atoms.calc.results.pop("stress", None) is not None
+                yield atoms
+
+    def problem(self, row: int) -> tuple[str, str] | None:
+        """Reason and detail for an ionic step whose labels are wrong."""
+        if self._options.unconverged == "leave_out" and (why := self._facts.unconverged(row)):
+            return UNCONVERGED, f"{why}; `unconverged: read` reads such steps"
+        why = self._facts.incomplete(row)
+        return (MALFORMED_STRUCTURE, why) if why else None
+
+
+@contextmanager
+def _plain(path: Path) -> Iterator[tuple[Path, bool]]:
+    """A plain copy under the name that ASE requires, and whether it is XML."""
     with open_bytes(path) as stream, tempfile.TemporaryDirectory() as folder:
         head = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
         xml = b"<modeling>" in head
@@ -57,20 +107,21 @@ def _frames(path: Path, options: Options) -> Iterator[Atoms]:
                 f"{path} is neither vasprun.xml nor OUTCAR: it begins with {head[:40]!r}",
                 fix="correct `path` or `format`",
             )
-        plain = Path(folder) / ("vasprun.xml" if xml else "OUTCAR")  # ASE requires these names and plain text
+        plain = Path(folder) / ("vasprun.xml" if xml else "OUTCAR")
         with plain.open("wb") as copy:
-            shutil.copyfileobj(stream, copy)
-        if options.unfinished == "refuse":
-            _require_end(path, plain, _XML_END if xml else _OUTCAR_END)
-        try:
-            yield from iread(str(plain), index=":", format="vasp-xml" if xml else "vasp-out")
-        except RamifyError:
-            raise
-        except Exception as error:  # ASE may raise any exception on an unfinished file
-            raise RamifyError(
-                f"{path} is truncated or damaged: ASE cannot read it ({type(error).__name__}: {error})",
-                fix="leave the file out, or use the other one of vasprun.xml and OUTCAR",
-            ) from error
+            for line in stream:  # VASP prints asterisks for numbers that are too long: that label alone is not finite
+                copy.write(_TOO_LONG.sub(b" NaN ", line) if b"****" in line else line)
+        yield plain, xml
+
+
+def _read(path: Path, plain: Path, *, xml: bool) -> Iterator[Atoms]:
+    try:
+        yield from iread(str(plain), index=":", format="vasp-xml" if xml else "vasp-out")
+    except Exception as error:  # ASE may raise any exception on an unfinished file
+        raise RamifyError(
+            f"{path} is truncated or damaged: ASE cannot read it ({type(error).__name__}: {error})",
+            fix="leave the file out, or use the other one of vasprun.xml and OUTCAR",
+        ) from error
 
 
 def _require_end(path: Path, plain: Path, mark: bytes) -> None:

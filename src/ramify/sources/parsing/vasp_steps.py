@@ -1,0 +1,124 @@
+"""Facts in VASP's output that decide whether the labels of an ionic step are right, and that ASE does not check."""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_ITERATION = re.compile(r"Iteration\s+\d+\(\s*(\d+)\)")
+_CONVERGED = "aborting loop because EDIFF is reached"
+_STEP = "FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
+_NUMBER = r"\s*=\s*(-?\d+(?:\.\d*)?)"
+_KEYS = {name: re.compile(rf"\b{name}{_NUMBER}") for name in ("NELM", "PSTRESS", "NELECT")}
+
+
+@dataclass
+class Facts:
+    """Facts of one file.
+
+    Attributes:
+        limit: NELM, the maximum number of electronic steps; None if it is not stated.
+        pressure: PSTRESS, kB.
+        charge: e, valence electrons of the neutral atoms minus NELECT; None if they are not stated.
+        electronic: number of electronic steps of each ionic step; 0 where the file states that they converged.
+        rows: of each ionic step, the fewest rows of its positions and forces; None where this is not checked.
+        n_atoms: number of atoms.
+    """
+
+    limit: int | None = None
+    pressure: float = 0.0
+    charge: float | None = None
+    electronic: list[int] = field(default_factory=list)
+    rows: list[int | None] = field(default_factory=list)
+    n_atoms: int = 0
+
+    def unconverged(self, step: int) -> str:
+        """Reason why the electronic steps of an ionic step did not converge; empty if they did."""
+        if self.limit is None or step >= len(self.electronic) or self.electronic[step] < self.limit:
+            return ""
+        return f"{self.electronic[step]} electronic steps, NELM is {self.limit}"
+
+    def incomplete(self, step: int) -> str:
+        """Description of rows that an ionic step lacks; empty if it lacks none."""
+        rows = self.rows[step] if step < len(self.rows) else None
+        return "" if rows is None or rows == self.n_atoms else f"{rows} rows for {self.n_atoms} atoms"
+
+
+def facts_of(path: Path, *, xml: bool) -> Facts:
+    """Reads the facts of `vasprun.xml` or `OUTCAR`; of a truncated file, those before its end."""
+    return _of_xml(path) if xml else _of_outcar(path)
+
+
+def _of_xml(path: Path) -> Facts:
+    facts, found, valence = Facts(), dict[str, float](), 0.0
+    try:
+        for element in _elements(path):
+            if element.tag == "atominfo":
+                facts.n_atoms = len(element.findall("array[@name='atoms']/set/rc"))
+                kinds = element.findall("array[@name='atomtypes']/set/rc")
+                known = [(_number(kind[0].text), _number(kind[3].text)) for kind in kinds if len(kind) > 3]
+                valence = sum((n or 0.0) * (z or 0.0) for n, z in known)
+            elif element.tag == "parameters":
+                named = {i.get("name"): i.text for i in element.iter("i")}
+                found = {name: number for name in _KEYS if (number := _number(named.get(name))) is not None}
+            else:
+                facts.electronic.append(len(element.findall("scstep")))
+                blocks = (element.find("structure/varray[@name='positions']"), element.find("varray[@name='forces']"))
+                facts.rows.append(min((len(block) for block in blocks if block is not None), default=None))
+    except ET.ParseError:  # the reader reports damage
+        pass
+    return _completed(facts, found, valence)
+
+
+def _elements(path: Path) -> Iterator[ET.Element]:
+    """The elements with facts, in order, without their content after use."""
+    for _, element in ET.iterparse(path, events=("end",)):
+        if element.tag in ("atominfo", "parameters", "calculation"):
+            yield element
+            element.clear()
+        elif element.tag in ("eigenvalues", "dos", "projected"):  # most of the file
+            element.clear()
+
+
+def _of_outcar(path: Path) -> Facts:
+    facts, found = Facts(), dict[str, float]()
+    counts, valences, steps = list[float](), list[float](), 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if match := _ITERATION.search(line):
+                steps = int(match[1])
+            elif _CONVERGED in line:
+                steps = 0
+            elif _STEP in line:
+                facts.electronic.append(steps)
+            elif "ions per type =" in line:
+                counts = _numbers(line)
+            elif line.lstrip().startswith("ZVAL"):
+                valences = _numbers(line)
+            elif not facts.electronic:
+                found |= {name: float(m[1]) for name, key in _KEYS.items() if (m := key.search(line))}
+    known = len(counts) == len(valences)
+    valence = sum(n * z for n, z in zip(counts, valences, strict=True)) if known else 0.0
+    return _completed(facts, found, valence)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _numbers(line: str) -> list[float]:
+    """The numbers behind the equals sign of a line; none if one of them is not a number."""
+    found = [_number(word) for word in line.partition("=")[2].split()]
+    return [number for number in found if number is not None] if None not in found else []
+
+
+def _completed(facts: Facts, found: dict[str, float], valence: float) -> Facts:
+    facts.limit = int(found["NELM"]) if found.get("NELM") else None
+    facts.pressure = found.get("PSTRESS", 0.0)
+    if valence and "NELECT" in found:
+        facts.charge = round(valence - found["NELECT"], 3)
+    return facts
