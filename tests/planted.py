@@ -51,6 +51,22 @@ def predictions(rng: np.random.Generator, name: str, structures: int) -> dict[st
         "forces_true": forces.astype(np.float32),
         "forces_predicted": (forces + scaled(rng, forces.shape, forces_mae)).astype(np.float32),
         "names": np.array([f"{name}.h5/group-{i // 7}[{i}]" for i in range(structures)]),
+        "energy_trivial": np.zeros(structures),
+        **geometry(name, n_atoms),
+    }
+
+
+def geometry(name: str, n_atoms: np.ndarray) -> dict[str, np.ndarray]:
+    """Structures on a cubic grid of 1.5 Å with random displacements; materials are periodic."""
+    rng, periodic = np.random.default_rng(11), name in ("mptrj", "alexandria")
+    grid = 1.5 * np.array([[k % 4, k // 4 % 4, k // 16] for k in range(n_atoms.max())])
+    sites = np.concatenate([grid[:n] for n in n_atoms])
+    return {
+        "positions": (sites + rng.normal(0, 0.1, sites.shape)).astype(np.float32),
+        "cell": np.tile(6.0 * periodic * np.eye(3), (len(n_atoms), 1, 1)),
+        "pbc": np.full((len(n_atoms), 3), periodic),
+        "total_energy": rng.normal(-100, 5, len(n_atoms)),
+        "groups": np.array([f"{name} {i // 7}" for i in range(len(n_atoms))]),
     }
 
 

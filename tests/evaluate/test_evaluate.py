@@ -160,6 +160,10 @@ def test_predictions_are_those_of_a_direct_call(run: Path, stores: dict[str, Sto
         np.testing.assert_array_equal(kept["n_atoms"], structures.n_atoms)
         np.testing.assert_array_equal(kept["numbers"], structures.numbers)
         assert kept["names"].tolist() == [structures.name(i) for i in range(len(structures))]
+        np.testing.assert_array_equal(kept["positions"], structures.positions)
+        for name, column in (("cell", "cell"), ("pbc", "pbc"), ("total_energy", "energy")):
+            np.testing.assert_array_equal(kept[name], getattr(structures, column))
+        assert kept["groups"].tolist() == [structures.group_names[g] for g in structures.group]
         assert kept["forces_predicted"].dtype == kept["forces_true"].dtype == np.float32
         assert kept["energy_true"].dtype == np.float64
         error = np.abs(kept["energy_predicted"] - kept["energy_true"]).mean()

@@ -230,7 +230,8 @@ def test_figures_are_the_same_every_time() -> None:
 def test_worst_structures_and_quantiles_equal_a_plain_search(run: Path, drawn: figures.Figures) -> None:
     found = Results.open(run).predictions("mptrj")
     assert found is not None
-    worst = dict(next(d for d in drawn.datasets if d.dataset == "mptrj").worst)
+    listed = next(d for d in drawn.datasets if d.dataset == "mptrj").worst
+    worst = {entry.quantity: [(row.name, row.error) for row in entry.rows] for entry in listed}
     energy = np.abs(found.error("energy"))
     assert worst["energy"][0] == (found.names[energy.argmax()], pytest.approx(energy.max()))
     assert [v for _, v in worst["energy"]] == pytest.approx(sorted(energy, reverse=True)[:5])

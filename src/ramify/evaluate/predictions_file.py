@@ -1,4 +1,7 @@
-"""predictions/DATASET.npz: predictions of a dataset's own branch and the labels, written in one part per rank."""
+"""predictions/DATASET.npz: predictions of a dataset's own branch, the labels, and the structures they belong to.
+
+It is written in one part per rank. It contains the structures because a run is often moved without its stores.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +52,7 @@ def write_part(
 
 
 def merge_parts(parts: Path, folder: Path, reader: SplitReader, trivial: Trivial, world: int) -> None:
-    """Joins the parts of all ranks in the order of the split, and adds numbers, sizes and names of the structures.
+    """Joins the parts of all ranks in the order of the split, and adds the structures with their names and groups.
 
     Raises:
         RamifyError: a part is missing.
@@ -69,7 +72,9 @@ def merge_parts(parts: Path, folder: Path, reader: SplitReader, trivial: Trivial
     structures = reader.store.take(np.arange(reader.rows.start, reader.rows.stop))
     shift = reference_energy(structures, trivial.references) - reference_energy(structures, reader.store.references)
     joined["energy_trivial"] = shift / structures.n_atoms
-    joined |= {"n_atoms": structures.n_atoms, "numbers": structures.numbers}
+    joined |= {"n_atoms": structures.n_atoms, "numbers": structures.numbers, "total_energy": structures.energy}
+    joined |= {"positions": structures.positions.astype(np.float32), "cell": structures.cell, "pbc": structures.pbc}
+    joined["groups"] = np.array([structures.group_names[group] for group in structures.group])
     joined["names"] = np.array([structures.name(i) for i in range(len(structures))])
     np.savez_compressed(folder / f"{reader.dataset}.npz", **joined)  # type: ignore[arg-type]  # the stubs lack keyword names
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,25 @@ class Evaluation(BaseModel):
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """The structures that predictions belong to.
+
+    Attributes:
+        positions: (N, 3) Å.
+        cell: (S, 3, 3) Å; rows are lattice vectors, zero where there is no cell.
+        pbc: (S, 3) bool.
+        total_energy: (S,) the label in eV, reference energies included.
+        groups: (S,) name of the group of each structure.
+    """
+
+    positions: NDArray[np.floating]
+    cell: NDArray[np.floating]
+    pbc: NDArray[np.bool_]
+    total_energy: NDArray[np.floating]
+    groups: NDArray[np.str_]
+
+
+@dataclass(frozen=True)
 class StoredPredictions:
     """Labels and predictions of a dataset's own branch on the evaluated split (`predictions/<dataset>.npz`).
 
@@ -100,6 +119,7 @@ class StoredPredictions:
         numbers: (N,).
         names: (S,) the origin of each structure.
         energy_trivial: (S,) of the better trivial predictor; 0 where the reference energies are the better one.
+        geometry: None in files of earlier evaluations, which have no structures.
     """
 
     true: dict[str, NDArray[np.floating]]
@@ -108,6 +128,7 @@ class StoredPredictions:
     numbers: NDArray[np.integer]
     names: NDArray[np.str_]
     energy_trivial: NDArray[np.floating]
+    geometry: Geometry | None = None
 
     def error(self, label: str) -> NDArray[np.float64]:
         """Prediction minus label, in the label's unit of errors."""
@@ -234,7 +255,9 @@ class Results:
                 true = {name: file[name + TRUE] for name in there}
                 predicted = {name: file[name + PREDICTED] for name in there}
                 trivial = file["energy_trivial"] if "energy_trivial" in file else np.zeros(len(true["energy"]))
-                return StoredPredictions(true, predicted, file["n_atoms"], file["numbers"], file["names"], trivial)
+                geometry = Geometry(*(file[f.name] for f in fields(Geometry))) if "positions" in file else None
+                n_atoms, numbers, names = file["n_atoms"], file["numbers"], file["names"]
+                return StoredPredictions(true, predicted, n_atoms, numbers, names, trivial, geometry)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RamifyError(f"{path} is damaged: {error}", fix=f"ramify evaluate {self.path}") from None
 

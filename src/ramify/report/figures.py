@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,21 +14,23 @@ from ramify.evaluate.metrics import Errors, element_errors
 from ramify.evaluate.results import Results, StoredPredictions
 from ramify.labels import LABELS
 from ramify.report import plots
+from ramify.report.explore.embed import payload
+from ramify.report.explore.worst import Worst, download, worst
 from ramify.report.svg import Drawing, colors
-from ramify.report.table_format import QUANTITIES, Quantity, format_error
+from ramify.report.table_format import QUANTITIES, format_error
 
-WORST = 5
-"""Number of structures listed by name for each dataset and quantity."""
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
 class DatasetFigures:
-    """Figures of one dataset: predictions of its own branch, and learning curves."""
+    """Figures of one dataset: predictions of its own branch, learning curves, the structures with the largest errors,
+    and a `data:` address to download these."""
 
     dataset: str
     drawings: list[tuple[str, Drawing]]
-    worst: list[tuple[Quantity, list[tuple[str, float]]]]
+    worst: list[Worst]
+    download: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class ErrorQuantiles:
 
 @dataclass
 class Figures:
-    """All figures with their captions; a list is empty if the run lacks the data for it."""
+    """All figures with their captions; a list is empty if the run lacks the data for it. `structures`: those that the
+    page contains, see `embed.payload`."""
 
     datasets: list[DatasetFigures] = field(default_factory=list)
     distributions: list[tuple[str, Drawing]] = field(default_factory=list)
@@ -52,6 +56,7 @@ class Figures:
     table: Drawing | None = None
     tables: list[tuple[str, int, Drawing]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    structures: dict[str, Any] = field(default_factory=dict)
 
 
 def draw(results: Results) -> Figures:
@@ -65,6 +70,7 @@ def draw(results: Results) -> Figures:
             made.datasets.append(shown)
         if dataset in found:
             made.notes.extend(_stale(results, dataset, found[dataset]))
+    made.structures = payload(found)
     errors = {q: {d: p.error_norms(q) for d, p in found.items()} for q in QUANTITIES}
     trivial = {
         "energy": {d: np.abs(p.true["energy"] - p.energy_trivial) for d, p in found.items()},
@@ -98,9 +104,9 @@ def epoch_of(results: Results) -> float | None:
 def _dataset(
     results: Results, dataset: str, found: StoredPredictions | None, color: str, epoch: float | None
 ) -> DatasetFigures:
-    shown = DatasetFigures(dataset, [], [])
+    listed = [] if found is None else worst(found)
+    shown = DatasetFigures(dataset, [], listed, None if found is None else download(found, listed))
     if found is not None:
-        shown.worst.extend(_worst(found))
         for quantity, true in found.true.items():
             drawing = plots.parity(true, found.predicted[quantity], quantity=quantity, color=color, dataset=dataset)
             _keep(shown.drawings, plots.components_of(quantity).capitalize(), drawing)
@@ -109,21 +115,6 @@ def _dataset(
         name = quantity if quantity in QUANTITIES else label.title
         _keep(shown.drawings, f"{name.capitalize()} while training", curve)
     return shown
-
-
-def _worst(found: StoredPredictions) -> list[tuple[Quantity, list[tuple[str, float]]]]:
-    """The structures with the largest errors of each label; for forces, by the largest norm of a force error."""
-    first = np.cumsum(found.n_atoms) - found.n_atoms
-    listed: list[tuple[Quantity, list[tuple[str, float]]]] = []
-    for quantity in found.true:
-        values = np.nan_to_num(found.error_norms(quantity), nan=-1.0)  # -1: structures without a label are never listed
-        if LABELS[quantity].per_atom and len(first):
-            values = np.maximum.reduceat(values, first)
-        order = np.argsort(-values, kind="stable")[:WORST]
-        rows = [(str(found.names[i]), float(values[i])) for i in order if values[i] >= 0]
-        if rows:
-            listed.append((quantity, rows))
-    return listed
 
 
 def _stale(results: Results, dataset: str, found: StoredPredictions) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import jinja2
 from markupsafe import Markup
@@ -27,4 +28,12 @@ def environment(package: str) -> jinja2.Environment:
         return Markup(drawing.inline(f"p{next(keys)}"))
 
     found.globals["show"] = show
+    found.filters["breakable"] = breakable
     return found
+
+
+def breakable(name: str) -> Markup:
+    """A long name or path that a browser may break after its separators, never inside a word."""
+    return Markup("").join(
+        Markup("{}<wbr>").format(part) if part in "/._-[=" else part for part in re.split(r"([/._\-\[=])", name)
+    )

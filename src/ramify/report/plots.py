@@ -77,10 +77,11 @@ def parity(true: Array, predicted: Array, *, quantity: Quantity, color: str, dat
         lines = f"MAE {format_error(mae)}\nRMSE {format_error(rmse)}"
         axes.text(0.04, 0.97, lines, transform=axes.transAxes, va="top", color=INK, linespacing=1.35)
         what = {"energy": "energies per atom", "forces": "force components"}.get(quantity, components_of(quantity))
-        return canvas.drawing(
+        drawing = canvas.drawing(
             f"{dataset}: {len(x):,} predicted {what} against their labels; MAE {format_error(mae)}, "
             f"RMSE {format_error(rmse)} {unit}"
         )
+        return drawing.with_data(dataset=dataset, label=quantity, **canvas.frame(axes))
 
 
 def _points(axes: Axes, x: Array, y: Array, color: str) -> None:

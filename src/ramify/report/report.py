@@ -18,6 +18,7 @@ from ramify.evaluate.results import Results
 from ramify.files import write_whole
 from ramify.labels import LABELS, measurable
 from ramify.report import figures, tables
+from ramify.report.explore import embed
 from ramify.report.page import environment
 from ramify.report.svg import colors, short_count
 from ramify.report.table_format import QUANTITIES, Quantity, format_error
@@ -50,6 +51,7 @@ def render(results: Results) -> str:
         groups = groups_of(results, dataset)
         return "—" if groups is None else f"{groups:,}"
 
+    pages.globals.update(embed=embed)
     pages.globals.update(share=share, share_style=share_style, number_of_groups=number_of_groups, state_text=state_text)
     pages.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
     return pages.get_template("report.html.j2").render(

@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -91,6 +91,11 @@ class Drawing:
         """
         return cls(_clean(svg, alt, width, tooltips or {}), alt, width)
 
+    def with_data(self, **values: str) -> Drawing:
+        """With `data-` attributes, for the script of a page."""
+        attributes = "".join(f' data-{name}="{html.escape(value)}"' for name, value in values.items())
+        return replace(self, svg=self.svg.replace("<svg ", f"<svg{attributes} ", 1))
+
     def inline(self, key: str) -> str:
         """The element with every id prefixed by `key`, so that a page can contain several."""
         svg = re.sub(r'\bid="', f'id="{key}-', self.svg)
@@ -128,6 +133,17 @@ class Canvas:
     def axes(self) -> Axes:
         """One set of axes over the whole figure."""
         return self.figure.add_subplot()
+
+    def frame(self, axes: Axes) -> dict[str, str]:
+        """Place and limits of axes with equal limits, once drawn: left, top, right and bottom in the figure's viewBox;
+        lowest and highest value."""
+        box = axes.get_position()
+        left, right, top, bottom = box.x0 * self.width, box.x1 * self.width, (1 - box.y1), (1 - box.y0)
+        place = (left, top * self.height, right, bottom * self.height)
+        return {
+            "frame": " ".join(f"{value:.3f}" for value in place),
+            "limits": " ".join(repr(float(value)) for value in axes.get_xlim()),
+        }
 
     def drawing(self, alt: str) -> Drawing:
         """The figure as SVG."""

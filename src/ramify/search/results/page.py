@@ -47,7 +47,6 @@ def page(path: Path, settings: Settings, space: Space, trials: Sequence[Trial]) 
     best = best_trials(trials, settings.objectives)
     recipe = path / "best.yaml"
     pages = environment("ramify.search.results")
-    pages.filters["breakable"] = lambda text: text.replace(".", ".\u200b")
     return pages.get_template("search.html.j2").render(
         name=path.resolve().name,
         path=path,
