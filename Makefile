@@ -11,7 +11,7 @@ MASKED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 MASKED_TESTS := tests/bench/test_step.py tests/model tests/test_old_files.py $(addprefix tests/inference/test_, \
   calculator.py encoder_kinds.py) $(addprefix tests/train/test_, compiled.py loop.py objective.py precision.py)
 
-.PHONY: demo test test-masked lint docs wheel clean
+.PHONY: demo test test-failed test-masked test-masked-failed lint docs wheel clean
 
 demo: .venv/installed
 	$(BIN)/ramify demo
@@ -22,6 +22,13 @@ test: .venv/installed lint
 # As on a processor without AVX-512 and bfloat16 products.
 test-masked: .venv/installed
 	$(MASKED) $(PYTEST) $(MASKED_TESTS)
+
+# Those that failed last, one after another.
+test-failed: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed
+
+test-masked-failed: .venv/installed
+	$(MASKED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
