@@ -3,13 +3,12 @@
 import multiprocessing
 import os
 import signal
-import sys
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.forked import end, run_ramify
 from tests.worlds import PRELOADED, free_port
 
 
@@ -88,32 +87,14 @@ def _rank(output: Path, words: list[str], environ: dict[str, str], at: dict[str,
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.environ.update(environ)
-    status = 1
-    try:
-        exec(first, {})
-        if at is not None:
-            _signal_at(at["step"], at["signal"])
-        status = _ramify(words)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    end(lambda: _run(words, at, first))
 
 
-def _ramify(words: list[str]) -> int:
-    import torch
-
-    from ramify import cli
-
-    torch.set_num_threads(1)
-    sys.argv = ["ramify", *words]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+def _run(words: list[str], at: dict[str, int] | None, first: str) -> int:
+    exec(first, {})
+    if at is not None:
+        _signal_at(at["step"], at["signal"])
+    return run_ramify(words)
 
 
 def _signal_at(step: int, number: int) -> None:

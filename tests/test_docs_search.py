@@ -1,8 +1,6 @@
 """The page about searches does what it says, with fewer trials."""
 
 import json
-import multiprocessing
-import os
 import re
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ramify.recipe import load_recipe
-from tests.worlds import PRELOADED
+from tests.forked import apart
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -23,21 +21,9 @@ FEWER = {
 
 
 def follow_page(folder: Path) -> None:
-    """Does what the page says, in a process whose trainings are forks of it, but for the first command, whose trainings
-    are started as a user's are."""
-    from ramify.run.launcher import Launcher
+    """Does what the page says, in a process whose trainings are forks of it."""
     from tests import pages
-    from tests.search import forked
 
-    started, first = Launcher.start, []
-
-    def start(launcher: Launcher, words: list[str], log: Path, *, slot: int, name: str) -> object:
-        if not first:
-            first.append(name)
-            return started(launcher, words, log, slot=slot, name=name)
-        return forked.start(words, log, slot, name)
-
-    Launcher.start = start  # type: ignore[method-assign, assignment]
     run = pages.shell
 
     def shell(line: str) -> str:
@@ -51,13 +37,7 @@ def follow_page(folder: Path) -> None:
 
 
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=follow_page, args=(tmp_path,))
-    process.start()
-    process.join(400)
-    assert process.exitcode == 0
+    apart(follow_page, tmp_path)
     said = (tmp_path / "said").read_text()
     for fact in ("trial 0: rung 1 of 3", "promoted to rung 2 of 3", "rung 3 of 3", "rungs saved", "search/best.yaml"):
         assert fact in said

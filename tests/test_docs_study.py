@@ -1,37 +1,25 @@
 """The page about studies does what it says."""
 
 import json
-import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.study.conducted import Forked
-from tests.worlds import PRELOADED
+from tests.forked import apart
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def follow_page(folder: Path) -> None:
     """Does what the page says, in a process whose models are forks of it: their imports would take most of the time."""
-    from ramify.run.launcher import Launcher
     from tests.pages import walk
 
-    forked = Forked()
-    Launcher.start = lambda self, *words, **where: forked.start(*words, **where)  # type: ignore[method-assign]
     steps = walk("docs/study.md", folder)
     (folder / "said").write_text("\n".join(step.said for step in steps))
 
 
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=follow_page, args=(tmp_path,))
-    process.start()
-    process.join(300)
-    assert process.exitcode == 0
+    apart(follow_page, tmp_path)
     said = (tmp_path / "said").read_text()
     for fact in ("Table 1.", "Table 2.", "Model-coinage", "Baseline-All", "MTL-All", "refitted", "study: alloys"):
         assert fact in said

@@ -22,15 +22,15 @@ from ramify.search.rungs import best_trials, rung_steps
 from ramify.search.runs import arguments
 from ramify.search.search import Search, open_search
 from ramify.search.trials import Trial
-from tests import programs
-from tests.search import forked
+from tests import forked, programs
+from tests.search import controllers
 from tests.small import assert_near, assert_same, metrics, tensors, train
 
 Settings = dict[str, Any]
 
 
 def table(folder: Path, settings: Settings) -> list[Trial]:
-    return forked.search(folder, settings, 0).journal.trials()
+    return controllers.search(folder, settings, 0).journal.trials()
 
 
 def facts(trials: Sequence[Trial]) -> list[Any]:
@@ -42,7 +42,7 @@ def facts(trials: Sequence[Trial]) -> list[Any]:
 def searched(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search of four trials by one controller that nothing disturbs."""
     folder = tmp_path_factory.mktemp("reference") / "search"
-    forked.run(folder, settings, 4)
+    controllers.run(folder, settings, 4)
     return folder
 
 
@@ -99,7 +99,7 @@ def test_killed_ten_times_it_finds_the_same(searched: Path, settings: Settings, 
     """At random moments, alone or together with its training."""
     folder, random_ = tmp_path / "search", random.Random(5)
     for kill in range(10):
-        process = forked.controller(folder, settings, 4)
+        process = controllers.controller(folder, settings, 4)
         until = written(folder) + random_.uniform(0, 0.2) * written(searched)
         while process.is_alive() and written(folder) < until:
             time.sleep(0.003)
@@ -110,7 +110,7 @@ def test_killed_ten_times_it_finds_the_same(searched: Path, settings: Settings, 
         if process.is_alive():
             os.kill(int(process.pid), signal.SIGKILL)
         process.join()
-    last = forked.controller(folder, settings, 4)
+    last = controllers.controller(folder, settings, 4)
     last.join()
     assert last.exitcode == 0
     trials = table(folder, settings)
@@ -126,7 +126,7 @@ def test_killed_ten_times_it_finds_the_same(searched: Path, settings: Settings, 
 def test_two_controllers_share_a_search_and_it_is_extended(settings: Settings, tmp_path: Path) -> None:
     """Each trial is trained once; with more trials, paused ones may still be promoted."""
     folder, changed = tmp_path / "search", settings | {"rungs": 2}
-    both = [forked.controller(folder, changed, 3) for _ in range(2)]
+    both = [controllers.controller(folder, changed, 3) for _ in range(2)]
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
@@ -136,7 +136,7 @@ def test_two_controllers_share_a_search_and_it_is_extended(settings: Settings, t
     for trial in trials:
         sessions = Run.open(folder / f"trials/{trial.number}").sessions.lines()
         assert len([line for line in sessions if line["kind"] == "start"]) == len(trial.results)
-    forked.run(folder, changed, 4, jobs=2)
+    controllers.run(folder, changed, 4, jobs=2)
     assert len(table(folder, changed)) == 4
     with pytest.raises(RamifyError, match=r"(?s)reduction: 2, now 3.*--out"):
         table(folder, changed | {"reduction": 3})
@@ -146,7 +146,7 @@ def test_failed_lost_and_refused_trials(settings: Settings, tmp_path: Path) -> N
     """A diverging training, a killed one and one that does not fit each leave their reason and no value."""
     diverging = {"optimizer.lr": [1e300], "optimizer.weight_decay": {"low": 0.1, "high": 1.0}}
     folder, changed = tmp_path / "failed", settings | {"space": diverging, "rungs": 1}
-    forked.run(folder, changed, 1)
+    controllers.run(folder, changed, 1)
     (trial,) = table(folder, changed)
     assert (trial.state, trial.metric) == ("failed", None)
     assert "RamifyError: step" in trial.reason
@@ -159,7 +159,7 @@ def test_failed_lost_and_refused_trials(settings: Settings, tmp_path: Path) -> N
 
     said: list[str] = []
     folder = tmp_path / "lost"
-    forked.search(folder, settings | {"rungs": 1}, 1, start=killed, noted=said.append).run()
+    controllers.search(folder, settings | {"rungs": 1}, 1, start=killed, noted=said.append).run()
     (trial,) = table(folder, settings | {"rungs": 1})
     assert (trial.state, trial.attempts) == ("failed", 3)
     assert "status -9" in trial.reason
@@ -168,7 +168,7 @@ def test_failed_lost_and_refused_trials(settings: Settings, tmp_path: Path) -> N
     small = settings["recipe"] | {"parallel": settings["recipe"]["parallel"] | {"memory": 1e-6}}
     two = {"space": {"model.encoder.width": [8, 16]}, "sampler": "grid"}
     folder, changed = tmp_path / "refused", settings | two | {"recipe": small}
-    forked.run(folder, changed, 5)
+    controllers.run(folder, changed, 5)
     trials = table(folder, changed)
     assert [trial.state for trial in trials] == ["refused", "refused"]
     assert "GB" in trials[0].reason

@@ -3,9 +3,7 @@
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +15,8 @@ from ase.io import write
 
 from ramify.study.setup import Request
 from ramify.study.table import Study
+from tests.forked import call
 from tests.worlds import PRELOADED
-
-
-@dataclass(frozen=True)
-class Child:
-    """A forked process that runs one command of ramify."""
-
-    pid: int
-
-    @property
-    def process(self) -> "Child":
-        return self
-
-    def poll(self) -> int | None:
-        try:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            return 0
-        return None if pid == 0 else os.waitstatus_to_exitcode(status)
-
-    def stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
-
-
-class Forked:
-    """Starts `ramify ...` by forking this process, whose libraries are loaded already."""
-
-    def start(self, arguments: Any, log: Path, *, slot: int, name: str) -> Child:
-        sys.stdout.flush()  # the child would write it as well
-        pid = os.fork()
-        if pid:
-            return Child(pid)
-        status = 1
-        try:
-            os.setsid()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            sys.stdout = sys.stderr = log.open("a")
-            os.dup2(sys.stdout.fileno(), 1)
-            os.dup2(sys.stdout.fileno(), 2)
-            from ramify import cli
-
-            sys.argv = ["ramify", *arguments]
-            try:
-                cli.main()
-                status = 0
-            except SystemExit as end:
-                status = int(end.code or 0)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
 
 
 class Conducted:
@@ -86,7 +33,7 @@ class Conducted:
         context.set_forkserver_preload(PRELOADED)
         request.out.parent.mkdir(parents=True, exist_ok=True)
         self.log = request.out.with_suffix(".log")
-        self._process = context.Process(target=_conduct, args=(request, jobs, self.log))
+        self._process = context.Process(target=call, args=(_conduct, request, jobs, self.log))
         self._process.start()
 
     def wait(self, seconds: float = 300.0) -> bool:
@@ -131,13 +78,11 @@ def starts(study: Path) -> int:
 
 
 def _conduct(request: Request, jobs: int, log: Path) -> None:
-    import torch
-
+    from ramify.run.launcher import Launcher
     from ramify.study.conduct import conduct
 
-    torch.set_num_threads(1)
     with log.open("w") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        found = conduct(request, Forked(), jobs, lambda rows: None, interval=0.01)
+        found = conduct(request, Launcher(), jobs, lambda rows: None, interval=0.01)
         print("\n".join(found.failed), "stopped by", found.stopped_by or "nothing")
     sys.exit(1 if found.failed else 75 if found.stopped_by else 0)
 

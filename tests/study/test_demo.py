@@ -1,13 +1,11 @@
 """The demo: a study in small with a short output."""
 
 import contextlib
-import multiprocessing
 import os
 from pathlib import Path
 
 from ramify import cli
-from tests.study.conducted import Forked
-from tests.worlds import PRELOADED
+from tests.forked import apart
 
 SMALL = (
     "train.max_steps=8",
@@ -21,13 +19,6 @@ def demo(folder: Path) -> None:
     """Runs the demo twice in a process whose models are forks of it."""
     import sys
 
-    import torch
-
-    from ramify.run.launcher import Launcher
-
-    torch.set_num_threads(1)
-    forked = Forked()
-    Launcher.start = lambda self, *words, **where: forked.start(*words, **where)  # type: ignore[method-assign]
     os.environ["COLUMNS"] = "120"
     os.chdir(folder)
     for said in ("first", "second"):
@@ -37,12 +28,7 @@ def demo(folder: Path) -> None:
 
 
 def test_the_demo_is_a_study_with_a_short_output(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=demo, args=(tmp_path,))
-    process.start()
-    process.join(300)
-    assert process.exitcode == 0
+    apart(demo, tmp_path)
     first, second = ((tmp_path / name).read_text() for name in ("first", "second"))
     lines = [line for line in first.splitlines() if line.strip()]
     assert [line.split(":")[0] for line in lines[:5]] == ["ani1x", "qm7x", "transition1x", "mptrj", "alexandria"]

@@ -19,7 +19,7 @@ PLACES = ("command", "arguments", "slot", "name")
 
 
 class Training(Protocol):
-    """A training that was started; `subprocess.Popen` in a wrapper, see `TrainingProcess`."""
+    """A training that runs, started by this process or by an earlier one."""
 
     def poll(self) -> int | None:
         """Exit status (minus the number of a signal that ended it); None while the training runs."""
@@ -27,6 +27,15 @@ class Training(Protocol):
 
     def stop(self) -> None:
         """Requests the training to write a checkpoint and to exit."""
+        ...
+
+
+class StartedTraining(Training, Protocol):
+    """A training as a process of this machine, which may be a launcher; see `TrainingProcess`."""
+
+    @property
+    def pid(self) -> int:
+        """Process number, also of its process group."""
         ...
 
 

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ramify.errors import RamifyError
 from ramify.files import parse_json, write_json, write_whole
 from ramify.recipe import Recipe, parse_recipe
-from ramify.run.launcher import Training
+from ramify.run.launcher import StartedTraining, Training
 from ramify.run.lock import RunLock, is_locked
 from ramify.run.sessions import Sessions
 from ramify.run.stop import Stop
@@ -35,15 +35,6 @@ UNSUITABLE = 10
 """Trials that may be refused or have an invalid recipe, for each that is trained; then the space hardly fits."""
 TRAINING = "training.json"
 """File in the claim of a trial: process number and start time of its training."""
-
-
-class StartedTraining(Training, Protocol):
-    """A training as a process of this machine, which may be a launcher."""
-
-    @property
-    def pid(self) -> int:
-        """Process number, also of its process group."""
-        ...
 
 
 Start = Callable[[Sequence[str], Path, int, str], StartedTraining]

@@ -4,13 +4,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ramify.files import write_whole
-from ramify.run.launcher import Training
+from ramify.run.launcher import StartedTraining, Training
 from ramify.run.lock import is_locked
 from ramify.run.stop import INTERRUPTED, STOPPED, Stop
 from ramify.study.progress import Row, last_words, row_of, state_on_disk
@@ -27,7 +26,7 @@ ATTEMPTS = 3
 class Starter(Protocol):
     """Starts `ramify ARGUMENTS` as a process; see `ramify.run.launcher.Launcher`."""
 
-    def start(self, arguments: Sequence[str], log: Path, *, slot: int, name: str) -> Training:
+    def start(self, arguments: Sequence[str], log: Path, *, slot: int, name: str) -> StartedTraining:
         """Starts it; its output is appended to `log`."""
         ...
 
@@ -130,7 +129,7 @@ class Controller:
         self._attempts[task.name] = self._attempts.get(task.name, 0) + 1
         task.attempts += 1
         training = self.launcher.start(arguments, self._log(task), slot=slot, name=task.name)
-        task.process = _process(training)
+        task.process = Process(host=socket.gethostname(), pid=training.pid, started=process_start(training.pid))
         return training
 
     def _collect(self, waiting: list[Task]) -> None:
@@ -179,14 +178,6 @@ class Controller:
 def _work(task: Task) -> float:
     """Relative length of a task: the longest start first, so that no long one is left alone at the end."""
     return task.steps * (1.0 + 0.01 * len(task.datasets))
-
-
-def _process(training: Training) -> Process | None:
-    """The identity of a started process, where it has one."""
-    with suppress(AttributeError):
-        pid = int(training.process.pid)  # type: ignore[attr-defined]  # of TrainingProcess
-        return Process(host=socket.gethostname(), pid=pid, started=process_start(pid))
-    return None
 
 
 def _runs(process: Process) -> bool:

@@ -1,13 +1,7 @@
-"""Controllers and trainings as forks of a process that has loaded the libraries: real ones, in tenths of a second."""
+"""Controllers of searches in processes of their own, whose trainings are forks of them."""
 
 import multiprocessing
 import os
-import signal
-import sys
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +12,8 @@ from ramify.search.journal import Journal
 from ramify.search.lengths import Estimates
 from ramify.search.settings import SearchFolder, Settings
 from ramify.search.space import make_space
+from tests.forked import start
 from tests.worlds import PRELOADED
-
-
-@dataclass
-class Forked:
-    """A training as a fork of this process."""
-
-    pid: int
-    status: int | None = field(default=None)
-
-    def poll(self) -> int | None:
-        if self.status is None:
-            ended, found = os.waitpid(self.pid, os.WNOHANG)
-            self.status = os.waitstatus_to_exitcode(found) if ended else None
-        return self.status
-
-    def stop(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGTERM)
-
-
-def start(words: Sequence[str], log: Path, slot: int, name: str) -> Forked:
-    """`ramify` with these words, in a process of its own."""
-    pid = os.fork()
-    if pid:
-        return Forked(pid)
-    status = 1
-    try:
-        os.setsid()
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        status = _ramify(words)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _ramify(words: Sequence[str]) -> int:
-    import torch
-
-    from ramify import cli
-
-    torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
-    sys.argv = ["ramify", *words]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def search(folder: Path, settings: dict[str, Any], trials: int, jobs: int = 1, **options: Any) -> Controller:
