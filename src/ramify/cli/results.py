@@ -14,7 +14,6 @@ from ramify.cli.options import (
     CheckpointOption,
     Json,
     ModelArgument,
-    RunArgument,
     SplitOption,
     console,
     print_json,
@@ -153,11 +152,19 @@ def tables(
 
 
 @verbs.command(rich_help_panel=RESULTS)
-def report(run: RunArgument) -> None:
-    """Write report.html for an evaluated run: one file with all tables and figures."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of evaluated runs.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write. Default: report.html in the run, or comparison.html for several runs."),
+    ] = None,
+) -> None:
+    """Write report.html for an evaluated run, or comparison.html for several: one file with all tables and figures."""
+    from ramify.report.compare.compare import write_comparison
     from ramify.report.report import write_report
 
-    console.print(str(write_report(run)), markup=False, soft_wrap=True)
+    written = write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or Path("comparison.html"))
+    console.print(str(written), markup=False, soft_wrap=True)
 
 
 @verbs.command(rich_help_panel=RESULTS)

@@ -28,15 +28,15 @@ FEW_GROUPS = 10
 """Number of test groups below which a report warns: the relative uncertainty of a mean error is about 1/sqrt(n)."""
 
 
-def write_report(run: Path) -> Path:
-    """Writes `report.html` into a run directory and returns its path.
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Writes `report.html` into a run directory, or `out`, and returns its path.
 
     Sections whose files the run lacks (predictions, history, manifests) contain a note instead.
 
     Raises:
         RamifyError: `run` is not a run directory or not evaluated, a file is damaged, or the report cannot be written.
     """
-    path = Path(run) / "report.html"
+    path = out or Path(run) / "report.html"
     write_whole(path, render(Results.open(Path(run))))
     return path
 

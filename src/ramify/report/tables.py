@@ -77,7 +77,7 @@ def _table(
     measure: Measure,
 ) -> Table:
     """One table; adds its warnings to `notes`."""
-    unit, names = measure.unit(quantity), _unique_names(runs)
+    unit, names = measure.unit(quantity), unique_names(runs)
     trivial = {d: _trivial(runs, d, quantity, notes, measure) for d in datasets}
     rows = [
         ModelRow(
@@ -187,7 +187,7 @@ def _footnotes(runs: Sequence[Results], datasets: list[str], others: Sequence[Qu
                 f"Trivial energy of {dataset}: {PREDICTORS[better]} ({format_error(low)}), which has a lower MAE than "
                 f"{PREDICTORS[other]} ({format_error(high)})."
             )
-    names = _unique_names(runs)
+    names = unique_names(runs)
     for quantity in others:
         if LABELS[quantity].trivial == "mean":
             lines.append(f"Trivial {LABELS[quantity].title}: the mean of the training split.")
@@ -215,7 +215,7 @@ def _different_splits(runs: Sequence[Results], datasets: list[str]) -> list[str]
     return lines
 
 
-def _unique_names(runs: Sequence[Results]) -> list[str]:
+def unique_names(runs: Sequence[Results]) -> list[str]:
     """Model names; duplicates are followed by the name of the directory, or by its path if that is not unique."""
     names = [run.name for run in runs]
     for places in ([run.path.name for run in runs], [str(run.path) for run in runs]):

@@ -10,9 +10,8 @@ from statistics import fmean
 from typing import Any
 
 import ramify
-from ramify.evaluate.metrics import element_errors
-from ramify.evaluate.results import Results
 from ramify.labels import LABELS
+from ramify.report.compare.figures import element_differences, errors_by_element, learning_curves
 from ramify.report.page import environment
 from ramify.report.report import FEW_GROUPS, clock, share_style
 from ramify.report.svg import Drawing, colors
@@ -127,9 +126,7 @@ def _curves(study: Study, outcome: Outcome, dataset: str, palette: Mapping[str, 
                 found = [(x, e[f"{quantity}_mae"]) for x, e in entries if e.get(f"{quantity}_mae")]
                 curves.setdefault(run.task.model, []).append(found)
                 trivial = next((t for _, e in entries if (t := e.get(f"trivial_{quantity}_mae"))), trivial)
-        drawn = plots.learning_curves(
-            curves, dataset=dataset, quantity=quantity, palette=palette, trivial=trivial, axis=axis
-        )
+        drawn = learning_curves(curves, dataset=dataset, quantity=quantity, palette=palette, trivial=trivial, axis=axis)
         if drawn is not None:
             drawings.append((quantity.capitalize(), drawn))
     return drawings
@@ -149,7 +146,13 @@ def _elements(study: Study, outcome: Outcome) -> list[tuple[str, Drawing]]:
             alone = _by_element([r for r in outcome.runs if r.task.datasets == [dataset]], dataset, quantity)
             if both := {symbol: joint[symbol] - alone[symbol] for symbol in joint if symbol in alone}:
                 differences[dataset] = both
-        drawn = plots.element_differences(differences, quantity=quantity, palette=colors(study.datasets), model=model)
+        drawn = element_differences(
+            differences,
+            quantity=quantity,
+            palette=colors(study.datasets),
+            model=model,
+            against=("single", "the single-dataset models"),
+        )
         if drawn is not None:
             drawings.append((f"{quantity.capitalize()}, {LABELS[quantity].error_unit}", drawn))
     return drawings
@@ -159,18 +162,9 @@ def _by_element(runs: list[Trained], dataset: str, quantity: Quantity) -> dict[s
     """Error of each element in a dataset, mean over seeds."""
     found: dict[str, list[float]] = {}
     for run in runs:
-        for symbol, value in _errors_of(run.results, dataset, quantity).items():
+        for symbol, value in errors_by_element(run.results, dataset, quantity).items():
             found.setdefault(symbol, []).append(value)
     return {symbol: fmean(values) for symbol, values in found.items()}
-
-
-def _errors_of(results: Results, dataset: str, quantity: Quantity) -> dict[str, float]:
-    p = results.predictions(dataset)
-    if p is None:
-        return {}
-    errors = element_errors(p.numbers, p.n_atoms, p.error("energy"), p.error("forces"))
-    values = {symbol: getattr(e, f"{quantity}_mae") for symbol, e in errors.items()}
-    return {symbol: value for symbol, value in values.items() if value is not None}
 
 
 def _versions() -> str:

@@ -1,0 +1,118 @@
+"""Figures that compare models: learning curves over each other, differences by element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ramify.elements import NUMBERS
+from ramify.evaluate.metrics import element_errors
+from ramify.evaluate.results import Results
+from ramify.labels import LABELS
+from ramify.report.plots import trivial_line
+from ramify.report.svg import INK, Canvas, Drawing, log_axis
+from ramify.report.table_format import Quantity
+
+Curve = Sequence[tuple[float, float]]
+"""(x, error) of the evaluations of one run."""
+
+LINEAR = 20.0
+"""Largest difference as a multiple of those that are shown on a linear scale."""
+
+
+def learning_curves(
+    curves: Mapping[str, Sequence[Curve]],
+    *,
+    dataset: str,
+    quantity: Quantity,
+    palette: Mapping[str, str],
+    trivial: float | None,
+    axis: str,
+) -> Drawing | None:
+    """Validation errors of one dataset during the training of every model that has it; a thin line for each seed.
+
+    Args:
+        curves: runs of each model.
+        dataset, quantity: for the description.
+        palette: colour of each model.
+        trivial: error of the trivial predictor on the validation split.
+        axis: label of the horizontal axis.
+    """
+    shown = {
+        model: found
+        for model, runs in curves.items()
+        if (found := [np.array(c, np.float64).reshape(-1, 2) for c in runs if len(c)])
+    }
+    if not shown:
+        return None
+    unit = LABELS[quantity].error_unit
+    with Canvas(300, 206) as canvas:
+        axes = canvas.axes()
+        values = [] if trivial is None else [trivial]
+        for model, runs in shown.items():
+            for line in runs:
+                axes.plot(line[:, 0], line[:, 1], color=palette[model], linewidth=1.5 if len(runs) == 1 else 0.9)
+                values += line[:, 1].tolist()
+        if trivial is not None:
+            trivial_line(axes, trivial)
+        axes.set_ylim(min(values) / 1.2, max(values) * 1.3)
+        log_axis(axes, "y")
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(axis)
+        axes.set_ylabel(f"validation MAE, {unit}")
+        last = ", ".join(f"{model} {np.mean([run[-1, 1] for run in runs]):.4g}" for model, runs in shown.items())
+        return canvas.drawing(f"{dataset}: validation {quantity} MAE while training; at the end, in {unit}: {last}")
+
+
+def element_differences(
+    differences: Mapping[str, Mapping[str, float]],
+    *,
+    quantity: Quantity,
+    palette: Mapping[str, str],
+    model: str,
+    against: tuple[str, str],
+) -> Drawing | None:
+    """Error of one model minus that of another, by element: a dot for each dataset.
+
+    Args:
+        differences: by dataset and element, in the error unit of `quantity`.
+        quantity: energy or forces.
+        palette: colour of each dataset.
+        model: name of the model.
+        against: name of the other, short for the axis and long for the description.
+    """
+    elements = sorted({symbol for found in differences.values() for symbol in found}, key=NUMBERS.__getitem__)
+    if not elements:
+        return None
+    unit = LABELS[quantity].error_unit
+    with Canvas(max(400.0, min(960.0, 60 + 16.0 * len(elements))), 210) as canvas:
+        axes = canvas.axes()
+        place = {symbol: i for i, symbol in enumerate(elements)}
+        for k, (dataset, found) in enumerate(differences.items()):
+            shift = 0.0 if len(differences) == 1 else 0.3 * (k / (len(differences) - 1) - 0.5)
+            x, y = [place[symbol] + shift for symbol in found], list(found.values())
+            axes.vlines(x, 0, y, color=palette[dataset], linewidth=1, alpha=0.5)
+            axes.plot(x, y, "o", color=palette[dataset], markersize=4.2, alpha=0.9)
+        axes.axhline(0, color=INK, linewidth=1)
+        spread = np.abs(np.concatenate([list(found.values()) for found in differences.values()]))
+        axes.set_yscale("symlog", linthresh=max(1e-9, float(spread.max()) / LINEAR), linscale=0.8)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+        axes.set_xlim(-0.8, len(elements) - 0.2)
+        axes.set_xticks(range(len(elements)), elements, fontsize=6.5 if len(elements) > 40 else 8.5, color=INK)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylabel(f"{model} − {against[0]}, {unit}")
+        better = sum(value < 0 for found in differences.values() for value in found.values())
+        count = sum(len(found) for found in differences.values())
+        what = f"{quantity} MAE of {model} minus that of {against[1]}"
+        return canvas.drawing(f"{what}: lower in {better} of {count} pairs of a dataset and an element")
+
+
+def errors_by_element(results: Results, dataset: str, quantity: Quantity) -> dict[str, float]:
+    """MAE of each element in a dataset, predicted by its own branch; empty without saved predictions."""
+    p = results.predictions(dataset)
+    if p is None:
+        return {}
+    errors = element_errors(p.numbers, p.n_atoms, p.error("energy"), p.error("forces"))
+    values = {symbol: getattr(e, f"{quantity}_mae") for symbol, e in errors.items()}
+    return {symbol: value for symbol, value in values.items() if value is not None}
