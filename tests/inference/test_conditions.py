@@ -1,5 +1,6 @@
 """Models that take charge and spin, where they are used: both are stated, or nothing is predicted."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 import ramify
-from ramify.errors import RamifyError
+from ramify.errors import RamifyError, RamifyWarning
 from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import finetune
 from ramify.inference.export.exported import write_export
@@ -136,12 +137,51 @@ def test_torch_sim(model: Model) -> None:
     assert float(within["energy"][0]) == pytest.approx(expected, abs=1e-9)
     with pytest.raises(RamifyError, match="no charge"):
         torchsim.TorchSimModel(model)(state)
+    with pytest.warns(RamifyWarning, match="never saw: charge -2 spin 1"):
+        torchsim.TorchSimModel(model, charge=-2, spin=1)(state)
 
 
-def test_metatomic_is_refused(model: Model, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
+def test_metatomic(model: Model, tmp_path: Path) -> None:
+    """metatomic's calculator passes `atoms.info`, or 0 and 1; impossible values are refused."""
     metatomic = pytest.importorskip("ramify.inference.integrations.metatomic")
-    with pytest.raises(RamifyError, match=r"charge, spin as conditions \(model\.conditions\)"):
-        metatomic.write_metatomic(model.predictor(), tmp_path / "a.pt")
+    calculator = pytest.importorskip("metatomic_ase").MetatomicCalculator
+    path = metatomic.write_metatomic(model.predictor(), tmp_path / "a.pt")
+    engine = calculator(str(path), device="cpu", check_consistency=True)
+    for state in (NEUTRAL, CATION):
+        atoms, expected = of(**state), model.predict(of(**state))
+        atoms.calc = engine
+        assert atoms.get_potential_energy() == pytest.approx(expected.energy, abs=1e-8)
+        np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-8)
+    atoms.info = {"charge": 1}
+    with pytest.raises(Exception, match="leaves 9 electrons, which contradicts multiplicity 1"):
+        atoms.get_potential_energy()
+    atoms.info = {"charge": 2}
+    with pytest.warns(UserWarning, match="extrapolation: charge or spin that the branch never saw"):
+        atoms.get_potential_energy()
+
+
+def test_states_without_training_data_warn_once(model: Model, folder: Path, tmp_path: Path) -> None:
+    dication = {"charge": 2, "spin": 1}
+    said = r"charge or spin that the branch never saw: charge \+2 spin 1 against charge \+1 spin 2, charge 0 spin 1"
+    export = load(write_export(model.saved, tmp_path / "export"))
+    for predict in (model.predict, export.predict):
+        with pytest.warns(RamifyWarning, match=said):
+            predict([of(**NEUTRAL), of(**dication)])
+    atoms = of(**NEUTRAL)
+    atoms.calc = ramify.Calculator(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RamifyWarning)
+        atoms.get_potential_energy()
+    atoms.info.update(dication)
+    with pytest.warns(RamifyWarning, match=said):
+        atoms.get_potential_energy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RamifyWarning)
+        atoms.rattle(0.01)
+        atoms.get_potential_energy()
+    write(tmp_path / "in.xyz", [of(**NEUTRAL), of(**dication)], format="extxyz")
+    assert predict_file(model, tmp_path / "in.xyz", tmp_path / "out.xyz", ["ions"]).warnings == 1
 
 
 @pytest.mark.parametrize("mode", ["keep-branch", "frozen-encoder"])

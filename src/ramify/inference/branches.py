@@ -1,7 +1,7 @@
 """Facts about a trained branch: its datasets, their elements, reference energies and levels of theory."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,11 @@ from ramify.errors import RamifyError, nearest
 from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread
 from ramify.store.manifest import Manifest
+from ramify.structures import STATES
 from ramify.untrusted import Element, Name, parsed
+
+State = tuple[int | None, int | None]
+"""Charge in e and multiplicity; None where not stated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,8 @@ class DatasetInfo:
         structures, atoms: numbers in the training split.
         min_distance: Å, smallest distance in the dataset; None if every structure is one isolated atom.
         manifest_sha256: checksum of the content of its manifest (`Manifest.sha256`).
+        states: charges (e) and multiplicities in the training split, None where not stated; kept by models that take
+            one of them as a condition.
     """
 
     name: str
@@ -42,6 +48,7 @@ class DatasetInfo:
     atoms: int
     min_distance: float | None
     manifest_sha256: str
+    states: tuple[State, ...] = ()
 
     @property
     def elements(self) -> tuple[str, ...]:
@@ -56,9 +63,10 @@ class DatasetInfo:
         return table
 
     @classmethod
-    def of_manifest(cls, name: str, manifest: Manifest) -> Self:
-        """Made from the manifest of a store."""
+    def of_manifest(cls, name: str, manifest: Manifest, conditions: Sequence[str] = ()) -> Self:
+        """Made from the manifest of a store, for a model with `conditions`."""
         train = manifest.splits["train"]
+        trained = [state for state in manifest.states if state.structures.get("train")]
         return cls(
             name=name,
             theory=manifest.theory,
@@ -69,11 +77,15 @@ class DatasetInfo:
             atoms=train.atoms,
             min_distance=manifest.statistics.min_distance,
             manifest_sha256=manifest.sha256,
+            states=tuple((s.charge, s.spin) for s in trained) if set(STATES) & set(conditions) else (),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self) | {"spread": self.spread.to_dict()}
+        content = asdict(self) | {"spread": self.spread.to_dict(), "states": [list(state) for state in self.states]}
+        if not self.states:
+            del content["states"]  # then older programs read the model
+        return content
 
     @classmethod
     def from_dict(cls, name: str, content: Mapping[str, Any], file: Path) -> Self:
@@ -112,6 +124,7 @@ class _StoredInfo(BaseModel):
     atoms: int
     min_distance: float | None
     manifest_sha256: str
+    states: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +142,11 @@ class BranchInfo:
     datasets: Mapping[str, DatasetInfo]
     forces: ForceKind | None
     conditions: tuple[str, ...] = ()
+
+    def trained_states(self) -> frozenset[tuple[int | None, ...]]:
+        """Values of charge and spin, if they are conditions, in the training data of the branch; empty if not known."""
+        taken = [column for column, name in enumerate(STATES) if name in self.conditions]
+        return frozenset(tuple(state[c] for c in taken) for info in self.datasets.values() for state in info.states)
 
     @property
     def stress(self) -> bool:

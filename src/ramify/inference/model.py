@@ -128,7 +128,8 @@ class Model:
                 charge or spin, or an impossible one, for a model that takes them.
 
         Warns:
-            RamifyWarning: atoms closer than any in the training data.
+            RamifyWarning: atoms closer than any in the training data, or a charge or spin, taken as a condition, that
+                these do not contain.
         """
         predictor = self.predictor(branch, dataset, charge=charge, spin=spin)
         structures, single = _as_structures(atoms)

@@ -133,7 +133,7 @@ class Predictor:
             if len(rest):
                 self._predict_rows(work, rest, budget)
             return
-        work.warnings |= {int(rows[k]): why for k, why in doubts(closest, self.dataset).items()}
+        work.warnings |= {int(rows[k]): why for k, why in doubts(some, closest, self.branch, self.dataset).items()}
         edges = edges_among(pairs, len(some.numbers), encoder.cutoff, encoder.max_neighbors)
         n_edges = np.diff(np.searchsorted(edges.receiver, some.offsets))
         neighbors = np.bincount(edges.receiver, minlength=len(some.numbers))

@@ -124,9 +124,11 @@ def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None
     """Reads the weights for inference of a checkpoint, and the facts about its datasets."""
     manifest, datasets = checkpoint.complete(), checkpoint.datasets
     file = checkpoint.path / "manifest.json"
+    options = options_of(manifest["recipe"]["model"], file)
+    conditions = options.get("conditions", ())
     branches: dict[str, dict[str, DatasetInfo]] = {}
     for dataset, branch in manifest["branch_of"].items():
-        info = DatasetInfo.of_manifest(dataset, datasets[dataset])
+        info = DatasetInfo.of_manifest(dataset, datasets[dataset], conditions)
         branches.setdefault(branch, {})[dataset] = info
     for branch, group in manifest.get("carried", {}).items():  # kept untrained by a fine-tuning
         others = {name: DatasetInfo.from_dict(name, content, file) for name, content in group.items()}
@@ -134,7 +136,7 @@ def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None
     recipe = manifest["recipe"]
     return Saved(
         path=checkpoint.path,
-        options=options_of(recipe["model"], file),
+        options=options,
         precision=recipe["train"]["precision"],
         branches=branches,
         weights=checkpoint.weights(),

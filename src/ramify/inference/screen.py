@@ -1,7 +1,8 @@
 """Screening: structures that a branch cannot predict, and predictions that overflow or extrapolate."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.neighbors.all_pairs import Pairs
 from ramify.neighbors.distances import degenerate_cells
 from ramify.sources.states import impossible_states
-from ramify.structures import Structures
+from ramify.structures import STATES, Structures
 
 NO_ATOMS = "no atoms"
 UNKNOWN_ELEMENT = "element that the branch never saw"
@@ -23,6 +24,7 @@ COINCIDENT = "two atoms on one spot"
 NO_STATE = "no charge or spin, which the model needs"
 TOO_LARGE = "too large for the memory"
 NON_FINITE_PREDICTION = "prediction is not a number"
+NEW_STATE = "charge or spin that the branch never saw"
 CLOSE = "atoms closer than in the training data"
 
 ONE_SPOT = 0.05
@@ -95,14 +97,40 @@ def screen_distances(closest: NDArray[np.float64]) -> Refused:
     }
 
 
-def doubts(closest: NDArray[np.float64], dataset: DatasetInfo) -> Mapping[int, str]:
-    """Structures with a smallest distance (S,) in Å below that of the training data: the model extrapolates."""
+def doubts(
+    structures: Structures, closest: NDArray[np.float64], branch: BranchInfo, dataset: DatasetInfo
+) -> Mapping[int, str]:
+    """Structures for which the model extrapolates: with a smallest distance (S,) in Å below that of the training data,
+    or with a charge or spin that the training data of the branch do not contain."""
+    found = _new_states(structures, branch)
     if dataset.min_distance is None:
+        return found
+    for index in np.flatnonzero(closest < dataset.min_distance - TOLERANCE).tolist():
+        why = f"{CLOSE}: {closest[index]:.3f} Å against {dataset.min_distance:.3f} Å"
+        found[index] = f"{found[index]}; {why}" if index in found else why
+    return found
+
+
+def _new_states(structures: Structures, branch: BranchInfo) -> dict[int, str]:
+    """Structures whose values of the conditions charge and spin occur together in no training structure."""
+    trained, names = branch.trained_states(), [name for name in STATES if name in branch.conditions]
+    if not trained:
         return {}
+    known = ", ".join(sorted(_state_text(names, state) for state in trained))
+    values = np.stack([getattr(structures, name) for name in names], axis=1).round()
     return {
-        index: f"{CLOSE}: {closest[index]:.3f} Å against {dataset.min_distance:.3f} Å"
-        for index in np.flatnonzero(closest < dataset.min_distance - TOLERANCE).tolist()
+        index: f"{NEW_STATE}: {_state_text(names, state)} against {known}"
+        for index, state in enumerate(map(tuple, values.tolist()))
+        if state not in trained
     }
+
+
+def _state_text(names: Sequence[str], state: Sequence[float | None]) -> str:
+    """For example `charge +1 spin 2`."""
+    given = zip(names, state, strict=True)
+    return " ".join(
+        f"{name} {value:{'+' if value and name == 'charge' else ''}.0f}" for name, value in given if value is not None
+    )
 
 
 def screen_predictions(
@@ -117,18 +145,23 @@ def screen_predictions(
 
 
 class WarnOnce:
-    """Warns of extrapolation once for each set of atoms, instead of at every step of a simulation."""
+    """Warns of extrapolation once for each set of atoms and state, instead of at every step of a simulation."""
 
     def __init__(self) -> None:
-        self._numbers = np.zeros(0, np.uint8)
+        self._known: list[NDArray[Any]] = []
         self._warned = False
 
     def __call__(self, structures: Structures, doubted: Mapping[int, str], *, stacklevel: int) -> None:
         """Warns of the first of the structures in `doubted`, unless it warned of these atoms before."""
-        if not np.array_equal(structures.numbers, self._numbers):
-            self._numbers, self._warned = structures.numbers, False
+        now: list[NDArray[Any]] = [structures.numbers, structures.charge, structures.spin]
+        if not self._known or not all(_equal(a, b) for a, b in zip(now, self._known, strict=True)):
+            self._known, self._warned = now, False
         if doubted and not self._warned:
             index, why = next(iter(doubted.items()))
             which = "" if len(structures) == 1 else f"system {index}: "
             warnings.warn(f"extrapolation: {which}{why}", RamifyWarning, stacklevel=stacklevel + 1)
             self._warned = True
+
+
+def _equal(first: NDArray[Any], second: NDArray[Any]) -> bool:
+    return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")

@@ -42,7 +42,8 @@ class Calculator(AseCalculator):
             the errors of `Model.predict`.
 
     Warns:
-        RamifyWarning: atoms closer than any in the training data; once per set of atoms.
+        RamifyWarning: atoms closer than any in the training data, or a charge or spin, taken as a condition, that these
+            do not contain; once per set of atoms.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Calculator(AseCalculator):
         self._check_memory(count, 0, search_memory(count))
         edges, closest = self.neighbors.find(structure)
         self._refuse(screen_distances(closest))
-        self._warn(structure, doubts(closest, self.predictor.dataset), stacklevel=2)
+        doubted = doubts(structure, closest, self.predictor.branch, self.predictor.dataset)
+        self._warn(structure, doubted, stacklevel=2)
         self._check_memory(count, len(edges), self.predictor.memory_needed(count, len(edges)))
         answer = self.predictor.predict_edges(structure, edges)
         with_forces = "forces" in self.implemented_properties

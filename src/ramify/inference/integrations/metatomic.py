@@ -3,7 +3,9 @@
 metatomic (https://docs.metatensor.org/metatomic, the package `metatomic-torch`) is an optional dependency. It runs
 TorchScript without Python: the network is traced, and the code between the pairs of the engine and the network
 (adaptive cutoff of every atom, reference energies) is written in TorchScript here. The engine differentiates the energy
-to get forces and stress; the forces of a branch with direct forces are offered as non-conservative forces.
+to get forces and stress; the forces of a branch with direct forces are offered as non-conservative forces. Charge and
+spin, as conditions of the model, are the standard inputs `charge` (e) and `spin_multiplicity` of each system; a dataset
+as condition is that of the export.
 """
 
 # ruff: noqa: UP006, UP035, UP045 - metatomic asks for these spellings of types
@@ -18,13 +20,16 @@ import torch
 from torch import Tensor
 
 import ramify
+from ramify.batches.conditions import dataset_number
 from ramify.elements import NUMBERS
 from ramify.errors import RamifyError
+from ramify.inference.branches import BranchInfo
 from ramify.inference.integrations.adaptive_cutoff import differentiable_cutoff
 from ramify.inference.predictor import Predictor
-from ramify.inference.screen import CLOSE, ONE_SPOT, TOLERANCE
+from ramify.inference.screen import CLOSE, NEW_STATE, ONE_SPOT, TOLERANCE
 from ramify.model.graph import edge_geometry
 from ramify.neighbors.edges import ROUNDING, SOFTNESS, search_radius
+from ramify.structures import STATES
 
 try:
     from metatensor.torch import Labels, TensorBlock, TensorMap
@@ -44,8 +49,8 @@ class _Network(torch.nn.Module):
     """Encoder and one branch with tensors as inputs and outputs, for tracing.
 
     Maps atomic numbers (N,), of E edges receiver, sender and vector (E, 3) Å, the adaptive cutoff of every atom (N,) Å,
-    and the slots (n,) of a table of neighbours (`ramify.model.graph.Graph`) to atomic energies (N,) in eV without
-    references and forces (N, 3) in eV/Å (zeros without a force head).
+    the slots (n,) of a table of neighbours (`ramify.model.graph.Graph`) and the C conditions of every atom (N, C) to
+    atomic energies (N,) in eV without references and forces (N, 3) in eV/Å (zeros without a force head).
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -53,12 +58,21 @@ class _Network(torch.nn.Module):
         self.encoder = predictor.network.encoder
         self.branch = predictor.network.branch(predictor.branch.name)
         self.repulsion = predictor.network.repulsion
+        self.conditional = bool(predictor.options.conditions)
 
     def forward(
-        self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, atom_cutoff: Tensor, slots: Tensor
+        self,
+        numbers: Tensor,
+        receiver: Tensor,
+        sender: Tensor,
+        vector: Tensor,
+        atom_cutoff: Tensor,
+        slots: Tensor,
+        conditions: Tensor,
     ) -> tuple[Tensor, Tensor]:
         distance = torch.linalg.vector_norm(vector, dim=1)
-        graph = edge_geometry(numbers, receiver, sender, vector, distance, atom_cutoff, slots)
+        values = conditions if self.conditional else None
+        graph = edge_geometry(numbers, receiver, sender, vector, distance, atom_cutoff, slots, values)
         scalars, vectors = self.encoder(graph)
         energy = self.branch.atom_energies(scalars)
         if self.repulsion is not None:
@@ -72,6 +86,7 @@ class _MetatomicModel(torch.nn.Module):
     """The module that metatomic calls; compiled to TorchScript, which restricts its syntax."""
 
     references: Tensor
+    trained: Tensor
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -81,7 +96,9 @@ class _MetatomicModel(torch.nn.Module):
             # the Python values read while tracing are constant widths of the model
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.network = torch.jit.trace(_Network(predictor).eval(), _example(dtype), check_trace=False)
+            self.network = torch.jit.trace(
+                _Network(predictor).eval(), _example(dtype, len(predictor.options.conditions)), check_trace=False
+            )
         self.cutoff = float(encoder.cutoff)
         self.limited = encoder.max_neighbors is not None
         self.max_neighbors = int(encoder.max_neighbors or 0)
@@ -92,6 +109,30 @@ class _MetatomicModel(torch.nn.Module):
         self.min_distance = 0.0 if closest is None else float(closest) - self.tolerance
         self.radius = float(search_radius(encoder.cutoff, encoder.max_neighbors))
         self.register_buffer("references", torch.from_numpy(np.nan_to_num(predictor.dataset.reference_table())))
+        self._take_conditions(predictor)
+
+    def _take_conditions(self, predictor: Predictor) -> None:
+        """Sets the columns of the conditions (-1: none), the number of the dataset, and the values (K, 2) of charge and
+        multiplicity in the training data (NaN for one that is not a condition)."""
+        options, branch = predictor.options, predictor.branch
+        columns = {name: column for column, name in enumerate(options.conditions)}
+        self.n_conditions = len(columns)
+        self.charge, self.spin, self.dataset = (columns.get(name, -1) for name in ("charge", "spin", "dataset"))
+        self.dataset_number = dataset_number(options, predictor.dataset.name) if self.dataset >= 0 else 0
+        states = torch.full((len(branch.trained_states()), 2), torch.nan, dtype=torch.float64)
+        for row, state in enumerate(sorted(branch.trained_states())):
+            for name, value in zip([name for name in STATES if name in columns], state, strict=True):
+                states[row, STATES.index(name)] = torch.nan if value is None else value
+        self.register_buffer("trained", states)
+        self.new_state, self.warned_of_state = NEW_STATE, False
+
+    def requested_inputs(self) -> Dict[str, ModelOutput]:
+        inputs: dict[str, ModelOutput] = {}
+        if self.charge >= 0:
+            inputs["charge"] = ModelOutput(unit="e", sample_kind="system")
+        if self.spin >= 0:
+            inputs["spin_multiplicity"] = ModelOutput(unit="", sample_kind="system")
+        return inputs
 
     def requested_neighbor_lists(self) -> List[NeighborListOptions]:
         return [NeighborListOptions(cutoff=self.radius, full_list=True, strict=True)]
@@ -110,6 +151,7 @@ class _MetatomicModel(torch.nn.Module):
         senders: list[Tensor] = []
         vectors: list[Tensor] = []
         firsts: list[int] = []
+        conditions: list[Tensor] = []
         n_atoms = 0
         for index, system in enumerate(systems):
             pairs = system.get_neighbor_list(NeighborListOptions(cutoff=self.radius, full_list=True, strict=True))
@@ -121,9 +163,12 @@ class _MetatomicModel(torch.nn.Module):
             owners.append(torch.full([len(system)], index, dtype=torch.int64, device=device))
             places.append(torch.arange(len(system), device=device))
             firsts.append(n_atoms)
+            conditions.append(self.conditions_of(system, selected_atoms is None))
             n_atoms += len(system)
         numbers, owner, place = torch.cat(types), torch.cat(owners), torch.cat(places)
-        energy, forces = self.predict(numbers, torch.cat(receivers), torch.cat(senders), torch.cat(vectors))
+        energy, forces = self.predict(
+            numbers, torch.cat(receivers), torch.cat(senders), torch.cat(vectors), torch.cat(conditions)
+        )
 
         chosen = torch.ones([n_atoms], dtype=torch.bool, device=device)
         if selected_atoms is not None:
@@ -149,8 +194,55 @@ class _MetatomicModel(torch.nn.Module):
                 results[name] = self.one_block(values, atoms, axes, "non_conservative_force")
         return results
 
-    def predict(self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Total energies by atom (N,) and direct forces (N, 3), from all pairs within the search radius.
+    def conditions_of(self, system: System, whole: bool) -> Tensor:
+        """(n, C) conditions of the atoms of a system. `whole`: it has no atoms of other domains, so that its number of
+        electrons is known."""
+        values = torch.zeros([1, self.n_conditions], dtype=torch.float64, device=system.positions.device)
+        if self.dataset >= 0:
+            values[0, self.dataset] = self.dataset_number
+        charge, spin = float("nan"), float("nan")
+        if self.charge >= 0:
+            charge = float(system.get_data("charge").block().values[0, 0])
+            values[0, self.charge] = charge
+        if self.spin >= 0:
+            spin = float(system.get_data("spin_multiplicity").block().values[0, 0])
+            values[0, self.spin] = spin
+        if self.charge >= 0 or self.spin >= 0:
+            self.check_state(charge, spin, int(system.types.sum()) if whole else -1)
+        return values.expand(len(system), self.n_conditions)
+
+    def check_state(self, charge: float, spin: float, protons: int) -> None:
+        """Refuses impossible values, and warns once of values that are not in the training data.
+
+        Args:
+            charge: e; NaN if it is not a condition.
+            spin: multiplicity; likewise.
+            protons: sum of the nuclear charges; -1 if not known.
+        """
+        if self.charge >= 0 and charge != float(round(charge)):
+            raise ValueError(f"the charge {charge} is not a whole number of e")
+        if self.spin >= 0 and (spin != float(round(spin)) or spin < 1):
+            raise ValueError(f"the multiplicity {spin} is not 1, 2, 3, ...")
+        if self.charge >= 0 and self.spin >= 0 and protons >= 0:
+            electrons = protons - int(charge)
+            if (electrons + int(spin)) % 2 == 0 or spin > electrons + 1:
+                raise ValueError(f"charge {charge} leaves {electrons} electrons, which contradicts multiplicity {spin}")
+        if self.warned_of_state:
+            return
+        agree = torch.ones([self.trained.shape[0]], dtype=torch.bool, device=self.trained.device)
+        if self.charge >= 0:
+            agree = agree & (self.trained[:, 0] == charge)
+        if self.spin >= 0:
+            agree = agree & (self.trained[:, 1] == spin)
+        if agree.shape[0] > 0 and not bool(agree.any()):
+            self.warned_of_state = True
+            warnings.warn(f"extrapolation: {self.new_state}: charge {charge}, multiplicity {spin}", stacklevel=2)
+
+    def predict(
+        self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, conditions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Total energies by atom (N,) and direct forces (N, 3), from all pairs within the search radius and the
+        conditions of every atom (N, C).
 
         Inputs and outputs are float64; the network computes in its own precision.
         """
@@ -176,7 +268,9 @@ class _MetatomicModel(torch.nn.Module):
         receiver, sender, vector = receiver[inside], sender[inside], vector[inside]
         most = int(torch.bincount(receiver, minlength=1).max())
         slots = torch.arange(most, device=receiver.device)
-        energy, forces = self.network(numbers, receiver, sender, vector, atom_cutoff, slots)
+        energy, forces = self.network(
+            numbers, receiver, sender, vector, atom_cutoff, slots, conditions.to(vector.dtype)
+        )
         if not (bool(torch.isfinite(energy).all()) and bool(torch.isfinite(forces).all())):
             raise ValueError("prediction is not a number: the model overflows on this structure")
         return energy.to(torch.float64) + self.references[numbers], forces.to(torch.float64)
@@ -203,16 +297,10 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
         target: a file, usually named `NAME.pt`; must not exist.
 
     Raises:
-        RamifyError: `target` exists, or the model has conditions.
+        RamifyError: `target` exists.
     """
     if target.exists():
         raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another file")
-    if conditions := ", ".join(predictor.branch.conditions):
-        raise RamifyError(
-            f"the model takes {conditions} as conditions (model.conditions), which programs that run metatomic models "
-            "do not pass to them",
-            fix="use ramify.Calculator or torch-sim, or a model without conditions",
-        )
     branch, dataset = predictor.branch, predictor.dataset
     outputs = {"energy": ModelOutput(unit="eV", sample_kind="atom")}
     if branch.forces == "direct":
@@ -229,8 +317,8 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
     theory = dataset.theory or "level of theory not stated"
     metadata = ModelMetadata(
         name=branch.name,
-        description=f"Branch '{branch.name}' on the energy scale of dataset '{dataset.name}' ({theory}). Written by "
-        f"ramify {ramify.__version__}.",
+        description=f"Branch '{branch.name}' on the energy scale of dataset '{dataset.name}' ({theory}). "
+        f"{_inputs(branch)}Written by ramify {ramify.__version__}.",
     )
     model = AtomisticModel(_MetatomicModel(predictor).eval(), metadata, capabilities)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -243,9 +331,17 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
     return target
 
 
-def _example(dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Example inputs for tracing: three atoms, four edges."""
+def _inputs(branch: BranchInfo) -> str:
+    """A sentence on the inputs charge and spin; empty if the model takes neither."""
+    named = {"charge": "charge (e)", "spin": "spin_multiplicity (2S+1)"}
+    taken = " and ".join(text for name, text in named.items() if name in branch.conditions)
+    return f"It takes {taken} of each system as inputs; some engines pass 0 and 1 where none is set. " if taken else ""
+
+
+def _example(dtype: torch.dtype, conditions: int) -> tuple[Tensor, ...]:
+    """Example inputs for tracing: three atoms, four edges, a neutral singlet."""
     numbers, receiver = torch.tensor([1, 1, 8]), torch.tensor([0, 1, 2, 2])
     sender = torch.tensor([2, 2, 0, 1])
     vector = torch.arange(12, dtype=dtype).reshape(4, 3) / 6.0 + 0.5
-    return numbers, receiver, sender, vector, torch.full([3], 4.0, dtype=dtype), torch.arange(2)
+    states = torch.zeros(3, conditions, dtype=dtype)
+    return numbers, receiver, sender, vector, torch.full([3], 4.0, dtype=dtype), torch.arange(2), states

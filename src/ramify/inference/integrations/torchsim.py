@@ -88,7 +88,8 @@ class TorchSimModel(ModelInterface):
             RamifyError: a structure that cannot be predicted.
 
         Warns:
-            RamifyWarning: atoms closer than any in the training data; once per set of atoms.
+            RamifyWarning: atoms closer than any in the training data, or a charge or spin, taken as a condition, that
+                these do not contain; once per set of atoms.
         """
         fields = state if isinstance(state, dict) else {name: getattr(state, name) for name in FIELDS}
         stated = {name: fields.get(name, getattr(state, name, None)) for name in STATES}
@@ -96,7 +97,8 @@ class TorchSimModel(ModelInterface):
         _refuse(screen(structures, self.predictor.branch, self.predictor.dataset))
         edges, closest = self.neighbors.find(structures)
         _refuse(screen_distances(closest))
-        self._warn(structures, doubts(closest, self.predictor.dataset), stacklevel=2)
+        doubted = doubts(structures, closest, self.predictor.branch, self.predictor.dataset)
+        self._warn(structures, doubted, stacklevel=2)
         answer = self.predictor.predict_edges(structures, edges)
         _refuse(screen_predictions(answer.energy, answer.forces, structures.n_atoms))
         found = {"energy": answer.energy, "forces": answer.forces}
