@@ -7,10 +7,11 @@
 al., doi:10.1038/s41467-021-27504-0) in the repository of SchNetPack, tests/electronic_embedding; its file states
 unpaired electrons. A geometry is in one split, with both of its states. Prints JSON: the mean difference between the
 energies of the two states of a geometry (`apart`), and the mean absolute error of total energies on the test split, for
-each state; eV. About five minutes on one core.
+each state; eV. 77 s of processor time on one core of an AMD EPYC.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -58,7 +59,7 @@ def carbene(path: Path) -> list[Atoms]:
             "energy": float(np.ravel(row.data["energy"])[0]),
             "charge": round(float(np.ravel(row.data["total_charge"])[0])),
             "spin": 1 + round(float(np.ravel(row.data["spin_multiplicity"])[0])),
-            "group": str(hash(np.round(row.positions, 4).tobytes())),
+            "group": hashlib.sha256(np.round(row.positions, 4).tobytes()).hexdigest()[:16],
         }
         atoms.arrays["forces"] = np.asarray(row.data["forces"])
         images.append(atoms)

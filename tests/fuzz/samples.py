@@ -18,11 +18,14 @@ from ramify.minicorpora import FILES
 from tests.sources.test_ase_files import vasprun as vasprun_text
 from tests.sources.test_ase_files import write_traj
 from tests.sources.test_deepmd import system
+from tests.sources.test_deepmd_lmdb import frames, write_lmdb
+from tests.sources.test_espresso import output as espresso_text
 from tests.sources.test_hdf5_more import write_ani2x, write_spice
 from tests.sources.test_json_more import fitsnap as fitsnap_text
 from tests.sources.test_json_more import matpes as matpes_records
 from tests.sources.test_json_more import records as jarvis_records
 from tests.sources.test_oc20 import write as write_oc20
+from tests.sources.test_parquet import crystals, write_parquet
 from tests.sources.test_qcml import molecules
 from tests.sources.test_qcml import write as write_qcml
 
@@ -167,6 +170,11 @@ def vasprun(path: Path) -> None:
     path.write_text(vasprun_text(2)[0])
 
 
+def espresso(path: Path) -> None:
+    """Two steps of pw.x."""
+    path.write_text(espresso_text()[0])
+
+
 def trajectory(path: Path) -> None:
     """Frames of ASE."""
     write_traj(path, 3)
@@ -180,6 +188,16 @@ def ani2x(path: Path) -> None:
 def spice(path: Path) -> None:
     """Two molecules of SPICE."""
     write_spice(path, 2)
+
+
+def deepmd_lmdb(path: Path) -> None:
+    """Frames of DeePMD-kit in LMDB."""
+    (write_lmdb(path.parent / f"{path.stem}.lmdb", frames()) / "data.mdb").rename(path)
+
+
+def parquet(path: Path) -> None:
+    """Rows of ColabFit."""
+    write_parquet(path, crystals())
 
 
 JSON: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
@@ -201,6 +219,7 @@ BYTES = JSON | {
     "oc20": (".extxyz", oc20, {}),
     "qcml": (".tfrecord", qcml, {"length": "bohr"}),
     "vasp": (".xml", vasprun, {}),
+    "espresso": (".out", espresso, {"unfinished": "read"}),
 }
 HDF5: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
     "ani1": (".h5", ani1, {}),
@@ -210,3 +229,9 @@ HDF5: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
     "qm7x": (".hdf5", qm7x, {"labels": "pbe0"}),
     "transition1x": (".h5", transition1x, {}),
 }
+LIBRARIES: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
+    "ase_db.aselmdb": (".aselmdb", database, {}),
+    "deepmd_lmdb": (".mdb", deepmd_lmdb, {}),
+    "parquet": (".parquet", parquet, {}),
+}
+"""Formats besides HDF5 whose bytes are read by libraries in C."""

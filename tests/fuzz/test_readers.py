@@ -9,7 +9,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,10 @@ def survives(name: str, path: Path, keys: dict[str, Any]) -> None:
         assert found.numbers.max(initial=1) <= 118
 
 
-ALL = samples.BYTES | samples.HDF5
+IN_C = samples.HDF5 | samples.LIBRARIES
+ALL = samples.BYTES | IN_C
+EACH = 30 * MORE
+"""Cuts, and changed bytes, of a file of each format."""
 
 
 def test_every_format_is_damaged() -> None:
@@ -63,7 +66,7 @@ def test_what_is_good_is_read(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", samples.BYTES)
 @given(damage=damages())
-@fuzz(40)
+@fuzz(20)
 def test_bytes(tmp_path_factory: pytest.TempPathFactory, name: str, damage: Damage) -> None:
     ending, make, keys = samples.BYTES[name]
     path = tmp_path_factory.mktemp("bytes") / f"a{ending}"
@@ -72,13 +75,37 @@ def test_bytes(tmp_path_factory: pytest.TempPathFactory, name: str, damage: Dama
     survives(name, path, keys)
 
 
+def damaged(good: bytes, rng: random.Random, cuts: int, changes: int) -> Iterator[bytes]:
+    """So many copies that end early, and so many with one to four changed bytes."""
+    for _ in range(cuts):
+        yield good[: rng.randrange(len(good))]
+    for _ in range(changes):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 4)):
+            # most of a file are numbers: what says how they lie stands at its beginning, or at its end
+            place = rng.random()
+            at = rng.randrange(len(data) if place < 0.4 else min(len(data), 4096))
+            data[-1 - at if place > 0.8 else at] = rng.randrange(256)
+        yield bytes(data)
+
+
+@pytest.mark.parametrize("name", samples.BYTES)
+def test_cuts_and_changed_bytes(tmp_path: Path, name: str) -> None:
+    ending, make, keys = samples.BYTES[name]
+    path = tmp_path / f"a{ending}"
+    make(path)
+    for data in damaged(path.read_bytes(), random.Random(0 if MORE == 1 else None), EACH, EACH):
+        path.write_bytes(data)
+        survives(name, path, keys)
+
+
 @given(array=st.sampled_from(ENDINGS), damage=damages())
 @fuzz(60)
 def test_arrays_of_deepmd(tmp_path_factory: pytest.TempPathFactory, array: str, damage: Damage) -> None:
     path = tmp_path_factory.mktemp("deepmd") / "a/type.raw"
     samples.deepmd(path)
-    damaged = path.parent / f"set.001/{array}.npy"
-    damaged.write_bytes(damage(damaged.read_bytes()))
+    file = path.parent / f"set.001/{array}.npy"
+    file.write_bytes(damage(file.read_bytes()))
     survives("deepmd", path, {})
 
 
@@ -154,28 +181,21 @@ def test_datasets_of_hdf5(
 
 
 def damaged_in_c(name: str, seed: int, files: int, folder: Path) -> None:
-    """Reads so many files with a few damaged bytes each; run in a process of its own."""
-    ending, make, keys = (samples.HDF5 | {"ase_db.aselmdb": (".aselmdb", samples.database, {})})[name]
+    """Reads so many cut files, and as many with changed bytes; run in a process of its own."""
+    ending, make, keys = IN_C[name]
     make(folder / f"good{ending}")
-    good, rng = (folder / f"good{ending}").read_bytes(), random.Random(seed)
-    for k in range(files):
-        data = bytearray(good)
-        for _ in range(rng.randint(1, 4)):
-            # most of a file are numbers: what says how they lie stands at its beginning
-            at = rng.randrange(len(data) if rng.random() < 0.3 else min(len(data), 4096))
-            data[at] = rng.randrange(256)
-        if rng.random() < 0.2:
-            del data[rng.randrange(len(data)) :]
+    good = (folder / f"good{ending}").read_bytes()
+    for k, data in enumerate(damaged(good, random.Random(seed), files, files)):
         path = folder / f"{k}{ending}"
         path.write_bytes(data)
         survives(name, path, keys)
         path.unlink()
 
 
-@pytest.mark.parametrize("name", [*samples.HDF5, "ase_db.aselmdb"])
+@pytest.mark.parametrize("name", IN_C)
 def test_bytes_below_c(tmp_path: Path, name: str) -> None:
     program = "import sys; from pathlib import Path; from tests.fuzz.test_readers import damaged_in_c; "
     program += "damaged_in_c(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))"
-    command = [sys.executable, "-c", program, name, "0" if MORE == 1 else str(random.randrange(10**6)), str(25 * MORE)]
+    command = [sys.executable, "-c", program, name, "0" if MORE == 1 else str(random.randrange(10**6)), str(EACH)]
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]

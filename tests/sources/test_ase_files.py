@@ -43,6 +43,8 @@ def test_trajectory(tmp_path: Path, read: Any) -> None:
     np.testing.assert_array_equal(found.pbc, [a.pbc for a in made])
     assert [found.group_names[g] for g in found.group[:4]] == ["r0", "r1", "r2", "r0"]
     assert found.name(3) == "a.traj[3]"
+    by_file, _ = read("ase_traj", tmp_path / "a.traj", group_key="file")
+    assert by_file.group_names == (f"{tmp_path.name}/a.traj",)
     with pytest.raises(RamifyError, match=r"no 'E' \(`energy_key`\)"):
         read("ase_traj", tmp_path / "a.traj", energy_key="E")
 

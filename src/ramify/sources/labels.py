@@ -31,6 +31,9 @@ from ramify.sources.where import COLUMNS, left_out, rejected_by
 UNREAD_STRESS = "stress or virial under another key, not read"
 CONTRADICTING_STRESS = "stress and virial contradict each other"
 
+FILE = "file"
+"""`group_key: file`, unless structures have a value of this name."""
+
 VIRIAL_TOLERANCE = 0.01
 """Maximum difference of a stress from -virial / volume, relative to the largest component: accepts labels written with
 three digits, but not another sign, unit or convention."""
@@ -63,7 +66,8 @@ class AtomsOptions(LabelledOptions):
     """Name of the virial, minus the derivative of the energy with respect to strain, in units of energy (6 or 9
     numbers): the stress is -virial / volume."""
     group_key: str | None = None
-    """Name of the value that identifies the group of a structure; by default, groups are compositions."""
+    """Name of the value that identifies the group of a structure, or `file`: the structures of a file are one group (a
+    trajectory per file). By default, groups are compositions."""
     labels: dict[str, str] = Field({})
     """Further labels with one number per structure, and their names in the file: `{band_gap: gap}`. In the unit with
     which the label is registered."""
@@ -185,8 +189,8 @@ class Labeller:
         for key in ("charge_key", "spin_key"):
             if (stated := getattr(options, key)) is not None and stated not in names:
                 raise self._missing(key, stated)
-        if options.group_key is not None and options.group_key not in names:
-            raise self._missing("group_key", options.group_key)
+        if options.group_key not in (None, FILE) and options.group_key not in names:
+            raise self._missing("group_key", str(options.group_key))
         if options.energy_key not in names:
             raise self._missing("energy_key", options.energy_key)
         for label, key in options.labels.items():
@@ -297,6 +301,8 @@ class Labeller:
         key = self._options.group_key
         if key is None:
             return composition(numbers)
+        if found.get(key) is None and key == FILE:
+            return f"{self._path.parent.name}/{self._path.name}"
         if found.get(key) is None:
             raise UnusableError(NO_GROUP, f"no '{key}' (`group_key`)")
         return str(found[key])

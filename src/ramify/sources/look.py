@@ -16,10 +16,12 @@ from ramify.elements import SYMBOLS
 from ramify.errors import RamifyError
 from ramify.sources.formats import formats
 from ramify.sources.formats.general.ase_db import database_rows, database_units
+from ramify.sources.formats.general.deepmd_lmdb import frames_of
 from ramify.sources.formats.general.extxyz import parsed_frames
 from ramify.sources.labels import AtomsOptions, LabelledOptions
 from ramify.sources.parsing.hdf5 import first_arrays
 from ramify.sources.parsing.json_stream import items
+from ramify.sources.parsing.parquet_columns import column_types
 from ramify.sources.parsing.tfrecord import parse_example, records
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.recognize import recognize
@@ -120,6 +122,10 @@ def _keys(path: Path, name: str) -> Iterator[tuple[str, str]]:
     elif name == "ase_db":
         yield from _described(islice(database_rows(path), FRAMES))
         yield from ((f"unit of {kind}", unit) for kind, unit in database_units(path).items())
+    elif name == "parquet":
+        yield from column_types(path).items()
+    elif name == "deepmd_lmdb":
+        yield from _described(islice(frames_of(path), FRAMES))
     elif name == "npz":
         with zipfile.ZipFile(path) as archive:
             for entry in archive.namelist():
@@ -172,10 +178,10 @@ def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[st
     if name == "qm7x" and not {"ePBE0+MBD", "totFOR"} <= keys.keys():
         chosen["labels"] = "pbe0"
     options = formats()[name].options
-    if issubclass(options, LabelledOptions) and name != "vasp":
+    if issubclass(options, LabelledOptions) and name not in ("vasp", "espresso"):
         stated = any(word in key.lower() for key in keys for word in ("unit",))
         doubts += [] if stated else ["the file states no units: eV, Å, eV/Å and eV/Å³ are the defaults of the recipe"]
-    if not issubclass(options, AtomsOptions) or not keys:
+    if not issubclass(options, AtomsOptions) or not keys or name == "parquet":  # whose names are those of its publisher
         return chosen, doubts
     for key, words in (("energy_key", ("energy",)), ("forces_key", ("force",)), ("stress_key", ("stress",))):
         default = options.model_fields[key].default

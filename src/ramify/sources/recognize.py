@@ -12,11 +12,12 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _SQLITE = b"SQLite format 3\x00"
 _ULM = b"- of Ulm"
 _ZIP = b"PK\x03\x04"
+_PARQUET = b"PAR1"
 HEAD = 1 << 16
 
 
 def recognize(path: Path) -> str:
-    """Detects the format of a file, or of a folder of DeePMD-kit.
+    """Detects the format of a file, or of a folder of DeePMD-kit (sets or LMDB).
 
     Raises:
         RamifyError: no such file, or an unknown format.
@@ -24,7 +25,11 @@ def recognize(path: Path) -> str:
     if path.is_dir():
         if (path / "type.raw").is_file():
             return "deepmd"
+        if (path / "data.mdb").is_file():
+            return "deepmd_lmdb"
         raise RamifyError(f"{path} is a folder", fix="name one of its files")
+    if path.suffix == ".mdb":
+        return "deepmd_lmdb"
     if path.suffix == ".aselmdb":
         return "ase_db"
     with open_bytes(path) as stream:
@@ -50,6 +55,8 @@ def _by_magic(path: Path, head: bytes) -> str | None:
         return "ase_traj"
     if head.startswith(_ZIP):
         return "npz"
+    if head.startswith(_PARQUET):
+        return "parquet"
     if len(head) >= 12 and masked_crc(head[:8]) == int.from_bytes(head[8:12], "little"):
         return "qcml"
     return None
@@ -59,6 +66,8 @@ def _by_text(path: Path, head: bytes) -> str | None:
     text = head.lstrip()
     if b"<modeling>" in head or text[:5].lower() == b"vasp.":
         return "vasp"
+    if b"Program PWSCF" in head[:4096]:
+        return "espresso"
     if path.name == "type.raw":
         return "deepmd"
     if text.startswith(b"#") and b"{" in text:

@@ -1,10 +1,12 @@
-"""Conversion of labelled ASE frames to records."""
+"""Conversion of labelled ASE frames to records, and frames of the output of electronic-structure programs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ase import Atoms
+from ase.io import iread
 
+from ramify.errors import RamifyError
 from ramify.sources.chunks import Record
 from ramify.sources.labels import AtomsOptions, Labeller
 from ramify.sources.quarantine import Quarantine
@@ -49,3 +51,44 @@ def records(
         elif record is not None:
             yield record
     labeller.check()
+
+
+def ase_output(path: Path, plain: Path, form: str) -> Iterator[Atoms]:
+    """Yields the frames that ASE reads from the output of a program; memory grows with the size of the file.
+
+    Args:
+        path: the file, for messages.
+        plain: its uncompressed copy.
+        form: ASE's name of the format.
+
+    Raises:
+        RamifyError: truncated or damaged.
+    """
+    try:
+        yield from iread(str(plain), index=":", format=form)
+    except Exception as error:  # ASE may raise any exception on an unfinished file
+        raise RamifyError(
+            f"{path} is truncated or damaged: ASE cannot read it ({type(error).__name__}: {error})",
+            fix="leave the file out, or use another output file of the calculation",
+        ) from error
+
+
+def require_end(path: Path, plain: Path, mark: bytes) -> None:
+    """Checks that the output of a program is complete.
+
+    Args:
+        path: the file, for messages.
+        plain: its uncompressed copy.
+        mark: text at the end of the output of a completed calculation.
+
+    Raises:
+        RamifyError: it is not.
+    """
+    with plain.open("rb") as file:
+        file.seek(max(0, plain.stat().st_size - (1 << 16)))
+        if mark in file.read():
+            return
+    raise RamifyError(
+        f"{path} is truncated: it has no '{mark.decode()}' at its end",
+        fix="copy it again, or, if the calculation was stopped, set `unfinished: read` to read its complete steps",
+    )

@@ -19,6 +19,7 @@ from ramify.errors import RamifyError
 from ramify.sources.base import Format
 from ramify.sources.chunks import MALFORMED_STRUCTURE, Record, chunked
 from ramify.sources.labels import AtomsOptions, Labeller
+from ramify.sources.parsing.lmdb_file import require_whole
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import stated_units, with_stated
 from ramify.structures import Structures
@@ -140,7 +141,7 @@ def _open(path: Path) -> tuple[Any, dict[str, Any]]:
         if kind == "db":
             _require_tables(path)
         elif kind == "aselmdb":
-            _require_whole_lmdb(path)
+            require_whole(path)
             options["readonly"] = True
         database = connect(str(path), type=kind, use_lock_file=False, **options)
         return database, database.metadata or {}
@@ -160,19 +161,6 @@ def _require_tables(path: Path) -> None:
         raise RamifyError(
             f"{path} is an SQLite file but not an ASE database: it has no table 'systems'",
             fix="correct `path` or `format`",
-        )
-
-
-def _require_whole_lmdb(path: Path) -> None:
-    """Raises an error if pages are missing: LMDB maps the file, and access beyond its end terminates the process."""
-    import lmdb
-
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment:
-        pages, page_size = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
-    if path.stat().st_size < pages * page_size:
-        raise RamifyError(
-            f"{path} is truncated: {path.stat().st_size} of {pages * page_size} bytes",
-            fix="compare its size and checksum with the published ones and download it again",
         )
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from ase import Atoms
-from ase.io import iread
 
 from ramify.errors import RamifyError
 from ramify.sources.base import Format
 from ramify.sources.chunks import MALFORMED_STRUCTURE, chunked
 from ramify.sources.labels import AtomsOptions
-from ramify.sources.parsing.ase_frames import records
+from ramify.sources.parsing.ase_frames import ase_output, records, require_end
 from ramify.sources.parsing.compressed import open_bytes
 from ramify.sources.parsing.vasp_steps import Facts, facts_of
 from ramify.sources.quarantine import Quarantine
@@ -79,9 +78,9 @@ class _Output:
         """Yields the ionic steps with the charge, and without a stress under PSTRESS."""
         with _plain(self._path) as (plain, xml):
             if self._options.unfinished == "refuse":
-                _require_end(self._path, plain, _XML_END if xml else _OUTCAR_END)
+                require_end(self._path, plain, _XML_END if xml else _OUTCAR_END)
             self._facts = facts_of(plain, xml=xml)
-            for atoms in _read(self._path, plain, xml=xml):
+            for atoms in ase_output(self._path, plain, "vasp-xml" if xml else "vasp-out"):
                 if self._facts.charge is not None:
                     atoms.info["charge"] = self._facts.charge
                 if self._facts.pressure and atoms.calc is not None:
@@ -112,27 +111,6 @@ def _plain(path: Path) -> Iterator[tuple[Path, bool]]:
             for line in stream:  # VASP prints asterisks for numbers that are too long: that label alone is not finite
                 copy.write(_TOO_LONG.sub(b" NaN ", line) if b"****" in line else line)
         yield plain, xml
-
-
-def _read(path: Path, plain: Path, *, xml: bool) -> Iterator[Atoms]:
-    try:
-        yield from iread(str(plain), index=":", format="vasp-xml" if xml else "vasp-out")
-    except Exception as error:  # ASE may raise any exception on an unfinished file
-        raise RamifyError(
-            f"{path} is truncated or damaged: ASE cannot read it ({type(error).__name__}: {error})",
-            fix="leave the file out, or use the other one of vasprun.xml and OUTCAR",
-        ) from error
-
-
-def _require_end(path: Path, plain: Path, mark: bytes) -> None:
-    with plain.open("rb") as file:
-        file.seek(max(0, plain.stat().st_size - (1 << 16)))
-        if mark in file.read():
-            return
-    raise RamifyError(
-        f"{path} is truncated: it has no '{mark.decode()}' at its end",
-        fix="copy it again, or, if the calculation was stopped, set `unfinished: read` to read its complete steps",
-    )
 
 
 FORMAT = Format(name="vasp", options=Options, read=read, theory="VASP")
