@@ -33,6 +33,8 @@ from ramify.route.router import Router, router_of
 from ramify.run.run import Run
 from ramify.store.store import Store
 from ramify.structures import Structures
+from ramify.uncertainty.calibrate import calibrate_run
+from ramify.uncertainty.error_bars import FILE
 from tests.fuzz.mutations import as_json, changes, damages, fuzz
 from tests.small import make_recipe, prepare_stores, train
 
@@ -42,12 +44,13 @@ Damage = Callable[[bytes], bytes]
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with stores, an evaluated run with a router, and its export `model`."""
+    """A folder with stores, an evaluated run with a router and error bars, and its export `model`."""
     folder = tmp_path_factory.mktemp("fuzz")
     entries = prepare_stores(folder)
     train(make_recipe(folder, {name: entries[name] for name in ("ani1x", "mptrj")}), folder / "run")
     Evaluator(folder / "run").evaluate()
     fit_router(folder / "run")
+    calibrate_run(folder / "run")
     write_export(read_saved(folder / "run"), folder / "model")
     return folder
 
@@ -197,6 +200,16 @@ def test_a_router(copy: Path, good: Path, change: Change) -> None:
     model = load(good / "run")
     survives(lambda: Router.read(path).route(model, Structures.from_ase([molecule("H2O")])))
     assert router_of(model).branches == ("ani1x", "mptrj")
+
+
+@given(change=changes())
+@fuzz(40)
+def test_error_bars(copy: Path, good: Path, change: Change) -> None:
+    with safe_open(good / "run" / FILE, "numpy") as file:
+        about = json.loads(file.metadata()["uncertainty"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    (copy / "run" / FILE).write_bytes(save(tensors, {"uncertainty": as_json(change(about)).decode()}))
+    survives(lambda: load(copy / "run").predict(molecule("H2O"), "ani1x"))
 
 
 @given(change=changes())

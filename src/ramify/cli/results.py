@@ -1,4 +1,4 @@
-"""The commands that show errors and contents: evaluate, tables, report, inspect."""
+"""The commands that show errors and contents: evaluate, calibrate, tables, report, inspect."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,13 @@ from ramify.cli.options import (
     CheckpointOption,
     Json,
     ModelArgument,
+    RunArgument,
     SplitOption,
     console,
     print_json,
 )
 from ramify.cli.progress import Steps
-from ramify.cli.tables import evaluation_table
+from ramify.cli.tables import error_bar_table, evaluation_table
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
@@ -99,6 +100,31 @@ def evaluate(
         paper_tables.build([run]).render(console)
     else:
         console.print(evaluation_table(result))
+
+
+@verbs.command(rich_help_panel=RESULTS)
+def calibrate(
+    run: RunArgument,
+    checkpoint: CheckpointOption = "best",
+    stores: Annotated[Path | None, typer.Option(help="Folder of the stores; by default that of the recipe.")] = None,
+    directions: Annotated[int, typer.Option(min=1, help="Derivatives for each error bar of conservative forces.")] = 32,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or xpu.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Give the model of a run error bars, from its training and validation data; nothing is trained.
+
+    Writes uncertainty.safetensors, which `ramify export` includes, and prints their quality on the test splits.
+    """
+    from ramify.parallel.startup.launch import choose_device, detect_launcher
+    from ramify.uncertainty.calibrate import calibrate_run
+
+    chosen = choose_device(device, detect_launcher(), key="--device")
+    with Steps(console, f"calibrate {escape(str(run))}", quiet=as_json) as steps:
+        bars = calibrate_run(run, checkpoint, stores, chosen, directions, steps.counted)
+    if as_json:
+        print_json(bars.measured)
+    else:
+        console.print(error_bar_table(bars.measured))
 
 
 def _subject(path: Path, stores: Path | None) -> "Subject":

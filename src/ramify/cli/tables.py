@@ -38,6 +38,31 @@ def evaluation_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def error_bar_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Quality of error bars on the test split, by dataset and quantity."""
+    table = Table(title="Error bars on the test split", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("dataset")
+    headings = (
+        "",
+        "rows",
+        "rank correlation",
+        "NLL",
+        "of a constant",
+        "within 1σ",
+        "within 2σ",
+        "error of certain half",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for dataset, found in measured.items():
+        for quantity, m in found.items():
+            rank = "-" if m["spearman"] is None else f"{m['spearman']:.2f}"
+            shares = [f"{100 * m[key]:.0f} %" for key in ("coverage_1", "coverage_2", "half")]
+            likelihoods = f"{m['nll']:.2f}", f"{m['nll_constant']:.2f}"
+            table.add_row(dataset, quantity, f"{m['rows']:,}", rank, *likelihoods, *shares)
+    return table
+
+
 def own_errors_table(evaluation: "Evaluation") -> Table:
     """Errors of each dataset's own branch and of the trivial predictor: one line per dataset, in 80 columns."""
     table = _plain_table(f"MAE on the {evaluation.split} split; trivial: one energy per element, no forces")

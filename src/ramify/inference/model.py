@@ -22,6 +22,7 @@ from ramify.inference.saved import Saved, read_checkpoint, read_run
 from ramify.model.multibranch import MultiBranch
 from ramify.recipe import ModelOptions
 from ramify.structures import Structures
+from ramify.uncertainty.error_bars import ErrorBars, no_error_bars
 
 Progress = Callable[[int], None]
 
@@ -35,12 +36,14 @@ class Model:
         network: encoder and heads; its parameters are frozen.
         options: options that the network was built from.
         saved: the saved model that it was loaded from.
+        bars: error bars (`ramify calibrate`); None without.
     """
 
     branches: Mapping[str, BranchInfo]
     network: MultiBranch
     options: ModelOptions
     saved: Saved
+    bars: ErrorBars | None = None
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +62,7 @@ class Model:
         *,
         charge: int | None = None,
         spin: int | None = None,
+        forces_std: bool = False,
     ) -> Predictor:
         """A predictor for one branch; `charge` (e) and `spin` (multiplicity) are those of structures that state none.
 
@@ -66,7 +70,11 @@ class Model:
             RamifyError: see `predict`.
         """
         chosen = choose_branch(self.branches, branch)
-        return Predictor(self.network, self.options, chosen, choose_dataset(chosen, dataset), charge, spin)
+        scale = choose_dataset(chosen, dataset)
+        bars = None if self.bars is None else self.bars.of(chosen.name, scale.name)
+        if forces_std and (bars is None or bars.facts.datasets[scale.name].forces is None):
+            raise no_error_bars(chosen.name, "error bars of forces")
+        return Predictor(self.network, self.options, chosen, scale, charge, spin, bars, forces_std)
 
     @overload
     def predict(
@@ -77,6 +85,7 @@ class Model:
         dataset: str | None = None,
         charge: int | None = None,
         spin: int | None = None,
+        forces_std: bool = False,
         skip: bool = False,
         memory: float | None = None,
         progress: Progress = ...,
@@ -91,6 +100,7 @@ class Model:
         dataset: str | None = None,
         charge: int | None = None,
         spin: int | None = None,
+        forces_std: bool = False,
         skip: bool = False,
         memory: float | None = None,
         progress: Progress = ...,
@@ -104,6 +114,7 @@ class Model:
         dataset: str | None = None,
         charge: int | None = None,
         spin: int | None = None,
+        forces_std: bool = False,
         skip: bool = False,
         memory: float | None = None,
         progress: Progress = lambda structures: None,
@@ -116,6 +127,7 @@ class Model:
             dataset: dataset whose energy scale is used; required if the branch was trained on several.
             charge, spin: charge in e and multiplicity of structures that state none (`atoms.info`), for models that
                 take them as conditions.
+            forces_std: also compute standard deviations of forces, of a model with error bars.
             skip: leave out structures that cannot be predicted and list them in `Predictions.refused`, instead of
                 raising an error.
             memory: bytes that one batch may take; None for all free memory.
@@ -125,13 +137,14 @@ class Model:
             RamifyError: there are several branches (or datasets) and none is named, a name is unknown, or (without
                 `skip`) a structure cannot be predicted: no atoms, an element that is not in the training data, two
                 atoms at one position, a periodic cell without volume, too many atoms for the memory, an overflow, or no
-                charge or spin, or an impossible one, for a model that takes them.
+                charge or spin, or an impossible one, for a model that takes them; or `forces_std` is given for a model
+                without error bars.
 
         Warns:
             RamifyWarning: atoms closer than any in the training data, or a charge or spin, taken as a condition, that
                 these do not contain.
         """
-        predictor = self.predictor(branch, dataset, charge=charge, spin=spin)
+        predictor = self.predictor(branch, dataset, charge=charge, spin=spin, forces_std=forces_std)
         structures, single = _as_structures(atoms)
         budget = budget_for(self.options, predictor.branch.forces, self.device, memory)
         found = predictor.predict(structures, budget, progress)
@@ -181,7 +194,7 @@ def load(
         name: BranchInfo(name, dict(group), network.branch(name).forces, options.conditions)
         for name, group in saved.branches.items()
     }
-    return Model(branches, network, options, saved)
+    return Model(branches, network, options, saved, saved.error_bars())
 
 
 def read_saved(path: Path, checkpoint: str = "best") -> Saved:

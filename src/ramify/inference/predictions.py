@@ -20,6 +20,8 @@ class Prediction:
         stress: (3, 3) eV/Å³, tension positive; None without periodicity or with direct forces.
         warning: reason to doubt the prediction; empty if there is none.
         labels: further labels of the branch by name, in their units of errors (`ramify.labels`).
+        energy_std: eV, standard deviation of the energy; None without error bars.
+        forces_std: (n, 3) eV/Å, of the forces; None unless requested.
     """
 
     energy: float
@@ -27,6 +29,8 @@ class Prediction:
     stress: Floats | None
     warning: str = ""
     labels: Mapping[str, float] = field(default_factory=dict)
+    energy_std: float | None = None
+    forces_std: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Predictions:
         refused: reason and detail for each structure without a prediction, by index.
         warnings: reasons to doubt a prediction, by index.
         labels: further labels of the branch by name, (S,) in their units of errors.
+        energy_std: (S,) eV, standard deviations of the energies; None without error bars.
+        forces_std_of_atoms: (N, 3) eV/Å, of the forces; None unless requested.
     """
 
     n_atoms: NDArray[np.int64]
@@ -50,6 +56,8 @@ class Predictions:
     refused: Mapping[int, tuple[str, str]]
     warnings: Mapping[int, str]
     labels: Mapping[str, Floats] = field(default_factory=dict)
+    energy_std: Floats | None = None
+    forces_std_of_atoms: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -57,9 +65,17 @@ class Predictions:
     @cached_property
     def forces(self) -> list[Floats] | None:
         """(n, 3) eV/Å for each structure; None if the branch has no force head."""
-        if self.forces_of_atoms is None:
+        return self._by_structure(self.forces_of_atoms)
+
+    @cached_property
+    def forces_std(self) -> list[Floats] | None:
+        """(n, 3) eV/Å for each structure; None unless requested."""
+        return self._by_structure(self.forces_std_of_atoms)
+
+    def _by_structure(self, of_atoms: Floats | None) -> list[Floats] | None:
+        if of_atoms is None:
             return None
-        return np.split(self.forces_of_atoms, np.cumsum(self.n_atoms)[:-1]) if len(self) else []
+        return np.split(of_atoms, np.cumsum(self.n_atoms)[:-1]) if len(self) else []
 
     def __getitem__(self, index: int) -> Prediction | None:
         """The prediction for one structure; None if it was refused."""
@@ -73,6 +89,8 @@ class Predictions:
             stress=None if np.isnan(stress).any() else stress,
             warning=self.warnings.get(index, ""),
             labels={name: float(values[index]) for name, values in self.labels.items()},
+            energy_std=None if self.energy_std is None else float(self.energy_std[index]),
+            forces_std=None if self.forces_std is None else self.forces_std[index],
         )
 
     def __iter__(self) -> Iterator[Prediction | None]:

@@ -30,6 +30,7 @@ from ramify.packing import pieces_of
 from ramify.recipe import ModelOptions
 from ramify.references import reference_energy
 from ramify.structures import STATES, Structures, atom_rows
+from ramify.uncertainty.error_bars import BranchBars
 
 Rows = NDArray[np.int64]
 
@@ -46,12 +47,16 @@ class RawPredictions:
         forces: (N, 3) eV/Å; NaN without a force head.
         stress: (S, 3, 3) eV/Å³; NaN without a cell or with direct forces.
         labels: further labels by name, (S,) in their units of errors.
+        energy_std: (S,) eV; None without error bars.
+        forces_std: (N, 3) eV/Å; None unless requested.
     """
 
     energy: Floats
     forces: Floats
     stress: Floats
     labels: Mapping[str, Floats]
+    energy_std: Floats | None = None
+    forces_std: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,9 @@ class Predictor:
         dataset: the dataset whose energy scale is used.
         charge: e, of structures that state none; None: such structures are refused if the model takes the charge.
         spin: multiplicity of structures that state none, likewise.
+        bars: error bars of the branch; None without.
+        forces_std: whether error bars of forces are computed; with conservative forces, they take many times as long as
+            the forces.
     """
 
     network: MultiBranch
@@ -73,6 +81,8 @@ class Predictor:
     dataset: DatasetInfo
     charge: int | None = None
     spin: int | None = None
+    bars: BranchBars | None = None
+    forces_std: bool = False
 
     def stated(self, structures: Structures) -> Structures:
         """The structures with `charge` and `spin` where they state none."""
@@ -93,12 +103,18 @@ class Predictor:
         with torch.inference_mode(False), torch.no_grad():  # conservative forces need gradients
             batch = with_edge_vectors(Batch.make([part], scale.dtype), structures, edges).to(scale.device)
             found = self.network(batch, stress=self.branch.stress and bool(periodic.any()))
+            stds: tuple[Floats | None, Floats | None] = (None, None)
+            if self.bars is not None:
+                names = self.branch.name, self.dataset.name
+                stds = self.bars.standard_deviations(
+                    self.network, names, structures, batch, found, forces=self.forces_std
+                )
         stress = np.full((len(structures), 3, 3), np.nan)
         if found.stress is not None:
             stress[periodic] = _float64(found.stress)[periodic]  # a box without periodic axes has no stress
         energy = _float64(found.energy) * structures.n_atoms + reference_energy(structures, references)
         labels = {name: _float64(values) for name, values in found.further.items()}
-        return RawPredictions(energy, _float64(found.forces), stress, labels)
+        return RawPredictions(energy, _float64(found.forces), stress, labels, *stds)
 
     def predict(
         self, structures: Structures, budget: MemoryBudget, progress: Callable[[int], None] = lambda structures: None
@@ -112,7 +128,8 @@ class Predictor:
         """
         structures = self.stated(structures)
         labels = self.network.branch(self.branch.name).labels
-        work = _Work(structures, with_forces=self.branch.forces is not None, labels=labels)
+        bars = self.bars is not None, self.bars is not None and self.forces_std
+        work = _Work(structures, with_forces=self.branch.forces is not None, labels=labels, bars=bars)
         work.refused |= screen(structures, self.branch, self.dataset)
         work.refused |= self._too_large_to_search(structures, budget)
         progress(len(work.refused))
@@ -174,7 +191,9 @@ class Predictor:
 class _Work:
     """Predictions in progress."""
 
-    def __init__(self, structures: Structures, *, with_forces: bool, labels: Iterable[str]) -> None:
+    def __init__(
+        self, structures: Structures, *, with_forces: bool, labels: Iterable[str], bars: tuple[bool, bool]
+    ) -> None:
         self.structures = structures
         self._with_forces = with_forces
         self.refused: Refused = {}
@@ -184,12 +203,19 @@ class _Work:
         self._forces = np.full((len(structures.numbers), 3), np.nan)
         self._stress = np.full((len(structures), 3, 3), np.nan)
         self._labels: dict[str, Floats] = {name: np.full(len(structures), np.nan) for name in labels}
+        self._energy_std = np.full(len(structures), np.nan) if bars[0] else None
+        self._forces_std = np.full((len(structures.numbers), 3), np.nan) if bars[1] else None
 
     def keep(self, rows: Rows, found: "RawPredictions") -> None:
         """Stores the predictions for `rows`; refuses structures whose predictions overflow."""
         counts = self.structures.n_atoms[rows]
         self._energy[rows], self._stress[rows] = found.energy, found.stress
-        self._forces[atom_rows(self._offsets[rows], counts)] = found.forces
+        atoms = atom_rows(self._offsets[rows], counts)
+        self._forces[atoms] = found.forces
+        if self._energy_std is not None:
+            self._energy_std[rows] = found.energy_std
+        if self._forces_std is not None:
+            self._forces_std[atoms] = found.forces_std
         numbers = found.energy.copy()
         for name, values in found.labels.items():
             self._labels[name][rows] = values
@@ -203,12 +229,18 @@ class _Work:
             self._energy[index] = self._stress[index] = np.nan
             for values in self._labels.values():
                 values[index] = np.nan
-            self._forces[self._offsets[index] : self._offsets[index + 1]] = np.nan
+            atoms = slice(self._offsets[index], self._offsets[index + 1])
+            self._forces[atoms] = np.nan
+            if self._energy_std is not None:
+                self._energy_std[index] = np.nan
+            if self._forces_std is not None:
+                self._forces_std[atoms] = np.nan
             self.warnings.pop(index, None)
         forces = self._forces if self._with_forces else None
         order = dict(sorted(self.refused.items()))
         n_atoms, labels = self.structures.n_atoms, self._labels
-        return Predictions(n_atoms, self._energy, forces, self._stress, order, self.warnings, labels)
+        bars = self._energy_std, self._forces_std
+        return Predictions(n_atoms, self._energy, forces, self._stress, order, self.warnings, labels, *bars)
 
 
 def _searches(n_atoms: Rows, refused: Refused) -> Iterator[Rows]:

@@ -1,6 +1,6 @@
 """A trained model read from disk: one form for run directories, checkpoints and exports."""
 
-import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +10,18 @@ from torch import Tensor
 
 from ramify.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ramify.checkpoint.pointers import checkpoint_folder
+from ramify.errors import RamifyWarning
 from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Evaluation
 from ramify.files import read_json
 from ramify.inference.branches import DatasetInfo
 from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
-from ramify.model.parts import ENCODER, part_of
+from ramify.model.parts import ENCODER, checksum, checksums_of_parts, part_of
 from ramify.model.restore import must_fit, restore_model
 from ramify.recipe import ModelOptions
+from ramify.uncertainty.error_bars import FILE as UNCERTAINTY
+from ramify.uncertainty.error_bars import ErrorBars
 from ramify.untrusted import has_file, parsed
 
 ROUTER = "router.safetensors"
@@ -40,6 +43,7 @@ class Saved:
         evaluation: `evaluation.json` of this checkpoint; None if it was not evaluated.
         ramify: version that trained it.
         router: file of the router; None if none was fitted.
+        uncertainty: file of the error bars; None if none were calibrated.
     """
 
     path: Path
@@ -52,16 +56,35 @@ class Saved:
     evaluation: Mapping[str, Any] | None
     ramify: str
     router: Path | None = None
+    uncertainty: Path | None = None
 
     @property
     def weights_sha256(self) -> str:
         """Checksum of all weights and their names."""
-        return _checksum(self.weights)
+        return checksum(self.weights)
 
     @property
     def encoder_sha256(self) -> str:
         """Checksum of the weights of the encoder."""
-        return _checksum({name: tensor for name, tensor in self.weights.items() if part_of(name) == ENCODER})
+        return checksum({name: tensor for name, tensor in self.weights.items() if part_of(name) == ENCODER})
+
+    def error_bars(self) -> ErrorBars | None:
+        """The error bars; None if none were calibrated for these weights.
+
+        Raises:
+            RamifyError: the file is damaged.
+
+        Warns:
+            RamifyWarning: there are error bars, of other weights.
+        """
+        if self.uncertainty is None:
+            return None
+        found = ErrorBars.read(self.uncertainty)
+        if found.fits(checksums_of_parts(self.weights)):
+            return found
+        why = f"{self.uncertainty} belongs to other weights than those of {self.path}: predictions have no error bars"
+        warnings.warn(f"{why} (ramify calibrate)", RamifyWarning, stacklevel=3)
+        return None
 
     def build(self) -> tuple[ModelOptions, MultiBranch]:
         """The options with all defaults, and the network with its weights.
@@ -87,14 +110,6 @@ class Saved:
         return options, {branch: [info.spread for info in group.values()] for branch, group in self.branches.items()}
 
 
-def _checksum(weights: Mapping[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        total.update(name.encode())
-        total.update(tensor.cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
 def options_of(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Options of encoder and heads with all defaults, from the entry `model` of `file`.
 
@@ -116,8 +131,8 @@ def read_run(path: Path, which: str) -> Saved:
         content = read_json(folder / ERRORS)
         found = parsed(Evaluation, content, folder / ERRORS, fix=f"ramify evaluate {path}")
         evaluation = content if found.step == checkpoint.step else None
-    router = path / ROUTER if has_file(path, ROUTER) else None
-    return replace(read_checkpoint(checkpoint, evaluation), router=router)
+    router, bars = (path / name if has_file(path, name) else None for name in (ROUTER, UNCERTAINTY))
+    return replace(read_checkpoint(checkpoint, evaluation), router=router, uncertainty=bars)
 
 
 def read_checkpoint(checkpoint: Checkpoint, evaluation: Mapping[str, Any] | None = None) -> Saved:

@@ -80,6 +80,11 @@ class EnergyHead(nn.Module):
         weights, biases = [weight_of(layer) for layer in maps], [layer.bias for layer in maps]
         return _atom_energies(scalars, weights, biases, weight_of(self.linear), nn.functional.linear)
 
+    def last_features(self, scalars: Tensor) -> Tensor:
+        """(N, F) -> (N, D): the inputs of the weights in which the energy is linear, which are those of the last layer
+        (units of its width), of the linear path (F), and of the bias (1)."""
+        return torch.cat([self.layers[:-1](scalars), scalars, scalars.new_ones(len(scalars), 1)], 1)
+
     @staticmethod
     def stacked(heads: Sequence["EnergyHead"], scales: Sequence[Tensor], trained: Sequence[bool]) -> "StackedHeads":
         """Stacks heads of equal shapes, for compiled programs that do not depend on the branches of a batch.
@@ -156,6 +161,10 @@ class ForceHead(nn.Module):
         super().__init__()
         self.layers = fully_connected(encoder_width, width, layers, vector_channels)
         start_at_zero(self.layers)
+
+    def last_features(self, scalars: Tensor) -> Tensor:
+        """(N, F) -> (N, H): the inputs of the last layer, and 1 for its bias."""
+        return torch.cat([self.layers[:-1](scalars), scalars.new_ones(len(scalars), 1)], 1)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
         """(N, F), (N, 3, C) -> (N, 3)."""

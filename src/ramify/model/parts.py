@@ -4,8 +4,11 @@ The tensor `branches.mptrj.energy.linear.weight` of a `MultiBranch` belongs to t
 is `energy.linear.weight`; the file of the part is `branches/mptrj.safetensors`.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import TypeVar
+
+from torch import Tensor
 
 ENCODER = "encoder"
 """The part that every model has; the others are branches."""
@@ -76,3 +79,17 @@ def whole_names(part: str, tensors: Mapping[str, T]) -> dict[str, T]:
 def of_branches(tensors: Mapping[str, T], branches: Collection[str]) -> dict[str, T]:
     """The tensors of the given branches, without the encoder."""
     return {name: tensor for name, tensor in tensors.items() if branch_of(name) in branches}
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(name.encode())
+        total.update(tensor.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def checksums_of_parts(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The checksum of each part, from tensors under their names in a `MultiBranch`."""
+    return {part: checksum(own) for part, own in by_part(tensors).items()}

@@ -76,6 +76,9 @@ def predict(
     dataset: DatasetOption = None,
     charge: ChargeOption = None,
     spin: SpinOption = None,
+    forces_std: Annotated[
+        bool, typer.Option("--forces-std", help="Also write error bars of forces, of a calibrated model; slow.")
+    ] = False,
     checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
     device: DeviceOption = "cpu",
@@ -86,7 +89,10 @@ def predict(
     restart: RestartOption = False,
     as_json: Json = False,
 ) -> None:
-    """Predict energies, forces and stress of every structure of a file; resumes an interrupted file."""
+    """Predict energies, forces and stress of every structure of a file; resumes an interrupted file.
+
+    With a model that `ramify calibrate` has given error bars, `energy_std` (eV) is written as well.
+    """
     from ramify.inference.jobs.predict_file import predict_file
 
     if all_branches and branch:
@@ -96,7 +102,7 @@ def predict(
     limit = None if memory is None else 1e9 * gigabytes(memory)
     with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
         progress = predict_file(
-            loaded, file, out, names, dataset=dataset, charge=charge, spin=spin, form=form, memory=limit,
-            restart=restart, progress=steps.counted,
+            loaded, file, out, names, dataset=dataset, charge=charge, spin=spin, forces_std=forces_std, form=form,
+            memory=limit, restart=restart, progress=steps.counted,
         )  # fmt: skip
     print_written(out, progress, as_json)

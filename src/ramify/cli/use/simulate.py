@@ -103,6 +103,12 @@ def md(
     steps: Annotated[int, typer.Option(help="Number of steps of the whole simulation.")] = 1000,
     every: Annotated[int, typer.Option(help="Number of steps between frames written.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of velocities and thermostat.")] = 0,
+    max_std: Annotated[
+        float | None, typer.Option(help="Largest error bar of the energy, eV/atom, of a calibrated model.")
+    ] = None,
+    beyond: Annotated[
+        Literal["stop", "warn"], typer.Option(help="Beyond --max-std: end the simulation, or warn once.")
+    ] = "stop",
     replicas: Annotated[
         int, typer.Option(min=1, help="Number of simulations, with seeds from --seed on, in OUT-0, OUT-1, ...")
     ] = 1,
@@ -129,8 +135,9 @@ def md(
     reports = {}
     for k in range(replicas):
         options = DynamicsOptions(
-            integrator=integrator, temperature=temperature, timestep=timestep, steps=steps, every=every, seed=seed + k
-        )
+            integrator=integrator, temperature=temperature, timestep=timestep, steps=steps, every=every, seed=seed + k,
+            max_std=max_std, beyond=beyond,
+        )  # fmt: skip
         target = out if replicas == 1 else out.with_stem(f"{out.stem}-{k}")
         with warnings_shown(), step_bar(console, "md", steps, quiet=as_json) as on_step:
             reports[target] = simulate_file(

@@ -5,6 +5,7 @@
         branches/NAME.safetensors
         README.md                   model card
         router.safetensors          only if a router was fitted
+        uncertainty.safetensors     only if error bars were calibrated
         manifest.json               written last: options, references, recipe, checksums
 
 An export consists of safetensors, JSON and Markdown: loading it runs no code. All versions stay readable; the tests
@@ -30,6 +31,7 @@ from ramify.inference.branches import DatasetInfo
 from ramify.inference.export.card import model_card
 from ramify.inference.saved import ROUTER, Saved, options_of
 from ramify.model.parts import by_part, file_of_part, parts_of, whole_names
+from ramify.uncertainty.error_bars import FILE as UNCERTAINTY
 from ramify.untrusted import Name, check_name, parsed, regular_file
 
 FORMAT: Literal["ramify-model"] = "ramify-model"
@@ -93,6 +95,9 @@ def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Pa
         if saved.router is not None:
             shutil.copyfile(regular_file(saved.router.parent, ROUTER), partial / ROUTER)
             files[ROUTER] = sha256(partial / ROUTER)
+        if (bars := saved.error_bars()) is not None:
+            bars.only(kept).write(partial / UNCERTAINTY)
+            files[UNCERTAINTY] = sha256(partial / UNCERTAINTY)
         about = ExportManifest(
             ramify=saved.ramify,
             exported_by=ramify.__version__,
@@ -134,19 +139,20 @@ def read_export(path: Path) -> Saved:
         step=manifest.step,
         evaluation=manifest.evaluation,
         ramify=manifest.ramify,
-        router=_router(path, manifest),
+        router=_addition(path, manifest, ROUTER),
+        uncertainty=_addition(path, manifest, UNCERTAINTY),
     )
 
 
-def _router(path: Path, manifest: ExportManifest) -> Path | None:
-    """The file of the router, if it was exported."""
-    expected = manifest.files.get(ROUTER)
+def _addition(path: Path, manifest: ExportManifest, name: str) -> Path | None:
+    """The file of the router or of the error bars, if it was exported."""
+    expected = manifest.files.get(name)
     if expected is None:
         return None
-    router = regular_file(path, ROUTER, fix=_AGAIN)
-    if sha256(router) != expected:
-        raise RamifyError(f"{router} is damaged: its checksum differs from the manifest", fix=_AGAIN)
-    return router
+    file = regular_file(path, name, fix=_AGAIN)
+    if sha256(file) != expected:
+        raise RamifyError(f"{file} is damaged: its checksum differs from the manifest", fix=_AGAIN)
+    return file
 
 
 def _read_manifest(path: Path) -> ExportManifest:

@@ -26,7 +26,8 @@ class Calculator(AseCalculator):
 
     Energies are total energies on the scale of the branch's dataset, in eV; forces in eV/Å; stress in eV/Å³, tension
     positive. The model has no electronic temperature, so the free energy is the energy. Properties that the branch does
-    not predict (stress with direct forces, forces without force labels) are not implemented.
+    not predict (stress with direct forces, forces without force labels) are not implemented. With a model that has
+    error bars, `results` also contain `energy_std` (eV), and on request `forces_std` (n, 3) (eV/Å).
 
     Args:
         model: a `Model`, or the path of one (see `ramify.load`).
@@ -34,6 +35,7 @@ class Calculator(AseCalculator):
         dataset: dataset whose energy scale is used; required if the branch was trained on several.
         charge, spin: charge in e and multiplicity of atoms that state none in `atoms.info`, for models that take them
             as conditions.
+        forces_std: also compute standard deviations of forces, in every calculation.
         skin: Å, sum of the displacements of two atoms that triggers a new neighbour search.
         **options: options of ASE's `Calculator`.
 
@@ -54,16 +56,19 @@ class Calculator(AseCalculator):
         dataset: str | None = None,
         charge: int | None = None,
         spin: int | None = None,
+        forces_std: bool = False,
         skin: float = 0.4,
         **options: Any,
     ) -> None:
         self.model = model if isinstance(model, Model) else load(model)
-        self.predictor = self.model.predictor(branch, dataset, charge=charge, spin=spin)
+        self.predictor = self.model.predictor(branch, dataset, charge=charge, spin=spin, forces_std=forces_std)
         self.implemented_properties = ["energy", "free_energy"]
         if self.predictor.branch.forces is not None:
             self.implemented_properties.append("forces")
         if self.predictor.branch.stress:
             self.implemented_properties.append("stress")
+        if self.predictor.bars is not None:
+            self.implemented_properties += ["energy_std", *(["forces_std"] if forces_std else [])]
         if skin < 0:
             raise RamifyError(f"skin={skin} is below 0", fix="give a length in Å, e.g. 0.4")
         encoder = self.model.options.encoder
@@ -104,6 +109,10 @@ class Calculator(AseCalculator):
             self.results["forces"] = answer.forces
         if "stress" in self.implemented_properties and not np.isnan(answer.stress).any():
             self.results["stress"] = full_3x3_to_voigt_6_stress(answer.stress[0])
+        if answer.energy_std is not None:
+            self.results["energy_std"] = float(answer.energy_std[0])
+        if answer.forces_std is not None:
+            self.results["forces_std"] = answer.forces_std
 
     def _refuse(self, refused: dict[int, tuple[str, str]]) -> None:
         if refused:

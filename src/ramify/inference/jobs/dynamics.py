@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from ase import Atoms, units
@@ -12,6 +13,7 @@ from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.integrators import DynamicsState, IntegratorOptions, conserved_energy
+from ramify.uncertainty.error_bars import no_error_bars
 
 TOO_HOT = 100_000.0
 """K; a higher temperature means that the simulation has become unstable."""
@@ -28,6 +30,8 @@ class DynamicsOptions:
         steps: number of steps of the whole simulation.
         every: number of steps between frames.
         seed: random seed of velocities and thermostat.
+        max_std: eV/atom, largest standard deviation of the energy, of a model with error bars; None for no limit.
+        beyond: what a step beyond `max_std` does: end the simulation, or warn once.
     """
 
     integrator: IntegratorOptions = field(default_factory=IntegratorOptions)
@@ -36,6 +40,8 @@ class DynamicsOptions:
     steps: int = 1000
     every: int = 10
     seed: int = 0
+    max_std: float | None = None
+    beyond: Literal["stop", "warn"] = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +89,11 @@ def simulate(
 
     Raises:
         RamifyError: the branch cannot predict the structure or predicts no forces, the ensemble needs a temperature, a
-            stress or a periodic cell that is missing, or the structure has no velocities and no temperature is given.
+            stress or a periodic cell that is missing, the structure has no velocities and no temperature is given, or
+            `max_std` is given for a model without error bars.
 
     Warns:
-        RamifyWarning: direct forces, which do not conserve energy.
+        RamifyWarning: direct forces, which do not conserve energy; or an error bar beyond `max_std`.
     """
     _check(atoms, calculator, options)
     atoms.calc = calculator
@@ -98,7 +105,7 @@ def simulate(
     if resume is not None:
         resume.restore(dynamics)
         begun = dynamics.nsteps
-    stopped = ""
+    stopped, warned = "", False
     try:
         for _ in dynamics.irun(max(0, options.steps - begun)):  # also yields before the first step
             step = dynamics.nsteps
@@ -108,6 +115,14 @@ def simulate(
             if not math.isfinite(energy) or kelvin > TOO_HOT:
                 stopped = f"blown up at step {step}: temperature {kelvin:.3g} K"
                 break
+            if doubt := _beyond(calculator, atoms, options.max_std):
+                if options.beyond == "stop":
+                    stopped = f"step {step}: {doubt}"
+                    on_frame(atoms)
+                    break
+                if not warned:
+                    warnings.warn(f"step {step}: {doubt}", RamifyWarning, stacklevel=2)
+                warned = True
             sums.add(step * options.timestep * 1e-3, energy, kelvin)
             if step % options.every == 0 or step == options.steps:
                 on_frame(atoms)
@@ -117,6 +132,14 @@ def simulate(
     except RamifyError as error:  # the atoms have moved to where the branch refuses to predict
         stopped = f"step {sums.line.count} was refused: {str(error).splitlines()[0]}"
     return _report(sums, options, len(atoms), stopped)
+
+
+def _beyond(calculator: Calculator, atoms: Atoms, most: float | None) -> str:
+    """The reason to doubt the energy of the last calculation; empty if its error bar is within the limit."""
+    if most is None:
+        return ""
+    std = calculator.results["energy_std"] / len(atoms)
+    return f"standard deviation of the energy {std:.4g} eV/atom, above the limit of {most:g}" if std > most else ""
 
 
 def _report(sums: "_Sums", options: DynamicsOptions, n_atoms: int, stopped: str) -> DynamicsReport:
@@ -149,6 +172,8 @@ def _check(atoms: Atoms, calculator: Calculator, options: DynamicsOptions) -> No
             f"branch '{branch.name}' predicts no forces, so it cannot run simulations",
             fix="name a branch whose datasets have forces",
         )
+    if options.max_std is not None and calculator.predictor.bars is None:
+        raise no_error_bars(branch.name)
     ensemble = options.integrator.ensemble
     if options.temperature is None and (ensemble != "nve" or not atoms.has("momenta")):
         why = f"{ensemble} needs one" if ensemble != "nve" else "the structure has no velocities"

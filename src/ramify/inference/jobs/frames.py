@@ -100,9 +100,11 @@ def keep_labels(atoms: Atoms) -> Atoms:
 
 
 def with_results(atoms: Atoms, results: Mapping[str, Any]) -> Atoms:
-    """A copy with fixed energy, forces and stress."""
+    """A copy with fixed energy, forces and stress; `energy_std`, where there is one, in `info`."""
     copy = atoms.copy()
     copy.calc = SinglePointCalculator(copy, **{name: results[name] for name in RESULTS if name in results})
+    if "energy_std" in results:
+        copy.info["energy_std"] = results["energy_std"]
     return copy
 
 

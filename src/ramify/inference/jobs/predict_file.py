@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ramify.errors import RamifyError
-from ramify.files import content_sha256, disk_full_named
+from ramify.files import content_sha256, disk_full_named, sha256
 from ramify.inference.jobs.frames import frames, keep_labels
 from ramify.inference.jobs.resumable import OutputProgress, ResumableOutput
 from ramify.inference.label_errors import add_errors
@@ -35,6 +35,7 @@ def predict_file(
     dataset: str | None = None,
     charge: int | None = None,
     spin: int | None = None,
+    forces_std: bool = False,
     form: str | None = None,
     memory: float | None = None,
     restart: bool = False,
@@ -47,9 +48,11 @@ def predict_file(
         source: any file that ASE reads.
         target: extended XYZ; must not exist. Skipped structures are listed in TARGET.skipped.jsonl.
         branches: one, whose results have the names of ASE; or several, whose results have the name of the branch:
-            `energy_NAME`, `forces_NAME`, `stress_NAME`. Further labels are in `info`, in the units of their columns.
+            `energy_NAME`, `forces_NAME`, `stress_NAME`. Further labels are in `info`, in the units of their columns,
+            and so is `energy_std` (eV) of a model with error bars.
         dataset: dataset whose energy scale is used, see `Model.predict`.
         charge, spin: charge in e and multiplicity of structures that state none, see `Model.predict`.
+        forces_std: also write `forces_std` (eV/Å).
         form: format name of ASE; None to detect the format.
         memory: bytes that one batch may take; None for all free memory.
         restart: start again instead of resuming an interrupted job.
@@ -59,10 +62,12 @@ def predict_file(
         The progress, with the sums of errors by branch if the source has labels.
 
     Raises:
-        RamifyError: `target` exists, the interrupted job was another one, the file is unreadable, or the disk is full.
+        RamifyError: `target` exists, the interrupted job was another one, the file is unreadable, or the disk is full;
+            or `forces_std` of a model without error bars.
     """
-    predictors = [model.predictor(name, dataset, charge=charge, spin=spin) for name in branches]
-    output = ResumableOutput(target, _job(model, source, branches, [dataset, charge, spin]), restart=restart)
+    predictors = [model.predictor(name, dataset, charge=charge, spin=spin, forces_std=forces_std) for name in branches]
+    job = _job(model, source, branches, [dataset, charge, spin, *(["forces_std"] if forces_std else [])])
+    output = ResumableOutput(target, job, restart=restart)
     budgets = [budget_for(model.options, p.branch.forces, model.device, memory) for p in predictors]
     progress(output.progress.frames)
     with disk_full_named(target, left="predictions so far are kept", fix="free some space and run it again"):
@@ -109,6 +114,10 @@ def _image(index: int, atoms: Atoms, answers: dict[str, Prediction | None]) -> A
         further = {
             label: value * len(atoms) if LABELS[label].extensive else value for label, value in found.labels.items()
         }
+        if found.energy_std is not None:
+            further["energy_std"] = found.energy_std
+        if found.forces_std is not None:
+            image.arrays["forces_std" if len(answers) == 1 else f"forces_std_{name}"] = found.forces_std
         if len(answers) == 1:
             image.info["branch"] = name
             image.calc = SinglePointCalculator(image, **given)
@@ -141,4 +150,5 @@ def _job(model: Model, source: Path, branches: Sequence[str], stated: list[str |
         raise RamifyError(f"{source} does not exist", fix="correct the path of the structures")
     status = source.stat()
     of_source = [str(source.resolve()), status.st_size, status.st_mtime_ns]
-    return content_sha256([of_source, model.saved.weights_sha256, list(branches), *stated, str(model.dtype)])
+    bars = [] if model.bars is None or model.saved.uncertainty is None else [sha256(model.saved.uncertainty)]
+    return content_sha256([of_source, model.saved.weights_sha256, list(branches), *stated, str(model.dtype), *bars])

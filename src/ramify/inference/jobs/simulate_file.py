@@ -15,6 +15,9 @@ from ramify.inference.jobs.frames import one_frame, with_results
 from ramify.inference.jobs.integrators import DynamicsState
 from ramify.inference.jobs.trajectory import TrajectoryFile
 
+FREE = ("steps", "max_std", "beyond")
+"""Options that may differ when a simulation is resumed."""
+
 
 def simulate_file(
     calculator: Calculator,
@@ -96,7 +99,7 @@ def _begun(target: Path, part: Path, state_file: Path, job: str, *, resume: bool
     if state.about["job"] != job:
         raise RamifyError(
             f"{target} was begun with another structure, model, branch or option",
-            fix="give the same ones, only --steps may differ; or choose another --out",
+            fix="give the same ones, only --steps, --max-std and --beyond may differ; or choose another --out",
         )
     if target.exists():
         os.replace(target, part)
@@ -104,11 +107,11 @@ def _begun(target: Path, part: Path, state_file: Path, job: str, *, resume: bool
 
 
 def _job(calculator: Calculator, atoms: Atoms, options: DynamicsOptions) -> str:
-    """Checksum of all inputs of a simulation but for its number of steps."""
+    """Checksum of all inputs of a simulation that determine its steps."""
     predictor = calculator.predictor
     model = [calculator.model.saved.weights_sha256, str(calculator.model.dtype)]
     branch = [predictor.branch.name, predictor.dataset.name]
     structure = [atoms.numbers.tolist(), atoms.positions.tolist(), atoms.cell.tolist(), atoms.pbc.tolist()]
     velocities = atoms.get_momenta().tolist()
-    chosen = {name: value for name, value in asdict(options).items() if name != "steps"}
+    chosen = {name: value for name, value in asdict(options).items() if name not in FREE}
     return content_sha256([model, branch, structure, velocities, chosen])

@@ -1,0 +1,93 @@
+"""Quality of error bars against observed errors: rank correlation, likelihood, coverage, sparsification."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+FLOORS = np.geomspace(0.01, 3.0, 11)
+"""Candidates of the floor of standard deviations. It is the part of the errors that the last layer does not express, of
+labels or of forces that are zero by symmetry; the largest one makes error bars nearly constant."""
+EXPECTED = {"coverage_1": 0.6827, "coverage_2": 0.9545}
+"""Fractions of normally distributed errors within one and two standard deviations."""
+
+
+def rank_correlation(a: Floats, b: Floats) -> float | None:
+    """Spearman's rank correlation of (n,) values; None for less than three. Equal values get different ranks."""
+    if len(a) < 3:
+        return None
+    x, y = (np.argsort(np.argsort(values, kind="stable")) - (len(a) - 1) / 2 for values in (a, b))
+    return float((x * y).sum() / (x * x).sum())
+
+
+def negative_log_likelihood(error: Floats, std: Floats | float) -> float:
+    """Mean over (n,) errors of -log of the normal density with standard deviation `std`; unit: nats."""
+    variance = np.square(std)
+    return float(np.mean(0.5 * np.log(2 * math.pi * variance) + np.square(error) / (2 * variance)))
+
+
+def ml_scale(error: Floats, std: Floats) -> float:
+    """The factor α of standard deviations (n,) that maximises the likelihood of errors (n,): α² = mean(error²/std²)."""
+    return float(np.sqrt(np.mean(np.square(error / std))))
+
+
+def fitted_floor(error: Floats, std: Floats) -> tuple[float, float]:
+    """The t among `FLOORS` times the root mean square of std for which errors (n,) have the largest likelihood with
+    standard deviations α sqrt(std² + t²) and the best α for each, and the mean negative log-likelihood with it."""
+    unit = float(np.sqrt(np.mean(np.square(std)))) or 1.0
+    losses = []
+    for floor in FLOORS * unit:
+        raised = np.hypot(std, floor)
+        losses.append(negative_log_likelihood(error, ml_scale(error, raised) * raised))
+    best = int(np.argmin(losses))
+    return float(FLOORS[best] * unit), losses[best]
+
+
+def sparsification(error: Floats, by: Floats, points: int = 21) -> tuple[Floats, Floats]:
+    """Mean absolute error of the rest after the rows with the largest values of `by` were removed.
+
+    Args:
+        error: (n,).
+        by: (n,) standard deviations; with |error| instead, the best possible curve.
+        points: number of removed fractions, from 0 to 0.95.
+
+    Returns:
+        The removed fractions (points,), and the errors of the rest (points,).
+    """
+    removed = np.linspace(0.0, 0.95, points)
+    means = np.cumsum(np.abs(error)[np.argsort(by, kind="stable")]) / np.arange(1, len(error) + 1)
+    kept = np.maximum(1, np.round((1 - removed) * len(error)).astype(np.int64))
+    return removed, means[kept - 1]
+
+
+def quality(error: Floats, std: Floats, constant: float) -> dict[str, Any]:
+    """Measures of error bars on (n,) or (n, 3) errors.
+
+    Args:
+        error: prediction minus label.
+        std: standard deviations, of the same shape.
+        constant: the standard deviation that a constant error bar would have: of the validation errors.
+
+    Returns:
+        `rows`, `spearman` (of the norms of |error| and of the standard deviations of rows), `nll` and `nll_constant`
+        (nats per component), `coverage_1` and `coverage_2`, `half` (mean |error| of the half with the smaller error
+        bars over that of all rows) and `half_best` (the same for the half with the smaller errors).
+    """
+    size = error.reshape(len(error), -1)
+    errors, bars = np.linalg.norm(size, axis=1), np.linalg.norm(std.reshape(len(error), -1), axis=1)
+    ratio = np.abs(error) / std
+    kept, mean = np.argsort(bars, kind="stable")[: max(1, len(bars) // 2)], float(errors.mean())
+    best = np.sort(errors)[: max(1, len(bars) // 2)]
+    return {
+        "rows": len(error),
+        "spearman": rank_correlation(errors, bars),
+        "nll": negative_log_likelihood(error, std),
+        "nll_constant": negative_log_likelihood(error, constant),
+        "coverage_1": float(np.mean(ratio <= 1)),
+        "coverage_2": float(np.mean(ratio <= 2)),
+        "half": float(errors[kept].mean()) / mean if mean else 1.0,
+        "half_best": float(best.mean()) / mean if mean else 1.0,
+    }
