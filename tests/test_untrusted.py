@@ -196,6 +196,8 @@ def little_memory(spare: int) -> Iterator[None]:
         ("encoder", "width", 30_000),
         ("encoder", "radial", 10**9),
         ("encoder", "vector_channels", 10**6),
+        ("encoder", "vector_channels", 10**9),  # its square is more bytes than a 64-bit integer counts
+        ("encoder", "vector_channels", 10**20),
         ("encoder", "layers", 10**9),
         ("energy_head", "layers", 10**9),
         ("force_head", "width", 10**7),

@@ -56,8 +56,11 @@ def must_fit(
     if layers > (most := max(map(len, by_part(weights).values()), default=0)):
         # layers without memory still take time to create
         raise RamifyError(f"{misfit}: {layers} layers, but no part has more than {most} tensors", fix=fix)
-    with torch.inference_mode(False), torch.device("meta"):
-        expected = build_parts(options, branches).state_dict()
+    try:
+        with torch.inference_mode(False), torch.device("meta"):
+            expected = build_parts(options, branches).state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:  # PyTorch: the size in bytes is no 64-bit integer
+        raise RamifyError(f"{misfit}: {str(error).splitlines()[0][:200]}", fix=fix) from error
     wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
     wrong += [f"{name} is not in the model" for name in weights.keys() - expected.keys()]
     wrong += [
