@@ -132,6 +132,47 @@ def test_the_largest_errors_open_and_download(page: Any, small: Path, tmp_path: 
     assert page.locator("dialog h2").inner_text() == found.names[worst]
 
 
+BROKEN = """() => {
+  const found = [], walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    if (node.parentElement.closest("svg, pre, style, script, .hash")) continue;
+    for (const word of node.data.matchAll(/[\\p{L}\\d.]+/gu)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map((r) => Math.round(r.top))).size > 1) found.push(word[0]);
+    }
+  }
+  return found;
+}"""
+"""Words of the page that are broken over two lines."""
+SMALL = """() => [...document.querySelectorAll("figure svg text")].map((text) => {
+  const at = text.getScreenCTM();
+  return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(at.a, at.b);
+})"""
+"""Sizes of the texts of all figures on the screen, CSS pixels."""
+UNNAMED = """() => [...document.querySelectorAll("main svg[role], main button, main a, main [role=region]")].filter(
+  (e) => !(e.getAttribute("aria-label") || e.textContent.trim())).map((e) => e.outerHTML.slice(0, 80))"""
+
+
+@pytest.mark.parametrize("width", [360, 700, 1200])
+def test_no_word_is_broken_and_every_label_is_legible_on_any_screen(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself does not scroll sideways"
+    assert page.evaluate(BROKEN) == []
+    assert min(page.evaluate(SMALL)) > 8.95
+    assert page.evaluate(UNNAMED) == []
+    page.add_style_tag(content="h1 { width: 2ch; overflow-wrap: anywhere; }")
+    assert page.evaluate(BROKEN) != [], "a broken word is noticed"
+
+
+def test_the_largest_errors_are_printed(page: Any) -> None:
+    page.emulate_media(media="print")
+    assert page.locator(".worst svg").first.is_visible()
+    assert not page.locator("a.download").first.is_visible()
+
+
 def test_the_page_is_complete_without_scripts(browser: Any, small: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     context.set_default_timeout(0)

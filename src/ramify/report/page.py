@@ -33,7 +33,6 @@ def environment(package: str) -> jinja2.Environment:
 
 
 def breakable(name: str) -> Markup:
-    """A long name or path that a browser may break after its separators, never inside a word."""
-    return Markup("").join(
-        Markup("{}<wbr>").format(part) if part in "/._-[=" else part for part in re.split(r"([/._\-\[=])", name)
-    )
+    """A long name or path that a browser may break after its separators, never inside a word or a number."""
+    parts = re.split(r"(?<=[/_\-\[=])|(?<=\.)(?!\d)", name)
+    return Markup("<wbr>").join(parts)

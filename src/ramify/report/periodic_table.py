@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_hex
 
 from ramify.elements import MAX_NUMBER, NUMBERS, SYMBOLS, period_and_group
 from ramify.errors import RamifyError
-from ramify.report.svg import INK, MUTED, RULE, Drawing, short_count
+from ramify.report.svg import INK, MUTED, RULE, SMALLEST_TEXT, Drawing, short_count
 
 COUNT_COLORS = LinearSegmentedColormap.from_list(
     "counts", ["#e3f0ec", "#a9d6c9", "#5fb3ae", "#2a869c", "#1d5a86", "#1c2f5c"]
@@ -52,7 +52,7 @@ def periodic_table(
     size = SMALL if compact else LARGE
     parts = [_cell(size, number, present.get(SYMBOLS[number], 0), norm) for number in range(1, MAX_NUMBER + 1)]
     if not compact:
-        parts += [_text(size, 3.5, y + 0.5, text, 7, MUTED) for y, text in ((6, "57–71"), (7, "89–103"))]
+        parts += [_text(size, 3.5, y + 0.5, text, SMALLEST_TEXT, MUTED) for y, text in ((6, "57–71"), (7, "89–103"))]
         parts += _scale(size, norm, what)
     hints = {
         f"element-{NUMBERS[symbol]}": f"{symbol}: {count:,} {what}" + _more(tooltips, symbol)
@@ -85,7 +85,7 @@ class _Size:
         return (column - 0.96) * self.width / 18.08, (row - 0.96) * self.height / 9.58
 
 
-LARGE, SMALL = _Size(936, 500, symbol=12.5, detailed=True), _Size(306, 158, symbol=6, detailed=False)
+LARGE, SMALL = _Size(936, 500, symbol=12.5, detailed=True), _Size(306, 158, symbol=SMALLEST_TEXT, detailed=False)
 GAP = 0.04
 """Gap between the edge of a cell and its square, as a fraction of a cell."""
 
@@ -104,9 +104,9 @@ def _cell(size: _Size, number: int, count: int, norm: LogNorm) -> str:
     weight = "bold" if count and size.detailed else "normal"
     parts.append(_text(size, x + 0.5, y + 0.5, SYMBOLS[number], size.symbol, text, weight=weight))
     if size.detailed:
-        parts.append(_text(size, x + 0.1, y + 0.22, str(number), 6.2, text, anchor="start", opacity=0.8))
+        parts.append(_text(size, x + 0.1, y + 0.22, str(number), SMALLEST_TEXT, text, anchor="start", opacity=0.8))
         if count:
-            parts.append(_text(size, x + 0.5, y + 0.8, short_count(count), 8, text))
+            parts.append(_text(size, x + 0.5, y + 0.8, short_count(count), SMALLEST_TEXT, text))
     return "\n".join(parts) + "\n"
 
 
@@ -144,7 +144,7 @@ def _scale(size: _Size, norm: LogNorm, what: str) -> list[str]:
     decades = math.log10(float(norm.vmax or 10))
     for exponent in range(0, math.floor(decades + 1e-9) + 1, 1 if decades < 7 else 2):
         label = short_count(10**exponent).replace(".0", "")
-        parts.append(_text(size, left + width * exponent / decades, top + height + 0.18, label, 7.5, MUTED))
+        parts.append(_text(size, left + width * exponent / decades, top + height + 0.18, label, SMALLEST_TEXT, MUTED))
     return parts
 
 

@@ -159,7 +159,7 @@ def element_errors(
     elements = sorted({symbol for found in points.values() for symbol in found}, key=NUMBERS.__getitem__)
     if not elements:
         return None
-    with Canvas(max(400.0, min(960.0, 60 + 16.0 * len(elements))), 210) as canvas:
+    with Canvas(max(400.0, 60 + 17.0 * len(elements)), 210) as canvas:
         axes = canvas.axes()
         places = {symbol: i for i, symbol in enumerate(elements)}
         for i, (dataset, found) in enumerate(points.items()):
@@ -168,8 +168,7 @@ def element_errors(
             axes.plot(x, list(found.values()), "o", color=palette[dataset], markersize=4.6, alpha=0.9)
         axes.set_xlim(-0.8, len(elements) - 0.2)
         log_axis(axes, "y")
-        small = len(elements) > 40
-        axes.set_xticks(range(len(elements)), elements, fontsize=6.5 if small else 8.5, color=INK)
+        axes.set_xticks(range(len(elements)), elements, color=INK)
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel(f"{'energy' if quantity == 'energy' else 'force'} MAE, {LABELS[quantity].error_unit}")
         worst = max(((v, s, d) for d, found in points.items() for s, v in found.items()), default=None)

@@ -28,12 +28,15 @@ brown (text and axes are black already, yellow lines vanish on white)."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
 """Line styles that distinguish datasets when the colours repeat."""
 
+SMALLEST_TEXT = 9.0
+"""Size of the smallest text of a figure at its natural width, CSS pixels."""
+
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ramify",  # reproducible ids
     "text.parse_math": False,  # the name of a dataset may contain a $
     "font.family": "DejaVu Sans",  # included in matplotlib; replaced by the system font in the SVG
-    "font.size": 9.0,
+    "font.size": SMALLEST_TEXT,
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": RULE,
@@ -214,7 +217,7 @@ def _clean(svg: str, alt: str, width: float, tooltips: Mapping[str, str]) -> str
     start, rest = svg.split(">", 1)
     start = re.sub(r'\s(width|height|version)="[^"]*"', "", start)  # the page sets the size
     label = html.escape(alt)
-    style = f"max-width: {LARGEST_SCALE * width:.0f}px"
+    style = f"max-width: {LARGEST_SCALE * width:.0f}px; --natural: {width:.0f}px"
     svg = f'{start} style="{style}" role="img" aria-label="{label}" stroke-linejoin="round">{rest}'
     for gid, text in tooltips.items():
         svg = svg.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{html.escape(text)}</title>')

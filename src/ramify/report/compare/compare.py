@@ -103,7 +103,7 @@ def elements(runs: Mapping[str, Results], datasets: Sequence[str]) -> Iterator[t
                 if both := {symbol: after[symbol] - before[symbol] for symbol in after if symbol in before}:
                     differences[dataset] = both
             drawn = element_differences(
-                differences, quantity=quantity, palette=colors(datasets), model=name, against=(first, first)
+                differences, quantity=quantity, palette=colors(datasets), model=name, against=first, axis="difference"
             )
             if drawn is not None:
                 yield f"{quantity.capitalize()}: {name} minus {first}, {LABELS[quantity].error_unit}", drawn

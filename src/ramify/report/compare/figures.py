@@ -71,7 +71,8 @@ def element_differences(
     quantity: Quantity,
     palette: Mapping[str, str],
     model: str,
-    against: tuple[str, str],
+    against: str,
+    axis: str,
 ) -> Drawing | None:
     """Error of one model minus that of another, by element: a dot for each dataset.
 
@@ -80,13 +81,14 @@ def element_differences(
         quantity: energy or forces.
         palette: colour of each dataset.
         model: name of the model.
-        against: name of the other, short for the axis and long for the description.
+        against: name of the other.
+        axis: label of the vertical axis, without the unit.
     """
     elements = sorted({symbol for found in differences.values() for symbol in found}, key=NUMBERS.__getitem__)
     if not elements:
         return None
     unit = LABELS[quantity].error_unit
-    with Canvas(max(400.0, min(960.0, 60 + 16.0 * len(elements))), 210) as canvas:
+    with Canvas(max(400.0, 60 + 17.0 * len(elements)), 210) as canvas:
         axes = canvas.axes()
         place = {symbol: i for i, symbol in enumerate(elements)}
         for k, (dataset, found) in enumerate(differences.items()):
@@ -99,12 +101,12 @@ def element_differences(
         axes.set_yscale("symlog", linthresh=max(1e-9, float(spread.max()) / LINEAR), linscale=0.8)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
         axes.set_xlim(-0.8, len(elements) - 0.2)
-        axes.set_xticks(range(len(elements)), elements, fontsize=6.5 if len(elements) > 40 else 8.5, color=INK)
+        axes.set_xticks(range(len(elements)), elements, color=INK)
         axes.tick_params(axis="x", length=0)
-        axes.set_ylabel(f"{model} − {against[0]}, {unit}")
+        axes.set_ylabel(f"{axis}, {unit}")
         better = sum(value < 0 for found in differences.values() for value in found.values())
         count = sum(len(found) for found in differences.values())
-        what = f"{quantity} MAE of {model} minus that of {against[1]}"
+        what = f"{quantity} MAE of {model} minus that of {against}"
         return canvas.drawing(f"{what}: lower in {better} of {count} pairs of a dataset and an element")
 
 

@@ -114,7 +114,7 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], best: Sequence[i
             _axis(axes, at, key)
         axes.plot([len(keys)] * 2, [0, 1], color=INK, linewidth=0.8)
         for y, value in ((0.0, low), (1.0, high)):
-            axes.text(len(keys) + 0.05, y, f"{value:.3g}", va="center", color=INK, fontsize=8)
+            axes.text(len(keys) + 0.05, y, f"{value:.3g}", va="center", color=INK)
         for trial in sorted(shown, key=lambda t: (len(t.results), -(t.metric or 0.0))):
             values = space.values(trial.params)
             heights = [height(key, values[key.name]) if key.name in values else UNUSED for key in keys]
@@ -129,7 +129,7 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], best: Sequence[i
                 zorder=3 if last else 2,
             )
         names = [*(key.name.replace(".", ".\u200b").rsplit(".", 1) for key in keys), ["validation", "metric"]]
-        axes.set_xticks(range(len(keys) + 1), ["\n".join(name) for name in names], fontsize=8)
+        axes.set_xticks(range(len(keys) + 1), ["\n".join(name) for name in names])
         axes.set(ylim=(-0.2, 1.08), xlim=(-0.25, len(keys) + 0.45), yticks=[])
         axes.grid(visible=False)
         for side in ("left", "bottom"):
@@ -177,7 +177,7 @@ def _axis(axes: Any, at: int, key: Key) -> None:
         assert isinstance(key.distribution, IntDistribution | FloatDistribution)
         ticks = [(value, plain(value)) for value in (key.distribution.low, key.distribution.high)]
     for value, text in ticks:
-        axes.text(at + 0.05, height(key, value), text[:16], va="center", color=INK, fontsize=8, zorder=4)
+        axes.text(at + 0.05, height(key, value), text[:16], va="center", color=INK, zorder=4)
 
 
 def height(key: Key, value: Any) -> float:

@@ -151,7 +151,8 @@ def _elements(study: Study, outcome: Outcome) -> list[tuple[str, Drawing]]:
             quantity=quantity,
             palette=colors(study.datasets),
             model=model,
-            against=("single", "the single-dataset models"),
+            against="the single-dataset models",
+            axis=f"{model} − single",
         )
         if drawn is not None:
             drawings.append((f"{quantity.capitalize()}, {LABELS[quantity].error_unit}", drawn))

@@ -52,7 +52,7 @@ def scaling(rows: Sequence[Mapping[str, Any]], *, mode: str, names: Mapping[str,
         axes.set_xticks(ranks, [str(n) for n in ranks])
         axes.set_xlabel("ranks")
         axes.set_ylabel("seconds per step")
-        axes.legend(frameon=False, fontsize=8, labelcolor=MUTED)
+        axes.legend(frameon=False, labelcolor=MUTED)
         words = "; ".join(
             f"{names.get(r['placement'], r['placement'])} on {r['ranks']}: {r['measured']:.3g} s" for r in own
         )
