@@ -1,14 +1,15 @@
-"""Latency of an ASE calculator, speed of molecular dynamics and of batched prediction. Prints JSON.
+"""Latency of an ASE calculator, speed of molecular dynamics and of batched prediction, plain and compiled. Prints JSON.
 
     OMP_NUM_THREADS=1 python benchmarks/calculator.py five
-    OMP_NUM_THREADS=1 python benchmarks/calculator.py five --encoder '{kind: many_body}'
+    OMP_NUM_THREADS=1 python benchmarks/calculator.py five --encoder '{kind: many_body}' --modes plain compiled
     OMP_NUM_THREADS=1 python benchmarks/calculator.py five --device cuda
 
 The model of the recipe has random weights, which do not change its speed. Times are of the processor on a CPU, and of
-the clock on other devices, and medians. The molecule has 21 atoms, the crystal is
-copper."""
+the clock on other devices; the modes and a matrix product alternate, and each figure is a median. The molecule has 21
+atoms, the crystal is copper."""
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -31,6 +32,9 @@ from ramify.inference.saved import Saved
 from ramify.model.build import LabelSpread, build_parts
 from ramify.recipe import load_recipe, parse_recipe
 
+MODES = ("plain", "compiled")
+PRODUCT = 1024
+"""Rows and columns of the matrix product."""
 MOVE = 1e-3
 """Å, standard deviation of the displacements between two calculations, as in a simulation."""
 
@@ -103,19 +107,32 @@ def cases(model: Model, copper: int, batch: int) -> dict[str, Callable[[], objec
     }
 
 
-def measure(model: Model, copper: int, batch: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of every case."""
+def measure(model: Model, modes: list[str], copper: int, batch: int, repeats: int) -> dict[str, Any]:
+    """Median milliseconds of every case and mode, alternating, and ratios to the first mode, pair by pair; GFLOP/s of a
+    matrix product in float32 between them."""
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
-    found = {}
-    for case, run in cases(model, copper, batch).items():
-        run()
-        taken = []
+    forms = {mode: cases(dataclasses.replace(model, compiled=mode == "compiled"), copper, batch) for mode in modes}
+    began = time.perf_counter()
+    for functions in forms.values():
+        for run in functions.values():
+            run()
+    found: dict[str, Any] = {"first calls, s": time.perf_counter() - began}
+    square, rates = torch.randn(PRODUCT, PRODUCT, device=model.device), []
+    for case in forms[modes[0]]:
+        taken: dict[str, list[float]] = {mode: [] for mode in modes}
         for _ in range(repeats):
             start = clock()
-            run()
-            taken.append(1e3 * (clock() - start))
-        found[case] = statistics.median(taken)
-    return found
+            (square @ square)[0, 0].item()
+            rates.append(2e-9 * PRODUCT**3 / (clock() - start))
+            for mode in modes:
+                start = clock()
+                forms[mode][case]()
+                taken[mode].append(1e3 * (clock() - start))
+        found[case] = {mode: statistics.median(times) for mode, times in taken.items()}
+        for mode in modes[1:]:
+            ratios = [a / b for a, b in zip(taken[modes[0]], taken[mode], strict=True)]
+            found[case][f"{modes[0]} / {mode}"] = statistics.median(ratios)
+    return found | {"matrix product, GFLOP/s": statistics.median(rates)}
 
 
 def main() -> None:
@@ -123,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--encoder", help="keys of `model.encoder` as YAML, instead of the recipe's")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--copper", type=int, default=3, help="cubic cells of four atoms per axis")
     parser.add_argument("--batch", type=int, default=100)
@@ -130,7 +148,7 @@ def main() -> None:
     given = parser.parse_args()
     encoder = None if given.encoder is None else yaml.safe_load(given.encoder)
     model = random_model(given.recipe, encoder, given.device)
-    found = measure(model, given.copper, given.batch, given.repeats)
+    found = measure(model, given.modes, given.copper, given.batch, given.repeats)
     print(json.dumps({"threads": torch.get_num_threads(), "device": given.device, **found}, indent=1))
 
 

@@ -9,6 +9,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 import ramify as package
 from tests.small import files_of
@@ -67,6 +69,19 @@ def test_md(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None
     assert len(read(tmp_path / "out.extxyz", ":")) == 2
     said = ramify(*command, "-o", "nvt.extxyz", "--temperature", "300", "--ensemble", "nvt", "--steps", "3", "--json")
     assert json.loads(said.out)["steps"] == 3
+
+
+def test_a_model_that_cannot_be_compiled(
+    ramify: Ramify, finished: Path, water: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    common = (water, "-m", finished / "run", "-b", "qm7x", "--compile", "-o")
+    for said in (ramify("predict", *common, "one.xyz"), ramify("relax", *common, "two.xyz", "--steps", "1")):
+        assert said.status == 0
+        assert "warning: branch 'qm7x' is used without compilation: compile=True: programs for the CPU need" in said.out
 
 
 def test_md_of_replicas_that_resume(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None:

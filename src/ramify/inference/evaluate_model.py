@@ -157,7 +157,7 @@ def _add(
     errors: Errors, model: Model, branch: BranchInfo, info: DatasetInfo, structures: Structures, memory: float | None
 ) -> list[str]:
     """Adds the errors of one branch; returns the reasons of the structures without a prediction."""
-    predictor = Predictor(model.network, model.options, branch, info)
+    predictor = Predictor(model.network, model.options, branch, info, model.pass_of(branch.name))
     budget = budget_for(model.options, branch.forces, model.device, memory)
     found = predictor.predict(structures, budget)
     kept = np.delete(np.arange(len(structures)), list(found.refused))

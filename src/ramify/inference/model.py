@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
@@ -16,6 +16,7 @@ from ramify.files import read_json
 from ramify.inference.branches import BranchInfo, choose_branch, choose_dataset
 from ramify.inference.export.exported import read_export
 from ramify.inference.memory import budget_for
+from ramify.inference.passes.plain import Pass, PlainPass
 from ramify.inference.predictions import Prediction, Predictions
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved, read_checkpoint, read_run
@@ -37,6 +38,8 @@ class Model:
         options: options that the network was built from.
         saved: the saved model that it was loaded from.
         bars: error bars (`ramify calibrate`); None without.
+        compiled: whether passes run compiled programs (`ramify.inference.passes.compiled`).
+        on_compile: called before a program is compiled, which takes one to two minutes; None for a warning.
     """
 
     branches: Mapping[str, BranchInfo]
@@ -44,6 +47,9 @@ class Model:
     options: ModelOptions
     saved: Saved
     bars: ErrorBars | None = None
+    compiled: bool = False
+    on_compile: Callable[[], None] | None = None
+    _passes: dict[str, Pass] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +80,19 @@ class Model:
         bars = None if self.bars is None else self.bars.of(chosen.name, scale.name)
         if forces_std and (bars is None or bars.facts.datasets[scale.name].forces is None):
             raise no_error_bars(chosen.name, "error bars of forces")
-        return Predictor(self.network, self.options, chosen, scale, charge, spin, bars, forces_std)
+        return Predictor(
+            self.network, self.options, chosen, scale, self.pass_of(chosen.name), charge, spin, bars, forces_std
+        )
+
+    def pass_of(self, branch: str) -> Pass:
+        """The pass of a branch; a compiled one is loaded once."""
+        if branch not in self._passes and not self.compiled:
+            self._passes[branch] = PlainPass(self.network, branch)
+        elif branch not in self._passes:
+            from ramify.inference.passes.compiled import compiled_pass  # the compiler takes a second to import
+
+            self._passes[branch] = compiled_pass(self.network, branch, on_compile=self.on_compile)
+        return self._passes[branch]
 
     @overload
     def predict(
@@ -168,6 +186,8 @@ def load(
     checkpoint: str = "best",
     device: str | torch.device = "cpu",
     precision: str | None = None,
+    compile: bool = False,
+    on_compile: Callable[[], None] | None = None,
 ) -> Model:
     """Reads a trained model; needs none of its training data.
 
@@ -176,6 +196,11 @@ def load(
         checkpoint: checkpoint of a run: `best`, `latest` or the folder name of a step.
         device: name of the device in PyTorch, e.g. `cuda`.
         precision: `fp32` or `fp64`; None for the precision of the training (float32 for `bf16` and `tf32`).
+        compile: compile the passes of each branch when it is first used: the same results within rounding, in less time
+            per structure. Takes one to two minutes once per kind of model and machine; later the program is read from
+            `ramify.inference.passes.compiled.cache_folder`. Where that is impossible, a warning states the reason, and
+            the branch is used without compilation.
+        on_compile: called before a program is compiled; None for a warning.
 
     Raises:
         RamifyError: there is no model, or it is damaged or of a newer format.
@@ -194,7 +219,7 @@ def load(
         name: BranchInfo(name, dict(group), network.branch(name).forces, options.conditions)
         for name, group in saved.branches.items()
     }
-    return Model(branches, network, options, saved, saved.error_bars())
+    return Model(branches, network, options, saved, saved.error_bars(), compile, on_compile)
 
 
 def read_saved(path: Path, checkpoint: str = "best") -> Saved:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from ramify.inference.batching import MemoryBudget, edges_of_span, plan
 from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.inference.edge_vectors import with_edge_vectors
 from ramify.inference.memory import memory_needed, readable, search_memory
+from ramify.inference.passes.inputs import EdgeSlopes, edge_vectors, pass_inputs
+from ramify.inference.passes.plain import Pass, PassOutputs
 from ramify.inference.predictions import Floats, Predictions
 from ramify.inference.screen import (
     TOO_LARGE,
@@ -59,7 +62,7 @@ class RawPredictions:
     forces_std: Floats | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Predictor:
     """Predicts with one branch of a network.
 
@@ -68,6 +71,7 @@ class Predictor:
         options: options that it was built from.
         branch: the branch.
         dataset: the dataset whose energy scale is used.
+        run: a pass of the branch, plain or compiled.
         charge: e, of structures that state none; None: such structures are refused if the model takes the charge.
         spin: multiplicity of structures that state none, likewise.
         bars: error bars of the branch; None without.
@@ -79,10 +83,16 @@ class Predictor:
     options: ModelOptions
     branch: BranchInfo
     dataset: DatasetInfo
+    run: Pass
     charge: int | None = None
     spin: int | None = None
     bars: BranchBars | None = None
     forces_std: bool = False
+
+    @cached_property
+    def references(self) -> Floats:
+        """(119,) eV, reference energies by atomic number."""
+        return self.dataset.reference_table()
 
     def stated(self, structures: Structures) -> Structures:
         """The structures with `charge` and `spin` where they state none."""
@@ -95,26 +105,42 @@ class Predictor:
 
     def predict_edges(self, structures: Structures, edges: Edges) -> "RawPredictions":
         """Predictions for structures that passed the screening."""
-        references = self.dataset.reference_table()
         scale = self.network.branch(self.branch.name).energy_scale
+        structure, count = structures.structure_of_atom, len(structures)
+        vector = edge_vectors(structures, edges, structure)
         conditions = condition_values(self.options, structures, self.dataset.name)
-        part = BatchPart(self.dataset.name, self.branch.name, structures, edges, references, conditions)
-        periodic = structures.pbc.any(axis=1)
-        with torch.inference_mode(False), torch.no_grad():  # conservative forces need gradients
-            batch = with_edge_vectors(Batch.make([part], scale.dtype), structures, edges).to(scale.device)
-            found = self.network(batch, stress=self.branch.stress and bool(periodic.any()))
-            stds: tuple[Floats | None, Floats | None] = (None, None)
-            if self.bars is not None:
-                names = self.branch.name, self.dataset.name
-                stds = self.bars.standard_deviations(
-                    self.network, names, structures, batch, found, forces=self.forces_std
-                )
-        stress = np.full((len(structures), 3, 3), np.nan)
-        if found.stress is not None:
-            stress[periodic] = _float64(found.stress)[periodic]  # a box without periodic axes has no stress
-        energy = _float64(found.energy) * structures.n_atoms + reference_energy(structures, references)
-        labels = {name: _float64(values) for name, values in found.further.items()}
-        return RawPredictions(energy, _float64(found.forces), stress, labels, *stds)
+        inputs = pass_inputs(structures, edges, structure, vector, conditions, scale.dtype, scale.device)
+        found = self.run(inputs)
+        energy = np.bincount(structure, _float64(found.energy), count) + reference_energy(structures, self.references)
+        forces = np.full((len(structure), 3), np.nan) if found.forces is None else _float64(found.forces)
+        stress = np.full((count, 3, 3), np.nan)
+        if found.slope is not None and found.cutoff_slope is not None:
+            rim = edge_vectors(structures, edges.cutoff_pairs, structure)
+            slopes = EdgeSlopes.of(edges, vector, _float64(found.slope), _float64(found.cutoff_slope), rim)
+            forces = slopes.forces(len(structure))
+            periodic = structures.pbc.any(axis=1)  # a box without periodic axes has no stress
+            if periodic.any():
+                volume = np.abs(np.linalg.det(structures.cell[periodic].astype(np.float64)))
+                known = np.where(volume > 0, volume, np.nan)[:, None, None]  # nor has an incomplete cell
+                stress[periodic] = slopes.virial(structure, count)[periodic] / known
+        labels = {name: _float64(values) for name, values in found.labels.items()}
+        stds = self._standard_deviations(structures, edges, conditions, found)
+        return RawPredictions(energy, forces, stress, labels, *stds)
+
+    def _standard_deviations(
+        self, structures: Structures, edges: Edges, conditions: Floats | None, found: PassOutputs
+    ) -> tuple[Floats | None, Floats | None]:
+        """Of energies (S,), eV, and forces (N, 3), eV/Å; None where there are none."""
+        if self.bars is None:
+            return None, None
+        part = BatchPart(self.dataset.name, self.branch.name, structures, edges, self.references, conditions)
+        names, features = (self.branch.name, self.dataset.name), (found.scalars, found.vectors)
+        with torch.inference_mode(False), torch.no_grad():
+            dtype, device = found.scalars.dtype, found.scalars.device
+            batch = with_edge_vectors(Batch.make([part], dtype), structures, edges).to(device)
+            return self.bars.standard_deviations(
+                self.network, names, structures, batch, features, forces=self.forces_std
+            )
 
     def predict(
         self, structures: Structures, budget: MemoryBudget, progress: Callable[[int], None] = lambda structures: None

@@ -40,11 +40,12 @@ def screen(structures: Structures, branch: BranchInfo, dataset: DatasetInfo) -> 
     """Structures that cannot be predicted with any weights."""
     refused: Refused = {}
     known = np.zeros(256, np.bool_)  # atomic numbers are bytes with any value
-    known[[NUMBERS[symbol] for symbol in dataset.elements]] = True
+    known[[NUMBERS[symbol] for symbol in dataset.references]] = True
     finite = np.isfinite(structures.cell).all(axis=(1, 2))
     flat = np.zeros(len(structures), np.bool_)
     usable = np.flatnonzero(finite & structures.pbc.any(axis=1))
-    flat[usable] = degenerate_cells(structures.cell[usable], structures.pbc[usable])
+    if len(usable):
+        flat[usable] = degenerate_cells(structures.cell[usable], structures.pbc[usable])
     of_atom = structures.structure_of_atom
     strange = np.bincount(of_atom[~known[structures.numbers]], minlength=len(structures))
     broken = np.bincount(of_atom[~np.isfinite(structures.positions).all(axis=1)], minlength=len(structures))

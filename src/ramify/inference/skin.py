@@ -7,11 +7,12 @@ R + skin now has a distance above s (R + skin) - 2 max|u|, where s is the smalle
 is at least R, no pair is missed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.inference.passes.inputs import edge_vectors
 from ramify.inference.screen import closest_pairs
 from ramify.neighbors.all_pairs import Pairs
 from ramify.neighbors.edges import Edges, edges_among, find_pairs, search_radius
@@ -48,9 +49,15 @@ class SkinNeighbors:
         if self._last is None or not self._reusable(self._last.structures, structures):
             self._last = _Search(structures, find_pairs(structures, self._radius + self._skin, device=self._device))
             self.searches += 1
-        pairs = _measured(structures, self._last.pairs)
-        inside = pairs.distance < self._radius
-        pairs = Pairs(pairs.receiver[inside], pairs.sender[inside], pairs.shift[inside], pairs.distance[inside])
+        pairs = self._last.pairs
+        distance = _distances(structures, pairs)
+        inside = np.flatnonzero(distance < self._radius)  # `take` with indices is faster than with a mask
+        pairs = Pairs(
+            pairs.receiver.take(inside),
+            pairs.sender.take(inside),
+            pairs.shift.take(inside, axis=0),
+            distance.take(inside),
+        )
         edges = edges_among(pairs, len(structures.numbers), self._cutoff, self._max_neighbors)
         return edges, closest_pairs(structures, pairs)
 
@@ -64,18 +71,22 @@ class SkinNeighbors:
         deformed = periodic & (before.cell != now.cell).any(axis=(1, 2))
         if not now.pbc[deformed].all():  # would need separate treatment of the non-periodic directions
             return False
-        deformation[deformed] = np.linalg.solve(before.cell[deformed], now.cell[deformed])
+        smallest = np.ones(len(now))
+        if deformed.any():
+            deformation[deformed] = np.linalg.solve(before.cell[deformed], now.cell[deformed])
+            smallest[:] = np.linalg.svd(deformation, compute_uv=False)[:, -1]
         of_atom, first = now.structure_of_atom, now.offsets[:-1]
         moved = now.positions - np.einsum("nk,nkc->nc", before.positions, deformation[of_atom])
         moved -= (np.add.reduceat(moved, first) / now.n_atoms[:, None])[of_atom]
         farthest = np.maximum.reduceat(np.linalg.norm(moved, axis=1), first)
-        smallest = np.linalg.svd(deformation, compute_uv=False)[:, -1]
         return bool((smallest * (self._radius + self._skin) - 2 * farthest >= self._radius).all())
 
 
-def _measured(structures: Structures, pairs: Pairs) -> Pairs:
-    """The same pairs with their current distances."""
-    cell = structures.cell[structures.structure_of_atom[pairs.receiver]]
-    vector = structures.positions[pairs.sender] - structures.positions[pairs.receiver]
-    vector += np.einsum("pk,pkc->pc", pairs.shift, cell)
-    return replace(pairs, distance=np.linalg.norm(vector, axis=1))
+def _distances(structures: Structures, pairs: Pairs) -> NDArray[np.float64]:
+    """(P,) Å, current distances of the pairs."""
+    vector = edge_vectors(structures, pairs, structures.structure_of_atom)
+    square = vector[:, 0] ** 2
+    for axis in (1, 2):  # three passes over columns take a quarter of the time of `np.linalg.norm` over rows
+        square += vector[:, axis] ** 2
+    distances: NDArray[np.float64] = np.sqrt(square)
+    return distances

@@ -9,6 +9,7 @@ branch, so that the program depends neither on the branches of a batch nor on th
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,8 @@ CompileMode = Literal["default", "cuda-graphs"]
 
 BACKEND = "inductor"
 """Backend of `torch.compile`. Tests set others, which need no C++ compiler."""
+
+NOT_COMPILED = "set train.compile: none"
 
 MAX_PROGRAMS = 4
 """Largest number of compilations of one model. One is usual; a second one follows a change of the trained labels, such
@@ -62,7 +65,12 @@ class CompiledModel:
         compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         device = next(model.parameters()).device
-        _require_compiler(device, mode)
+        if mode == "cuda-graphs" and device.type != "cuda":
+            raise RamifyError(
+                f"train.compile: cuda-graphs, but the model is on {device.type}",
+                fix="set train.compile: default, or train.device: cuda on a machine with an NVIDIA GPU",
+            )
+        require_compiler(device, key="train.compile", off=NOT_COMPILED)
         self._model, self._graphs, self._compiling = model, mode == "cuda-graphs", compiling
         self._further = any(model.branch(name).labels for name in model.branches)
         kinds = {model.branch(name).forces for name in model.branches}
@@ -75,6 +83,8 @@ class CompiledModel:
             "recompile_limit": MAX_PROGRAMS,
             "isolate_recompiles": True,  # other models of the process do not count
         }
+        # PyTorch 2.11, on which `benchmarks/gpu.sh` also runs, lacks some of them
+        options = {key: value for key, value in options.items() if key in signature(torch.compile).parameters}
         self.program: Callable[..., Any] = torch.compile(
             self._differentiated if self.conservative else self._encoded, **options
         )
@@ -94,7 +104,7 @@ class CompiledModel:
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()
         model = self._model
-        with _compilation(), _while_compiling(self._compiling):
+        with independent_sizes(), compiler_errors("train.compile", NOT_COMPILED), _while_compiling(self._compiling):
             if self.conservative:
                 heads = self._stacked({segment.name for segment in batch.segments})
                 total, minus_forces, virial, scalars = self.program(batch, heads, stress)
@@ -162,12 +172,17 @@ def compiler_options(device: torch.device, *, graphs: bool) -> dict[str, Any] | 
     return {"cpp.simdlen": pick_vec_isa().bit_width() or 1}  # 1: no vectors
 
 
-def _require_compiler(device: torch.device, mode: str) -> None:
-    if mode == "cuda-graphs" and device.type != "cuda":
-        raise RamifyError(
-            f"train.compile: cuda-graphs, but the model is on {device.type}",
-            fix="set train.compile: default, or train.device: cuda on a machine with an NVIDIA GPU",
-        )
+def require_compiler(device: torch.device, *, key: str, off: str) -> None:
+    """Checks that programs for `device` can be compiled.
+
+    Args:
+        device: of the model.
+        key: the key or argument that asks for a program, for messages.
+        off: what to do without one.
+
+    Raises:
+        RamifyError: they cannot.
+    """
     if BACKEND != "inductor":
         return
     if device.type == "cpu":
@@ -178,17 +193,16 @@ def _require_compiler(device: torch.device, mode: str) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
             raise RamifyError(
-                "train.compile: programs for the CPU need a C++ compiler, and there is none",
-                fix="install g++ or clang++ (the variable CXX may name it), or set train.compile: none",
+                f"{key}: programs for the CPU need a C++ compiler, and there is none",
+                fix=f"install g++ or clang++ (the variable CXX may name it), or {off}",
             ) from error
     else:
         from torch.utils._triton import has_triton
 
         if not has_triton():
             raise RamifyError(
-                f"train.compile: programs for {device.type} need Triton, which is missing or does not support this "
-                "device",
-                fix="install the package triton in the version that PyTorch asks for, or set train.compile: none",
+                f"{key}: programs for {device.type} need Triton, which is missing or does not support this device",
+                fix=f"install the package triton in the version that PyTorch asks for, or {off}",
             )
 
 
@@ -214,18 +228,24 @@ def _while_compiling(enter: Callable[[], AbstractContextManager[None]]) -> Itera
 
 
 @contextmanager
-def _compilation() -> Iterator[None]:
-    """Context of a call that may compile: treats sizes that happen to be equal as independent, and converts errors of
-    the compiler."""
+def independent_sizes() -> Iterator[None]:
+    """Inside, sizes of an example that happen to be equal are independent in a program."""
+    shapes: Any = torch.fx.experimental._config
+    with shapes.patch(use_duck_shape=False):
+        yield
+
+
+@contextmanager
+def compiler_errors(key: str, off: str, *, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Converts errors of the compiler, and those of the types `also`; `key` and `off` as in `require_compiler`."""
     from torch._inductor.exc import InductorError
 
-    shapes: Any = torch.fx.experimental._config
+    converted: tuple[type[Exception], ...] = (TorchDynamoException, FailOnRecompileLimitHit, InductorError, *also)
     try:
-        with shapes.patch(use_duck_shape=False):
-            yield
-    except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
+        yield
+    except converted as error:
         reason = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
         raise RamifyError(
-            f"train.compile: the model cannot be compiled here: {type(error).__name__}: {reason}",
-            fix="set train.compile: none, or look for the cause with TORCH_LOGS=dynamo,inductor in the environment",
+            f"{key}: the model cannot be compiled here: {type(error).__name__}: {reason}",
+            fix=f"{off}, or look for the cause with TORCH_LOGS=dynamo,inductor in the environment",
         ) from error

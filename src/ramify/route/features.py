@@ -4,12 +4,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.conditions import condition_values
 from ramify.elements import MAX_NUMBER
-from ramify.inference.edge_vectors import with_edge_vectors
 from ramify.inference.model import Model
-from ramify.model.graph import build_graph
+from ramify.inference.passes.inputs import edge_vectors, pass_inputs
 from ramify.neighbors.edges import find_edges
 from ramify.packing import pieces_of
 from ramify.structures import Structures
@@ -42,10 +40,11 @@ def _encoded(model: Model, structures: Structures) -> Floats:
     # with the condition `dataset`, all structures are encoded as of the first one, so that features are comparable
     dataset = next(iter(model.options.datasets), "-")
     conditions = condition_values(model.options, structures, dataset)
-    part = BatchPart("-", "-", structures, edges, np.zeros(MAX_NUMBER + 1), conditions)
+    structure = structures.structure_of_atom
+    vector = edge_vectors(structures, edges, structure)
+    inputs = pass_inputs(structures, edges, structure, vector, conditions, model.dtype, model.device)
     with torch.no_grad():
-        batch = with_edge_vectors(Batch.make([part], model.dtype), structures, edges).to(model.device)
-        scalars, _ = model.network.encoder(build_graph(batch, options.cutoff, batch.positions))
-        total = scalars.new_zeros(len(structures), scalars.shape[1]).index_add(0, batch.structure, scalars)
-        found: Floats = (total / batch.n_atoms[:, None]).to("cpu", torch.float64).numpy()
+        scalars, _ = model.network.encoder(inputs.graph())
+        total = scalars.new_zeros(len(structures), scalars.shape[1]).index_add(0, inputs.structure, scalars)
+        found: Floats = (total / inputs.n_atoms[:, None]).to("cpu", torch.float64).numpy()
     return found

@@ -22,7 +22,7 @@ from ramify.batches.batch import Batch
 from ramify.elements import MAX_NUMBER, SYMBOLS
 from ramify.errors import RamifyError
 from ramify.files import parse_json, write_whole
-from ramify.model.multibranch import BatchPredictions, MultiBranch
+from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER, part_of_branch
 from ramify.structures import Structures
 from ramify.uncertainty.last_layer import (
@@ -120,28 +120,27 @@ class BranchBars:
         names: tuple[str, str],
         structures: Structures,
         batch: Batch,
-        found: BatchPredictions,
+        features: tuple[Tensor, Tensor | None],
         *,
         forces: bool,
     ) -> tuple[Floats, Floats | None]:
-        """Of total energies (S,), eV, and if requested of forces (N, 3), eV/Å, from the predictions for a batch.
+        """Of total energies (S,), eV, and if requested of forces (N, 3), eV/Å, from the features of a batch.
 
         Args:
             network: the model.
             names: of the branch and of the dataset whose calibration is used.
             structures, batch: the S structures, and the batch that was made of them.
-            found: predictions for `batch`.
+            features: scalars (N, F) and vectors (N, 3, C) of the encoder for `batch`.
             forces: whether standard deviations of forces are computed.
         """
-        assert found.scalars is not None
         branch, dataset = names
         scales, sets = self.facts.datasets[dataset], element_sets(structures.numbers, structures.n_atoms)
-        raw = self.raw_energy_std(network, branch, batch, found.scalars)
+        raw = self.raw_energy_std(network, branch, batch, features[0])
         of_energy = scales.energy.apply(raw, sets) * structures.n_atoms
         if not forces:
             return of_energy, None
         assert scales.forces is not None, "`Model.predictor` refuses forces without error bars"
-        raw = self.raw_forces_std(network, branch, batch, found.scalars, found.vectors)
+        raw = self.raw_forces_std(network, branch, batch, *features)
         return of_energy, scales.forces.apply(raw, np.repeat(sets, structures.n_atoms).tolist())
 
 

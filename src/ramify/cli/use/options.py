@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.markup import escape
 
-from ramify.cli.options import console, print_json
+from ramify.cli.options import console, errors, print_json
 from ramify.errors import RamifyWarning
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
@@ -33,6 +33,9 @@ DatasetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="Device by PyTorch's name, e.g. cuda.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="fp32 or fp64; by default that of the training.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the model: faster, after one to two minutes the first time.")
+]
 IndexOption = Annotated[
     int | None,
     typer.Option(help="Index of the structure in the file, from 0, or -1 for the last; required if there are several."),
@@ -40,11 +43,17 @@ IndexOption = Annotated[
 RestartOption = Annotated[bool, typer.Option("--restart", help="Start again instead of resuming an interrupted file.")]
 
 
-def load_model(model: Path, checkpoint: str, device: str, precision: str | None) -> "Model":
-    """The model of `--model`."""
+def load_model(model: Path, checkpoint: str, device: str, precision: str | None, compiled: bool = False) -> "Model":
+    """The model of `--model`; announces on the error stream that it is being compiled."""
     from ramify.inference.model import load
 
-    return load(model, checkpoint=checkpoint, device=device, precision=precision)
+    return load(
+        model, checkpoint=checkpoint, device=device, precision=precision, compile=compiled, on_compile=_announce
+    )
+
+
+def _announce() -> None:
+    errors.print("compiling the model, which takes one to two minutes; the program is kept for the next time")
 
 
 def print_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:

@@ -20,6 +20,7 @@ from ramify.cli.progress import Steps
 from ramify.cli.use.options import (
     BranchOption,
     ChargeOption,
+    CompileOption,
     DatasetOption,
     DeviceOption,
     FileArgument,
@@ -29,6 +30,7 @@ from ramify.cli.use.options import (
     SpinOption,
     load_model,
     print_written,
+    warnings_shown,
 )
 from ramify.errors import RamifyError
 
@@ -83,6 +85,7 @@ def predict(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
+    compiled: CompileOption = False,
     memory: Annotated[
         str | None, typer.Option(help="Memory for a batch, e.g. 16GB; by default all free memory.")
     ] = None,
@@ -97,8 +100,9 @@ def predict(
 
     if all_branches and branch:
         raise RamifyError("--branch and --all-branches cannot be combined", fix="give one of them")
-    loaded = load_model(model, checkpoint, device, precision)
-    names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
+    loaded = load_model(model, checkpoint, device, precision, compiled)
+    with warnings_shown():
+        names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
     limit = None if memory is None else 1e9 * gigabytes(memory)
     with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
         progress = predict_file(

@@ -13,6 +13,7 @@ from ramify.cli.progress import Steps, relaxation_line, step_bar
 from ramify.cli.use.options import (
     BranchOption,
     ChargeOption,
+    CompileOption,
     DatasetOption,
     DeviceOption,
     FileArgument,
@@ -47,6 +48,7 @@ def relax(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
+    compiled: CompileOption = False,
     fmax: Annotated[float, typer.Option(help="Convergence criterion: largest force, eV/Å.")] = 0.05,
     steps: Annotated[int, typer.Option(help="Largest number of steps.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Also relax the cell.")] = False,
@@ -65,9 +67,9 @@ def relax(
             console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
 
     options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer, pressure=pressure, symmetry=symmetry)
-    calculator = Calculator(
-        load_model(model, checkpoint, device, precision), branch, dataset=dataset, charge=charge, spin=spin
-    )
+    loaded = load_model(model, checkpoint, device, precision, compiled)
+    with warnings_shown():
+        calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
     with warnings_shown():
         progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=show)
     print_written(out, progress, as_json)
@@ -86,6 +88,7 @@ def md(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
+    compiled: CompileOption = False,
     index: IndexOption = None,
     ensemble: Annotated[Literal["nve", "nvt", "npt"], typer.Option(help="npt: Martyna-Tobias-Klein.")] = "nve",
     thermostat: Annotated[
@@ -129,9 +132,9 @@ def md(
     )  # fmt: skip
     if replicas > 1 and temperature is None:
         raise RamifyError("replicas differ in their velocities, and no temperature is given", fix="give --temperature")
-    calculator = Calculator(
-        load_model(model, checkpoint, device, precision), branch, dataset=dataset, charge=charge, spin=spin
-    )
+    loaded = load_model(model, checkpoint, device, precision, compiled)
+    with warnings_shown():
+        calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
     reports = {}
     for k in range(replicas):
         options = DynamicsOptions(
@@ -179,6 +182,7 @@ def ipi(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
+    compiled: CompileOption = False,
     index: IndexOption = None,
     unix: Annotated[str | None, typer.Option(help="Name of a Unix socket: <address> with mode='unix'.")] = None,
     host: Annotated[str, typer.Option(help="Host of i-PI, without --unix.")] = "localhost",
@@ -191,8 +195,8 @@ def ipi(
     from ramify.inference.jobs.frames import one_frame
 
     atoms = one_frame(file, index, form)
-    calculator = Calculator(
-        load_model(model, checkpoint, device, precision), branch, dataset=dataset, charge=charge, spin=spin
-    )
+    loaded = load_model(model, checkpoint, device, precision, compiled)
+    with warnings_shown():
+        calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
     with warnings_shown(), Steps(console, "ipi", "predictions") as steps:
         drive(atoms, calculator, unix=unix, host=host, port=port, wait=wait, on_step=lambda _: steps.counted(1))

@@ -1,6 +1,7 @@
 """`Calculator`: a branch as an ASE calculator."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Calculator(AseCalculator):
             as conditions.
         forces_std: also compute standard deviations of forces, in every calculation.
         skin: Å, sum of the displacements of two atoms that triggers a new neighbour search.
+        compile: compile the branch, as in `ramify.load`.
         **options: options of ASE's `Calculator`.
 
     Raises:
@@ -58,9 +60,12 @@ class Calculator(AseCalculator):
         spin: int | None = None,
         forces_std: bool = False,
         skin: float = 0.4,
+        compile: bool = False,
         **options: Any,
     ) -> None:
         self.model = model if isinstance(model, Model) else load(model)
+        if compile and not self.model.compiled:
+            self.model = replace(self.model, compiled=True)
         self.predictor = self.model.predictor(branch, dataset, charge=charge, spin=spin, forces_std=forces_std)
         self.implemented_properties = ["energy", "free_energy"]
         if self.predictor.branch.forces is not None:
@@ -76,12 +81,26 @@ class Calculator(AseCalculator):
         self._warn = WarnOnce()
         super().__init__(**options)
 
-    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Changes since the last calculation, those of charge and spin in `atoms.info` among them."""
-        changes: list[str] = super().check_state(atoms, tol)
-        if self.atoms is not None:
-            changes += [n for n in self.predictor.branch.conditions if atoms.info.get(n) != self.atoms.info.get(n)]
-        return changes
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """The properties of `atoms`, charge and spin in `atoms.info` included, that differ from those of the last
+        calculation; called by ASE before every result.
+
+        Values are compared exactly, which takes a fifth of the time of ASE's comparison.
+        """
+        before = self.atoms
+        if before is None or len(before) != len(atoms):
+            return list(all_changes)
+        compared = {
+            "positions": (before.positions, atoms.positions),
+            "numbers": (before.numbers, atoms.numbers),
+            "cell": (before.cell.array, atoms.cell.array),
+            "pbc": (before.pbc, atoms.pbc),
+        }
+        for name in ("initial_charges", "initial_magmoms"):
+            if atoms.has(name) or before.has(name):
+                compared[name] = (before.arrays.get(name), atoms.arrays.get(name))
+        changes = [name for name, (one, other) in compared.items() if not np.array_equal(one, other)]
+        return changes + [n for n in self.predictor.branch.conditions if atoms.info.get(n) != before.info.get(n)]
 
     def calculate(
         self,
