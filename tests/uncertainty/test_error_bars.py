@@ -18,8 +18,9 @@ from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.dynamics import DynamicsOptions, simulate
 from ramify.inference.jobs.predict_file import predict_file
 from ramify.inference.model import load, read_saved
-from ramify.uncertainty.calibrate import POINTS, calibrate_run
+from ramify.uncertainty.calibrate import calibrate_run
 from ramify.uncertainty.error_bars import FILE, ErrorBars
+from ramify.uncertainty.measures import POINTS
 from tests.cli.conftest import call
 from tests.small import flip_byte
 

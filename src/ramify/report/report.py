@@ -17,7 +17,7 @@ from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Results
 from ramify.files import write_whole
 from ramify.labels import LABELS, measurable
-from ramify.report import figures, tables
+from ramify.report import error_bars, figures, tables
 from ramify.report.explore import embed
 from ramify.report.page import environment
 from ramify.report.svg import colors, short_count
@@ -65,6 +65,7 @@ def render(results: Results) -> str:
         evaluated=_when(evaluation_folder(results.path) / ERRORS),
         matrices=matrices(results) if len(results.evaluation.branches) > 1 else [],
         drawn=drawn,
+        bars=error_bars.section(results, colors(results.datasets)),
         labels=LABELS,
         units={name: label.error_unit for name, label in LABELS.items()},
         references=references(results),

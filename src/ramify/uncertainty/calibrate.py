@@ -41,7 +41,7 @@ from ramify.uncertainty.error_bars import (
     element_sets,
 )
 from ramify.uncertainty.last_layer import energy_features, force_features, whitening
-from ramify.uncertainty.measures import fitted_floor, ml_scale, quality
+from ramify.uncertainty.measures import POINTS, fitted_floor, measured_quality, ml_scale
 
 TRAINING_STRUCTURES = 100_000
 """Training structures of each dataset in its covariance: every k-th batch of larger splits."""
@@ -54,8 +54,6 @@ ENOUGH = 20
 about 1/sqrt(2·20) = 16 %."""
 DIRECTIONS = 32
 """Derivatives from which the variances of conservative forces are estimated, see `conservative_force_std`."""
-POINTS = "uncertainty.npz"
-"""File of a run with errors and error bars of its test split, for the report."""
 RIDGES = np.geomspace(1e-9, 1.0, 19)
 """Candidates of ς², in units of the mean eigenvalue of the covariance. Below 1e-9, the rounding of float32 features
 would be amplified to the size of the features."""
@@ -124,8 +122,9 @@ def calibrate(
         for name in group:
             if len(readers["test"][name]):
                 test = _scaled(_observe(network, branch, bars, readers["test"][name], progress), scales[name])
-                measured[name] = _quality(test, seen[name])
-                points |= {f"{name}.{key}": value for key, value in _points(test).items()}
+                found = _points(test, seen[name])
+                points |= {f"{name}.{key}": value for key, value in found.items()}
+                measured[name] = measured_quality(found)
     return ErrorBars(branches, dict(weights), measured), points
 
 
@@ -338,18 +337,14 @@ def _scaled(seen: Observed, scales: DatasetScales) -> Observed:
     return replace(seen, energy_std=energy, forces_std=forces)
 
 
-def _quality(test: Observed, validation: Observed) -> dict[str, Any]:
-    """Quality on the test split; the constant error bar is the root mean square of the validation errors."""
-    found = {}
+def _points(test: Observed, validation: Observed) -> dict[str, Floats]:
+    """Errors and error bars of the test split, and the constant that competes with the latter: the root mean square of
+    the validation errors."""
+    found: dict[str, Floats] = {}
     for name in ("energy", "forces"):
         error, std = getattr(test, f"{name}_error"), getattr(test, f"{name}_std")
-        constant = (
-            float(np.sqrt(np.mean(np.square(getattr(validation, f"{name}_error") + SMALLEST)))) if len(error) else 0
-        )
-        if len(error) and constant and not np.isnan(std).any():
-            found[name] = quality(error, std, constant)
+        other = getattr(validation, f"{name}_error")
+        if len(error) and len(other) and not np.isnan(std).any():
+            constant = np.sqrt(np.mean(np.square(other + SMALLEST)))
+            found |= {f"{name}_error": error, f"{name}_std": std, f"{name}_constant": np.asarray(constant)}
     return found
-
-
-def _points(test: Observed) -> dict[str, Floats]:
-    return {key: getattr(test, key) for key in ("energy_error", "energy_std", "forces_error", "forces_std")}

@@ -1,6 +1,8 @@
 """Quality of error bars against observed errors: rank correlation, likelihood, coverage, sparsification."""
 
 import math
+from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+POINTS = "uncertainty.npz"
+"""File of a run with the errors and error bars of its test split, for the report."""
 FLOORS = np.geomspace(0.01, 3.0, 11)
 """Candidates of the floor of standard deviations. It is the part of the errors that the last layer does not express, of
 labels or of forces that are zero by symmetry; the largest one makes error bars nearly constant."""
-EXPECTED = {"coverage_1": 0.6827, "coverage_2": 0.9545}
-"""Fractions of normally distributed errors within one and two standard deviations."""
+QUANTITIES = ("energy", "forces")
 
 
 def rank_correlation(a: Floats, b: Floats) -> float | None:
@@ -91,3 +94,27 @@ def quality(error: Floats, std: Floats, constant: float) -> dict[str, Any]:
         "half": float(errors[kept].mean()) / mean if mean else 1.0,
         "half_best": float(best.mean()) / mean if mean else 1.0,
     }
+
+
+def measured_quality(points: Mapping[str, Floats]) -> dict[str, dict[str, Any]]:
+    """`quality` by quantity, from arrays `QUANTITY_error`, `_std` and `_constant`."""
+    return {
+        name: quality(points[f"{name}_error"], points[f"{name}_std"], float(points[f"{name}_constant"]))
+        for name in QUANTITIES
+        if f"{name}_error" in points
+    }
+
+
+def coverage(error: Floats, std: Floats, expected: Floats) -> Floats:
+    """Observed fractions of errors within the intervals of a normal distribution that contain `expected` fractions."""
+    widths = np.array([NormalDist().inv_cdf(0.5 + 0.5 * share) for share in expected])
+    return np.asarray(np.searchsorted(np.sort(np.ravel(np.abs(error) / std)), widths, side="right") / error.size)
+
+
+def binned(error: Floats, std: Floats, bins: int = 10) -> tuple[Floats, Floats]:
+    """Root mean squares of standard deviations and of errors, in bins of equal numbers of rows sorted by `std`; at most
+    `bins`, with 10 rows or more."""
+    order = np.argsort(np.ravel(std), kind="stable")
+    parts = np.array_split(order, max(1, min(bins, len(order) // 10)))
+    rms = [[float(np.sqrt(np.mean(np.square(np.ravel(v)[part])))) for part in parts] for v in (std, error)]
+    return np.array(rms[0]), np.array(rms[1])
