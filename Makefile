@@ -40,7 +40,7 @@ wheel: .venv/installed
 	@ls dist/*.whl
 
 docs: .venv/installed
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 .venv/installed: pyproject.toml constraints.txt
