@@ -89,6 +89,19 @@ def test_compressed_cells_surfaces_and_atoms_stay(tmp_path: Path) -> None:
     assert manifest.structures == len(images)
 
 
+def test_molecules_in_compressed_cells_stay(tmp_path: Path) -> None:
+    """Bonds keep their lengths and there are no forces: the volume alone tells the structures apart."""
+    rng, images = np.random.default_rng(0), []
+    for k, length in enumerate(rng.permutation(np.linspace(3.2, 7.2, 60))):
+        bond = 1.1 + float(rng.normal(0, 0.01))
+        atoms = Atoms("N2", [[0, 0, 0], [0, 0, bond]], cell=[length] * 3, pbc=True)
+        atoms.calc = SinglePointCalculator(atoms, energy=80.0 * float(np.exp((3.2 - length) / 0.5)) - 20.0)
+        atoms.info["group"] = f"g{k}"
+        images.append(atoms)
+    manifest = prepare(tmp_path, images)
+    assert manifest.dropped == {}
+
+
 @pytest.mark.parametrize("shift", [1.36, -1.36])
 @pytest.mark.parametrize("row", [60, 80, 100])
 def test_a_wrong_energy_among_them_is_found(tmp_path: Path, shift: float, row: int) -> None:
