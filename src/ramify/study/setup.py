@@ -87,5 +87,6 @@ def _seconds(study: Study, model: Model, measure: Callable[[Recipe, Mapping[str,
         if each.name not in study.seconds:
             recipe = each.recipe(study.recipe, study.recipe.train.seed, {})
             stores = {name: Path(recipe.stores) / name for name in recipe.datasets}
-            study.seconds[each.name] = measure(recipe, stores)
+            is_reference = each.kind == "mtl" and [*each.datasets] == study.first_datasets and ALL in study.seconds
+            study.seconds[each.name] = study.seconds[ALL] if is_reference else measure(recipe, stores)
     return study.seconds
