@@ -11,7 +11,7 @@ MASKED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 MASKED_TESTS := tests/bench/test_step.py tests/model tests/test_old_files.py $(addprefix tests/inference/test_, \
   calculator.py encoder_kinds.py) $(addprefix tests/train/test_, compiled.py loop.py objective.py precision.py)
 
-.PHONY: demo test test-failed test-masked test-masked-failed lint docs wheel clean
+.PHONY: demo test test-failed test-slow test-slow-failed test-masked test-masked-failed lint docs wheel clean
 
 demo: .venv/installed
 	$(BIN)/ramify demo
@@ -19,16 +19,22 @@ demo: .venv/installed
 test: .venv/installed lint
 	$(PYTEST)
 
+# Those that take longest; with `make test`, all.
+test-slow: .venv/installed
+	$(PYTEST) -m slow
+
 # As on a processor without AVX-512 and bfloat16 products.
 test-masked: .venv/installed
-	$(MASKED) $(PYTEST) $(MASKED_TESTS)
+	$(MASKED) $(PYTEST) -m "" $(MASKED_TESTS)
 
 # Those that failed last, one after another.
 test-failed: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" --last-failed
+
+test-slow-failed: test-failed
 
 test-masked-failed: .venv/installed
-	$(MASKED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed
+	$(MASKED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" --last-failed
 
 lint: .venv/installed
 	$(BIN)/ruff check .

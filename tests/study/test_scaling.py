@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ramify.recipe import Recipe
 from ramify.study.scaling import PLACEMENTS, measure_scaling, scaling_rows
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_scaling_is_measured_once_and_predicted(recipe: Recipe, tmp_path: Path) -> None:
     """On one process and two, in both modes and both placements; a second call measures nothing again."""
     said: list[dict[str, Any]] = []
