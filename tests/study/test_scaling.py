@@ -20,6 +20,7 @@ def test_scaling_is_measured_once_and_predicted(recipe: Recipe, tmp_path: Path) 
     two = {(mode, placement, 2) for mode in ("weak", "strong") for placement in PLACEMENTS}
     one = {(mode, "replicated", 1) for mode in ("weak", "strong")}
     assert {(row["mode"], row["placement"], row["ranks"]) for row in rows} == two | one
+    assert [row["mode"] for row in rows] == ["weak"] * 3 + ["strong"] * 3
     assert all(row["measured"] > 0 for row in rows)
     assert all(np.isfinite(row["predicted"]) and row["predicted"] > 0 for row in rows if row["ranks"] == 2)
     measured = len(said)

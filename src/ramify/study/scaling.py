@@ -15,6 +15,8 @@ FOLDER = "scaling"
 """Folder of the measurement in that of the study."""
 PLACEMENTS = {"replicated": "MTL-base", "per-branch": "MTL-par"}
 """The paper's names of the placements: all branches on all ranks, and a branch per group of ranks."""
+MODES = ("weak", "strong")
+"""Structures per rank constant; structures per step constant."""
 LIMIT = 1800.0
 """Seconds that one case may take."""
 
@@ -45,13 +47,15 @@ def measure_scaling(recipe: Recipe, ranks: Sequence[int], study: Path, say: Call
 
 
 def scaling_rows(study: Path) -> list[dict[str, Any]]:
-    """Measured and predicted seconds per step of every case; the prediction is None for one rank and where it cannot be
-    fitted."""
-    cases = _cases(study)
+    """Measured and predicted seconds per step of every case, by mode, ranks and placement; no predictions without a case
+    on several ranks."""
+    cases, placements = _cases(study), [*PLACEMENTS]
     predicted = {}
     if any(case["ranks"] > 1 for case in cases):
         for row in check({"cases": cases})["checked"]:
             predicted[row["mode"], row["placement"], row["ranks"]] = row["predicted"]
+    measured = [case for case in cases if case["mode"] in MODES]
+    measured.sort(key=lambda c: (MODES.index(c["mode"]), c["ranks"], placements.index(c["placement"])))
     return [
         {name: case[name] for name in KEY}
         | {
@@ -59,8 +63,7 @@ def scaling_rows(study: Path) -> list[dict[str, Any]]:
             "predicted": predicted.get((case["mode"], case["placement"], case["ranks"])),
             "structures_per_second": case["structures_per_second"],
         }
-        for case in cases
-        if case["mode"] in ("weak", "strong")
+        for case in measured
     ]
 
 

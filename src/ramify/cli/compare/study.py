@@ -1,7 +1,8 @@
 """The commands that compare models: study, and demo on embedded datasets."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -109,13 +110,22 @@ def study(
     resolved = load_recipe(recipe, overrides or [])
     request = Request(resolved, recipe, out, [word.strip() for word in models.split(",")], seeds, equal)
     request.open()  # errors come before the stores are prepared
-    with Steps(console, "prepare", quiet=as_json) as steps:
+    is_prepared = all((Path(resolved.stores) / name).is_dir() for name in resolved.datasets)
+    with Steps(console, "prepare", quiet=as_json or is_prepared) as steps:
         prepare_missing(resolved, Path.cwd(), lambda dataset, count: steps.counted(count))
     starter = Launcher(launcher, jobs, resolved.train.threads)
     with study_display(console, quiet=as_json) as watch:
         ranks = numbers("--scaling", scaling) if scaling else ()
-        conducted = conduct(request, starter, jobs, watch, scaling=ranks)
+        conducted = conduct(request, starter, jobs, watch, scaling=ranks, measured=partial(_print_case, as_json))
     _print_study(conducted, as_json=as_json)
+
+
+def _print_case(quiet: bool, case: dict[str, Any]) -> None:
+    """Prints a measured case of the scaling."""
+    if not quiet:
+        processes = "1 process" if case["ranks"] == 1 else f"{case['ranks']} processes"
+        text = f"scaling ({case['mode']}): {case['placement']}, {processes}, {case['seconds']:.3f} s per step"
+        console.print(text, markup=False, highlight=False)
 
 
 def _print_study(conducted: "Conducted", *, as_json: bool = False, short: bool = False) -> None:
