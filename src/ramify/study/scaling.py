@@ -47,8 +47,8 @@ def measure_scaling(recipe: Recipe, ranks: Sequence[int], study: Path, say: Call
 
 
 def scaling_rows(study: Path) -> list[dict[str, Any]]:
-    """Measured and predicted seconds per step of every case, by mode, ranks and placement; no predictions without a case
-    on several ranks."""
+    """Measured and predicted seconds per step of every case, by mode, ranks and placement; the latter need a case on
+    several ranks, and are None without one."""
     cases, placements = _cases(study), [*PLACEMENTS]
     predicted = {}
     if any(case["ranks"] > 1 for case in cases):
