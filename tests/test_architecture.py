@@ -16,7 +16,19 @@ PACKAGE = ROOT / "src/ramify"
 PAGE = ROOT / "ARCHITECTURE.md"
 
 LAYERS = (
-    {"ramify", "errors", "files", "system", "untrusted", "elements", "labels", "structures", "references", "packing"},
+    {
+        "ramify",
+        "errors",
+        "files",
+        "system",
+        "untrusted",
+        "elements",
+        "labels",
+        "notebook",
+        "structures",
+        "references",
+        "packing",
+    },
     {"minicorpora"},
     {"sources"},
     {"recipe"},

@@ -44,6 +44,12 @@ def test_branches_say_what_they_know(conservative: Model, direct: Model, runs: P
     assert (info.structures, info.atoms) == (288, manifest["splits"]["train"]["atoms"])
 
 
+def test_a_model_shows_its_branches_in_a_notebook(conservative: Model) -> None:
+    shown = conservative._repr_html_()
+    for name, info in conservative.branches.items():
+        assert f"<td>{name}</td><td>{', '.join(info.datasets)}</td><td>{info.forces or '—'}</td>" in shown
+
+
 def test_run_checkpoint_and_export_are_one_model(
     conservative: Model, runs: Path, molecules: list[Atoms], tmp_path: Path
 ) -> None:

@@ -97,6 +97,13 @@ def test_page_holds_every_dataset_and_number(html: str, planted: dict[str, tuple
     )
 
 
+def test_a_run_shows_its_errors_in_a_notebook(run: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    shown = Results.open(run)._repr_html_()
+    assert "<td>ani1x</td><td>ani1x</td><td>0.0123</td><td>0.0601</td><td>0.1111</td><td>0.6794</td>" in shown
+    nasty = make_run(tmp_path / "r", only=("qm7x",), rename={"qm7x": "<b>"})
+    assert "<b>" not in Results.open(nasty)._repr_html_()
+
+
 def test_verdict_counts_what_beats_trivial(run: Path, html: str) -> None:
     assert report.verdict(Results.open(run)) == (
         "Beats the trivial predictors in energy on every dataset and in forces on 4 of 5 datasets (not alexandria). "

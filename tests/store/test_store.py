@@ -45,6 +45,14 @@ def test_a_store_without_remarks_is_described(prepared: Path) -> None:
     assert facts["labels"] == {"energy": 606, "forces": 606, "stress": 0}
 
 
+def test_a_store_shows_itself_in_a_notebook(prepared: Path) -> None:
+    with Store.open(prepared) as store:
+        shown = store._repr_html_()
+        for split, counts in store.manifest.splits.items():
+            assert f"<td>{split}</td><td>{counts.structures:,}</td><td>{counts.atoms:,}</td>" in shown
+        assert "C, H, N, O" in shown or "H, C, N, O" in shown
+
+
 def test_everything_comes_back(prepared: Path) -> None:
     """Against the original file by h5py: float32 columns bit for bit, energies to the last digit of float64."""
     store = Store.open(prepared, verify=True)

@@ -17,6 +17,7 @@ from ramify.errors import RamifyError
 from ramify.evaluate.metrics import PREDICTED, REFERENCES, TRUE
 from ramify.evaluate.publish import ERRORS, evaluation_folder, predictions_folder
 from ramify.files import parse_json, read_json
+from ramify.notebook import html_table
 from ramify.recipe.overrides import read_yaml
 from ramify.store.manifest import Manifest
 from ramify.untrusted import is_name, parsed
@@ -195,6 +196,19 @@ class Results:
             train=history["train"],
             val=history["val"],
         )
+
+    def _repr_html_(self) -> str:
+        """In Jupyter: the errors on each dataset, of the branch that predicts it and of the trivial predictors."""
+        own = {dataset: row for dataset in self.datasets if (row := self.own_row(dataset)) is not None}
+        shown = [name for name in labels.LABELS if any(row.mae(name) is not None for row in own.values())]
+        head = [f"{name} MAE, {labels.LABELS[name].error_unit}" for name in shown]
+        rows = [
+            [dataset, row.branch, *(means.mae(name) for name in shown for means in (row, trivial))]
+            for dataset, row in own.items()
+            for trivial in [self.evaluation.trivial_of(dataset)]
+        ]
+        title = f"Run {self.name}: errors on the {self.evaluation.split} split"
+        return html_table(title, ["dataset", "branch", *(part for name in head for part in (name, "trivial"))], rows)
 
     @property
     def trained_on(self) -> list[str]:

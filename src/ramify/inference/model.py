@@ -21,6 +21,7 @@ from ramify.inference.predictions import Prediction, Predictions
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved, read_checkpoint, read_run
 from ramify.model.multibranch import MultiBranch
+from ramify.notebook import html_table
 from ramify.recipe import ModelOptions
 from ramify.structures import Structures
 from ramify.uncertainty.error_bars import ErrorBars, no_error_bars
@@ -50,6 +51,12 @@ class Model:
     compiled: bool = False
     on_compile: Callable[[], None] | None = None
     _passes: dict[str, Pass] = field(default_factory=dict, init=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        """In Jupyter: the branches, with their datasets and forces."""
+        count = sum(p.numel() for p in self.network.parameters())
+        rows = [(name, ", ".join(info.datasets), info.forces) for name, info in self.branches.items()]
+        return html_table(f"Model with {count:,} parameters on {self.device}", ("branch", "datasets", "forces"), rows)
 
     @property
     def device(self) -> torch.device:

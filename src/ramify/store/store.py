@@ -15,6 +15,7 @@ from ramify.elements import MAX_NUMBER, NUMBERS
 from ramify.errors import RamifyError
 from ramify.files import parse_json
 from ramify.labels import BUILT_IN
+from ramify.notebook import html_table
 from ramify.recipe import Scale
 from ramify.store.columns import COLUMNS, STATE_COLUMNS
 from ramify.store.files import MappedFiles, damaged
@@ -142,6 +143,12 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        """In Jupyter: the splits, with the level of theory and the elements."""
+        rows = [(name, c.structures, c.atoms, c.groups) for name, c in self.manifest.splits.items()]
+        title = f"Store {self.manifest.dataset}: {self.manifest.theory}; {', '.join(self.manifest.elements)}"
+        return html_table(title, ("split", "structures", "atoms", "groups"), rows)
 
     def load(self) -> None:
         """Reads the data into shared memory now rather than on first access.
