@@ -21,7 +21,6 @@ from ase.io import read
 from ramify.errors import RamifyWarning
 from ramify.inference.memory import budget_for
 from ramify.inference.model import Model, load
-from ramify.inference.predictor import Predictor
 from ramify.structures import Structures
 
 MOST = 40
@@ -70,8 +69,7 @@ def error_bars(model: Model, dataset: str, images: list[Atoms]) -> float:
     (branch,) = (b for b in model.branches.values() if dataset in b.datasets)
     info = branch.datasets[dataset]
     extended = replace(info, references={s: 0.0 for _, s in ABSENT.values()} | dict(info.references))
-    bars = None if model.bars is None else model.bars.of(branch.name, dataset)
-    predictor = Predictor(model.network, model.options, branch, extended, bars=bars)
+    predictor = replace(model.predictor(branch.name, dataset), dataset=extended)
     found = predictor.predict(Structures.from_ase(images), budget_for(model.options, branch.forces, model.device, 4e9))
     if found.energy_std is None:
         raise SystemExit("the run has no error bars: ramify calibrate RUN")

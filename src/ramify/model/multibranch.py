@@ -22,15 +22,12 @@ class BatchPredictions:
         stress: (S, 3, 3) eV/Å³, tension positive; NaN for non-periodic structures and branches with direct forces.
             None when it was not requested.
         further: further labels by name, (S,) in their units of errors; NaN where the branch has no such head.
-        scalars, vectors: (N, F) and (N, 3, C), features of the encoder; None where a compiled program returns none.
     """
 
     energy: Tensor
     forces: Tensor
     stress: Tensor | None
     further: Mapping[str, Tensor] = field(default_factory=dict)
-    scalars: Tensor | None = None
-    vectors: Tensor | None = None
 
     def labels(self) -> dict[str, Tensor]:
         """All predictions by label."""
@@ -103,8 +100,6 @@ class MultiBranch(nn.Module):
             forces=with_gaps(batch.segments, forces, len(batch.numbers)),
             stress=None if not stress else self._stress(batch, virial),
             further=self._further(batch, scalars),
-            scalars=None if scalars is None else scalars.detach(),
-            vectors=None if vectors is None else vectors.detach(),
         )
 
     def _further(self, batch: Batch, scalars: Tensor | None) -> dict[str, Tensor]:
