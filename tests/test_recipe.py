@@ -325,7 +325,7 @@ def test_packaged_recipes_load(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     """By name from any folder, and from their resolved form."""
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name)
-    assert len(recipe.datasets) == {"acac": 1, "bpa3": 1}.get(name, 5)
+    assert len(recipe.datasets) == {"acac": 1, "bpa3": 1, "successor": 16}.get(name, 5)
     assert load_recipe(written(tmp_path, recipe.to_yaml())) == recipe
 
 
