@@ -6,8 +6,8 @@ One pass over the training split with the encoder alone; nothing is trained.
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ramify.batches.batch import Batch
 from ramify.batches.loader import SplitReader
 from ramify.batches.open import open_readers
 from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.checkpoint.pointers import checkpoint_folder
 from ramify.errors import RamifyError
 from ramify.evaluate.evaluate import Subject, subject_of_run
-from ramify.evaluate.predict_split import ATOMS_AT_ONCE, read_by
 from ramify.files import write_whole
 from ramify.model.branch import Branch
-from ramify.model.graph import build_graph
-from ramify.model.multibranch import MultiBranch, structure_energies
+from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import checksums_of_parts
 from ramify.parallel.startup.launch import detect_launcher
 from ramify.uncertainty.error_bars import (
@@ -38,17 +35,13 @@ from ramify.uncertainty.error_bars import (
     ErrorBars,
     Floats,
     Scale,
-    element_sets,
 )
 from ramify.uncertainty.last_layer import energy_features, force_features, whitening
 from ramify.uncertainty.measures import POINTS, fitted_floor, measured_quality, ml_scale
+from ramify.uncertainty.observe import MEASURED_STRUCTURES, Observed, Progress, encoded, observe
 
 TRAINING_STRUCTURES = 100_000
 """Training structures of each dataset in its covariance: every k-th batch of larger splits."""
-MEASURED_STRUCTURES = 5_000
-"""Validation or test structures of each dataset whose energies are compared, likewise."""
-MEASURED_ATOMS = 3_000
-"""Approximate number of atoms of each dataset whose forces are compared, likewise."""
 ENOUGH = 20
 """Smallest number of validation structures with a set of elements for a factor of its own: it is then uncertain by
 about 1/sqrt(2·20) = 16 %."""
@@ -59,29 +52,6 @@ RIDGES = np.geomspace(1e-9, 1.0, 19)
 would be amplified to the size of the features."""
 SMALLEST = 1e-12
 """Added to observed errors of zero, so that no factor is zero."""
-
-Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Observed errors of a dataset with the standard deviations for α = 1.
-
-    Attributes:
-        energy_error, energy_std: (S,) eV/atom.
-        energy_sets: (S,) elements of each structure.
-        forces_error, forces_std: (A, 3) eV/Å of the atoms whose force is labelled.
-        force_sets: (A,) elements of the structure of each atom.
-        force_structures: by set of elements, the number of structures with labelled forces.
-    """
-
-    energy_error: Floats
-    energy_std: Floats
-    energy_sets: NDArray[np.str_]
-    forces_error: Floats
-    forces_std: Floats
-    force_sets: NDArray[np.str_]
-    force_structures: Counter[str]
 
 
 def calibrate(
@@ -116,12 +86,12 @@ def calibrate(
         bars = _covariances(network, branch, [readers["train"][name] for name in group], progress)
         validation = [readers["val"][name] for name in group]
         bars = _with_directions(_regularised(network, branch, bars, validation, progress), directions)
-        seen = {r.dataset: _observe(network, branch, bars, r, progress) for r in validation}
+        seen = {r.dataset: observe(network, branch, bars, r, progress) for r in validation}
         scales = {name: DatasetScales(**_scales(found)) for name, found in seen.items()}
         branches[branch] = bars = replace(bars, facts=bars.facts.model_copy(update={"datasets": scales}))
         for name in group:
             if len(readers["test"][name]):
-                test = _scaled(_observe(network, branch, bars, readers["test"][name], progress), scales[name])
+                test = _scaled(observe(network, branch, bars, readers["test"][name], progress), scales[name])
                 found = _points(test, seen[name])
                 points |= {f"{name}.{key}": value for key, value in found.items()}
                 measured[name] = measured_quality(found)
@@ -170,37 +140,11 @@ def calibrate_run(
     return bars
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A batch of a split with the encoder's features; no gradients."""
-
-    batch: Batch
-    scalars: Tensor
-    vectors: Tensor | None
-    energy: Tensor
-
-
-def _encoded(
-    network: MultiBranch, branch: str, reader: SplitReader, most: int, progress: Progress
-) -> Iterator[_Encoded]:
-    """Evenly spaced batches of a split, of about `most` structures in total."""
-    every = max(1, math.ceil(len(reader) / most))
-    like = next(network.parameters())
-    for indices, batch in reader.batches(ATOMS_AT_ONCE, like.dtype, step=every):
-        with torch.no_grad():
-            own = read_by(batch, branch).to(like.device)
-            graph = build_graph(own, network.cutoff, own.positions)
-            scalars, vectors = network.encoder(graph)
-            total = structure_energies(network.atom_energies(network.heads(own), scalars, graph), own)
-            yield _Encoded(own, scalars, vectors, total / own.n_atoms)
-        progress(len(indices))
-
-
 def _covariances(network: MultiBranch, branch: str, readers: Sequence[SplitReader], progress: Progress) -> BranchBars:
     """Sums over the labelled training structures and atoms."""
     heads, sums, count = network.branch(branch), dict[str, Tensor](), 0
     for reader in readers:
-        for found in _encoded(network, branch, reader, TRAINING_STRUCTURES, progress):
+        for found in encoded(network, branch, reader, TRAINING_STRUCTURES, progress):
             labelled = ~torch.isnan(found.batch.energy)
             features = energy_features(heads, found.scalars, found.batch)[labelled]
             count += len(features)
@@ -240,7 +184,7 @@ def _regularised(
     losses = np.zeros(len(ridges))
     for reader in readers:
         squares, errors = [], []
-        for found in _encoded(network, branch, reader, MEASURED_STRUCTURES, progress):
+        for found in encoded(network, branch, reader, MEASURED_STRUCTURES, progress):
             error = (found.energy - found.batch.energy).double().cpu()
             known = ~torch.isnan(error)
             features = energy_features(network.branch(branch), found.scalars, found.batch).cpu()
@@ -267,47 +211,6 @@ def _with_directions(bars: BranchBars, count: int) -> BranchBars:
         chosen, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((size, count)))
         white = white @ chosen * math.sqrt(size / count)
     return replace(bars, tensors={**bars.tensors, "directions": white})
-
-
-def _observe(network: MultiBranch, branch: str, bars: BranchBars, reader: SplitReader, progress: Progress) -> Observed:
-    """Errors and standard deviations on a split."""
-    parts = []
-    for found in _encoded(network, branch, reader, MEASURED_STRUCTURES, progress):
-        error = (found.energy - found.batch.energy).double().cpu().numpy()
-        std, known = bars.raw_energy_std(network, branch, found.batch, found.scalars), ~np.isnan(error)
-        sets = np.array(element_sets(*_composition(found.batch)))[known]
-        parts.append(Observed(error[known], std[known], sets, *_NO_FORCES))
-    if network.branch(branch).forces is not None:
-        atoms = max(1, int(reader.atom_counts(np.arange(len(reader))).mean()))
-        for found in _encoded(network, branch, reader, max(1, MEASURED_ATOMS // atoms), progress):
-            parts.append(_observed_forces(network, branch, bars, found))
-    counts: Counter[str] = Counter()
-    for part in parts:
-        counts.update(part.force_structures)
-    names = [column.name for column in fields(Observed) if column.name != "force_structures"]
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Observed(**joined, force_structures=counts)
-
-
-def _observed_forces(network: MultiBranch, branch: str, bars: BranchBars, found: _Encoded) -> Observed:
-    """Errors and standard deviations of the forces of a batch."""
-    batch = found.batch
-    with torch.no_grad():
-        error = (network(batch).forces - batch.forces).double().cpu().numpy()
-    std = bars.raw_forces_std(network, branch, batch, found.scalars, found.vectors)
-    sets = np.array(element_sets(*_composition(batch)))
-    known, of_atom = ~np.isnan(error).any(1), batch.structure.cpu().numpy()
-    counts = Counter(sets[np.unique(of_atom[known])].tolist())
-    return Observed(*_NO_ENERGIES, error[known], std[known], sets[of_atom][known], counts)
-
-
-_NO_ENERGIES = np.zeros(0), np.zeros(0), np.zeros(0, np.str_)
-_NO_FORCES = np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0, np.str_), Counter[str]()
-
-
-def _composition(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Atomic numbers (N,) and sizes (S,)."""
-    return batch.numbers.cpu().numpy(), batch.n_atoms.long().cpu().numpy()
 
 
 def _scales(seen: Observed) -> dict[str, Scale | None]:
