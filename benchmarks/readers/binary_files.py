@@ -219,13 +219,11 @@ def _atoms() -> list[Atoms]:
 def write_ase_db(path: Path, size: float) -> dict[str, Any]:
     """Writes rows of an ASE database: SQLite or LMDB, by the ending."""
     images, k = _atoms(), 0
-    with connect(str(path)) as database:
-        while not path.exists() or path.stat().st_size < size:
-            for _ in range(500):
+    while not path.exists() or path.stat().st_size < size:
+        with connect(str(path)) as database:  # the file grows at the end of a transaction
+            for _ in range(2000):
                 database.write(images[k % len(images)], data={"sid": k})
                 k += 1
-            if path.suffix == ".db":
-                database.connection.commit()
     return {}
 
 
