@@ -9,6 +9,6 @@ def test_the_page_prints_what_it_says(tmp_path: Path) -> None:
     """Every ```text block below a ```python block is that block's output."""
     # the measurement takes minutes, of data that do not come along
     shown = printed(walk("docs/uncertainty.md", tmp_path, skip=lambda block: "five" in block.text))
-    assert len(shown) == 1
+    assert len(shown) == 2
     for said, text in shown:
         assert said.strip() == text.strip()

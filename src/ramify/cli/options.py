@@ -50,7 +50,10 @@ NewRun = Annotated[
 ]
 ContinueOption = Annotated[bool, typer.Option("--continue", help="With --run: continue the run if it exists.")]
 ModelArgument = Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")]
-ModelOption = Annotated[Path, typer.Option("--model", "-m", help="A run directory, a checkpoint or an export.")]
+ModelOption = Annotated[
+    list[Path],
+    typer.Option("--model", "-m", help="A run directory, a checkpoint or an export; given several times: a committee."),
+]
 CheckpointOption = Annotated[str, typer.Option(help="Checkpoint of a run: best, latest or e.g. step-00000500.")]
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="File format by ASE's name; by default ASE detects it.")

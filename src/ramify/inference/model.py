@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -41,6 +42,7 @@ class Model:
         bars: error bars (`ramify calibrate`); None without.
         compiled: whether passes run compiled programs (`ramify.inference.passes.compiled`).
         on_compile: called before a program is compiled, which takes one to two minutes; None for a warning.
+        members: models of a committee, the first of which has all other attributes but `bars`; empty without.
     """
 
     branches: Mapping[str, BranchInfo]
@@ -50,13 +52,24 @@ class Model:
     bars: ErrorBars | None = None
     compiled: bool = False
     on_compile: Callable[[], None] | None = None
+    members: tuple["Model", ...] = ()
     _passes: dict[str, Pass] = field(default_factory=dict, init=False, repr=False)
 
     def _repr_html_(self) -> str:
         """In Jupyter: the branches, with their datasets and forces."""
         count = sum(p.numel() for p in self.network.parameters())
+        what = f"Committee of {len(self.members)} models" if self.members else "Model"
         rows = [(name, ", ".join(info.datasets), info.forces) for name, info in self.branches.items()]
-        return html_table(f"Model with {count:,} parameters on {self.device}", ("branch", "datasets", "forces"), rows)
+        return html_table(f"{what} with {count:,} parameters on {self.device}", ("branch", "datasets", "forces"), rows)
+
+    @property
+    def weights_sha256(self) -> list[str]:
+        """Checksums of the weights of the model, or of the models of a committee."""
+        return [model.saved.weights_sha256 for model in self.members or (self,)]
+
+    def with_compilation(self) -> "Model":
+        """The same model with compiled passes, see `load`."""
+        return replace(self, compiled=True, members=tuple(model.with_compilation() for model in self.members))
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +95,12 @@ class Model:
         Raises:
             RamifyError: see `predict`.
         """
+        if self.members:
+            members = [m.predictor(branch, dataset, charge=charge, spin=spin) for m in self.members]
+            members = [replace(member, bars=None) for member in members]
+            if forces_std and members[0].branch.forces is None:
+                raise no_error_bars(members[0].branch.name, "error bars of forces")
+            return replace(members[0], members=tuple(members), forces_std=forces_std)
         chosen = choose_branch(self.branches, branch)
         scale = choose_dataset(chosen, dataset)
         bars = None if self.bars is None else self.bars.of(chosen.name, scale.name)
@@ -188,7 +207,7 @@ class Model:
 
 @torch.inference_mode(False)  # tensors made in inference mode cannot be differentiated outside of it
 def load(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     checkpoint: str = "best",
     device: str | torch.device = "cpu",
@@ -199,7 +218,8 @@ def load(
     """Reads a trained model; needs none of its training data.
 
     Args:
-        path: a run directory, a checkpoint folder, or a folder written by `ramify export`.
+        path: a run directory, a checkpoint folder, or a folder written by `ramify export`. Of several paths, a
+            committee of the models: it predicts their means, with their standard deviations as error bars.
         checkpoint: checkpoint of a run: `best`, `latest` or the folder name of a step.
         device: name of the device in PyTorch, e.g. `cuda`.
         precision: `fp32` or `fp64`; None for the precision of the training (float32 for `bf16` and `tf32`).
@@ -210,8 +230,14 @@ def load(
         on_compile: called before a program is compiled; None for a warning.
 
     Raises:
-        RamifyError: there is no model, or it is damaged or of a newer format.
+        RamifyError: there is no model, or it is damaged or of a newer format, or several models do not have the same
+            branches, elements and neighbourhoods.
     """
+    if not isinstance(path, str | Path):
+        load_one = partial(
+            load, checkpoint=checkpoint, device=device, precision=precision, compile=compile, on_compile=on_compile
+        )
+        return _committee([Path(each) for each in path], load_one)
     saved = read_saved(Path(path), checkpoint)
     options, network = saved.build()
     if precision is not None:
@@ -227,6 +253,39 @@ def load(
         for name, group in saved.branches.items()
     }
     return Model(branches, network, options, saved, saved.error_bars(), compile, on_compile)
+
+
+def _committee(paths: Sequence[Path], load_one: Callable[[Path], Model]) -> Model:
+    """The committee of several models; a single one is itself."""
+    if not paths or len(set(paths)) < len(paths):
+        raise RamifyError(
+            f"models {', '.join(map(str, paths)) or 'none'}: a committee has several different ones",
+            fix="give each path once, e.g. runs of one recipe that differ in train.seed",
+        )
+    models = [load_one(path) for path in paths]
+    first, one, others = paths[0], models[0], models[1:]
+    for path, other in zip(paths[1:], others, strict=True):
+        for what, mine, theirs in zip(COMMON, _common(one), _common(other), strict=True):
+            if mine != theirs:
+                raise RamifyError(
+                    f"{first} and {path} cannot form a committee: {what} are {mine} and {theirs}",
+                    fix="give models of one recipe that differ in train.seed",
+                )
+    return replace(one, members=tuple(models), bars=None) if others else one
+
+
+COMMON = ("branches with their forces", "datasets with their elements", "conditions", "cutoff and max_neighbors")
+"""What the models of a committee have in common."""
+
+
+def _common(model: Model) -> tuple[object, ...]:
+    encoder = model.options.encoder
+    return (
+        {name: info.forces for name, info in model.branches.items()},
+        {name: info.elements for branch in model.branches.values() for name, info in branch.datasets.items()},
+        model.options.conditions,
+        (encoder.cutoff, encoder.max_neighbors),
+    )
 
 
 def read_saved(path: Path, checkpoint: str = "best") -> Saved:

@@ -1,6 +1,6 @@
 """Prediction by one branch: screening, batching, reference energies added in float64."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -77,6 +77,8 @@ class Predictor:
         bars: error bars of the branch; None without.
         forces_std: whether error bars of forces are computed; with conservative forces, they take many times as long as
             the forces.
+        members: predictors of a committee, the first of which has all other arguments; empty without. Predictions are
+            then the means of theirs, and standard deviations those of theirs (n - 1 in the denominator).
     """
 
     network: MultiBranch
@@ -88,6 +90,12 @@ class Predictor:
     spin: int | None = None
     bars: BranchBars | None = None
     forces_std: bool = False
+    members: tuple["Predictor", ...] = ()
+
+    @property
+    def has_error_bars(self) -> bool:
+        """Whether energies have error bars: calibrated ones, or the spread of a committee."""
+        return self.bars is not None or bool(self.members)
 
     @cached_property
     def references(self) -> Floats:
@@ -105,6 +113,8 @@ class Predictor:
 
     def predict_edges(self, structures: Structures, edges: Edges) -> "RawPredictions":
         """Predictions for structures that passed the screening."""
+        if self.members:
+            return _mean_of([member.predict_edges(structures, edges) for member in self.members], self.forces_std)
         scale = self.network.branch(self.branch.name).energy_scale
         structure, count = structures.structure_of_atom, len(structures)
         vector = edge_vectors(structures, edges, structure)
@@ -154,7 +164,7 @@ class Predictor:
         """
         structures = self.stated(structures)
         labels = self.network.branch(self.branch.name).labels
-        bars = self.bars is not None, self.bars is not None and self.forces_std
+        bars = self.has_error_bars, self.has_error_bars and self.forces_std
         work = _Work(structures, with_forces=self.branch.forces is not None, labels=labels, bars=bars)
         work.refused |= screen(structures, self.branch, self.dataset)
         work.refused |= self._too_large_to_search(structures, budget)
@@ -212,6 +222,15 @@ class Predictor:
             if needed > budget.memory:
                 refused[index] = _too_large(atoms, None, needed, budget)
         return refused
+
+
+def _mean_of(found: Sequence[RawPredictions], forces_std: bool) -> RawPredictions:
+    """The predictions of a committee."""
+    energy, forces = np.stack([one.energy for one in found]), np.stack([one.forces for one in found])
+    stress: Floats = np.mean([one.stress for one in found], axis=0)
+    labels = {name: np.mean([one.labels[name] for one in found], axis=0) for name in found[0].labels}
+    spread = forces.std(axis=0, ddof=1) if forces_std else None
+    return RawPredictions(energy.mean(0), forces.mean(0), stress, labels, energy.std(axis=0, ddof=1), spread)
 
 
 class _Work:

@@ -6,9 +6,10 @@ is `energy.linear.weight`; the file of the part is `branches/mptrj.safetensors`.
 
 import hashlib
 from collections.abc import Collection, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # names of parts are read without PyTorch, which takes seconds to load
+    from torch import Tensor
 
 ENCODER = "encoder"
 """The part that every model has; the others are branches."""
@@ -81,7 +82,7 @@ def of_branches(tensors: Mapping[str, T], branches: Collection[str]) -> dict[str
     return {name: tensor for name, tensor in tensors.items() if branch_of(name) in branches}
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
+def checksum(tensors: Mapping[str, "Tensor"]) -> str:
     """SHA-256 of tensors and their names."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -90,6 +91,6 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def checksums_of_parts(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def checksums_of_parts(tensors: Mapping[str, "Tensor"]) -> dict[str, str]:
     """The checksum of each part, from tensors under their names in a `MultiBranch`."""
     return {part: checksum(own) for part, own in by_part(tensors).items()}

@@ -250,7 +250,8 @@ def no_error_bars(branch: str, what: str = "error bars") -> RamifyError:
     """The error for a branch without error bars, or without those of forces."""
     return RamifyError(
         f"branch '{branch}' has no {what}",
-        fix="calibrate them where the training data are available (ramify calibrate RUN), and export the run again",
+        fix="calibrate them where the training data are available (ramify calibrate RUN), and export the run again; or "
+        "give several models, whose spread is taken",
     )
 
 

@@ -1,7 +1,7 @@
 """Arguments and options of the commands that use a trained model, and their messages."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -43,8 +43,10 @@ IndexOption = Annotated[
 RestartOption = Annotated[bool, typer.Option("--restart", help="Start again instead of resuming an interrupted file.")]
 
 
-def load_model(model: Path, checkpoint: str, device: str, precision: str | None, compiled: bool = False) -> "Model":
-    """The model of `--model`; announces on the error stream that it is being compiled."""
+def load_model(
+    model: Path | Sequence[Path], checkpoint: str, device: str, precision: str | None, compiled: bool = False
+) -> "Model":
+    """The model or committee of `--model`; announces on the error stream that it is being compiled."""
     from ramify.inference.model import load
 
     return load(

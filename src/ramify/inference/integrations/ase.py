@@ -1,7 +1,6 @@
 """`Calculator`: a branch as an ASE calculator."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ class Calculator(AseCalculator):
     Energies are total energies on the scale of the branch's dataset, in eV; forces in eV/Å; stress in eV/Å³, tension
     positive. The model has no electronic temperature, so the free energy is the energy. Properties that the branch does
     not predict (stress with direct forces, forces without force labels) are not implemented. With a model that has
-    error bars, `results` also contain `energy_std` (eV), and on request `forces_std` (n, 3) (eV/Å).
+    error bars, or a committee, `results` also contain `energy_std` (eV), and on request `forces_std` (n, 3) (eV/Å).
 
     Args:
-        model: a `Model`, or the path of one (see `ramify.load`).
+        model: a `Model`, or the path of one, or paths of several for a committee (see `ramify.load`).
         branch: name of the branch; required if there are several.
         dataset: dataset whose energy scale is used; required if the branch was trained on several.
         charge, spin: charge in e and multiplicity of atoms that state none in `atoms.info`, for models that take them
@@ -52,7 +51,7 @@ class Calculator(AseCalculator):
 
     def __init__(
         self,
-        model: Model | str | Path,
+        model: Model | str | Path | Sequence[str | Path],
         branch: str | None = None,
         *,
         dataset: str | None = None,
@@ -65,14 +64,14 @@ class Calculator(AseCalculator):
     ) -> None:
         self.model = model if isinstance(model, Model) else load(model)
         if compile and not self.model.compiled:
-            self.model = replace(self.model, compiled=True)
+            self.model = self.model.with_compilation()
         self.predictor = self.model.predictor(branch, dataset, charge=charge, spin=spin, forces_std=forces_std)
         self.implemented_properties = ["energy", "free_energy"]
         if self.predictor.branch.forces is not None:
             self.implemented_properties.append("forces")
         if self.predictor.branch.stress:
             self.implemented_properties.append("stress")
-        if self.predictor.bars is not None:
+        if self.predictor.has_error_bars:
             self.implemented_properties += ["energy_std", *(["forces_std"] if forces_std else [])]
         if skin < 0:
             raise RamifyError(f"skin={skin} is below 0", fix="give a length in Å, e.g. 0.4")

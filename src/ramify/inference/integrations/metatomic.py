@@ -297,8 +297,10 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
         target: a file, usually named `NAME.pt`; must not exist.
 
     Raises:
-        RamifyError: `target` exists.
+        RamifyError: `target` exists, or the predictor is that of a committee.
     """
+    if predictor.members:
+        raise RamifyError("a committee is no metatomic model", fix="export one of its models")
     if target.exists():
         raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another file")
     branch, dataset = predictor.branch, predictor.dataset

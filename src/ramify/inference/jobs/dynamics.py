@@ -172,7 +172,7 @@ def _check(atoms: Atoms, calculator: Calculator, options: DynamicsOptions) -> No
             f"branch '{branch.name}' predicts no forces, so it cannot run simulations",
             fix="name a branch whose datasets have forces",
         )
-    if options.max_std is not None and calculator.predictor.bars is None:
+    if options.max_std is not None and not calculator.predictor.has_error_bars:
         raise no_error_bars(branch.name)
     ensemble = options.integrator.ensemble
     if options.temperature is None and (ensemble != "nve" or not atoms.has("momenta")):
