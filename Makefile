@@ -8,8 +8,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 # PyTorch and oneDNN on x86-64 use no instructions beyond these: most laptops have no others.
 MASKED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 # The tests whose outcome could depend on them: products and their speed, passes of the model, compiled programs.
-MASKED_TESTS := tests/bench/test_step.py tests/model tests/test_old_files.py $(addprefix tests/inference/test_, \
-  calculator.py encoder_kinds.py) $(addprefix tests/train/test_, compiled.py loop.py objective.py precision.py)
+MASKED_TESTS := tests/bench/test_step.py tests/model tests/test_old_files.py $(addprefix tests/, \
+  inference/integrations/test_calculator.py inference/test_encoder_kinds.py train/test_loop.py \
+  $(addprefix train/optimization/test_, compiled.py objective.py precision.py))
 
 .PHONY: demo test test-failed test-slow test-slow-failed test-masked test-masked-failed lint docs wheel clean
 

@@ -19,7 +19,7 @@ from ase.io import read
 import ramify
 from ramify.inspect import describe
 from ramify.store.store import Store
-from tests.pages import verb
+from tests.docs.pages import verb
 
 SAMPLES = Path(__file__).parent / "samples/version-0.1"
 KINDS = ("conservative", "direct")

@@ -43,7 +43,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
 FORMS = (("fp32", "none"), ("tf32", "none"), ("bf16", "none"), ("fp32", "default"), ("fp32", "cuda-graphs"))
 """Precision and `train.compile` of the step table."""
 BRANCHES = 3
-TESTS = ("tests/train/test_reads.py", "tests/train/test_precision.py", "tests/neighbors/test_cell_lists.py")
+TESTS = (
+    "tests/train/test_reads.py",
+    "tests/train/optimization/test_precision.py",
+    "tests/neighbors/test_cell_lists.py",
+)
 
 Results = dict[str, Any]
 

@@ -16,7 +16,7 @@ from ramify.files import read_json, write_json
 from ramify.model import compiled
 from ramify.planning.workload import StatedSize
 from tests.bench.conftest import MakeRecipe
-from tests.processors import WITHOUT_BF16, masks_work
+from tests.processes.processors import WITHOUT_BF16, masks_work
 
 SIZE = {"qm7x": StatedSize(structures=1000, atoms=12, neighbors=8)}
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests import programs
-from tests.ranks import on_threads
+from tests.processes import programs
+from tests.processes.ranks import on_threads
 from tests.small import make_recipe, prepare_stores, train
 
 from ramify.errors import RamifyError

@@ -10,8 +10,8 @@ from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import finetune
 from ramify.parallel.world import World
 from ramify.train.reporting import Callbacks
+from tests.processes.worlds import run_world
 from tests.small import make_recipe, tensors, train
-from tests.worlds import run_world
 
 from .conftest import assert_same, predictions, prepare_entries, recipe_for
 

@@ -15,19 +15,19 @@ from ase.db import connect
 from ase.io import write
 
 from ramify.minicorpora import FILES
-from tests.sources.test_ase_files import vasprun as vasprun_text
-from tests.sources.test_ase_files import write_traj
-from tests.sources.test_deepmd import system
-from tests.sources.test_deepmd_lmdb import frames, write_lmdb
-from tests.sources.test_espresso import output as espresso_text
-from tests.sources.test_hdf5_more import write_ani2x, write_spice
-from tests.sources.test_json_more import fitsnap as fitsnap_text
-from tests.sources.test_json_more import matpes as matpes_records
-from tests.sources.test_json_more import records as jarvis_records
-from tests.sources.test_oc20 import write as write_oc20
-from tests.sources.test_parquet import crystals, write_parquet
-from tests.sources.test_qcml import molecules
-from tests.sources.test_qcml import write as write_qcml
+from tests.sources.general.test_ase_files import vasprun as vasprun_text
+from tests.sources.general.test_ase_files import write_traj
+from tests.sources.general.test_deepmd import system
+from tests.sources.general.test_deepmd_lmdb import frames, write_lmdb
+from tests.sources.general.test_parquet import crystals, write_parquet
+from tests.sources.materials.test_espresso import output as espresso_text
+from tests.sources.materials.test_json_more import fitsnap as fitsnap_text
+from tests.sources.materials.test_json_more import matpes as matpes_records
+from tests.sources.materials.test_json_more import records as jarvis_records
+from tests.sources.materials.test_oc20 import write as write_oc20
+from tests.sources.molecules.test_hdf5_more import write_ani2x, write_spice
+from tests.sources.molecules.test_qcml import molecules
+from tests.sources.molecules.test_qcml import write as write_qcml
 
 
 def images() -> list[Atoms]:

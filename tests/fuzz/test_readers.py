@@ -25,7 +25,7 @@ from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 from tests.fuzz import samples
 from tests.fuzz.mutations import MORE, as_json, changes, damages, fuzz
-from tests.sources.test_deepmd import ENDINGS
+from tests.sources.general.test_deepmd import ENDINGS
 
 Change = Callable[[Any], Any]
 Damage = Callable[[bytes], bytes]

@@ -20,8 +20,8 @@ from ramify.train.loop import Trainer
 from ramify.train.optimization.objective import Loss, Objective
 from ramify.train.reporting import Callbacks
 from ramify.train.start import start_run
+from tests.processes.worlds import run_world
 from tests.small import metrics
-from tests.worlds import run_world
 
 from .conftest import MakeFive
 

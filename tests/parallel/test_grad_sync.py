@@ -16,7 +16,7 @@ from ramify.parallel.grad_sync import Bucket, GradientSync
 from ramify.parallel.layout import Layout
 from ramify.parallel.world import World
 from ramify.planning.placement import Placement, place
-from tests.worlds import run_world
+from tests.processes.worlds import run_world
 
 BRANCHES = ("a", "b", "c")
 HOSTS = {"a": [0, 1], "b": [0, 2], "c": [2]}

@@ -8,11 +8,11 @@ from typing import Any
 from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.checkpoint.pointers import read_pointers
 from ramify.parallel.watchdog import HUNG
-from tests.programs import KILL, Program, run
+from tests.parallel.placements.test_elastic import EPOCH, assert_close
+from tests.processes.programs import KILL, Program, run
 from tests.small import metrics, tensors
 
 from .conftest import MakeFive
-from .test_elastic import EPOCH, assert_close
 
 EVERY = 3
 """Steps between checkpoints."""

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ramify.parallel.layout import Layout
 from ramify.parallel.world import World
 from ramify.planning.placement import Placement, place
-from tests.worlds import run_world
+from tests.processes.worlds import run_world
 
 WORK = {"a": 5.0, "b": 3.0, "c": 1.0}
 PLACEMENTS: dict[str, Placement] = {

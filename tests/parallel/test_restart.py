@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ramify.checkpoint.checkpoint import open_checkpoint
+from tests.processes.worlds import free_port
 from tests.small import metrics
-from tests.worlds import free_port
 
 from .conftest import MakeFive
 

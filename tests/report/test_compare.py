@@ -12,7 +12,7 @@ from ramify.errors import RamifyError
 from ramify.evaluate.results import Results
 from ramify.report.compare import compare
 from ramify.report.compare.figures import errors_by_element
-from tests.pages import verb
+from tests.docs.pages import verb
 from tests.planted import build_run
 from tests.report.test_report import Page
 

@@ -12,8 +12,8 @@ from ramify.search.journal import Journal
 from ramify.search.lengths import Estimates
 from ramify.search.settings import SearchFolder, Settings
 from ramify.search.space import make_space
-from tests.forked import start
-from tests.worlds import PRELOADED
+from tests.processes.forked import start
+from tests.processes.worlds import PRELOADED
 
 
 def search(folder: Path, settings: dict[str, Any], trials: int, jobs: int = 1, **options: Any) -> Controller:

@@ -22,7 +22,7 @@ from ramify.search.rungs import best_trials, rung_steps
 from ramify.search.runs import arguments
 from ramify.search.search import Search, open_search
 from ramify.search.trials import Trial
-from tests import forked, programs
+from tests.processes import forked, programs
 from tests.search import controllers
 from tests.small import assert_near, assert_same, metrics, tensors, train
 

@@ -8,7 +8,7 @@ import pytest
 
 from ramify.errors import RamifyError
 from ramify.search.settings import SearchFolder, Settings
-from tests.worlds import PRELOADED
+from tests.processes.worlds import PRELOADED
 
 SETTINGS: dict[str, Any] = {"recipe": {}, "space": {}}
 ROUNDS = 20

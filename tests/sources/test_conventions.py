@@ -17,9 +17,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from numpy.typing import NDArray
-from tests.sources import test_json_more, test_oc20
 
 from ramify.errors import RamifyError
+from tests.sources.materials import test_json_more, test_oc20
 
 KBAR = 1602.176634
 """kBar in one eV/Å³ (CODATA: e = 1.602176634e-19 C)."""

@@ -11,12 +11,14 @@ import pytest
 import yaml
 from ase import Atoms
 from ase.db import connect
-from tests.sources import test_ase_files, test_deepmd, test_hdf5_more, test_json_more, test_oc20, test_qcml
 
 from ramify.errors import RamifyError
 from ramify.sources.formats import formats
 from ramify.sources.look import look
 from ramify.sources.recognize import recognize
+from tests.sources.general import test_ase_files, test_deepmd
+from tests.sources.materials import test_json_more, test_oc20
+from tests.sources.molecules import test_hdf5_more, test_qcml
 
 XYZ = """2
 Properties=species:S:1:pos:R:3:dft_forces:R:3 dft_energy={} virial="1 0 0 0 1 0 0 0 1" Lattice="9 0 0 0 9 0 0 0 9"

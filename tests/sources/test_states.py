@@ -15,10 +15,6 @@ from ase.io.trajectory import Trajectory
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.sources.test_deepmd import system
-from tests.sources.test_hdf5_more import write_spice
-from tests.sources.test_qcml import molecules
-from tests.sources.test_qcml import write as write_qcml
 
 from ramify.errors import RamifyError
 from ramify.sources.formats import formats
@@ -26,6 +22,10 @@ from ramify.sources.look import look
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.states import apply_states, impossible_states
 from ramify.structures import Structures
+from tests.sources.general.test_deepmd import system
+from tests.sources.molecules.test_hdf5_more import write_spice
+from tests.sources.molecules.test_qcml import molecules
+from tests.sources.molecules.test_qcml import write as write_qcml
 
 
 def frames(*states: tuple[Any, Any], spin: str = "spin") -> list[Atoms]:

@@ -15,8 +15,8 @@ from ase.io import write
 
 from ramify.study.setup import Request
 from ramify.study.table import Study
-from tests.forked import call
-from tests.worlds import PRELOADED
+from tests.processes.forked import call
+from tests.processes.worlds import PRELOADED
 
 
 class Conducted:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ramify import cli
-from tests.forked import apart
+from tests.processes.forked import apart
 
 SMALL = (
     "train.max_steps=8",

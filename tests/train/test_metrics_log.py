@@ -9,9 +9,9 @@ from ramify.errors import RamifyError
 from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run, start_run
 from tests.small import files_of, metrics
+from tests.train.resume.test_resume import Cut, cut_at
 
 from .conftest import MakeRecipe
-from .test_resume import Cut, cut_at
 
 EVERY = {"train__evaluate_every": 2 / 6, "train__checkpoint_every": 2 / 6, "train__log_every": 1}
 

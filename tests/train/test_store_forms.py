@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ramify.store.convert import convert_store
-from tests import programs
+from tests.processes import programs
 from tests.small import assert_same, make_recipe, prepare_stores, tensors
 from tests.store.test_distributed import mpiexec
 

@@ -1,0 +1,14 @@
+"""The page about error bars, executed."""
+
+from pathlib import Path
+
+from tests.docs.pages import printed, walk
+
+
+def test_the_page_prints_what_it_says(tmp_path: Path) -> None:
+    """Every ```text block below a ```python block is that block's output."""
+    # the measurement takes minutes, of data that do not come along
+    shown = printed(walk("docs/uncertainty.md", tmp_path, skip=lambda block: "five" in block.text))
+    assert len(shown) == 2
+    for said, text in shown:
+        assert said.strip() == text.strip()
