@@ -91,15 +91,15 @@ def test_the_calculator_refuses_too(conservative: Model, monkeypatch: pytest.Mon
 def test_a_device_that_runs_out_is_survived(conservative: Model, molecules: list[Atoms], monkeypatch) -> None:
     """The batch is divided; a structure that fails alone is refused."""
     expected = conservative.predict(molecules, "qm7x")
-    forward = conservative.network.forward
+    forward = conservative.network.encoder.forward
     largest = max(len(a) for a in molecules)
 
-    def limited(batch, **options):
-        if len(batch.numbers) >= largest:
+    def limited(graph):
+        if len(graph.numbers) >= largest:
             raise torch.OutOfMemoryError("no more")
-        return forward(batch, **options)
+        return forward(graph)
 
-    monkeypatch.setattr(conservative.network, "forward", limited)
+    monkeypatch.setattr(conservative.network.encoder, "forward", limited)
     found = conservative.predict(molecules, "qm7x", skip=True)
     assert [len(molecules[k]) for k in found.refused] == [largest]
     rest = [k for k in range(len(molecules)) if k not in found.refused]
