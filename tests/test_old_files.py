@@ -67,6 +67,7 @@ def test_predictions(kind: str, expected: dict[str, Any]) -> None:
             np.testing.assert_allclose(prediction.forces, forces, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_resume(kind: str, sample: Path, expected: dict[str, Any]) -> None:
     """The losses of the steps after the checkpoint are those of an uninterrupted run."""

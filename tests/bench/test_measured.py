@@ -13,6 +13,7 @@ from ramify.errors import RamifyError
 from tests.bench.conftest import MakeRecipe
 
 
+@pytest.mark.slow
 def test_scale_measures_what_the_plan_says(paper: MakeRecipe, tmp_path: Path) -> None:
     """Two ranks, with a full and a sharded encoder; earlier results in the folder are kept."""
     heard: list[dict[str, Any]] = []
@@ -39,6 +40,7 @@ def test_scale_measures_what_the_plan_says(paper: MakeRecipe, tmp_path: Path) ->
     assert (tmp_path / "scale.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # seven processes one after the other, 20 s where cores are free
 def test_memory_of_a_rank(paper: MakeRecipe, tmp_path: Path) -> None:
     """Hosting one of three branches needs the memory of hosting the only one; hosting all three needs two branches
@@ -73,6 +75,7 @@ def test_wrong_words_are_refused(paper: MakeRecipe, tmp_path: Path) -> None:
         run_memory(MemoryBench(recipe, [2], ["per-branch+shard"]), tmp_path, lambda row: None, limit=10.0)
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_says_why(paper: MakeRecipe, tmp_path: Path) -> None:
     """The error contains the end of its output, and no process is left waiting for it."""
     sweep = Sweep(paper(16, "train.device=xpu"), [1], ["replicated"], ["weak"], branches=1)

@@ -31,6 +31,7 @@ def seconds(found: dict[str, Any], mode: str, ranks: int) -> dict[str, float]:
     return times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", ["frontier", "perlmutter"])
 def test_strong_scaling_bends_first_where_messages_are_large(
     predicted: dict[str, dict[str, Any]], machine: str

@@ -21,6 +21,7 @@ from tests.processes.processors import WITHOUT_BF16, masks_work
 SIZE = {"qm7x": StatedSize(structures=1000, atoms=12, neighbors=8)}
 
 
+@pytest.mark.slow
 def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path: Path) -> None:
     """Direct forces with two message layers; operations against the equation of `ramify.planning.model_profile`,
     times three (forward and backward), less the derivatives with respect to inputs, which are not computed."""
@@ -54,6 +55,7 @@ def test_a_step_by_phase_beside_the_machines_product(paper: MakeRecipe, tmp_path
         assert Path(case["trace"]).stat().st_size > 1000
 
 
+@pytest.mark.slow
 @masks_work
 def test_slow_products_are_measured_on_less(paper: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a processor without bfloat16 instructions, with a note."""
@@ -69,6 +71,7 @@ def test_slow_products_are_measured_on_less(paper: MakeRecipe, tmp_path: Path, m
         assert len(said) == (case["precision"] == "bf16")
 
 
+@pytest.mark.slow
 def test_conservative_forces_are_a_phase_and_checkpointing_is_not_counted(paper: MakeRecipe, tmp_path: Path) -> None:
     found = {}
     for kind in ("none", "layers"):
@@ -88,6 +91,7 @@ def test_wrong_datasets_are_named(paper: MakeRecipe) -> None:
     assert (list(one.datasets), one.objective.weights, one.train.sampling) == (["qm7x"], {"qm7x": 2.0}, "proportional")
 
 
+@pytest.mark.slow
 def test_a_compiled_step(paper: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a program that needs no compiler; operations are those of the batch without padding."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")

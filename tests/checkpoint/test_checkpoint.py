@@ -228,6 +228,7 @@ def whole_step(checkpoint: Checkpoint) -> int:
     return checkpoint.step
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
     """Reported checkpoints exist, those named by links are complete, and the next save removes partial ones."""
     done = in_process("import json\nfor k in test_checkpoint.kill_writers(folder): print(json.dumps(k))\n", tmp_path)

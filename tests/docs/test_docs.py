@@ -52,6 +52,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     return Walk(folder, walk("docs/tutorial.md", folder))
 
 
+@pytest.mark.slow
 def test_tutorial_prints_what_it_says(tutorial: Walk) -> None:
     """Every ```text block below a ```python block is that block's output."""
     shown = printed(tutorial.steps)

@@ -10,6 +10,7 @@ from tests.docs.pages import printed, walk
 pytestmark = pytest.mark.timeout(600)
 
 
+@pytest.mark.slow
 def test_the_page_prints_what_it_says(tmp_path: Path) -> None:
     """Every ```text block below a ```python block is that block's output."""
     # a benchmark takes an hour, and data that do not come along

@@ -36,6 +36,7 @@ def follow_page(folder: Path) -> None:
     (folder / "said").write_text("\n".join(step.said for step in steps))
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     apart(follow_page, tmp_path)
     said = (tmp_path / "said").read_text()

@@ -18,6 +18,7 @@ def left_out(block: Block) -> bool:
     return "benchmarks/" in block.text or (named is not None and importlib.util.find_spec(named[1]) is None)
 
 
+@pytest.mark.slow
 def test_the_page_prints_what_it_says(tmp_path: Path) -> None:
     """Every ```text block below a ```python block is that block's output."""
     shown = printed(walk("docs/using.md", tmp_path, skip=left_out))

@@ -82,6 +82,7 @@ def test_two_packages_with_one_kind_are_refused(fresh: pytest.MonkeyPatch, tmp_p
         recipe_of("schnet")
 
 
+@pytest.mark.slow
 def test_it_passes_the_suite() -> None:
     """As its authors would run it."""
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")]))

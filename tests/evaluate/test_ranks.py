@@ -58,6 +58,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
             np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_find_the_same_to_the_bit(run: Path, alone: dict[str, Any], tmp_path: Path, world: int) -> None:

@@ -39,6 +39,7 @@ def base(folder: Path) -> Path:
     return folder / "exact"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "datasets"), [("lora", ("qm7x",)), ("frozen-encoder", ("qm7x",)), ("replay", ("qm7x", "ani1x", "mptrj"))]
 )

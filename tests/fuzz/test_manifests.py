@@ -156,6 +156,7 @@ def test_what_a_run_says(copy: Path, good: Path, change: Change) -> None:
         shutil.copyfile(good / "run" / name, copy / "run" / name)
 
 
+@pytest.mark.slow
 @given(change=changes())
 @fuzz(15)
 def test_the_report_of_a_run(copy: Path, good: Path, change: Change) -> None:

@@ -49,6 +49,7 @@ print(json.dumps([status("VmHWM") - before, needed]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize(
     ("forces", "encoder"),

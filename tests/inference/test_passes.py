@@ -153,6 +153,7 @@ def _has_compiler() -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not _has_compiler(), reason="there is no C++ compiler")
 def test_one_program_for_all_branches_and_sizes(

@@ -18,6 +18,17 @@ from ramify.structures import Structures
 CUTOFF, MAX_NEIGHBORS = 5.0, 12
 NO_REFERENCES = np.zeros(119)
 
+COMPILED = ("test_compiled_passes_are_the_plain_ones", "test_cost_is_known_without_running")
+"""Slow tests of the suite for encoders, which is shipped without our marks."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow tests of inherited suites."""
+    for item in items:
+        if item.name.startswith(COMPILED) and item.path.name == "test_encoders.py":
+            item.add_marker("slow")
+
 
 def batch_of(images: list[Atoms], dtype: torch.dtype, max_neighbors: int | None = MAX_NEIGHBORS) -> Batch:
     """All images in one segment of the branch `b`."""

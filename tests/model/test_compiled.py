@@ -138,6 +138,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "message_layers"), [("direct", 2), ("conservative", 1), ("conservative-one-branch", 2)]
 )
@@ -155,6 +156,7 @@ def test_one_program_for_all_sizes_gives_the_same(
     assert len(counted) == 1
 
 
+@pytest.mark.slow
 def test_low_rank_updates_of_a_frozen_encoder_and_a_branch_without_forces(
     make: Make, images: list[Atoms], counted: list[int]
 ) -> None:
@@ -169,6 +171,7 @@ def test_low_rank_updates_of_a_frozen_encoder_and_a_branch_without_forces(
     assert_same(model, CompiledModel(model, "default"), batch_of(images, *SIZES[0]), Padding(BRANCHES, 8), stress=True)
 
 
+@pytest.mark.slow
 def test_bf16_is_as_near_to_float32_as_without(make: Make, images: list[Atoms], counted: list[int]) -> None:
     model = make("conservative").float()
     program, batch = CompiledModel(model, "default"), batch_of(images, *SIZES[0])
@@ -231,6 +234,7 @@ def _has_compiler() -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is known on x86-64 only")
 def test_programs_for_other_vector_widths_have_other_keys_in_the_cache() -> None:
     """A program for AVX2 taken from the cache by a processor with AVX-512 gives wrong numbers (PyTorch 2.13). `make
@@ -250,6 +254,7 @@ def test_programs_for_other_vector_widths_have_other_keys_in_the_cache() -> None
     assert found == ["{'cpp.simdlen': 256}", "{'cpp.simdlen': 1}"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # a minute on a quiet core
 @pytest.mark.skipif(not _has_compiler(), reason="there is no C++ compiler")
 def test_a_program_in_cpp(make: Make, images: list[Atoms]) -> None:

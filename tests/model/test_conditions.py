@@ -77,6 +77,7 @@ def batch_of(options: ModelOptions, states: list[tuple[int, int]], dataset: str 
     return Batch.make([BatchPart(dataset, "shared", structures, edges, np.zeros(119), values)], torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forces", ["direct", "conservative"])
 def test_compiled_passes_are_the_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forces: str) -> None:
     """One program for batches of different sizes and states."""

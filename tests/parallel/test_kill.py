@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ramify.checkpoint.checkpoint import open_checkpoint
 from ramify.checkpoint.pointers import read_pointers
 from ramify.parallel.watchdog import HUNG
@@ -68,6 +70,7 @@ def readable(path: Path) -> int:
     return open_checkpoint(checkpoints / "latest").step
 
 
+@pytest.mark.slow
 def test_killed_at_the_worst_moments(five: MakeFive, tmp_path: Path) -> None:
     """Two ranks, one of which is killed in every session; the message of the other names the lost rank."""
     path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
@@ -99,6 +102,7 @@ if os.environ["RANK"] == "1":
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_on_one_rank_is_one_message(five: MakeFive, tmp_path: Path) -> None:
     """Every rank exits with status 1, rank zero prints the reason; with free space the run resumes."""
     path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
@@ -154,6 +158,7 @@ Trainer.accumulate_gradients = hanging
 """
 
 
+@pytest.mark.slow
 def test_a_hung_rank_ends_the_run(five: MakeFive, tmp_path: Path) -> None:
     """With a message that names it, the step, and the line that it is at; the checkpoints before stay."""
     path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"

@@ -35,6 +35,7 @@ def has_started(path: Path, times: int) -> bool:
     return file.exists() and file.read_text().count('"kind": "start"') == times
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_rank_and_a_signal_to_stop(five: MakeFive, tmp_path: Path) -> None:
     """The first rank is killed (SIGKILL) once there is a checkpoint; torchrun itself is ended (SIGTERM) later."""

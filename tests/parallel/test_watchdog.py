@@ -279,6 +279,7 @@ def two(folder: Path, how: str) -> Iterator[list[subprocess.Popen[str]]]:
             rank.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["sleep", "stop"])
 def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
     """One sleeps, or the whole process is stopped (SIGSTOP), so that it cannot report its place."""
@@ -298,6 +299,7 @@ def test_processes_that_wait_in_a_sum_end(tmp_path: Path, how: str) -> None:
         assert "time.sleep(1000)" in late or 'File "<string>"' in late
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["compute", "compile"])
 def test_a_process_that_computes_is_waited_for(tmp_path: Path, how: str) -> None:
     """For four timeouts without a report: it computes itself, or waits for a compiler that it has started."""
@@ -307,6 +309,7 @@ def test_a_process_that_computes_is_waited_for(tmp_path: Path, how: str) -> None
             assert (rank.returncode, out) == (0, "finished\n"), said
 
 
+@pytest.mark.slow
 def test_suspended_together_they_go_on_together(tmp_path: Path) -> None:
     """As by Ctrl-Z and fg: the time in between counts for no rank."""
     with two(tmp_path, "compute") as ranks:

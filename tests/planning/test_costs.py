@@ -86,6 +86,7 @@ def backward(model: MultiBranch, one: Batch, *, bf16: bool = False) -> None:
     (found.energy.sum() + torch.nan_to_num(found.forces).sum()).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["direct", "conservative"])
 def test_parameters_are_the_models(kind: str) -> None:
     """One branch has forces, the other none."""

@@ -76,6 +76,7 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, small_parts:
         assert prepare(tmp_path, "three", workers) == expected
 
 
+@pytest.mark.slow
 def test_over_mpi(tmp_path: Path, small_parts: None) -> None:
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if mpiexec is None:

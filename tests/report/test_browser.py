@@ -81,6 +81,7 @@ def colors(element: Any) -> int:
     return len(np.unique(image.reshape(-1, 3), axis=0))
 
 
+@pytest.mark.slow
 def test_a_point_names_its_structure_and_a_click_shows_it(page: Any, small: Path) -> None:
     found, worst = worst_energy(small, "mptrj")
     true, predicted = found.true["energy"][worst], found.predicted["energy"][worst]

@@ -67,6 +67,7 @@ def test_equal_time_measures_each_model_once(recipe: Recipe, tmp_path: Path) -> 
     assert add_tasks(Study.open(study.path), request, manifests, pytest.fail) == [*steps]
 
 
+@pytest.mark.slow
 def test_seconds_of_a_step_are_measured(recipe: Recipe) -> None:
     stores = {name: Path(recipe.stores) / name for name in recipe.datasets}
     assert step_seconds(recipe, stores) > 0

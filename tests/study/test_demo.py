@@ -4,6 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+import pytest
+
 from ramify import cli
 from tests.processes.forked import apart
 
@@ -27,6 +29,7 @@ def demo(folder: Path) -> None:
             cli.main()
 
 
+@pytest.mark.slow
 def test_the_demo_is_a_study_with_a_short_output(tmp_path: Path) -> None:
     apart(demo, tmp_path)
     first, second = ((tmp_path / name).read_text() for name in ("first", "second"))

@@ -77,6 +77,7 @@ def test_two_jobs_give_the_same_numbers(finished: Path, recipe: Recipe, tmp_path
     assert tables(request.out) == tables(finished)
 
 
+@pytest.mark.slow
 def test_killed_ten_times(finished: Path, recipe: Recipe, tmp_path: Path) -> None:
     """At random moments, with or without the processes of its models: the tables stay the same to the bit."""
     request, moments = Request(recipe, "test", tmp_path / "killed"), random.Random(5)
@@ -93,6 +94,7 @@ def test_killed_ten_times(finished: Path, recipe: Recipe, tmp_path: Path) -> Non
     assert {task.state for task in Study.open(request.out).tasks} == {"done"}
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_models_and_the_same_command_continues(
     finished: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_signal_stops_the_models_and_the_same_command_continues(
     assert tables(request.out) == tables(finished)
 
 
+@pytest.mark.slow
 def test_one_more_seed_and_one_more_dataset_keep_what_stands(recipe: Recipe, tmp_path: Path) -> None:
     request = Request(recipe, "test", tmp_path / "grown")
     Conducted(request).end()

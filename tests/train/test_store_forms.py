@@ -55,6 +55,7 @@ def over_mpi(recipe: Path, run: Path, ranks: int, *, first: str = "") -> subproc
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "kinds"), [(1, ("mapped", "adios")), (2, ("mapped", "adios", "distributed"))])
 def test_parameters_are_the_same_to_the_bit(
     recipes: dict[str, Path], tmp_path: Path, ranks: int, kinds: tuple[str, ...]

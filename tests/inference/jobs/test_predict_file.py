@@ -105,6 +105,7 @@ def test_goes_on_where_it_was_stopped(
     ).read_text()
 
 
+@pytest.mark.slow
 def test_killed_and_taken_up_again(runs: Path, conservative: Model, tmp_path: Path) -> None:
     """SIGKILL in the middle of the work, by another process."""
     write(tmp_path / "in.extxyz", make_images(50) * 20)
@@ -235,6 +236,7 @@ def test_warnings_stand_in_the_frames(conservative: Model, tmp_path: Path) -> No
     assert "warning" not in found[1].info
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(runs: Path, tmp_path: Path) -> None:
     """Eight times the structures, the same peak of one process: 4,800 molecules would be 25 MB as ASE atoms."""
     code = """

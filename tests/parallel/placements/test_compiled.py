@@ -18,6 +18,7 @@ def train_compiled(rank: int, world: int, recipes: list[Recipe], folder: Path) -
     return train_each(rank, world, recipes, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_ranks_in_turns(five: MakeFive, tmp_path: Path) -> None:
     """To 1e-11 of the largest number of each tensor: products of padded rows add up in another order."""

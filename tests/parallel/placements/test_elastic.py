@@ -58,6 +58,7 @@ def sessions(path: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_on_other_ranks_after_every_stop(write_recipe: WriteRecipe, tmp_path: Path, unbroken: Path) -> None:
     """Two ranks with different branches, then three, one, and two that host all branches. A signal to one rank stops
     each session during a step: before due evaluations (4, 12), and between two checkpoints (7)."""

@@ -54,6 +54,7 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_ranks_take_the_steps_of_one(five: MakeFive, tmp_path: Path) -> None:
     """To 1e-12 of the largest number of each tensor, conservative forces, stress and repulsion included."""

@@ -110,6 +110,7 @@ def planned(recipe: Recipe, ranks: int, hosts: dict[str, list[int]]) -> list[Ran
     return rank_costs(recipe, profile_model(recipe, spreads), shares, Placement("explicit", ranks, on, parts, ""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_as_one_process(five: MakeFive, expected: dict[str, Outcome], tmp_path: Path, world: int) -> None:
     """Weights, averages, logged losses and norms; evaluations in between, in which ranks see different numbers of
@@ -130,6 +131,7 @@ def test_as_one_process(five: MakeFive, expected: dict[str, Outcome], tmp_path: 
             assert_near(line, same, rel=1e-11, abs=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "copies", "hosts"), [(2, 1, UNEVEN), (4, 2, APART)])
 def test_memory_and_traffic_as_planned(
     five: MakeFive, tmp_path: Path, world: int, copies: int, hosts: dict[str, list[int]]
@@ -179,6 +181,7 @@ def go_on(rank: int, world: int, recipe: Recipe, path: Path, until: int) -> tupl
     return whole_state(trainer), unequal
 
 
+@pytest.mark.slow
 def test_goes_on_with_other_pieces(five: MakeFive, expected: dict[str, Outcome], tmp_path: Path) -> None:
     """Three ranks with a shard each, one with all, two copies of two shards, two shards: checkpoints do not depend on
     the sharding, and the run ends like an uninterrupted one of one process."""

@@ -150,6 +150,7 @@ def outcomes(request: pytest.FixtureRequest, five: MakeFive, tmp_path_factory: p
     ]
 
 
+@pytest.mark.slow
 def test_weights_and_averages(outcomes: list[Outcome], expected: dict[str, Outcome]) -> None:
     """To 1e-12 of the largest number of each tensor, on every rank that has it."""
     for outcome in outcomes:
@@ -201,6 +202,7 @@ def planned(five: MakeFive) -> Planned:
     return traffic
 
 
+@pytest.mark.slow
 def test_traffic_is_what_the_plan_says(outcomes: list[Outcome], planned: Planned) -> None:
     """Per step the encoder, and each branch that a rank shares in the steps in which it has structures; and 18 float64
     of control: loss, norm, flag, and three numbers for each of the five datasets, or four with stress."""

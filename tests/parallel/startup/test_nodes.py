@@ -69,6 +69,7 @@ def meet(port: int, first: str, second: str, *, timeout: float = 60.0, **env: st
             rank.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hosts")
 @pytest.mark.parametrize("first", [ADDRESSES[0], "other-name"])
 def test_hosts_whose_names_are_loopback_meet(first: str) -> None:
@@ -78,6 +79,7 @@ def test_hosts_whose_names_are_loopback_meet(first: str) -> None:
         assert said.endswith(f"[torchrun {rank} 0 3.0]\n")  # PyTorch warns where an address has no name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hosts")
 def test_without_a_secret_that_is_said() -> None:
     (status, said), (_, other) = meet(21718, ADDRESSES[0], ADDRESSES[0], RAMIFY_SECRET="")
@@ -86,6 +88,7 @@ def test_without_a_secret_that_is_said() -> None:
     assert "note" not in other
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hosts")
 def test_an_unreachable_interface_is_named() -> None:
     for rank, (status, said) in enumerate(meet(21719, ADDRESSES[0], ADDRESSES[0], GLOO_SOCKET_IFNAME="lo")):
@@ -95,6 +98,7 @@ def test_an_unreachable_interface_is_named() -> None:
         assert "NCCL_SOCKET_IFNAME" in said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hosts")
 def test_a_name_that_leads_to_oneself_is_named() -> None:
     """Rank 1 looks for rank 0 on its own host."""

@@ -43,6 +43,7 @@ def meet() -> None:
         sys.stdout.write(f"[{site.launcher} {site.rank} {site.local_rank} {float(total)}]\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "mpiexec"])
 def test_processes_meet(launcher: str) -> None:
     """With the real launchers; any mpiexec will do."""
@@ -59,6 +60,7 @@ def test_processes_meet(launcher: str) -> None:
         assert f"{rank} {rank} 3.0]" in done.stdout
 
 
+@pytest.mark.slow
 def test_meeting_again_in_the_same_store() -> None:
     """torchrun keeps its store, with the addresses of the previous ranks, when it restarts the ranks; the first of them
     finds these keys. In the last start the nodes count restarts differently, as after one of them lost a rank."""

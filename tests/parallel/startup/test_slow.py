@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from ramify.run.stop import STOPPED
 from tests.parallel.conftest import MakeFive
 from tests.processes.programs import TERM, run
@@ -52,6 +54,7 @@ slow(1, ramify.checkpoint.checkpoint.Checkpoint, "training")
 )
 
 
+@pytest.mark.slow
 def test_slow_phases(five: MakeFive, tmp_path: Path) -> None:
     path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     options = {"train__max_steps": 3, "train__batch": 20, "train__log_every": 1, "train__compile": "default"}

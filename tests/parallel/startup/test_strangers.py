@@ -71,6 +71,7 @@ def listening(port: int) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_stranger_is_not_counted_and_runs_nothing(tmp_path: Path) -> None:
     """It has everything but the secret, connects first, and sends a pickle that would run a command."""
     port, marker = free_port(), tmp_path / "marker"
@@ -109,6 +110,7 @@ def test_a_stranger_does_not_keep_ranks_apart(tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 def test_ranks_with_different_secrets_do_not_meet() -> None:
     port = free_port()
     lead = started(LEAD, 0, port, 5.0, RAMIFY_SECRET="one")

@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_five_steps(small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Molecules, and crystals with stress; losses, errors on the validation splits, weights and moments."""

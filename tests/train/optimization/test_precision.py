@@ -47,6 +47,7 @@ def test_bf16_is_refused_where_its_products_are_slower() -> None:
     require_fast(ProductRates(fp32=50e9, bf16=100e9), CPU)
 
 
+@pytest.mark.slow
 @masks_work
 def test_a_processor_without_bf16(small: MakeRecipe, tmp_path: Path) -> None:
     """Refused before anything is written, unless the recipe allows slow products."""
