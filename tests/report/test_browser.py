@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
+    if subprocess.run([str(CHROMIUM), "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("chromium is installed, but not completely")
     with sync_playwright() as started:
         found = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=0)
         yield found
