@@ -43,6 +43,7 @@ def test_strong_scaling_bends_first_where_messages_are_large(
     assert predicted[machine]["wins"]["strong"]["per-branch"] in (320, 640)
 
 
+@pytest.mark.slow
 def test_base_is_faster_in_weak_scaling_on_a_fast_network(predicted: dict[str, dict[str, Any]]) -> None:
     """When a model fits (paper, on Perlmutter): equal groups wait for the dataset of largest structures, and groups by
     work do not."""

@@ -246,6 +246,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) 
     assert names_in(tmp_path) == {NAME, f"step-{last:08d}"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     """Simulated by a limit on file sizes."""
     save(tmp_path, 1, best=True)

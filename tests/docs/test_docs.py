@@ -61,6 +61,7 @@ def test_tutorial_prints_what_it_says(tutorial: Walk) -> None:
         assert said.strip() == text.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "stores", "datasets"),
     [

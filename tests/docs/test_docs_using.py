@@ -29,6 +29,7 @@ def test_the_page_prints_what_it_says(tmp_path: Path) -> None:
         assert (tmp_path / name).exists()
 
 
+@pytest.mark.slow
 def test_the_page_on_simulations_prints_what_it_says(tmp_path: Path) -> None:
     shown = printed(walk("docs/simulations.md", tmp_path, skip=left_out))
     assert len(shown) >= 1

@@ -108,6 +108,7 @@ def ended(recipes: dict[str, Recipe], tmp_path_factory: pytest.TempPathFactory) 
     return folder, run_world(2, run_each, 2, recipes, folder)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all(ended: tuple[Path, list[dict[str, End]]]) -> None:
     folder, ranks = ended
     for rank in ranks:

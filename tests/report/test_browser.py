@@ -110,6 +110,7 @@ def test_a_point_names_its_structure_and_a_click_shows_it(page: Any, small: Path
     assert not dialog.is_visible()
 
 
+@pytest.mark.slow
 def test_the_keyboard_goes_through_the_points_by_error(page: Any, small: Path) -> None:
     found, worst = worst_energy(small, "qm7x")
     page.locator('svg[data-dataset="qm7x"][data-label="energy"]').focus()

@@ -30,6 +30,7 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_page_shows_them(run: Path) -> None:
     results = Results.open(run)
     found = section(results, colors(results.datasets))

@@ -98,6 +98,7 @@ def test_other_texts_are_refused(text: str) -> None:
         stream(text, 16)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "large.json"
     member = json.dumps({"sites": [[0.123456] * 3] * 400})

@@ -69,6 +69,7 @@ def with_keys(recipe: Recipe, **parallel: Any) -> Recipe:
     return parse_recipe(content | {"parallel": content["parallel"] | parallel}, "test")
 
 
+@pytest.mark.slow
 def test_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
     """To 1e-12 of the largest number of each tensor, those of the conditions among them, which have moved."""
     (alone,) = train_each(0, 1, [recipe], tmp_path)

@@ -162,6 +162,7 @@ def test_weights_and_averages(outcomes: list[Outcome], expected: dict[str, Outco
                 np.testing.assert_allclose(array, alone[name], rtol=0, atol=limit, err_msg=name)
 
 
+@pytest.mark.slow
 def test_ranks_agree_to_the_bit(outcomes: list[Outcome]) -> None:
     """Parts on two ranks must stay equal."""
     for outcome in outcomes:

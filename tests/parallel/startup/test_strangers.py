@@ -91,6 +91,7 @@ def test_a_stranger_is_not_counted_and_runs_nothing(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_stranger_does_not_keep_ranks_apart(tmp_path: Path) -> None:
     """It has overwritten the message of a rank."""
     port = free_port()
