@@ -74,7 +74,7 @@ ONLY_IN = {
     "lmdb": {"sources"},
     "vesin": {"neighbors"},
     "nvalchemiops": {"neighbors"},
-    "safetensors": {"checkpoint", "inference", "route", "uncertainty"},
+    "safetensors": {"checkpoint", "inference"},
     "torch": {
         *("neighbors", "store", "batches", "model", "planning", "parallel", "checkpoint", "evaluate", "inference"),
         *("uncertainty", "route", "run", "train", "bench", "testing", "search"),

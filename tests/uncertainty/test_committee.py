@@ -11,6 +11,7 @@ from ase.io import read, write
 from ramify.errors import RamifyError
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.model import Model, load
+from ramify.prepare.prepare import prepare_dataset
 from tests.cli.conftest import call
 from tests.small import make_recipe, prepare_stores, train
 
@@ -97,15 +98,26 @@ def test_the_command_line(runs: list[Path], images: list[Atoms], tmp_path: Path)
     assert call(*md, *models[:4], "--steps", 4, "--resume", "--max-std", 1e6) == 1
 
 
-def test_models_that_form_no_committee(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(RamifyError, match="several different ones"):
-        load([runs[0], runs[0]])
-    with pytest.raises(RamifyError, match="models none"):
+def test_models_that_form_no_committee(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs[0].parent)
+    with pytest.raises(RamifyError, match="their weights are the same"):
+        load([runs[0], "seed0"])  # the same run by another path
+    with pytest.raises(RamifyError, match="no model is given"):
         load([])
-    folder = runs[0].parent
     entries = prepare_stores(tmp_path)
-    other = make_recipe(tmp_path, {"ani1x": entries["ani1x"]}, train__precision="fp64", train__max_steps=1)
-    train(other, tmp_path / "other")
-    with pytest.raises(RamifyError, match=r"cannot form a committee: branches [\s\S]*train\.seed"):
-        load([folder / "seed0", tmp_path / "other"])
+    one = {"model__force_head__kind": "conservative", "train__precision": "fp64", "train__max_steps": 1}
+    for name, changes, differing in (
+        ("direct", {"model__force_head__kind": "direct"}, "forces of branch ani1x is conservative and direct"),
+        ("short", {"model__encoder__cutoff": 3.0}, "cutoff is"),
+    ):
+        chosen = {dataset: entries[dataset] for dataset in ("ani1x", "mptrj")}
+        train(make_recipe(tmp_path, chosen, **(one | changes)), tmp_path / name)
+        with pytest.raises(RamifyError, match=rf"cannot form a committee: {differing}[\s\S]*train\.seed"):
+            load([runs[0], tmp_path / name])
+    for theory in ("PBE", "r2SCAN"):
+        bare = make_recipe(tmp_path / theory, {"bare": entries["bare"] | {"theory": theory}}, train__max_steps=1)
+        prepare_dataset("bare", bare.datasets["bare"], Path(bare.stores), base=tmp_path)
+        train(bare, tmp_path / theory / "run")
+    with pytest.raises(RamifyError, match="theory of bare in branch bare is PBE and r2SCAN"):
+        load([tmp_path / "PBE/run", tmp_path / "r2SCAN/run"])
     assert not load([runs[0]]).members

@@ -231,7 +231,7 @@ def load(
 
     Raises:
         RamifyError: there is no model, or it is damaged or of a newer format, or several models do not have the same
-            branches, elements and neighbourhoods.
+            branches, elements, levels of theory and neighbourhoods, or have the same weights.
     """
     if not isinstance(path, str | Path):
         load_one = partial(
@@ -257,35 +257,38 @@ def load(
 
 def _committee(paths: Sequence[Path], load_one: Callable[[Path], Model]) -> Model:
     """The committee of several models; a single one is itself."""
-    if not paths or len(set(paths)) < len(paths):
-        raise RamifyError(
-            f"models {', '.join(map(str, paths)) or 'none'}: a committee has several different ones",
-            fix="give each path once, e.g. runs of one recipe that differ in train.seed",
-        )
+    if not paths:
+        raise RamifyError("no model is given", fix="give the path of one, or of several for a committee")
     models = [load_one(path) for path in paths]
-    first, one, others = paths[0], models[0], models[1:]
-    for path, other in zip(paths[1:], others, strict=True):
-        for what, mine, theirs in zip(COMMON, _common(one), _common(other), strict=True):
-            if mine != theirs:
-                raise RamifyError(
-                    f"{first} and {path} cannot form a committee: {what} are {mine} and {theirs}",
-                    fix="give models of one recipe that differ in train.seed",
-                )
-    return replace(one, members=tuple(models), bars=None) if others else one
+    known: dict[str, Path] = {}
+    for path, model in zip(paths, models, strict=True):
+        mine, theirs = _common(models[0]), _common(model)
+        if differing := [key for key in mine | theirs if mine.get(key) != theirs.get(key)]:
+            key = differing[0]
+            raise RamifyError(
+                f"{paths[0]} and {path} cannot form a committee: {key} is {mine.get(key)} and {theirs.get(key)}",
+                fix="give models of one recipe that differ in train.seed",
+            )
+        if (same := known.setdefault(model.saved.weights_sha256, path)) is not path:  # the spread would be too small
+            raise RamifyError(
+                f"{same} and {path} cannot form a committee: their weights are the same",
+                fix="give models that differ in train.seed",
+            )
+    return models[0] if len(models) == 1 else replace(models[0], members=tuple(models), bars=None)
 
 
-COMMON = ("branches with their forces", "datasets with their elements", "conditions", "cutoff and max_neighbors")
-"""What the models of a committee have in common."""
-
-
-def _common(model: Model) -> tuple[object, ...]:
+def _common(model: Model) -> dict[str, object]:
+    """What the models of a committee have in common: else a mean of their energies has no meaning, or they would need
+    other edges."""
     encoder = model.options.encoder
-    return (
-        {name: info.forces for name, info in model.branches.items()},
-        {name: info.elements for branch in model.branches.values() for name, info in branch.datasets.items()},
-        model.options.conditions,
-        (encoder.cutoff, encoder.max_neighbors),
-    )
+    found: dict[str, object] = {"conditions": model.options.conditions}
+    found |= {"cutoff": encoder.cutoff, "max_neighbors": encoder.max_neighbors}
+    for name, branch in model.branches.items():
+        found[f"forces of branch {name}"] = branch.forces or "none"
+        for dataset, info in branch.datasets.items():
+            found[f"theory of {dataset} in branch {name}"] = info.theory
+            found[f"elements of {dataset} in branch {name}"] = " ".join(info.elements)
+    return found
 
 
 def read_saved(path: Path, checkpoint: str = "best") -> Saved:

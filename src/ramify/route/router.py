@@ -4,7 +4,6 @@ The file `router.safetensors` next to the model is bound to the encoder by its c
 they are always those of the branch that the user names.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,17 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, Field
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from ramify.checkpoint.described import described, read_described
 from ramify.elements import SYMBOLS
 from ramify.errors import RamifyError
-from ramify.files import parse_json, write_whole
+from ramify.files import write_whole
 from ramify.inference.model import Model
 from ramify.inference.saved import ROUTER
 from ramify.route.classifier import Classifier, Floats
 from ramify.route.features import features
 from ramify.structures import Structures
-from ramify.untrusted import Name, parsed, regular_file
+from ramify.untrusted import Name, parsed
 
 FORMAT, VERSION = "ramify-router", 1
 CONFIDENT = 0.8
@@ -127,7 +125,7 @@ class Router:
             "measured": dict(self.measured),
             "encoder_sha256": self.encoder_sha256,
         }
-        write_whole(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, {"router": json.dumps(about)}))
+        write_whole(path, described(tensors, "router", about))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -136,16 +134,7 @@ class Router:
         Raises:
             RamifyError: the file is damaged or of a newer version.
         """
-        file = regular_file(path.parent, path.name, fix=_AGAIN)
-        try:
-            with safe_open(file, "numpy") as opened:
-                content = parse_json(opened.metadata()["router"].encode())
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RamifyError(f"{path} is not a router, or is damaged: {error}", fix=_AGAIN) from None
-        version = content.get("version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > VERSION:
-            raise RamifyError(f"{path} has format version {version}, this program reads up to {VERSION}", fix=_AGAIN)
+        content, tensors = read_described(path, "router", VERSION, _AGAIN)
         about = parsed(_About, content, path, fix=_AGAIN)
         _check_shapes(path, about, tensors)
         weights = {key: tensors[key] for key in ("mean", "scale", "weight", "bias")}

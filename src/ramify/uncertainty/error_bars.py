@@ -3,7 +3,6 @@
 The file is bound to the weights of the model by their checksums. It affects no energy and no force.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,14 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from ramify.batches.batch import Batch
+from ramify.checkpoint.described import described, read_described
 from ramify.elements import MAX_NUMBER, SYMBOLS
 from ramify.errors import RamifyError
-from ramify.files import parse_json, write_whole
+from ramify.files import write_whole
 from ramify.model.multibranch import MultiBranch
 from ramify.model.parts import ENCODER, part_of_branch
 from ramify.structures import Structures
@@ -33,7 +31,7 @@ from ramify.uncertainty.last_layer import (
     force_features,
     whitening,
 )
-from ramify.untrusted import Name, parsed, regular_file
+from ramify.untrusted import Name, parsed
 
 FILE = "uncertainty.safetensors"
 FORMAT, VERSION = "ramify-uncertainty", 1
@@ -186,8 +184,7 @@ class ErrorBars:
             "weights": dict(self.weights),
             "measured": {dataset: dict(found) for dataset, found in self.measured.items()},
         }
-        metadata = {"uncertainty": json.dumps(about, allow_nan=False)}
-        return save({key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}, metadata)
+        return described(tensors, "uncertainty", about)
 
     def write(self, path: Path) -> None:
         """Writes the file atomically."""
@@ -200,16 +197,7 @@ class ErrorBars:
         Raises:
             RamifyError: the file is damaged or of a newer version.
         """
-        file = regular_file(path.parent, path.name, fix=_AGAIN)
-        try:
-            with safe_open(file, "numpy") as opened:
-                content = parse_json(opened.metadata()["uncertainty"].encode())
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RamifyError(f"{path} holds no error bars, or is damaged: {error}", fix=_AGAIN) from None
-        version = content.get("version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > VERSION:
-            raise RamifyError(f"{path} has format version {version}, this program reads up to {VERSION}", fix=_AGAIN)
+        content, tensors = read_described(path, "uncertainty", VERSION, _AGAIN)
         about = parsed(_About, content, path, fix=_AGAIN)
         branches = {}
         for name, facts in about.branches.items():
