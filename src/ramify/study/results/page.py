@@ -20,7 +20,7 @@ from ramify.study.models import Kind
 from ramify.study.results import plots
 from ramify.study.results.outcome import Outcome
 from ramify.study.results.tables import Measured, Table, Trained
-from ramify.study.results.text import legend, number, spread
+from ramify.study.results.text import number, spread
 from ramify.study.scaling import PLACEMENTS
 from ramify.study.table import Study
 
@@ -49,7 +49,7 @@ def render_page(study: Study, outcome: Outcome, scaling: list[dict[str, Any]]) -
     return pages.get_template("study.html.j2").render(
         study=study,
         tables=outcome.tables,
-        notes=legend(outcome.tables),
+        notes=outcome.tables.footnotes,  # colours stand for the marks of the other forms
         verdict=outcome.verdict,
         facts=_facts(study, outcome),
         warnings=few_groups(outcome),
