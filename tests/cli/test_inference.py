@@ -9,10 +9,9 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from torch._inductor import cpp_builder
-from torch._inductor.exc import InvalidCxxCompiler
 
 import ramify as package
+from tests.processes.compiler import hide_compiler
 from tests.small import files_of
 
 from .conftest import Ramify, refused
@@ -74,10 +73,7 @@ def test_md(ramify: Ramify, finished: Path, water: Path, tmp_path: Path) -> None
 def test_a_model_that_cannot_be_compiled(
     ramify: Ramify, finished: Path, water: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none() -> str:
-        raise InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    hide_compiler(monkeypatch)
     common = (water, "-m", finished / "run", "-b", "qm7x", "--compile", "-o")
     for said in (ramify("predict", *common, "one.xyz"), ramify("relax", *common, "two.xyz", "--steps", "1")):
         assert said.status == 0

@@ -7,8 +7,6 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from torch._inductor import cpp_builder
-from torch._inductor.exc import InvalidCxxCompiler
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.errors import RamifyWarning
@@ -26,6 +24,7 @@ from ramify.model.multibranch import MultiBranch
 from ramify.neighbors.edges import find_edges
 from ramify.recipe import ModelOptions
 from ramify.structures import Structures
+from tests.processes.compiler import hide_compiler, needs_compiler
 
 CUTOFF, MAX_NEIGHBORS = 4.5, 8
 SIZES = {"layers": 2, "width": 12, "radial": 4, "cutoff": CUTOFF, "max_neighbors": MAX_NEIGHBORS}
@@ -128,11 +127,8 @@ def test_the_plain_pass_replaces_a_program_that_cannot_be_made(monkeypatch: pyte
     assert isinstance(run, PlainPass)
     assert not list(tmp_path.iterdir())
 
-    def none() -> str:
-        raise InvalidCxxCompiler
-
     monkeypatch.undo()
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    hide_compiler(monkeypatch)
     with pytest.warns(RamifyWarning, match=r"(?s)compile=True.*C\+\+ compiler.*fix: .*without compile=True"):
         assert isinstance(compiled_pass(network, "a", cache=tmp_path), PlainPass)
 
@@ -145,17 +141,9 @@ def test_the_cache_is_in_the_folder_that_the_environment_names(monkeypatch: pyte
     assert compiled.cache_folder() == tmp_path / "ramify"
 
 
-def _has_compiler() -> bool:
-    try:
-        cpp_builder.get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return True
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not _has_compiler(), reason="there is no C++ compiler")
+@needs_compiler
 def test_one_program_for_all_branches_and_sizes(
     images: list[Atoms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,6 @@ import pytest
 import torch
 from ase import Atoms
 from torch import Tensor
-from torch._inductor import cpp_builder
-from torch._inductor.exc import InvalidCxxCompiler
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.padding import Padding
@@ -27,6 +25,7 @@ from ramify.model.lora import add_lora
 from ramify.model.multibranch import BatchPredictions, MultiBranch
 from ramify.neighbors.edges import find_edges
 from ramify.structures import Structures
+from tests.processes.compiler import hide_compiler, needs_compiler
 
 CUTOFF = 4.0
 BRANCHES = ("crystals", "absent", "molecules")
@@ -194,10 +193,7 @@ def test_cuda_graphs_need_cuda(make: Make) -> None:
 
 
 def test_a_missing_compiler_is_said_before_the_first_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> str:
-        raise InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    hide_compiler(monkeypatch)
     with pytest.raises(RamifyError, match=r"(?s)C\+\+ compiler, and there is none.*fix: .*train.compile: none"):
         CompiledModel(make("direct"), "default")
 
@@ -226,14 +222,6 @@ def test_too_many_programs_are_an_error(
         program(padded, stress=False)
 
 
-def _has_compiler() -> bool:
-    try:
-        cpp_builder.get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return True
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is known on x86-64 only")
 def test_programs_for_other_vector_widths_have_other_keys_in_the_cache() -> None:
@@ -256,7 +244,7 @@ def test_programs_for_other_vector_widths_have_other_keys_in_the_cache() -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a minute on a quiet core
-@pytest.mark.skipif(not _has_compiler(), reason="there is no C++ compiler")
+@needs_compiler
 def test_a_program_in_cpp(make: Make, images: list[Atoms]) -> None:
     """The program that users run on a CPU, with two sizes of batches."""
     model = make("conservative")
