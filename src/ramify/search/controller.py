@@ -244,7 +244,7 @@ class Controller:
         trial, rungs = job.trial, rung_steps(job.trial.steps, self.settings.rungs, self.settings.reduction)
         status = None if isinstance(job.training, OrphanTraining) else job.training.poll()
         run, log = self.folder.run(trial.number), self.folder.log(trial.number)
-        found = outcome(trial, rungs, run, log, status, job.sessions)
+        found = outcome(trial, rungs, run, log, status, job.sessions, self.settings.objectives[0])
         if found.how == "failed" and self._orphan(trial.number) is not None:
             return  # another process trained the run already
         if found.how == "reached":

@@ -2,17 +2,20 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from ramify.labels import LABELS, mae, measurable
 from ramify.run.lock import is_locked
 from ramify.run.run import Run
 from ramify.run.sessions import Sessions
 from ramify.run.stop import INTERRUPTED, PAUSE, STOPPED
-from ramify.search.trials import RungResult, Trial
+from ramify.search.trials import GEOMETRIC, METRIC, RungResult, Trial
 from ramify.system import process_runs
 
 RESUMABLE = (STOPPED, INTERRUPTED)
@@ -65,7 +68,9 @@ def arguments(recipe: Path, run: Path, stop_after: int | None) -> list[str]:
     return ["train", str(recipe), "--run-dir", str(run), "--continue", f"train.stop_after={stop}"]
 
 
-def outcome(trial: Trial, rungs: Sequence[int], run: Path, log: Path, status: int | None, sessions: int) -> Outcome:
+def outcome(
+    trial: Trial, rungs: Sequence[int], run: Path, log: Path, status: int | None, sessions: int, error: str = GEOMETRIC
+) -> Outcome:
     """How the last training of a trial ended, by the files of its run.
 
     Args:
@@ -75,12 +80,13 @@ def outcome(trial: Trial, rungs: Sequence[int], run: Path, log: Path, status: in
         log: output of its trainings.
         status: exit status of the process; None if it is unknown, as for an `OrphanTraining`.
         sessions: number of lines of sessions.jsonl before that training.
+        error: the first objective.
     """
     lines = Sessions(run).lines()
     last = lines[-1] if lines else {}
     ended = str(last.get("ended", ""))
     if last.get("kind") == "end" and ended in ("finished", f"stopped: {PAUSE}"):
-        results = _results(trial, rungs, Run(run), int(last["step"]), finished=ended == "finished")
+        results = _results(trial, rungs, Run(run), int(last["step"]), error, finished=ended == "finished")
         if results is None:
             return Outcome("failed", reason="no evaluation gave a finite validation metric")
         if results:
@@ -94,16 +100,35 @@ def outcome(trial: Trial, rungs: Sequence[int], run: Path, log: Path, status: in
 
 
 def _results(
-    trial: Trial, rungs: Sequence[int], run: Run, step: int, *, finished: bool
+    trial: Trial, rungs: Sequence[int], run: Run, step: int, error: str, *, finished: bool
 ) -> tuple[RungResult, ...] | None:
     """Results at further rungs of a run that has ended after `step`; None without a metric."""
     evaluations = [entry for entry in run.evaluations() if entry["step"] <= step]
-    metrics = [entry["metric"] for entry in evaluations if entry["metric"] is not None]
+    found = [entry["metric"] if error == METRIC else geometric_mean(entry["datasets"]) for entry in evaluations]
+    metrics = [value for value in found if value is not None]
     if not metrics:
         return None
     ranks = next((int(s.get("ranks", 1)) for s in reversed(run.sessions.lines()) if s["kind"] == "start"), 1)
     result = RungResult(step, min(metrics), evaluations[-1]["time"], ranks)
     return tuple(result for at in rungs[len(trial.results) :] if finished or at <= step)
+
+
+def geometric_mean(datasets: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Geometric mean, over datasets and labels, of error / trivial error; None without any.
+
+    Equal relative gains count the same for a large and a small error. An error of 0 makes it 0.
+
+    Args:
+        datasets: of one evaluation in metrics.jsonl. A label whose trivial error is rounding (`Label.floor`) is left
+            out, as it is of the metric of the run.
+    """
+    ratios = []
+    for errors in datasets.values():
+        for label in LABELS:
+            error, trivial = errors.get(mae(label)), errors.get(f"trivial_{mae(label)}")
+            if error is not None and trivial is not None and measurable(label, trivial):
+                ratios.append(error / trivial)
+    return float(np.exp(np.mean(np.log(ratios)))) if ratios and min(ratios) > 0 else (0.0 if ratios else None)
 
 
 def _end_of(log: Path) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field
 from ramify.errors import RamifyError, nearest
 from ramify.files import create_whole, read_json
 from ramify.recipe.base import Keys
-from ramify.search.trials import METRIC, OBJECTIVES
+from ramify.search.trials import ERRORS, GEOMETRIC, OBJECTIVES
 
 NAME = "search.json"
 VERSION = 1
@@ -34,8 +34,8 @@ class Settings(Keys):
     """Number of rungs, the full length included; 1 trains every trial to its end."""
     reduction: int = Field(3, ge=2)
     """One of so many trials at a rung is continued, to so many times its steps."""
-    objectives: list[str] = Field([METRIC])
-    """Values to minimise."""
+    objectives: list[str] = Field([GEOMETRIC])
+    """Values to minimise; the first is an error."""
     storage: str = ""
     """URL of an SQL database; empty: a journal file."""
     study: str = ""
@@ -104,19 +104,20 @@ class SearchFolder:
 
 
 def parse_objectives(text: str) -> list[str]:
-    """The objectives of `--objective metric,time`.
+    """The objectives of `--objective geometric,time`.
 
     Raises:
-        RamifyError: an unknown one, one that occurs twice, or `metric` is not the first.
+        RamifyError: an unknown one, one that occurs twice, or the first is not the only error.
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in OBJECTIVES:
             listed = ", ".join(OBJECTIVES)
             raise RamifyError(f"--objective {text}: unknown {name!r}{nearest(name, OBJECTIVES)}; accepted: {listed}")
-    if names[0] != METRIC or len(set(names)) < len(names):
+    if [name for name in names if name in ERRORS] != names[:1] or len(set(names)) < len(names):
         raise RamifyError(
-            f"--objective {text}: {METRIC} must be the first, and each may occur once", fix="e.g. metric,time"
+            f"--objective {text}: the first must be {' or '.join(ERRORS)}, and each may occur once",
+            fix=f"e.g. {GEOMETRIC},time",
         )
     return names
 

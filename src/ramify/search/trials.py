@@ -8,9 +8,13 @@ State = Literal["active", "paused", "complete", "failed", "refused"]
 """active: to be trained to its target rung; paused: at a rung, its checkpoint is kept; complete: trained to the last
 rung; failed: ended with an error; refused: never started, because a plan says that it does not fit into memory."""
 
-METRIC, TIME, MEMORY = "metric", "time", "memory"
+GEOMETRIC, METRIC, TIME, MEMORY = "geometric", "metric", "time", "memory"
+ERRORS = (GEOMETRIC, METRIC)
+"""The first objective is one of these."""
 OBJECTIVES = {
-    METRIC: "validation metric, the lowest so far",
+    GEOMETRIC: "geometric mean of error / trivial error over datasets and labels of the validation splits, the lowest "
+    "so far",
+    METRIC: "validation metric of the run, the arithmetic mean of the same, the lowest so far",
     TIME: "seconds of training per step, evaluations included",
     MEMORY: "GB of the rank with most memory, by the plan",
 }
@@ -23,7 +27,7 @@ class RungResult:
 
     Attributes:
         step: steps done.
-        metric: lowest validation metric up to here.
+        metric: lowest value of the first objective, an error on the validation splits, up to here.
         seconds: training time up to here.
         ranks: number of processes of the last session.
     """
@@ -88,6 +92,7 @@ class Trial:
         """Values to minimise at a rung that the trial has reached, by default the last."""
         result = self.results[rung]
         values: Mapping[str, float] = {
+            GEOMETRIC: result.metric,
             METRIC: result.metric,
             TIME: result.seconds / max(1, result.step),
             MEMORY: self.memory or 0.0,

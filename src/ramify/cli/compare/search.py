@@ -37,8 +37,12 @@ def search(
     sampler: Annotated[str, typer.Option(help="Choice of trials: tpe, random, grid or cma-es.")] = "tpe",
     seed: Annotated[int, typer.Option(help="Seed of the sampler.", min=0)] = 0,
     objective: Annotated[
-        str, typer.Option(help="Values to minimise: metric, or e.g. metric,time or metric,memory for a Pareto front.")
-    ] = "metric",
+        str,
+        typer.Option(
+            help="Values to minimise: geometric or metric (means of error / trivial error), or with time, memory or "
+            "both for a Pareto front, e.g. geometric,time."
+        ),
+    ] = "geometric",
     jobs: Annotated[int, typer.Option(help="Trainings at the same time.", min=1)] = 1,
     launcher: Annotated[
         str, typer.Option(help="Command line that starts a training, e.g. 'srun -N 4 {command}'; see docs/search.md.")

@@ -25,7 +25,7 @@ FEW = 20
 
 
 def history(trials: Sequence[Trial], rungs: int) -> Drawing:
-    """The metric of each trial at its last rung, in the order of sampling, and the best so far."""
+    """The validation error of each trial at its last rung, in the order of sampling, and the best so far."""
     shown = [trial for trial in trials if trial.metric is not None]
     with Canvas(WIDTH, 250) as canvas:
         axes = canvas.axes()
@@ -37,16 +37,16 @@ def history(trials: Sequence[Trial], rungs: int) -> Drawing:
             at = [(t.number, t.metric) for t in shown if len(t.results) == rung + 1]
             if at:
                 axes.plot(*zip(*at, strict=True), "o", color=RUNG_COLORS[rung % len(RUNG_COLORS)], markersize=4.5)
-        axes.set(xlabel="trial", ylabel="validation metric")
+        axes.set(xlabel="trial", ylabel="validation error")
         axes.locator_params(axis="x", integer=True)
         _scale(axes, "y", [trial.metric or 0.0 for trial in shown])
         return canvas.drawing(
-            f"Validation metric of {len(shown)} trials at their last rung; the lowest is {min(best):.4g}"
+            f"Validation error of {len(shown)} trials at their last rung; the lowest is {min(best):.4g}"
         )
 
 
 def rung_curves(trials: Sequence[Trial], best: Sequence[int]) -> Drawing:
-    """The metric of each trial against the part of its training, one point for each rung."""
+    """The validation error of each trial against the part of its training, one point for each rung."""
     shown = [trial for trial in trials if trial.results]
     with Canvas(WIDTH, 250) as canvas:
         axes = canvas.axes()
@@ -63,14 +63,14 @@ def rung_curves(trials: Sequence[Trial], best: Sequence[int]) -> Drawing:
                 linewidth=1.4 if last else 0.9,
                 zorder=3 if last else 2,
             )
-        axes.set(xlabel="steps, % of the whole training", ylabel="validation metric")
+        axes.set(xlabel="steps, % of the whole training", ylabel="validation error")
         _scale(axes, "y", [result.metric for trial in shown for result in trial.results])
         log_axis(axes, "x")
-        return canvas.drawing(f"Validation metric at each rung of {len(shown)} trials; those that continue are lines")
+        return canvas.drawing(f"Validation error at each rung of {len(shown)} trials; those that continue are lines")
 
 
 def importances(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
-    """Importance of each key for the metric at the first rung, which all trials have; they add up to 1.
+    """Importance of each key for the validation error at the first rung, which all trials have; they add up to 1.
 
     PED-ANOVA (S. Watanabe et al., arXiv:2304.10255), by Optuna. Empty with fewer than four trials.
     """
@@ -96,14 +96,14 @@ def importance_bars(found: Mapping[str, float]) -> Drawing:
         axes = canvas.axes()
         axes.barh(range(len(names)), [found[name] for name in names], color=PALETTE[0], height=0.62)
         axes.set_yticks(range(len(names)), names, color=INK)
-        axes.set(xlabel="importance for the metric at the first rung", xlim=(0, None))
+        axes.set(xlabel="importance for the validation error at the first rung", xlim=(0, None))
         axes.grid(axis="y", visible=False)
         largest = names[-1] if names else "none"
         return canvas.drawing(f"Importance of {len(names)} keys; the most important is {largest}")
 
 
 def parallel_coordinates(space: Space, trials: Sequence[Trial], best: Sequence[int]) -> Drawing:
-    """One line for each trial over the axes of all keys and of the metric."""
+    """One line for each trial over the axes of all keys and of the validation error."""
     shown = [trial for trial in trials if trial.results]
     keys = [key for key in space.keys if not key.distribution.single()]
     metrics = [trial.metric or 0.0 for trial in shown]
@@ -128,13 +128,15 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], best: Sequence[i
                 linewidth=1.6 if last else 0.9,
                 zorder=3 if last else 2,
             )
-        names = [*(key.name.replace(".", ".\u200b").rsplit(".", 1) for key in keys), ["validation", "metric"]]
+        names = [*(key.name.replace(".", ".\u200b").rsplit(".", 1) for key in keys), ["validation", "error"]]
         axes.set_xticks(range(len(keys) + 1), ["\n".join(name) for name in names])
         axes.set(ylim=(-0.2, 1.08), xlim=(-0.25, len(keys) + 0.45), yticks=[])
         axes.grid(visible=False)
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
-        return canvas.drawing(f"Values of {len(keys)} keys and the metric of {len(shown)} trials, one line each")
+        return canvas.drawing(
+            f"Values of {len(keys)} keys and the validation error of {len(shown)} trials, one line each"
+        )
 
 
 def costs(trials: Sequence[Trial], rungs: int) -> Drawing:
@@ -153,7 +155,7 @@ def costs(trials: Sequence[Trial], rungs: int) -> Drawing:
 
 
 def pareto(trials: Sequence[Trial], objectives: Sequence[str], other: str) -> Drawing:
-    """One objective against the metric, with the Pareto front of both."""
+    """One objective against the validation error, with the Pareto front of both."""
     shown = [trial for trial in trials if trial.results]
     values = {t.number: t.objectives([other, objectives[0]]) for t in shown}
     with Canvas(WIDTH, 250) as canvas:
@@ -162,9 +164,9 @@ def pareto(trials: Sequence[Trial], objectives: Sequence[str], other: str) -> Dr
         axes.step(*zip(*front, strict=True), where="post", color=PALETTE[1], linewidth=1.2)
         axes.plot(*zip(*values.values(), strict=True), "o", color=MUTED, markersize=4)
         axes.plot(*zip(*front, strict=True), "o", color=PALETTE[1], markersize=5)
-        axes.set(xlabel=OBJECTIVES[other], ylabel="validation metric")
+        axes.set(xlabel=OBJECTIVES[other], ylabel="validation error")
         return canvas.drawing(
-            f"{other} against the metric of {len(shown)} trials; {len(front)} are on the Pareto front"
+            f"{other} against the validation error of {len(shown)} trials; {len(front)} are on the Pareto front"
         )
 
 

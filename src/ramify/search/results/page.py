@@ -80,7 +80,7 @@ def verdict(settings: Settings, trials: Sequence[Trial], best: Sequence[Trial]) 
     if len(settings.objectives) > 1:
         text = f"{len(best)} of {tried} trials are on the Pareto front of {', '.join(settings.objectives)}."
     else:
-        text = f"Trial {best[0].number} has the lowest validation metric of {tried} trials: {best[0].metric:.4g}."
+        text = f"Trial {best[0].number} has the lowest validation error of {tried} trials: {best[0].metric:.4g}."
     if saved:
         share = 100 * saved / (spent + saved)
         text += f" Rungs saved about {share:.0f} % of the training time of {tried} whole trainings."
