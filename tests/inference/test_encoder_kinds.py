@@ -1,5 +1,6 @@
 """Every kind of encoder in all uses of a model: trained, resumed, exported, loaded, predicted with, fine-tuned."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from ase.build import bulk, molecule
 from ramify.finetune.resolve import FinetuneRequest
 from ramify.finetune.run import finetune
 from ramify.inference.export.exported import write_export
+from ramify.inference.integrations.mliap import write_mliap
 from ramify.inference.memory import memory_needed
 from ramify.inference.model import load, read_saved
 from ramify.model.lora import is_lora_weight
 from ramify.recipe import Recipe, encoder_kinds, parse_recipe
 from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run, start_run
+from tests.inference.integrations.mliap_domains import assert_equal_to_ase, rocksalt, stiffened
 from tests.small import assert_same, make_recipe, prepare_stores, tensors, train
 
 CUTS = {"layers": 2, "width": 8, "radial": 4, "cutoff": 4.0, "max_neighbors": 8}
@@ -100,8 +103,9 @@ def test_trained_resumed_exported_loaded_and_tuned(stores: Path, tmp_path: Path,
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
-def test_metatomic(stores: Path, tmp_path: Path, case: tuple[str, str]) -> None:
-    """Equal to `predict` on dense crystals, molecules and a single atom, none of which was the traced example."""
+def test_metatomic_and_mliap(stores: Path, tmp_path: Path, case: tuple[str, str]) -> None:
+    """metatomic: equal to `predict` on dense crystals, molecules and a single atom, none of which was the traced
+    example. LAMMPS's mliap: equal for one process, and for three, of which one has no atoms."""
     pytest.importorskip("metatomic.torch")
     from metatomic_ase import MetatomicCalculator
 
@@ -120,6 +124,12 @@ def test_metatomic(stores: Path, tmp_path: Path, case: tuple[str, str]) -> None:
             assert atoms.get_potential_energy() == pytest.approx(expected.energy, abs=1e-8)
             if forces == "conservative":
                 np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-9)
+    if forces == "conservative":
+        source = stiffened(model, tmp_path / "stiff")
+        with open(write_mliap(source, "mptrj", tmp_path / "mptrj.pkl"), "rb") as file:
+            unified = pickle.load(file)
+        for domains in (1, 3):
+            assert_equal_to_ase(unified, source, "mptrj", rocksalt(), domains)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 """The input of an encoder: edge directions, distances and weights, differentiable in positions and strain."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ class Graph:
         weight: (E,) from 1 at short distances to 0 at the cutoff of the receiver.
         slots: (n,) 0, 1, ... n - 1; no atom has more than n edges with a weight above 0.
         conditions: (N, C) values of the conditions of the structure of each atom; None without conditions.
+        exchange: for the atoms of one domain and their neighbours in other domains, which have no edges here: replaces
+            features of the latter (N, ...) by those that their own domains have computed; None without domains.
     """
 
     numbers: Tensor
@@ -31,6 +34,7 @@ class Graph:
     weight: Tensor
     slots: Tensor
     conditions: Tensor | None = None
+    exchange: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
 
 
 def build_graph(

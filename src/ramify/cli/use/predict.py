@@ -40,29 +40,42 @@ verbs = typer.Typer()
 @verbs.command(rich_help_panel=USING)
 def export(
     run: ModelArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create; for metatomic a file, NAME.pt.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Directory to create; for metatomic a file, NAME.pt, for mliap NAME.pkl."),
+    ],
     branch: Annotated[
         list[str] | None, typer.Option("--branch", "-b", help="Export only this branch; may be repeated.")
     ] = None,
     checkpoint: CheckpointOption = "best",
     form: Annotated[
-        Literal["ramify", "metatomic"],
-        typer.Option("--format", help="metatomic: one branch, for LAMMPS and other programs."),
+        Literal["ramify", "metatomic", "mliap"],
+        typer.Option(
+            "--format",
+            help="One branch for other programs: metatomic, for LAMMPS and others; mliap, for LAMMPS's pair style.",
+        ),
     ] = "ramify",
     dataset: DatasetOption = None,
-    precision: Annotated[str, typer.Option(help="With metatomic: precision of the network, fp32 or fp64.")] = "fp64",
+    precision: Annotated[
+        str, typer.Option(help="With metatomic and mliap: precision of the network, fp32 or fp64.")
+    ] = "fp64",
 ) -> None:
     """Write a small self-contained model with a model card; it needs neither the run nor its data."""
     from ramify.inference.export.exported import write_export
     from ramify.inference.model import read_saved
 
-    if form == "metatomic":
-        from ramify.inference.integrations.metatomic import write_metatomic
-
+    if form != "ramify":
         if branch and len(branch) > 1:
-            raise RamifyError("a metatomic model has one branch", fix="name one --branch")
-        loaded = load_model(run, checkpoint, "cpu", precision)
-        write_metatomic(loaded.predictor(branch[0] if branch else None, dataset), out)
+            raise RamifyError(f"--format {form} exports one branch, not {len(branch)}", fix="name one --branch")
+        loaded, chosen = load_model(run, checkpoint, "cpu", precision), branch[0] if branch else None
+        if form == "mliap":
+            from ramify.inference.integrations.mliap import write_mliap
+
+            write_mliap(loaded, chosen, out, dataset)
+        else:
+            from ramify.inference.integrations.metatomic import write_metatomic
+
+            write_metatomic(loaded.predictor(chosen, dataset), out)
     else:
         write_export(read_saved(run, checkpoint), out, branch or [])
     console.print(f"model: [bold]{escape(str(out))}[/bold]", soft_wrap=True)

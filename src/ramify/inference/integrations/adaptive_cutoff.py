@@ -1,6 +1,5 @@
-"""The adaptive cutoff of every atom, as in `ramify.neighbors.edges`, in PyTorch operations.
-
-For programs that provide pairs of atoms and run without Python: the function compiles to TorchScript.
+"""The edges of a model among the pairs of atoms that a program provides, and the adaptive cutoff of every atom, as in
+`ramify.neighbors.edges`, in PyTorch operations that compile to TorchScript.
 """
 
 import torch
@@ -58,3 +57,30 @@ def differentiable_cutoff(
     gain = slope / total[owner] * (0.5 - beyond / (2 * rounding))[owner]
     moved = gain * (distance[near] - d_near)  # zero, with the derivative of the adaptive cutoff
     return atom_cutoff.index_add(0, owner, moved)
+
+
+def edges_among_pairs(
+    distance: Tensor,
+    receiver: Tensor,
+    n_atoms: int,
+    cutoff: float,
+    max_neighbors: int,
+    softness: float,
+    rounding: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The edges among pairs in any order; see `differentiable_cutoff` for the arguments.
+
+    Args:
+        max_neighbors: per atom; 0 for any number, which needs no pairs beyond the cutoff.
+
+    Returns:
+        (E,) pairs that are edges, sorted by receiver; (N,) Å, the cutoff of each atom; (n,) slots of a table of
+        neighbours (`ramify.model.graph.Graph`).
+    """
+    atom_cutoff = torch.full([n_atoms], cutoff, dtype=distance.dtype, device=distance.device)
+    if max_neighbors > 0:
+        atom_cutoff = differentiable_cutoff(distance, receiver, n_atoms, cutoff, max_neighbors, softness, rounding)
+    inside = torch.nonzero(distance < atom_cutoff[receiver]).squeeze(1)
+    inside = inside[torch.argsort(receiver[inside], stable=True)]
+    most = int(torch.bincount(receiver[inside], minlength=1).max())
+    return inside, atom_cutoff, torch.arange(most, device=receiver.device)

@@ -24,7 +24,7 @@ from ramify.batches.conditions import dataset_number
 from ramify.elements import NUMBERS
 from ramify.errors import RamifyError
 from ramify.inference.branches import BranchInfo
-from ramify.inference.integrations.adaptive_cutoff import differentiable_cutoff
+from ramify.inference.integrations.adaptive_cutoff import edges_among_pairs
 from ramify.inference.predictor import Predictor
 from ramify.inference.screen import CLOSE, NEW_STATE, ONE_SPOT, TOLERANCE
 from ramify.model.graph import edge_geometry
@@ -100,7 +100,6 @@ class _MetatomicModel(torch.nn.Module):
                 _Network(predictor).eval(), _example(dtype, len(predictor.options.conditions)), check_trace=False
             )
         self.cutoff = float(encoder.cutoff)
-        self.limited = encoder.max_neighbors is not None
         self.max_neighbors = int(encoder.max_neighbors or 0)
         self.in_float64 = dtype == torch.float64
         self.softness, self.rounding, self.one_spot = float(SOFTNESS), float(ROUNDING), float(ONE_SPOT)
@@ -258,19 +257,11 @@ class _MetatomicModel(torch.nn.Module):
                 warnings.warn(
                     f"extrapolation: {self.close}: {_three_decimals(closest)} Å against {known} Å", stacklevel=2
                 )
-        atom_cutoff = torch.full([numbers.shape[0]], self.cutoff, dtype=vector.dtype, device=vector.device)
-        if self.limited:
-            atom_cutoff = differentiable_cutoff(
-                distance, receiver, numbers.shape[0], self.cutoff, self.max_neighbors, self.softness, self.rounding
-            )
-        inside = torch.nonzero(distance < atom_cutoff[receiver]).squeeze(1)
-        inside = inside[torch.argsort(receiver[inside], stable=True)]  # engines give pairs in any order
-        receiver, sender, vector = receiver[inside], sender[inside], vector[inside]
-        most = int(torch.bincount(receiver, minlength=1).max())
-        slots = torch.arange(most, device=receiver.device)
-        energy, forces = self.network(
-            numbers, receiver, sender, vector, atom_cutoff, slots, conditions.to(vector.dtype)
+        inside, atom_cutoff, slots = edges_among_pairs(
+            distance, receiver, numbers.shape[0], self.cutoff, self.max_neighbors, self.softness, self.rounding
         )
+        ends, conditions = (receiver[inside], sender[inside]), conditions.to(vector.dtype)
+        energy, forces = self.network(numbers, ends[0], ends[1], vector[inside], atom_cutoff, slots, conditions)
         if not (bool(torch.isfinite(energy).all()) and bool(torch.isfinite(forces).all())):
             raise ValueError("prediction is not a number: the model overflows on this structure")
         return energy.to(torch.float64) + self.references[numbers], forces.to(torch.float64)

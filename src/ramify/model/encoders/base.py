@@ -23,7 +23,8 @@ class Encoder(nn.Module):
     by `graph.weight`, so that features are smooth at the cutoff and an edge of weight 0 has no effect. It must accept
     graphs without edges. It must not read values of tensors in Python (no `.item()`, no `if` on tensors), so that
     passes can be compiled, exported and run on meta tensors. It should begin with `embed`, which applies the conditions
-    of the model, and set `takes_conditions`. The suite `ramify.testing.encoders` tests these rules.
+    of the model, and set `takes_conditions`. It should begin every round but the first with `exchanged`, and set
+    `takes_domains`. The suite `ramify.testing.encoders` tests these rules.
 
     Linear maps for which fine-tuning can add low-rank updates are `nn.Linear`, applied by calling them or with
     `ramify.model.lora.weight_of`.
@@ -39,12 +40,15 @@ class Encoder(nn.Module):
         rounds: of message passing; features depend on atoms at most that many edges away.
         checkpointing: see `through`; set for training.
         takes_conditions: whether the first features of atoms are those of `embed`.
+        takes_domains: whether all rounds but the first begin with `exchanged`, so that several processes of LAMMPS can
+            each compute a part of the atoms.
         embedding: module from atomic numbers to the first features, see `element_embedding`.
         conditions: see `ramify.model.encoders.conditions`; None without conditions.
     """
 
     Options: ClassVar[type[EncoderOptions]]
     takes_conditions: ClassVar[bool] = False
+    takes_domains: ClassVar[bool] = False
     checkpointing = False
     embedding: nn.Module
     conditions: Conditions | None
@@ -67,6 +71,10 @@ class Encoder(nn.Module):
         assert graph.conditions is not None, "a model with conditions needs their values in the batch"
         modulated: Tensor = self.conditions(features, graph.numbers, graph.conditions)
         return modulated
+
+    def exchanged(self, graph: Graph, *features: Tensor) -> list[Tensor]:
+        """The features of atoms (N, ...) that a further round of message passing reads, see `Graph.exchange`."""
+        return list(features) if graph.exchange is None else graph.exchange(features)
 
     def through(self, layer: nn.Module, *inputs: Any) -> Any:
         """Calls a layer; with `checkpointing`, saves only `inputs`, and the backward pass recomputes the layer."""

@@ -113,6 +113,7 @@ class EGNN(Encoder):
 
     Options = EGNNOptions
     takes_conditions = True
+    takes_domains = True
 
     def __init__(self, options: EGNNOptions) -> None:
         super().__init__(options, vector_channels=options.vector_channels)
@@ -136,6 +137,8 @@ class EGNN(Encoder):
         scalars = self.embed(graph)
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.vector_channels)
         basis = self.basis(graph.distance) * graph.weight[:, None]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if index > 0:
+                scalars, vectors = self.exchanged(graph, scalars, vectors)
             scalars, vectors = self.through(layer, scalars, vectors, graph, basis)
         return self.norm(scalars), vectors

@@ -186,6 +186,7 @@ class ManyBody(Encoder):
 
     Options = ManyBodyOptions
     takes_conditions = True
+    takes_domains = True
 
     def __init__(self, options: ManyBodyOptions) -> None:
         super().__init__(options, vector_channels=options.vector_channels if options.l_max else 0)
@@ -203,7 +204,9 @@ class ManyBody(Encoder):
         table = NeighborTable.of(graph)
         geometry = self._geometry(graph, table)
         features = [self.embed(graph)]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if index > 0:
+                features = self.exchanged(graph, *features)
             features = self.through(layer, features[0], features[1:], table, geometry)
         vectors = features[1][:, :, : self.vector_channels] if self.l_max else None
         return self.norm(features[0]), vectors

@@ -61,6 +61,7 @@ class PaiNN(Encoder):
 
     Options = PaiNNOptions
     takes_conditions = True
+    takes_domains = True
 
     def __init__(self, options: PaiNNOptions) -> None:
         super().__init__(options, vector_channels=options.width)
@@ -76,6 +77,8 @@ class PaiNN(Encoder):
         scalars = self.embed(graph)
         vectors = scalars.new_zeros(scalars.shape[0], 3, self.width)
         basis = self.basis(graph.distance) * graph.weight[:, None]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if index > 0:
+                scalars, vectors = self.exchanged(graph, scalars, vectors)
             scalars, vectors = self.through(layer, scalars, vectors, graph, basis)
         return self.norm(scalars), vectors

@@ -65,6 +65,7 @@ class SchNet(Encoder):
 
     Options = SchNetOptions
     takes_conditions = True
+    takes_domains = True
 
     def __init__(self, options: SchNetOptions) -> None:
         super().__init__(options, vector_channels=0)
@@ -79,6 +80,8 @@ class SchNet(Encoder):
         """Invariant scalars (N, width), and no vectors."""
         scalars = self.embed(graph)
         basis = self.basis(graph.distance)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if index > 0:
+                (scalars,) = self.exchanged(graph, scalars)
             scalars = self.through(layer, scalars, graph, basis)
         return self.norm(scalars), None

@@ -92,6 +92,7 @@ class TensorNet(Encoder):
 
     Options = TensorNetOptions
     takes_conditions = True
+    takes_domains = True
 
     def __init__(self, options: TensorNetOptions) -> None:
         super().__init__(options, vector_channels=options.vector_channels)
@@ -117,6 +118,7 @@ class TensorNet(Encoder):
         basis = self.basis(graph.distance) * graph.weight[:, None]
         x = self._embedded(graph, basis)
         for layer in self.layers:
+            (x,) = self.exchanged(graph, x)  # the embedding is the first round
             x = self.through(layer, x, graph, basis)
         found = parts(x)
         scalars = self.out_norm(self.out(self.norm(torch.cat([square(part) for part in found], dim=1))))
