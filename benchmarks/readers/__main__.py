@@ -1,7 +1,7 @@
 """Readers: speed beside merely parsing the same file, and peak memory, for every kind of file that grows.
 
     python -m benchmarks.readers                       # speed, on files of 20 MB
-    python -m benchmarks.readers --mb 2000 --formats ani1x extxyz --no-parse   # memory
+    python -m benchmarks.readers --mb 2000 --no-parse  # memory, on files of 2 GB, half an hour per core
 
 Files are made in a temporary folder, one at a time (`--folder` chooses it), and deleted. Each reading and each parsing
 runs in a process of its own. `parse` is the library below the reader without any conversion (see `parse.py`). Memory is
@@ -30,6 +30,7 @@ from benchmarks.readers.binary_files import (
 )
 from benchmarks.readers.measure import measured, read
 from benchmarks.readers.parse import parse
+from benchmarks.readers.pool import ATOMS
 from benchmarks.readers.text_files import RECORDS, write_extxyz, write_json, write_oc20
 
 HDF5 = ("ani1", "ani1x", "ani2x", "spice", "qm7x", "transition1x")
@@ -84,9 +85,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--formats", nargs="+", choices=KINDS, default=list(KINDS))
     arguments.add_argument("--mb", type=float, default=20, help="size of each file")
+    arguments.add_argument("--atoms", type=int, nargs=2, default=[4, 60], help="fewest and most atoms of a structure")
     arguments.add_argument("--no-parse", action="store_true", help="measures reading only")
     arguments.add_argument("--folder", type=Path, help="folder for the temporary files")
     options = arguments.parse_args()
+    ATOMS[:] = options.atoms
     free = shutil.disk_usage(options.folder or tempfile.gettempdir()).free
     if free < 3e6 * options.mb:
         raise SystemExit(f"{free / 1e6:.0f} MB are free, {3 * options.mb:.0f} are needed")

@@ -1,7 +1,11 @@
 """Binary files: HDF5, numpy, TFRecord, LMDB, Parquet and ASE's own."""
 
+import json
+import sqlite3
 import struct
+import zlib
 from collections.abc import Callable
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import Trajectory
-from benchmarks.readers.pool import CELL, Sample, pool
+from benchmarks.readers.pool import CELL, POOL, Sample, pool
 
 from ramify.sources.parsing.tfrecord import masked_crc
 
@@ -70,12 +74,13 @@ def _conformations(name: str, numbers: Any, rng: np.random.Generator) -> dict[st
 
 
 def _qm7x_molecule(file: h5py.File, name: str, numbers: Any, rng: np.random.Generator) -> float:
-    """A molecule with 101 conformers; returns its size in bytes, which is mostly HDF5's own."""
-    for k in range(101):
-        group = file.create_group(f"{name}/Geom-m{name}-i1-c1-{'opt' if k == 0 else f'd{k}'}")
-        group["atNUM"], group["atXYZ"] = numbers, rng.normal(0, 2, (len(numbers), 3))
-        group["ePBE0"], group["pbe0FOR"] = rng.normal(-9000, 1, 1), rng.normal(0, 1, (len(numbers), 3))
-    return 101 * 4500.0
+    """A molecule with 101 copies of a conformer; returns its size in bytes, which is mostly HDF5's own."""
+    first = file.create_group(f"{name}/Geom-m{name}-i1-c1-opt")
+    first["atNUM"], first["atXYZ"] = numbers, rng.normal(0, 2, (len(numbers), 3))
+    first["ePBE0"], first["pbe0FOR"] = rng.normal(-9000, 1, 1), rng.normal(0, 1, (len(numbers), 3))
+    for k in range(1, 101):
+        h5py.h5o.copy(first.id, b".", file[name].id, f"Geom-m{name}-i1-c1-d{k}".encode())
+    return 101 * 2600.0
 
 
 def write_npz(path: Path, size: float) -> dict[str, Any]:
@@ -124,12 +129,13 @@ def write_deepmd_lmdb(path: Path, size: float) -> dict[str, Any]:
         for s in pool()
     ]
     metadata = msgpack.packb({"frame_idx_fmt": "012d", "type_map": ["H", "C", "N", "O", "Si", "Cu"]})
-    _fill_lmdb(path, size, lambda k: (format(k, "012d").encode(), values[k % len(values)]), b"__metadata__", metadata)
+    entry = lambda k: (format(k, "012d").encode(), values[k % len(values)])  # noqa: E731
+    _fill_lmdb(path, size, entry, lambda: {b"__metadata__": metadata})
     return {}
 
 
 def _fill_lmdb(
-    path: Path, size: float, entry: Callable[[int], tuple[bytes, bytes]], last: bytes, metadata: bytes
+    path: Path, size: float, entry: Callable[[int], tuple[bytes, bytes]], last: Callable[[], dict[bytes, bytes]]
 ) -> None:
     with lmdb.open(str(path), subdir=False, map_size=int(2 * size) + 2**24, sync=False) as environment:
         k = 0
@@ -139,7 +145,8 @@ def _fill_lmdb(
                     rows.put(*entry(k))
                     k += 1
         with environment.begin(write=True) as rows:
-            rows.put(last, metadata)
+            for key, value in last().items():
+                rows.put(key, value)
 
 
 def write_parquet(path: Path, size: float) -> dict[str, Any]:
@@ -217,14 +224,45 @@ def _atoms() -> list[Atoms]:
 
 
 def write_ase_db(path: Path, size: float) -> dict[str, Any]:
-    """Writes rows of an ASE database: SQLite or LMDB, by the ending."""
-    images, k = _atoms(), 0
-    while not path.exists() or path.stat().st_size < size:
-        with connect(str(path)) as database:  # the file grows at the end of a transaction
-            for _ in range(2000):
-                database.write(images[k % len(images)], data={"sid": k})
-                k += 1
+    """Writes an ASE database, SQLite or LMDB by the ending; ASE writes `POOL` rows, the others are copies."""
+    first = path.with_name(f"first{path.suffix}")
+    with connect(str(first)) as database:
+        for k, image in enumerate(_atoms()):
+            database.write(image, data={"sid": k})
+    if path.suffix == ".db":
+        first.rename(path)
+        _copy_rows(path, size)
+        return {}
+    with lmdb.open(str(first), subdir=False, readonly=True, lock=False) as opened, opened.begin() as rows:
+        values = [bytes(rows.get(str(k + 1).encode())) for k in range(POOL)]
+    first.unlink()
+    count = 0
+
+    def entry(k: int) -> tuple[bytes, bytes]:
+        nonlocal count
+        count = k + 1
+        return str(k + 1).encode(), values[k % POOL]
+
+    _fill_lmdb(path, size, entry, lambda: {b"nextid": _packed(count + 1), b"deleted_ids": _packed([])})
     return {}
+
+
+def _packed(value: Any) -> bytes:
+    """A value as ase-db-backends stores it."""
+    return zlib.compress(json.dumps(value).encode())
+
+
+def _copy_rows(path: Path, size: float) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        names = [name for _, name, *_ in database.execute("PRAGMA table_info(systems)") if name != "id"]
+        others = ", ".join(name for name in names if name != "unique_id")
+        copy = (
+            f"INSERT INTO systems (unique_id, {others}) SELECT hex(randomblob(16)), {others} FROM systems WHERE id <= ?"
+        )
+        while path.stat().st_size < size:
+            for _ in range(10):
+                database.execute(copy, (POOL,))
+            database.commit()
 
 
 def write_ase_traj(path: Path, size: float) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 POOL = 200
 """Different structures; files repeat them under other names."""
+ATOMS = [4, 60]
+"""Fewest and most atoms of a structure."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ CELL = 9.0 * np.eye(3)
 
 
 @cache
-def pool(smallest: int = 4, largest: int = 60) -> list[Sample]:
-    """`POOL` structures of `smallest` to `largest` atoms (32 on average)."""
+def pool() -> list[Sample]:
+    """`POOL` structures of `ATOMS` atoms (32 on average)."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(POOL):
-        n = int(rng.integers(smallest, largest + 1))
+        n = int(rng.integers(ATOMS[0], ATOMS[1] + 1))
         stress = rng.normal(0, 0.01, (3, 3))
         made.append(
             Sample(

@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import math
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -76,18 +77,20 @@ def write_json(name: str, path: Path, size: float) -> dict[str, Any]:
     begin, end = {"mptrj": ("{", "}"), "alexandria": ('{"entries": [', "]}")}.get(name, ("[", "]"))
     with path.open("w") as file:
         file.write(begin)
-        for k, text in _until(file, size, texts):
+        for k, text in _until(size, texts):
             named = f'"mp-{k}": {{"mp-{k}-0-0": {text}}}' if name == "mptrj" else text
             file.write((", " if k else "") + named.replace("@", str(k)))
         file.write(end)
     return KEYS.get(name, {})
 
 
-def _until(file: Any, size: float, texts: list[str]) -> Iterator[tuple[int, str]]:
+def _until(size: float, texts: list[str]) -> Iterator[tuple[int, str]]:
+    written = 0
     for k in count():
-        if file.tell() >= size:
+        if written >= size:
             return
         yield k, texts[k % len(texts)]
+        written += len(texts[k % len(texts)])
 
 
 def _frames(properties: str, columns: str) -> list[str]:
@@ -106,21 +109,20 @@ def write_extxyz(path: Path, size: float) -> dict[str, Any]:
     """Writes extended XYZ of about `size` bytes."""
     texts = _frames("species:S:1:pos:R:3:forces:R:3", "")
     with path.open("w") as file:
-        for _, text in _until(file, size, texts):
+        for _, text in _until(size, texts):
             file.write(text)
     return {}
 
 
 def write_oc20(path: Path, size: float) -> dict[str, Any]:
-    """Writes `N.extxyz.xz`, of about `size` bytes uncompressed, and `N.txt.xz`."""
+    """Writes `N.extxyz.xz`, of about `size` bytes uncompressed, and `N.txt.xz`, as streams of xz one after another."""
     texts = _frames("species:S:1:pos:R:3:move_mask:L:1:tags:I:1:forces:R:3", "T 1")
-    written = 0
-    names = path.with_name(path.name.replace("extxyz", "txt"))
-    with lzma.open(path, "wt", preset=0) as file, lzma.open(names, "wt", preset=0) as lines:
-        for k in count():
-            if written >= size:
-                return {}
-            file.write(texts[k % len(texts)])
+    packed = lzma.compress("".join(texts).encode(), preset=0)
+    repeats = math.ceil(size / sum(map(len, texts)))
+    with path.open("wb") as file:
+        for _ in range(repeats):
+            file.write(packed)
+    with lzma.open(path.with_name(path.name.replace("extxyz", "txt")), "wt", preset=0) as lines:
+        for k in range(repeats * len(texts)):
             lines.write(f"random{k // 20},frame{k % 20},-5.0\n")
-            written += len(texts[k % len(texts)])
-    raise AssertionError
+    return {}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ramify.errors import RamifyError
+from ramify.sources.parsing.ase_frames import refuse_cp2k
 from ramify.sources.parsing.compressed import open_bytes
 from ramify.sources.parsing.hdf5 import hdf5_layout
 from ramify.sources.parsing.json_stream import items
@@ -68,6 +69,7 @@ def _by_text(path: Path, head: bytes) -> str | None:
         return "vasp"
     if b"Program PWSCF" in head[:4096]:
         return "espresso"
+    refuse_cp2k(path, head[:4096])
     if path.name == "type.raw":
         return "deepmd"
     if text.startswith(b"#") and b"{" in text:

@@ -96,6 +96,25 @@ def test_unfinished_and_other_files(tmp_path: Path, read: Any) -> None:
         read("espresso", tmp_path / "pw.out")
     found, _ = read("espresso", tmp_path / "pw.out", unfinished="read")
     np.testing.assert_allclose(found.energy, energies[:1] * RYDBERG, rtol=CODATA_2006)
-    (tmp_path / "other.out").write_text("Program CP2K\n")
+    (tmp_path / "other.out").write_text("Program GAMESS\n")
     with pytest.raises(RamifyError, match=r"not an output of pw\.x"):
         read("espresso", tmp_path / "other.out")
+
+
+CP2K = """ DBCSR| CPU Multiplication driver                                           XSMM
+ DBCSR| Multrec recursion limit                                              512
+
+  **** **** ******  **  PROGRAM STARTED AT               2022-07-05 23:37:43.696
+
+ CP2K| version string:                                          CP2K version 9.1
+"""
+"""The beginning of an output of CP2K 9.1."""
+
+
+@pytest.mark.parametrize("name", ["espresso", "vasp"])
+def test_output_of_cp2k(tmp_path: Path, read: Any, name: str) -> None:
+    """ASE reads no forces of it; dpdata converts it to folders of DeePMD (docs.deepmodeling.com/projects/dpdata)."""
+    (tmp_path / "cp2k.out").write_text(CP2K)
+    for attempt in (lambda: recognize(tmp_path / "cp2k.out"), lambda: read(name, tmp_path / "cp2k.out")):
+        with pytest.raises(RamifyError, match=r"(?s)output of CP2K.*no forces.*format: deepmd.*cp2k/aimd_output"):
+            attempt()

@@ -11,6 +11,9 @@ from ramify.sources.chunks import Record
 from ramify.sources.labels import AtomsOptions, Labeller
 from ramify.sources.quarantine import Quarantine
 
+_CP2K = (b" DBCSR| ", b" CP2K| ")
+"""Beginnings of lines at the top of the output of CP2K."""
+
 
 def records(
     path: Path,
@@ -71,6 +74,24 @@ def ase_output(path: Path, plain: Path, form: str) -> Iterator[Atoms]:
             f"{path} is truncated or damaged: ASE cannot read it ({type(error).__name__}: {error})",
             fix="leave the file out, or use another output file of the calculation",
         ) from error
+
+
+def refuse_cp2k(path: Path, head: bytes) -> None:
+    """Refuses the output of CP2K, of which ASE reads no forces.
+
+    Args:
+        path: the file, for messages.
+        head: its beginning.
+
+    Raises:
+        RamifyError: it is an output of CP2K.
+    """
+    if any(mark in head for mark in _CP2K):
+        raise RamifyError(
+            f"{path} is an output of CP2K, of which ASE reads no forces",
+            fix="convert it to `format: deepmd` with dpdata: dpdata.LabeledSystem(FILE, fmt='cp2k/output')"
+            ".to('deepmd/npy', FOLDER), for molecular dynamics fmt='cp2k/aimd_output' and its folder",
+        )
 
 
 def require_end(path: Path, plain: Path, mark: bytes) -> None:

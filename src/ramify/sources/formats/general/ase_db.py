@@ -1,7 +1,8 @@
 """ASE databases: SQLite (`.db`), JSON (`.json`) and LMDB (`.aselmdb`: OMat24, OMol25, ODAC25, sAlex), read-only.
 
-Labels are read from the results of the calculator, the key-value pairs and the row's `data` (as written by SchNetPack).
-The row of a structure is its id in the database; ids begin at 1 and may have gaps.
+https://wiki.fysik.dtu.dk/ase/ase/db/db.html; LMDB: https://gitlab.com/ase/ase-db-backends. Labels are read from the
+results of the calculator, the key-value pairs and the row's `data` (as written by SchNetPack and fairchem). The row of
+a structure is its id in the database; ids begin at 1 and may have gaps.
 """
 
 import sqlite3
@@ -55,7 +56,7 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
 
 
 def _records(path: Path, database: Any, labeller: Labeller, quarantine: Quarantine) -> Iterator[Record]:
-    for row in _rows(path, database):
+    for row in _rows(path, database, quarantine):
         try:
             found, geometry = _values(row)
         except Exception as error:  # ASE decodes parts of a row on access and may raise any exception
@@ -75,7 +76,7 @@ def database_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     database, _ = _open(path)
     try:
-        for row in _rows(path, database):
+        for row in _rows(path, database, Quarantine()):
             yield _values(row)[0]
     finally:
         if path.suffix == ".aselmdb":
@@ -106,7 +107,7 @@ def _values(row: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {**row.data, **row.key_value_pairs, **results}, geometry
 
 
-def _rows(path: Path, database: Any) -> Iterator[Any]:
+def _rows(path: Path, database: Any, quarantine: Quarantine) -> Iterator[Any]:
     """Yields all rows in the order of their ids, with bounded memory (ASE loads a JSON database as a whole)."""
     try:
         if path.suffix == ".db":
@@ -120,6 +121,8 @@ def _rows(path: Path, database: Any) -> Iterator[Any]:
                     yield database.get(id=index)
                 except KeyError:  # a gap in the ids
                     continue
+                except ValueError as error:  # an array whose shape is not that of its numbers
+                    quarantine.add(f"{path.name}[{index}]", MALFORMED_STRUCTURE, str(error))
         else:
             yield from database.select()
     except (OSError, sqlite3.Error, zlib.error, ValueError, KeyError) as error:

@@ -1,6 +1,7 @@
 """ASE trajectories (`.traj`), frame by frame.
 
-The file contains the results of a calculator for each frame (ase.io.trajectory); eV, eV/Å, eV/Å³.
+The file contains the results of a calculator for each frame; eV, eV/Å, eV/Å³
+(https://wiki.fysik.dtu.dk/ase/ase/io/trajectory.html).
 """
 
 from collections.abc import Iterator

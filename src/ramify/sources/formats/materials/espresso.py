@@ -18,7 +18,7 @@ from ramify.errors import RamifyError
 from ramify.sources.base import Format
 from ramify.sources.chunks import chunked
 from ramify.sources.labels import AtomsOptions
-from ramify.sources.parsing.ase_frames import ase_output, records, require_end
+from ramify.sources.parsing.ase_frames import ase_output, records, refuse_cp2k, require_end
 from ramify.sources.parsing.compressed import open_bytes
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
@@ -50,6 +50,7 @@ def _frames(path: Path, options: Options) -> Iterator[Atoms]:
     with open_bytes(path) as stream:
         head = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
         if START not in head:
+            refuse_cp2k(path, head)
             raise RamifyError(
                 f"{path} is not an output of pw.x: '{START.decode()}' is not at its beginning, {head[:40]!r}",
                 fix="correct `path` or `format`",

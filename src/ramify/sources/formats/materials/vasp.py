@@ -19,7 +19,7 @@ from ramify.errors import RamifyError
 from ramify.sources.base import Format
 from ramify.sources.chunks import MALFORMED_STRUCTURE, chunked
 from ramify.sources.labels import AtomsOptions
-from ramify.sources.parsing.ase_frames import ase_output, records, require_end
+from ramify.sources.parsing.ase_frames import ase_output, records, refuse_cp2k, require_end
 from ramify.sources.parsing.compressed import open_bytes
 from ramify.sources.parsing.vasp_steps import Facts, facts_of
 from ramify.sources.quarantine import Quarantine
@@ -102,6 +102,7 @@ def _plain(path: Path) -> Iterator[tuple[Path, bool]]:
         head = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
         xml = b"<modeling>" in head
         if not xml and b"vasp" not in head[:200].lower():
+            refuse_cp2k(path, head)
             raise RamifyError(
                 f"{path} is neither vasprun.xml nor OUTCAR: it begins with {head[:40]!r}",
                 fix="correct `path` or `format`",
