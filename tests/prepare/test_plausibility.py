@@ -12,9 +12,9 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+from ramify.elements import all_electron_energy
 from ramify.errors import RamifyError
 from ramify.minicorpora import FILES
-from ramify.prepare.checks.plausibility import all_electron_energy
 from ramify.prepare.prepare import prepare_dataset
 from ramify.sources.formats import formats
 from ramify.store.manifest import Manifest

@@ -5,12 +5,15 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import h5py
 import lmdb
 import numpy as np
 import pytest
 import yaml
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
+from ase.io import write
 
 from ramify.errors import RamifyError
 from ramify.sources.formats import formats
@@ -160,10 +163,55 @@ def test_units_of_the_metadata_of_a_database_are_shown(tmp_path: Path) -> None:
     assert not any("states no units" in doubt for doubt in found.doubts)
 
 
+def test_units_and_spins_by_their_scale(tmp_path: Path, read: Any) -> None:
+    """Energies of all-electron atoms in kcal/mol, and numbers of unpaired electrons: the recipe to paste reads them."""
+    images = []
+    for k in range(30):
+        atoms = Atoms("CH2", [[0, 0, 0], [0.9, 0.6, 0], [-0.9, 0.6 + 0.01 * k, 0]])
+        energy = -39.1 * 627.5094740631 + k  # of CH2 in kcal/mol
+        atoms.info = {"charge": 0, "spin": 2 * (k % 2)}
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((3, 3)))
+        images.append(atoms)
+    write(tmp_path / "a.xyz", images, format="extxyz")
+    found = look(tmp_path / "a.xyz")
+    (entry,) = yaml.safe_load(found.recipe)["datasets"].values()
+    assert entry["units"] == {"energy": "kcal/mol"}
+    assert entry["spin_is"] == "unpaired"
+    assert found.energy_per_atom is not None
+    assert found.energy_per_atom[0] == pytest.approx(-39.1 * 27.211386 / 3, rel=1e-6)
+    assert found.states == {"charge 0, multiplicity 1": 15, "charge 0, multiplicity 3": 15}
+    said = "\n".join(found.doubts)
+    for fact in ("unpaired electrons", "in kcal/mol, not in eV", "forces of exact zeros"):
+        assert fact in said
+    assert "states no units" not in said
+    for energy, images_of in ((-39.1 * 27.211386, images), (-18.0, images)):  # right, or of a plane-wave code
+        for atoms in images_of:
+            atoms.calc.results["energy"] = energy
+        write(tmp_path / "b.xyz", images_of, format="extxyz")
+        assert "units" not in yaml.safe_load(look(tmp_path / "b.xyz").recipe)["datasets"]["b"]
+
+
+def test_texts_are_shown(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", z=[1], R=np.zeros((2, 1, 3)), E=np.zeros(2), e_unit="kcal/mol", theory=["PBE"])
+    found = look(tmp_path / "a.npz")
+    assert found.keys["theory"] == "str PBE"
+    assert found.units == "e_unit: kcal/mol"
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file.create_group("m")
+        group["species"], group["coordinates"] = np.array([b"H", b"H"]), np.zeros((1, 2, 3), np.float32)
+        group["energies"], group["lot"] = np.array([-1.1]), np.array([b"wb97x"])
+    assert look(tmp_path / "a.h5").keys["lot"] == "str wb97x"
+    assert look(tmp_path / "a.h5").theory.startswith("ωB97X")
+
+
 def test_what_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(RamifyError, match="no known format: it begins with b'hello'"):
         look(tmp_path / "a.txt")
+    with lmdb.open(str(tmp_path / "a.lmdb"), subdir=False) as environment, environment.begin(write=True) as rows:
+        rows.put(b"0", b"a pickle")
+    with pytest.raises(RamifyError, match=r"LMDB file.*\n.*`\.aselmdb`.*pickles"):
+        look(tmp_path / "a.lmdb")
     with pytest.raises(RamifyError, match="does not exist"):
         look(tmp_path / "none")
     with pytest.raises(RamifyError, match="is a folder"):

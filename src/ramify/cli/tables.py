@@ -1,6 +1,7 @@
 """Tables and lists that the verbs print."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -163,25 +164,59 @@ def _apart(reason: str, manifest: Manifest) -> str:
 
 def print_look(console: Console, found: Mapping[str, Any]) -> None:
     """Prints the summary of an original file (`ramify.sources.look.Look`)."""
-    console.print(f"{found['path']}: format {found['format']}", style="bold", markup=False, soft_wrap=True)
-    for name, kind in found["keys"].items():
-        console.print(f"  {name}: {kind}", markup=False, highlight=False, soft_wrap=True)
+    console.print(found["path"], style="bold", markup=False, soft_wrap=True)
+    for label, text in _looked(found):
+        style = "yellow" if label == "check" else None
+        for line in _hanging(console, label, text):
+            console.print(line, markup=False, highlight=False, style=style, soft_wrap=True)
+    console.print("recipe to copy:\n" + found["recipe"], markup=False, highlight=False, soft_wrap=True)
+
+
+def _looked(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Label and text of each fact of a file."""
+    yield "format", found["format"] + (f", {found['theory']}" if found["theory"] else "")
+    if found["units"]:
+        yield "units", found["units"]
+    keys = [f"{name}: {kind}" for name, kind in found["keys"].items() if not name.startswith("unit of ")]
+    for index, text in enumerate(keys):
+        yield "" if index else "keys", text
     if found["structures"]:
-        low, high = found["energy_per_atom"]
-        labels = ", ".join(f"{kind} {count}" for kind, count in found["labels"].items())
-        force = "" if found["max_force"] is None else f"; largest force {found['max_force']:.4g} eV/Å"
-        lines = (
-            f"{found['structures']} structures" + ("" if found["whole"] else " (the beginning of the file)"),
-            f"{found['atoms'][0]} to {found['atoms'][1]} atoms, {found['periodic']} periodic, {found['groups']} groups",
-            f"elements {' '.join(found['elements'])}",
-            f"labels: {labels}",
-            *(f"{state}: {count} structures" for state, count in found["states"].items()),
-            f"energies {low:.4f} to {high:.4f} eV/atom{force}",
+        low, high = found["atoms"]
+        periodic = {0: "none periodic", found["structures"]: "all periodic"}
+        yield (
+            "structures",
+            (
+                f"{found['structures']}, "
+                + ("the whole file" if found["whole"] else "the beginning of the file")
+                + "; "
+                f"{low if low == high else f'{low} to {high}'} atoms, "
+                f"{periodic.get(found['periodic'], str(found['periodic']) + ' periodic')}, {found['groups']} "
+                + ("group" if found["groups"] == 1 else "groups")
+            ),
         )
-        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+        yield "elements", " ".join(found["elements"])
+        yield "labels", ", ".join(f"{kind} {count}" for kind, count in found["labels"].items())
+        for index, (state, count) in enumerate(found["states"].items()):
+            yield "" if index else "states", f"{state}: {count} structures"
+        low, high = found["energy_per_atom"]
+        force = "" if found["max_force"] is None else f"; largest force {found['max_force']:.4g} eV/Å"
+        yield "energies", f"{low:.4f} to {high:.4f} eV/atom{force}"
     for doubt in found["doubts"]:
-        console.print(f"look at: {doubt}", markup=False, style="yellow", soft_wrap=True)
-    console.print("recipe:\n" + found["recipe"], markup=False, highlight=False, soft_wrap=True)
+        yield "check", doubt
+
+
+def _hanging(console: Console, label: str, text: str) -> list[str]:
+    """Lines of a labelled text, wrapped at words with an indent on a terminal, else one line."""
+    lines = [f"{label:<11} {line}" if index == 0 else f"{'':11} {line}" for index, line in enumerate(text.split("\n"))]
+    if not console.is_terminal:
+        return lines
+    wrapped = (
+        textwrap.wrap(
+            line, max(40, console.width), subsequent_indent=12 * " ", break_long_words=False, break_on_hyphens=False
+        )
+        for line in lines
+    )
+    return [part for line in wrapped for part in line]
 
 
 def errors_table(report: Mapping[str, Any]) -> Table:

@@ -3,21 +3,22 @@
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
 import yaml
 
-from ramify.elements import SYMBOLS
+from ramify.elements import SYMBOLS, all_electron_energy
 from ramify.errors import RamifyError
 from ramify.sources.formats import formats
 from ramify.sources.formats.general.ase_db import database_rows, database_units
 from ramify.sources.formats.general.deepmd_lmdb import frames_of
 from ramify.sources.formats.general.extxyz import parsed_frames
+from ramify.sources.label_rules import apply_label_rules
 from ramify.sources.labels import AtomsOptions, LabelledOptions
 from ramify.sources.parsing.hdf5 import first_arrays
 from ramify.sources.parsing.json_stream import items
@@ -26,7 +27,7 @@ from ramify.sources.parsing.tfrecord import parse_example, records
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.recognize import recognize
 from ramify.sources.states import CHARGES, SPINS, apply_states
-from ramify.sources.units import PER_ATOM
+from ramify.sources.units import BELOW_ALL, PER_ATOM, same_ratio, unit_of_ratio
 from ramify.structures import Structures, state_text
 
 SAMPLE = 2000
@@ -34,6 +35,9 @@ SAMPLE = 2000
 
 FRAMES = 100
 """Frames or rows whose keys are listed."""
+
+ENOUGH = 20
+"""Minimum number of structures whose energies reveal their unit."""
 
 UNSTATED = {  # required keys that the files of a format do not state, with a guess
     "qcml": {"length": "bohr"},
@@ -47,6 +51,8 @@ class Look:
     Attributes:
         path: the file.
         format: name of its format.
+        theory: level of theory of all files of the format; empty if they differ.
+        units: those that the file states, or a sentence on those of the format; empty if neither.
         keys: names in the file, with type and shape: of the first records, or of the arrays.
         structures: number of structures read; all of the file if `whole`.
         whole: whether the sample is the whole file.
@@ -65,6 +71,8 @@ class Look:
 
     path: str
     format: str
+    theory: str
+    units: str
     keys: dict[str, str]
     structures: int = 0
     whole: bool = False
@@ -100,18 +108,55 @@ def look(path: Path, format_name: str | None = None) -> Look:
         raise RamifyError(f"--format {name}: accepted are {', '.join(formats())}")
     keys = dict(_keys(path, name))
     chosen, doubts = _chosen(name, keys)
-    sample = _Sample.read(path, name, chosen)
-    doubts += sample.doubts
+    sample, corrected = _corrected(path, name, chosen)
+    chosen |= corrected
+    doubts = [doubt for doubt in doubts if not any(key in doubt for key in corrected)]  # for which there is an answer
     return Look(
         path=str(path),
         format=name,
+        theory=formats()[name].theory,
+        units=_units(name, keys),
         keys=keys,
-        doubts=doubts,
+        doubts=doubts + sample.doubts,
         recipe=_recipe(path, name, chosen),
         left_out=dict(sample.quarantine.counts),
         whole=sample.whole,
         **sample.facts(),
     )
+
+
+def _corrected(path: Path, name: str, chosen: Mapping[str, Any]) -> tuple["_Sample", dict[str, Any]]:
+    """The sample, and the recipe keys without which all its structures or energies would be impossible."""
+    sample, found, notes = _Sample.read(path, name, chosen), dict[str, Any](), list[str]()
+    if "spin_key" in chosen and not len(sample.found):
+        other = _Sample.read(path, name, {**chosen, "spin_is": "unpaired"})
+        if len(other.found):
+            sample, found["spin_is"] = other, "unpaired"
+            notes.append(
+                f"'{chosen['spin_key']}' holds numbers of unpaired electrons: as multiplicities 2S+1 they contradict "
+                "the number of electrons in every structure; `spin_is: unpaired` states it"
+            )
+    if _may_have_any_units(name) and (unit := sample.unit()):
+        found["units"] = {"energy": unit}
+        sample = _Sample.read(path, name, {**chosen, **found})
+        notes.append(f"energies are those of atoms with all their electrons in {unit}, not in eV; `units` states it")
+    return replace(sample, doubts=notes + sample.doubts), found
+
+
+def _stated(keys: Mapping[str, str]) -> dict[str, str]:
+    """Units that the file states, by the names under which it does."""
+    return {key: kind.removeprefix("str ") for key, kind in keys.items() if "unit" in key.lower() and kind[-1] != ")"}
+
+
+def _units(name: str, keys: Mapping[str, str]) -> str:
+    """Units of a file, and where they are known from; empty if nothing states them."""
+    if not _may_have_any_units(name):
+        return "those of the format, converted to eV, eV/Å, Å and eV/Å³"
+    return ", ".join(f"{key}: {unit}" for key, unit in _stated(keys).items())
+
+
+def _may_have_any_units(name: str) -> bool:
+    return issubclass(formats()[name].options, LabelledOptions) and name not in ("vasp", "espresso")
 
 
 def _keys(path: Path, name: str) -> Iterator[tuple[str, str]]:
@@ -130,14 +175,7 @@ def _keys(path: Path, name: str) -> Iterator[tuple[str, str]]:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.namelist():
                 with archive.open(entry) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    header = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else (np.lib.format.read_array_header_2_0)
-                    )
-                    shape, _, kind = header(stream)
-                    yield entry.removesuffix(".npy"), f"{kind} {shape}"
+                    yield entry.removesuffix(".npy"), _array(stream)
     elif name in ("mptrj", "alexandria", "matpes", "jarvis", "mlearn"):
         item = next(items(path))
         inner = next(iter(item.value.values()), None)
@@ -146,7 +184,19 @@ def _keys(path: Path, name: str) -> Iterator[tuple[str, str]]:
         yield from _described([parse_example(next(records(path)))])
     elif name in ("ani1", "ani1x", "ani2x", "spice", "qm7x", "transition1x"):
         with h5py.File(path, "r") as file:
-            yield from ((key, f"{array.dtype} {array.shape}") for key, array in first_arrays(file).items())
+            for key, array in first_arrays(file).items():
+                text = array.size == 1 and (array.dtype.kind == "S" or h5py.check_string_dtype(array.dtype) is not None)
+                yield key, _kind(np.asarray(array[()])) if text else f"{array.dtype} {array.shape}"
+
+
+def _array(stream: IO[bytes]) -> str:
+    """Type and shape of an array of numpy; of one text, the text."""
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = header(stream)
+    if kind.kind in "US" and np.prod(shape) == 1 and kind.itemsize < 1000:
+        return _kind(np.frombuffer(stream.read(kind.itemsize), kind))
+    return f"{kind} {shape}"
 
 
 def _described(found: Any) -> Iterator[tuple[str, str]]:
@@ -162,13 +212,18 @@ def _described(found: Any) -> Iterator[tuple[str, str]]:
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"mapping of {', '.join(list(map(str, value))[:6])}"
-    if isinstance(value, list | tuple | np.ndarray) and np.size(value) != 1:
+    if isinstance(value, list | tuple | np.ndarray):
         try:
             array = np.asarray(value)
         except ValueError:
             return f"list of {len(value)}"
-        return f"{array.dtype} {array.shape}"
-    return f"{type(value).__name__} {str(value)[:40]}"
+        if array.size != 1:
+            return f"{array.dtype} {array.shape}"
+        value = array.reshape(-1)[0]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    kind = "str" if isinstance(value, str) else type(value).__name__
+    return f"{kind} {str(value)[:40]}"
 
 
 def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -178,9 +233,8 @@ def _chosen(name: str, keys: Mapping[str, str]) -> tuple[dict[str, Any], list[st
     if name == "qm7x" and not {"ePBE0+MBD", "totFOR"} <= keys.keys():
         chosen["labels"] = "pbe0"
     options = formats()[name].options
-    if issubclass(options, LabelledOptions) and name not in ("vasp", "espresso"):
-        stated = any(word in key.lower() for key in keys for word in ("unit",))
-        doubts += [] if stated else ["the file states no units: eV, Å, eV/Å and eV/Å³ are the defaults of the recipe"]
+    if _may_have_any_units(name) and not _stated(keys):
+        doubts.append("the file states no units: eV, Å, eV/Å and eV/Å³ are the defaults of the recipe")
     if not issubclass(options, AtomsOptions) or not keys or name == "parquet":  # whose names are those of its publisher
         return chosen, doubts
     for key, words in (("energy_key", ("energy",)), ("forces_key", ("force",)), ("stress_key", ("stress",))):
@@ -237,19 +291,18 @@ class _Sample:
         parts, doubts, quarantine, whole = [], [], Quarantine(), False
         try:
             options = formats()[name].options.model_validate({"format": name, "path": str(path), **chosen})
-            count = 0
-            for chunk in formats()[name].read(path, options, quarantine):
-                chunk = apply_states(chunk, options, quarantine)
+            chunks, count = formats()[name].read(path, options, quarantine), 0
+            for chunk in chunks:
+                chunk = apply_label_rules(apply_states(chunk, options, quarantine), options, quarantine)
                 parts.append(chunk)
                 count += len(chunk)
                 if count >= SAMPLE:
                     break
-            else:
-                whole = True
+            whole = next(chunks, None) is None
         except RamifyError as error:
             doubts.append(str(error))
         doubts += [f"{reason}: {count} structures" for reason, count in quarantine.remarks.items()]
-        if quarantine.counts:
+        if quarantine.counts and not any(quarantine.summary() in doubt for doubt in doubts):
             doubts.append(f"cannot be used: {quarantine.summary()}")
         found = Structures.concatenate(parts)
         if len(found) and len(set(found.group.tolist())) == 1:
@@ -257,6 +310,21 @@ class _Sample:
                 "all structures of the sample are one group, which cannot be split: see `group_key` and `split`"
             )
         return cls(found=found, quarantine=quarantine, whole=whole, doubts=doubts)
+
+    def unit(self) -> str:
+        """Unit in which the energies are those of all-electron atoms; empty if it is eV, or none.
+
+        One element alone could have such energies in eV by chance, unless they are below all possible ones.
+        """
+        found = self.found
+        if len(found) < ENOUGH:
+            return ""
+        atoms = np.add.reduceat(all_electron_energy()[found.numbers], found.offsets[:-1])
+        part = np.where(found.energy == 0, 1e-12, found.energy / atoms)
+        several = len(np.unique(found.numbers)) > 1
+        if np.median(part) <= BELOW_ALL and (not several or same_ratio(part, 1.0)):
+            return ""
+        return unit_of_ratio(1 / part)
 
     def facts(self) -> dict[str, Any]:
         """Properties of the sample."""

@@ -14,6 +14,7 @@ _SQLITE = b"SQLite format 3\x00"
 _ULM = b"- of Ulm"
 _ZIP = b"PK\x03\x04"
 _PARQUET = b"PAR1"
+_LMDB = b"\xde\xc0\xef\xbe"  # at 16 bytes: MDB_MAGIC of lmdb.h, little endian
 HEAD = 1 << 16
 
 
@@ -58,6 +59,12 @@ def _by_magic(path: Path, head: bytes) -> str | None:
         return "npz"
     if head.startswith(_PARQUET):
         return "parquet"
+    if head[16:20] == _LMDB:
+        raise RamifyError(
+            f"{path} is an LMDB file, but neither an ASE database (`.aselmdb`) nor in a folder of DeePMD (`data.mdb`)",
+            fix="rename an ASE database to `.aselmdb`; LMDBs of pickles, which run code when they are read, are not "
+            "supported: convert them with the program that wrote them",
+        )
     if len(head) >= 12 and masked_crc(head[:8]) == int.from_bytes(head[8:12], "little"):
         return "qcml"
     return None

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from ase import units
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 from ramify.errors import RamifyError
@@ -19,6 +21,10 @@ ENERGY_UNITS = {
     "kcal/mol": units.kcal / units.mol,
     "kJ/mol": units.kJ / units.mol,
 }
+BELOW_ALL = 1.3
+"""Multiple of the all-electron energy (`ramify.elements.all_electron_energy`) that is impossible."""
+SAME_PART = 0.06
+"""Tolerance of the ratio between structures, and to the ratio of two units, for detecting the unit."""
 LENGTH_UNITS = {"Å": 1.0, "Angstrom": 1.0, "bohr": units.Bohr}
 STRESS_UNITS = {
     "eV/Å³": 1.0,
@@ -230,6 +236,17 @@ def known_unit(kind: str, spelling: str) -> str | None:
 def unit_factor(kind: str, name: str) -> float:
     """Factor from a unit of recipes to eV, Å, eV/Å or eV/Å³."""
     return float(getattr(Units.model_validate({kind: name}), f"{kind}_factor"))
+
+
+def unit_of_ratio(ratio: NDArray[np.float64]) -> str:
+    """Unit other than eV whose ratio to eV is `ratio` (S,) in nearly all structures; empty if none."""
+    return next((name for name, eV in ENERGY_UNITS.items() if name != "eV" and same_ratio(ratio, eV)), "")
+
+
+def same_ratio(values: NDArray[np.float64], expected: float) -> bool:
+    """Whether nearly all values (S,) are `expected` to `SAME_PART`."""
+    low, high = np.quantile(np.nan_to_num(values / expected), (0.1, 0.9))
+    return bool(low > 1 - SAME_PART and high < 1 + SAME_PART)
 
 
 def _known(kind: str) -> tuple[str, ...]:

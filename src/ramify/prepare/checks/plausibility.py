@@ -1,25 +1,20 @@
 """Plausibility of the data given the recipe: units, total energies or energies per atom, placeholders.
 
-The energy scale is compared with isolated atoms. All-electron total energies follow from the nuclear charge alone,
-
-    E(Z) = -(0.768745 Z^(7/3) - Z²/2 + 0.269900 Z^(5/3)) Hartree
-
-(Thomas-Fermi with Scott's and Schwinger's corrections: Schwinger, Phys. Rev. A 22, 1827 (1980) and 24, 2353 (1981)).
-The error is 0.5 % for carbon and 8 % for hydrogen; binding and, for the heaviest elements, relativity add up to 10 %.
-This is a lower bound. Energies with pseudopotentials are between it and zero, and their ratio to it differs between
-elements; a ratio that is the same for all, and equals the ratio of two units, reveals the unit.
+The energy scale is compared with isolated atoms. All-electron total energies (`ramify.elements`) are a lower bound.
+Energies with pseudopotentials are between it and zero, and their ratio to it differs between elements; a ratio that is
+the same for all, and equals the ratio of two units, reveals the unit (`ramify.sources.units`).
 """
 
 from collections.abc import Iterator
 
 import numpy as np
-from ase import units
 from numpy.typing import NDArray
 
-from ramify.elements import MAX_NUMBER
+from ramify.elements import all_electron_energy
 from ramify.errors import RamifyError
 from ramify.prepare.checks.gates import LARGE_FORCE, TOO_CLOSE
 from ramify.prepare.staging import Staged
+from ramify.sources.units import BELOW_ALL, ENERGY_UNITS, same_ratio, unit_of_ratio
 from ramify.store.manifest import Finding
 from ramify.structures import atom_rows
 
@@ -29,18 +24,6 @@ SAMPLE = 5000
 """Maximum number of structures examined."""
 ENOUGH = 20
 """Minimum number of structures for a judgement."""
-BELOW_ALL = 1.3
-"""Multiple of the all-electron energy that is impossible."""
-SAME_PART = 0.06
-"""Tolerance of the ratio between structures, and to the ratio of two units, for detecting the unit."""
-ENERGY_UNITS = {
-    "Hartree": units.Hartree,
-    "Rydberg": units.Rydberg,
-    "kcal/mol": units.kcal / units.mol,
-    "kJ/mol": units.kJ / units.mol,
-    "meV": 1e-3,
-}
-"""eV in each possible unit of energies."""
 PER_ATOM_FIT = 0.1
 """Relative spread below which energies are considered independent of size."""
 SOME = 0.01
@@ -57,13 +40,6 @@ DISTANCE = (0.6, 1.6)
 the reverse about 0.5; two dozen datasets give 0.80 to 1.00."""
 MANY = 0.2
 """Fraction of records failing a gate for single structures above which the unit is doubtful."""
-
-
-def all_electron_energy() -> Floats:
-    """(119,) eV, total energy of the isolated atom by atomic number; see the module."""
-    z = np.arange(MAX_NUMBER + 1, dtype=np.float64)
-    hartree: Floats = -(0.768745 * z ** (7 / 3) - z**2 / 2 + 0.269900 * z ** (5 / 3))
-    return hartree * units.Hartree
 
 
 def findings(dataset: str, staged: Staged, keep: NDArray[np.bool_], dropped: dict[str, int]) -> list[Finding]:
@@ -116,25 +92,25 @@ def _energies(dataset: str, staged: Staged, rows: NDArray[np.int64]) -> Iterator
     part = np.where(energy == 0, 1e-12, energy / atoms)  # its inverse is looked at too
     middle = float(np.median(part))
     if middle > BELOW_ALL:
-        unit = _unit_of(1 / part) or _unit_of(n_atoms / part)
+        unit = unit_of_ratio(1 / part) or unit_of_ratio(n_atoms / part)
         raise RamifyError(
             f"dataset '{dataset}': energies are {middle:.4g} times the total energies of all atoms with all their "
             f"electrons (median of {len(rows)} structures); nothing lies below those",
             fix=f"units: {{energy: {unit}}}" if unit else "check `units` and `energy_is_per_atom`",
         )
     if elements > 1:
-        if unit := _unit_of(1 / part):
+        if unit := unit_of_ratio(1 / part):
             yield Finding(
                 text=f"energies are those of all-electron atoms in {unit} ({middle:.4g} of those in eV)",
                 fix=f"units: {{energy: {unit}}}",
             )
             return
-        if _same(part * n_atoms, 1.0) and not _same(part, 1.0):
+        if same_ratio(part * n_atoms, 1.0) and not same_ratio(part, 1.0):
             yield Finding(
                 text="energies are those of all-electron atoms over the number of atoms", fix="energy_is_per_atom: true"
             )
             return
-        if _same(part / n_atoms, 1.0) and not _same(part, 1.0):
+        if same_ratio(part / n_atoms, 1.0) and not same_ratio(part, 1.0):
             yield Finding(
                 text="energies are those of all-electron atoms times the number of atoms",
                 fix="energy_is_per_atom: false",
@@ -145,7 +121,7 @@ def _energies(dataset: str, staged: Staged, rows: NDArray[np.int64]) -> Iterator
 
 def _precision(energy: Floats, n_atoms: Floats) -> Iterator[Finding]:
     """Finds total energies that were stored in single precision in any of the units, if its spacing matters."""
-    for value in (1.0, *ENERGY_UNITS.values()):
+    for value in ENERGY_UNITS.values():
         stored = energy / value
         single = stored.astype(np.float32)
         apart = float(np.median(np.spacing(np.abs(single)).astype(np.float64) * value / n_atoms))
@@ -155,16 +131,6 @@ def _precision(energy: Floats, n_atoms: Floats) -> Iterator[Finding]:
                 fix="write them in double precision (float64), or relative to isolated atoms",
             )
             return
-
-
-def _unit_of(ratio: Floats) -> str:
-    """Unit whose ratio to eV is common to all structures; empty if none."""
-    return next((name for name, value in ENERGY_UNITS.items() if _same(ratio, value)), "")
-
-
-def _same(values: Floats, expected: float) -> bool:
-    low, high = np.quantile(np.nan_to_num(values / expected), (0.1, 0.9))
-    return bool(low > 1 - SAME_PART and high < 1 + SAME_PART)
 
 
 def _extensive(
