@@ -239,8 +239,10 @@ def test_look_prints_a_recipe_that_prepares(ramify: Ramify, tmp_path: Path) -> N
     file = Path(ENTRIES["qm7x"]["path"])
     said = ramify("look", file)
     assert (said.status, said.err) == (0, "")
-    assert "format qm7x" in said.out
-    assert "ePBE0" in said.out
+    facts = {line[:12].strip(): line[12:] for line in said.out.splitlines()}
+    assert facts["format"].startswith("qm7x, PBE0")
+    assert facts["structures"].startswith("360, the whole file; ")
+    assert any("ePBE0: " in line for line in said.out.splitlines())
     found = json.loads(ramify("look", file, "--json").out)
     (entry,) = yaml.safe_load(found["recipe"])["datasets"].values()
     assert entry["format"] == "qm7x"

@@ -7,8 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify.cli.progress import EvaluationLines
-from ramify.cli.tables import own_errors_table
+from ramify.cli.tables import own_errors_table, print_look
 from ramify.evaluate.results import Evaluation
+from ramify.minicorpora import FILES
+from ramify.sources.look import look
 from tests.planted import PLANTED, build_run
 
 
@@ -47,3 +49,16 @@ def test_errors_of_a_run_take_one_line_per_dataset(tmp_path: Path) -> None:
         assert f"{forces:.4f}" in rows[name]
     assert [name for name, cells in rows.items() if "✗" in cells] == ["alexandria"]
     assert any("no better than trivial" in line for line in lines)
+
+
+def test_facts_of_a_file_are_wrapped_on_a_terminal_alone() -> None:
+    found = look(FILES["qm7x_mini"]).as_data() | {"doubts": ["word " * 29 + "end"]}
+    for terminal in (True, False):
+        out = io.StringIO()
+        print_look(Console(width=60, force_terminal=terminal, color_system=None, file=out), found)
+        checks = [line for line in out.getvalue().splitlines() if "word" in line]
+        assert len(checks) == (4 if terminal else 1)
+        assert checks[0].startswith("check       word")
+        if terminal:
+            assert max(map(len, checks)) <= 60
+            assert all(line.startswith(12 * " " + "word") for line in checks[1:])
