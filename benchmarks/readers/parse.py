@@ -2,7 +2,8 @@
 
 HDF5: h5py reads every array. JSON: the pieces of the file are parsed. Extended XYZ: the numbers of all rows are
 converted. numpy: every array is read. TFRecord: records are decoded, checksums included. LMDB of DeePMD-kit:
-MessagePack. Parquet: pyarrow reads every batch. ASE's databases and trajectories: ASE reads every row.
+MessagePack. Parquet: pyarrow reads every batch. ASE's databases and trajectories, and outputs of VASP: ASE reads every
+row.
 """
 
 import lzma
@@ -15,7 +16,7 @@ import h5py
 import lmdb
 import numpy as np
 from ase.db import connect
-from ase.io import Trajectory
+from ase.io import Trajectory, iread
 
 from ramify.sources.parsing.json_stream import items
 from ramify.sources.parsing.tfrecord import parse_example, records
@@ -44,6 +45,10 @@ def parse(kind: str, path: Path) -> int:
         return sum(len(parse_example(data)) for data in records(path))
     if kind == "ase_traj":
         return sum(len(atoms) for atoms in Trajectory(str(path)))
+    if kind.startswith("vasp"):
+        return sum(
+            len(atoms) for atoms in iread(str(path), ":", format="vasp-xml" if kind == "vasp.xml" else "vasp-out")
+        )
     database: Any = connect(str(path), use_lock_file=False)
     if path.suffix == ".db":
         return sum(1 for _ in database.select())

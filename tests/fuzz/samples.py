@@ -1,7 +1,9 @@
 """A small good file of every format, for the fuzz tests to damage."""
 
 import bz2
+import gzip
 import json
+import lzma
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -9,12 +11,14 @@ from typing import Any
 
 import h5py
 import numpy as np
+import zstandard
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import write
 
 from ramify.minicorpora import FILES
+from tests.sources.general.test_ase_files import outcar as outcar_text
 from tests.sources.general.test_ase_files import vasprun as vasprun_text
 from tests.sources.general.test_ase_files import write_traj
 from tests.sources.general.test_deepmd import system
@@ -170,6 +174,22 @@ def vasprun(path: Path) -> None:
     path.write_text(vasprun_text(2)[0])
 
 
+def outcar(path: Path) -> None:
+    """Two ionic steps of VASP."""
+    path.write_text(outcar_text(2)[0])
+
+
+def packed(pack: Callable[[bytes], bytes], make: Callable[[Path], None]) -> Callable[[Path], None]:
+    """A function that writes a compressed file."""
+
+    def write_packed(path: Path) -> None:
+        plain = path.with_suffix("")  # ASE packs by the ending
+        make(plain)
+        path.write_bytes(pack(plain.read_bytes()))
+
+    return write_packed
+
+
 def espresso(path: Path) -> None:
     """Two steps of pw.x."""
     path.write_text(espresso_text()[0])
@@ -219,6 +239,11 @@ BYTES = JSON | {
     "oc20": (".extxyz", oc20, {}),
     "qcml": (".tfrecord", qcml, {"length": "bohr"}),
     "vasp": (".xml", vasprun, {}),
+    "vasp.OUTCAR": (".OUTCAR", outcar, {"unfinished": "read"}),
+    "extxyz.gz": (".xyz.gz", packed(gzip.compress, extxyz), {}),
+    "extxyz.xz": (".xyz.xz", packed(lzma.compress, extxyz), {}),
+    "extxyz.bz2": (".xyz.bz2", packed(bz2.compress, extxyz), {}),
+    "extxyz.zst": (".xyz.zst", packed(zstandard.compress, extxyz), {}),
     "espresso": (".out", espresso, {"unfinished": "read"}),
 }
 HDF5: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {

@@ -12,6 +12,7 @@ from ase.constraints import FixAtoms
 from ase.io import Trajectory, iread
 
 from ramify.errors import RamifyError
+from ramify.sources.parsing import vasp_steps
 from ramify.sources.recognize import recognize
 
 KBAR = -6.241509074e-4  # eV/Å³, VASP's sign turned round
@@ -121,6 +122,36 @@ def test_vasprun(tmp_path: Path, read: Any, packed: bool) -> None:
     assert found.name(1) == f"run7/{path.name}[1]"
     found, _ = read("vasp", path, energy_key="energy")
     assert found.energy.tolist() == [step["zero"] for step in made]
+
+
+def test_pieces_of_vasprun(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ASE reads a file as a whole: it is given one piece of a few steps after the other, wherever the file ends."""
+    monkeypatch.setattr(vasp_steps, "PIECE", 2500)
+    text, made = vasprun(7)
+    path = save(tmp_path / "vasprun.xml", text)
+    counts = [steps for _, steps in vasp_steps.xml_pieces(path)]
+    assert sum(counts) == 7
+    assert 1 < len(counts) < 7
+    found, quarantine = read("vasp", path)
+    assert quarantine.total == 0
+    whole = list(iread(str(path), index=":", format="vasp-xml"))
+    assert found.energy.tolist() == [step["free"] for step in made]
+    np.testing.assert_array_equal(found.forces, np.concatenate([a.get_forces() for a in whole]))
+    np.testing.assert_array_equal(found.positions, np.concatenate([a.positions for a in whole]))
+    starts = [k for k in range(len(text)) if text.startswith("<calculation>", k)]
+    for complete, start in enumerate(starts):
+        for after in (0, 5, 300):
+            if not complete:
+                continue
+            save(path, text[: start + after])
+            found, quarantine = read("vasp", path, unfinished="read")
+            assert found.energy.tolist() == [step["free"] for step in made[:complete]]
+            assert quarantine.total == 0
+    save(path, text.replace('<i name="e_fr_energy">-11.0</i>', '<i name="e_fr_energy">-11.0</x>'))
+    with pytest.raises(
+        RamifyError, match=r"damaged|truncated"
+    ):  # in the middle: the steps after it are not passed over
+        read("vasp", path)
 
 
 def test_vasprun_that_ends_too_early(tmp_path: Path, read: Any) -> None:

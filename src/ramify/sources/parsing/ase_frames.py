@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ase import Atoms
 from ase.io import iread
+from ase.io.vasp import iread_vasp_out
 
 from ramify.errors import RamifyError
 from ramify.sources.chunks import Record
@@ -57,7 +58,8 @@ def records(
 
 
 def ase_output(path: Path, plain: Path, form: str) -> Iterator[Atoms]:
-    """Yields the frames that ASE reads from the output of a program; memory grows with the size of the file.
+    """Yields the frames that ASE reads from the output of a program: of an OUTCAR one by one, else in memory for the
+    whole file.
 
     Args:
         path: the file, for messages.
@@ -68,7 +70,11 @@ def ase_output(path: Path, plain: Path, form: str) -> Iterator[Atoms]:
         RamifyError: truncated or damaged.
     """
     try:
-        yield from iread(str(plain), index=":", format=form)
+        if form == "vasp-out":  # ASE's general functions make a list of them
+            with plain.open() as file:
+                yield from iread_vasp_out(file, index=slice(None))
+        else:
+            yield from iread(str(plain), index=":", format=form)
     except Exception as error:  # ASE may raise any exception on an unfinished file
         raise RamifyError(
             f"{path} is truncated or damaged: ASE cannot read it ({type(error).__name__}: {error})",

@@ -1,4 +1,5 @@
-"""Facts in VASP's output that decide whether the labels of an ionic step are right, and that ASE does not check."""
+"""VASP's output, step by step: pieces of `vasprun.xml`, and facts that ASE does not check and that decide whether the
+labels of an ionic step are right."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -11,6 +12,31 @@ _CONVERGED = "aborting loop because EDIFF is reached"
 _STEP = "FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
 _NUMBER = r"\s*=\s*(-?\d+(?:\.\d*)?)"
 _KEYS = {name: re.compile(rf"\b{name}{_NUMBER}") for name in ("NELM", "PSTRESS", "NELECT")}
+
+PIECE = 4 << 20
+"""Bytes of the ionic steps of a piece of `vasprun.xml`: as a tree, ten times as many."""
+
+
+def xml_pieces(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Yields pieces of `vasprun.xml`, of which ASE reads each as a whole, and the number of their complete ionic steps.
+
+    A piece is the beginning of the file with some of its ionic steps; the last one ends as the file does. A file whose
+    steps are not on lines of their own is one piece.
+    """
+    head, body, size, steps, pieces = list[bytes](), list[bytes](), 0, 0, 0
+    with path.open("rb") as file:
+        for line in file:
+            if not body and not pieces and b"<calculation>" not in line:
+                head.append(line)
+                continue
+            body.append(line)
+            size += len(line)
+            steps += line.strip() == b"</calculation>"
+            if size > PIECE and line.strip() == b"</calculation>" and head:
+                yield b"".join([*head, *body, b"</modeling>\n"]), steps
+                body, size, steps, pieces = [], 0, 0, pieces + 1
+    if steps or not pieces:
+        yield b"".join(head + body), steps
 
 
 @dataclass

@@ -21,7 +21,7 @@ from ramify.sources.chunks import MALFORMED_STRUCTURE, chunked
 from ramify.sources.labels import AtomsOptions
 from ramify.sources.parsing.ase_frames import ase_output, records, refuse_cp2k, require_end
 from ramify.sources.parsing.compressed import open_bytes
-from ramify.sources.parsing.vasp_steps import Facts, facts_of
+from ramify.sources.parsing.vasp_steps import Facts, facts_of, xml_pieces
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
@@ -80,12 +80,25 @@ class _Output:
             if self._options.unfinished == "refuse":
                 require_end(self._path, plain, _XML_END if xml else _OUTCAR_END)
             self._facts = facts_of(plain, xml=xml)
-            for atoms in ase_output(self._path, plain, "vasp-xml" if xml else "vasp-out"):
+            for atoms in self._steps(plain) if xml else ase_output(self._path, plain, "vasp-out"):
                 if self._facts.charge is not None:
                     atoms.info["charge"] = self._facts.charge
                 if self._facts.pressure and atoms.calc is not None:
                     self.without_stress += atoms.calc.results.pop("stress", None) is not None
                 yield atoms
+
+    def _steps(self, plain: Path) -> Iterator[Atoms]:
+        """Yields the ionic steps of `vasprun.xml`, piece by piece, because ASE reads a file as a whole."""
+        piece = plain.with_name("piece.xml")
+        for content, steps in xml_pieces(plain):
+            piece.write_bytes(content)
+            found = list(ase_output(self._path, piece, "vasp-xml"))
+            yield from found
+            if len(found) < steps:
+                raise RamifyError(
+                    f"{self._path} is damaged: ASE reads {len(found)} of {steps} ionic steps of a part of it",
+                    fix="copy it again, or leave it out",
+                )
 
     def problem(self, row: int) -> tuple[str, str] | None:
         """Reason and detail for an ionic step whose labels are wrong."""
