@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ramify.checkpoint.committee import refuse_committee
 from ramify.checkpoint.pointers import resolve
 from ramify.errors import RamifyError
 from ramify.files import read_json
 from ramify.model.parts import ENCODER, branch_of
 
 if TYPE_CHECKING:
+    from ramify.inference.saved import Saved
     from ramify.run.run import Run
 
 
@@ -40,6 +42,7 @@ def describe(path: Path, *, verify: bool) -> tuple[str, dict[str, Any]]:
             return f"checkpoint {path}", _checkpoint(path, verify)
         if kind == "ramify-model":
             return f"model {path}", _export(path)
+    refuse_committee(path)
     raise RamifyError(f"{path} is not a store, a run directory, a checkpoint or an export")
 
 
@@ -79,6 +82,10 @@ def _run(run: "Run", verify: bool) -> dict[str, Any]:
     for which in ("latest", "best"):
         if resolve(run.checkpoints / which).exists():
             facts[which] = _checkpoint(run.checkpoints / which, verify)
+    if "uncertainty.safetensors" in facts["files"]:
+        from ramify.inference.model import read_saved
+
+        facts["calibrated"] = _calibrated(read_saved(run.path))
     return facts
 
 
@@ -113,8 +120,15 @@ def _export(path: Path) -> dict[str, Any]:
         "theory": {name: info.theory for name, info in infos.items()},
         "references": {name: dict(info.references) for name, info in infos.items()},
         "evaluation": None if saved.evaluation is None else saved.evaluation["rows"],
+        "calibrated": _calibrated(saved),
         "ramify": saved.ramify,
     }
+
+
+def _calibrated(saved: "Saved") -> dict[str, list[str]] | None:
+    """The datasets of each branch that have error bars; None without any for these weights."""
+    bars = saved.error_bars()
+    return None if bars is None else {name: list(found.facts.datasets) for name, found in bars.branches.items()}
 
 
 def _sizes(weights: Mapping[str, Any]) -> dict[str, int]:

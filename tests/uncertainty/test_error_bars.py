@@ -18,6 +18,7 @@ from ramify.inference.integrations.ase import Calculator
 from ramify.inference.jobs.dynamics import DynamicsOptions, simulate
 from ramify.inference.jobs.predict_file import predict_file
 from ramify.inference.model import load, read_saved
+from ramify.inspect import describe
 from ramify.uncertainty.calibrate import calibrate_run
 from ramify.uncertainty.error_bars import FILE, ErrorBars
 from ramify.uncertainty.measures import POINTS
@@ -63,6 +64,10 @@ def test_they_are_kept_by_an_export(calibrated: Path, images: list[Atoms], tmp_p
     found, expected = (m.predict(images, "ani1x", forces_std=True) for m in (exported, model))
     np.testing.assert_array_equal(found.energy_std, expected.energy_std)
     np.testing.assert_array_equal(found.forces_std_of_atoms, expected.forces_std_of_atoms)
+    (card,) = (line for line in (tmp_path / "model/README.md").read_text().splitlines() if "| ani1x | energy |" in line)
+    assert f"| {exported.bars.measured['ani1x']['energy']['spearman']:.2f} |" in card
+    assert describe(tmp_path / "model", verify=False)[1]["calibrated"] == {"ani1x": ["ani1x"]}
+    assert describe(calibrated / "conservative", verify=False)[1]["calibrated"].keys() == model.bars.branches.keys()
     flip_byte(tmp_path / "model" / FILE)
     with pytest.raises(RamifyError, match="checksum"):
         load(tmp_path / "model")

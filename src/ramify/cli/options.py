@@ -52,7 +52,7 @@ ContinueOption = Annotated[bool, typer.Option("--continue", help="With --run: co
 ModelArgument = Annotated[Path, typer.Argument(help="A run directory, a checkpoint or an export.")]
 ModelOption = Annotated[
     list[Path],
-    typer.Option("--model", "-m", help="A run directory, a checkpoint or an export; given several times: a committee."),
+    typer.Option("--model", "-m", help="A run, checkpoint, export, or folder of train --seeds; several: a committee."),
 ]
 CheckpointOption = Annotated[str, typer.Option(help="Checkpoint of a run: best, latest or e.g. step-00000500.")]
 FormatOption = Annotated[

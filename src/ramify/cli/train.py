@@ -1,5 +1,7 @@
 """The commands that train a model: plan, train."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +26,9 @@ from ramify.cli.tables import print_plan
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # imports PyTorch
+    from ramify.parallel.world import World
+    from ramify.recipe import Recipe
+    from ramify.run.stop import Stop
     from ramify.train.loop import Trainer
     from ramify.train.state import TrainingProgress
 
@@ -76,6 +81,16 @@ def train(
         Path | None, typer.Option(help="Continue the run in this directory; by default with its own recipe.")
     ] = None,
     continued: ContinueOption = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="With --run DIR: train a committee of this many seeds, as DIR/seed-N.", min=2),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            help="With --seeds: steps of the seeds after the first, which train new heads on its encoder.", min=1
+        ),
+    ] = None,
 ) -> None:
     """Train a model into a new run directory, or continue a run. Also runs under torchrun, srun and mpiexec.
 
@@ -90,46 +105,82 @@ def train(
     if (resume is None) == (run is None) or (run is not None and source is None) or (resume is not None and continued):
         taken = f"; '{words[0]}' is not a file, so it is read as a key to override" if words and source is None else ""
         raise RamifyError(f"train needs a recipe and --run DIR, or --resume DIR with or without a recipe{taken}")
+    if (seeds is not None and run is None) or (heads is not None and seeds is None):
+        raise RamifyError("--seeds needs --run DIR, and --heads needs --seeds", fix="give both")
     if run is not None:
         recipe = load_recipe(str(source), words)
     else:
         recipe = load_recipe(source or _recipe_of(Path(str(resume))), words)
     # after the recipe, so that errors in it are shown before PyTorch is imported
-    from ramify.train.start import continue_run, resume_run, start_run, this_process, torchrun_restarts
+    from ramify.train.start import this_process, torchrun_restarts
 
     path = Path(str(run if resume is None else resume))
-    resume_hint = f"`ramify train --resume {path}`"
+    again = continued or torchrun_restarts() > 0
+    how = "own" if resume and source is None and not words else "resume" if resume else "continue" if again else "new"
+    resume_hint = f"`ramify train --resume {path}`" if seeds is None else "the same command and --continue"
     with (
         interrupted_training(path, resume_hint),
         Stop(recipe.train.time_limit, at_once=True) as stop,
         this_process(recipe) as world,
-        training_output(world.is_rank_zero) as (callbacks, edges),
     ):
-        if resume is not None:
-            own = source is None and not words
-            trainer = resume_run(
-                path, callbacks, edges, world, stop, recipe=None if own else recipe, automatic=torchrun_restarts() > 0
-            )
-        elif continued or torchrun_restarts():
+        for each, folder in _runs(recipe, path, world, seeds, heads, continued=again):
+            trainer = _fitted(each, folder, world, stop, how)
+            if trainer.stopped_by:
+                break
+            if world.is_rank_zero:
+                _print_end(trainer)
+    if trainer.stopped_by:
+        step, total = trainer.progress.step, trainer.total_steps
+        training_stopped(trainer.stopped_by, step, total, resume_hint, say=trainer.layout.is_rank_zero)
+    if seeds is not None and trainer.layout.is_rank_zero:
+        console.print(f"committee of {seeds} seeds: [bold]{escape(str(path))}[/bold]", soft_wrap=True)
+
+
+def _runs(
+    recipe: "Recipe", path: Path, world: "World", seeds: int | None, heads: int | None, *, continued: bool
+) -> Iterator[tuple["Recipe", Path]]:
+    """The recipe and the folder of each run: one, or one for each seed."""
+    if seeds is None:
+        yield recipe, path
+        return
+    from ramify.checkpoint.committee import run_of_seed
+    from ramify.parallel.sync import each, on_rank_zero
+    from ramify.train.seeds import begin_committee, recipe_of_seed
+
+    found: list[int] = on_rank_zero(world, lambda: begin_committee(path, recipe, seeds, continued=continued))
+    for seed in found:
+        yield each(world, partial(recipe_of_seed, recipe, path, found, seed, heads)), run_of_seed(path, seed)
+
+
+def _fitted(recipe: "Recipe", path: Path, world: "World", stop: "Stop", how: str) -> "Trainer":
+    """The trainer of a run after the training; `how`: new, continue, resume, or own (resume with its own recipe)."""
+    from ramify.train.start import continue_run, resume_run, start_run, torchrun_restarts
+
+    with training_output(world.is_rank_zero) as (callbacks, edges):
+        if how == "new":
+            trainer = start_run(recipe, path, callbacks, edges, world, stop)
+        elif how == "continue":
             trainer = continue_run(recipe, path, callbacks, edges, world, stop)
         else:
-            trainer = start_run(recipe, path, callbacks, edges, world, stop)
-        rank_zero = trainer.layout.is_rank_zero
-        if rank_zero:
+            replaced, automatic = None if how == "own" else recipe, torchrun_restarts() > 0
+            trainer = resume_run(path, callbacks, edges, world, stop, recipe=replaced, automatic=automatic)
+        if trainer.layout.is_rank_zero:
             _print_start(trainer)
         trainer.fit()
+    return trainer
+
+
+def _print_end(trainer: "Trainer") -> None:
+    """Prints the result of a training."""
     progress = trainer.progress
-    if trainer.stopped_by:
-        training_stopped(trainer.stopped_by, progress.step, trainer.total_steps, resume_hint, say=rank_zero)
-    if rank_zero:
-        if trainer.over.startswith("early"):
-            console.print(trainer.over, highlight=False, soft_wrap=True)
-        console.print(
-            f"{progress.step} steps in {progress.seconds / 60:.1f} min; "
-            f"{_best_of(progress) if trainer.validates else 'no validation split: the last weights count as the best'}"
-            f"; run: [bold]{escape(str(trainer.run.path))}[/bold]",
-            soft_wrap=True,
-        )
+    if trainer.over.startswith("early"):
+        console.print(trainer.over, highlight=False, soft_wrap=True)
+    console.print(
+        f"{progress.step} steps in {progress.seconds / 60:.1f} min; "
+        f"{_best_of(progress) if trainer.validates else 'no validation split: the last weights count as the best'}"
+        f"; run: [bold]{escape(str(trainer.run.path))}[/bold]",
+        soft_wrap=True,
+    )
 
 
 def _print_start(trainer: "Trainer") -> None:

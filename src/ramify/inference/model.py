@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 
 from ramify.checkpoint.checkpoint import open_checkpoint
+from ramify.checkpoint.committee import members_of, refuse_committee
 from ramify.checkpoint.pointers import resolve
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.files import read_json
@@ -218,8 +219,9 @@ def load(
     """Reads a trained model; needs none of its training data.
 
     Args:
-        path: a run directory, a checkpoint folder, or a folder written by `ramify export`. Of several paths, a
-            committee of the models: it predicts their means, with their standard deviations as error bars.
+        path: a run directory, a checkpoint folder, or a folder written by `ramify export`. Of several paths, or the
+            folder of `ramify train --seeds`, a committee of the models: it predicts their means, with their standard
+            deviations as error bars.
         checkpoint: checkpoint of a run: `best`, `latest` or the folder name of a step.
         device: name of the device in PyTorch, e.g. `cuda`.
         precision: `fp32` or `fp64`; None for the precision of the training (float32 for `bf16` and `tf32`).
@@ -233,12 +235,14 @@ def load(
         RamifyError: there is no model, or it is damaged or of a newer format, or several models do not have the same
             branches, elements, levels of theory and neighbourhoods, or have the same weights.
     """
-    if not isinstance(path, str | Path):
+    given = [path] if isinstance(path, str | Path) else path
+    paths = [member for each in given for member in members_of(Path(each))]
+    if len(paths) > 1 or given is path:
         load_one = partial(
             load, checkpoint=checkpoint, device=device, precision=precision, compile=compile, on_compile=on_compile
         )
-        return _committee([Path(each) for each in path], load_one)
-    saved = read_saved(Path(path), checkpoint)
+        return _committee(paths, load_one)
+    saved = read_saved(paths[0], checkpoint)
     options, network = saved.build()
     if precision is not None:
         if precision not in ("fp32", "fp64"):
@@ -310,6 +314,7 @@ def _read(path: Path, checkpoint: str) -> Saved:
         if isinstance(manifest, dict) and manifest.get("format") == "ramify-checkpoint":
             return read_checkpoint(open_checkpoint(path))
         return read_export(path)
+    refuse_committee(path)
     raise RamifyError(
         f"{path} {'holds no model' if path.exists() else 'does not exist'}",
         fix="give a run directory, a checkpoint folder, or a folder that `ramify export` wrote",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ramify.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ramify.checkpoint.committee import refuse_committee
 from ramify.checkpoint.pointers import NAME as POINTERS
 from ramify.checkpoint.pointers import after_failure, resolve, step_folders
 from ramify.errors import RamifyError
@@ -96,6 +97,7 @@ class Run:
             RamifyError: `path` is not a run directory.
         """
         if not cls.exists(path):
+            refuse_committee(path)
             raise RamifyError(f"{path} is not a run directory: it has no recipe.yaml", fix="give the folder of --run")
         return cls(path)
 

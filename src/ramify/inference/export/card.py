@@ -11,11 +11,18 @@ from ramify.inference.saved import Saved
 from ramify.labels import BUILT_IN, LABELS, mae
 from ramify.model.parts import branch_of
 from ramify.report.table_format import format_error
+from ramify.uncertainty.error_bars import ErrorBars
 
 Branches = Mapping[str, Mapping[str, DatasetInfo]]
 
 
-def model_card(saved: Saved, branches: Branches, evaluation: Mapping[str, Any] | None, version: int) -> str:
+def model_card(
+    saved: Saved,
+    branches: Branches,
+    evaluation: Mapping[str, Any] | None,
+    version: int,
+    bars: ErrorBars | None = None,
+) -> str:
     """The card in Markdown.
 
     Args:
@@ -23,6 +30,7 @@ def model_card(saved: Saved, branches: Branches, evaluation: Mapping[str, Any] |
         branches: the exported branches.
         evaluation: the rows of these branches in `evaluation.json`; None if the model was not evaluated.
         version: version of the export format.
+        bars: error bars of these branches; None if they were not calibrated.
     """
     first = next(iter(branches))
     sections = [
@@ -36,6 +44,8 @@ def model_card(saved: Saved, branches: Branches, evaluation: Mapping[str, Any] |
         _USE.format(branch=first),
         "## Accuracy",
         "\n".join(_accuracy(evaluation)),
+        "## Error bars",
+        "\n".join(_error_bars(bars)),
         "## Limits",
         _LIMITS,
         "## Training",
@@ -111,6 +121,24 @@ def _accuracy(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
         errors = [entry.get(mae(name)) for name in shown for entry in (row, trivial.get(row["dataset"], {}))]
         cells = ["—" if error is None else format_error(error) for error in errors]
         yield f"| {row['branch']} | {row['dataset']} | {row['structures']} | {' | '.join(cells)} |"
+
+
+def _error_bars(bars: ErrorBars | None) -> Iterator[str]:
+    if bars is None:
+        yield "Not calibrated: run `ramify calibrate RUN` before `ramify export RUN` to include error bars."
+        return
+    yield (
+        "Calibrated: predictions have standard deviations of energies, and on request of forces. Their quality on the "
+        "test split: rank correlation of error bars and errors, and errors within one and two error bars (68 and 95 % "
+        "of normally distributed ones)."
+    )
+    yield ""
+    yield "| dataset | | rank correlation | within 1σ | within 2σ |"
+    yield "|---|---|---:|---:|---:|"
+    for dataset, quantities in bars.measured.items():
+        for quantity, found in quantities.items():
+            within = " | ".join(f"{100 * found[key]:.0f} %" for key in ("coverage_1", "coverage_2"))
+            yield f"| {dataset} | {quantity} | {found['spearman']:.2f} | {within} |"
 
 
 def _data(branches: Branches) -> Iterator[str]:

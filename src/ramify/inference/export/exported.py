@@ -95,8 +95,10 @@ def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Pa
         if saved.router is not None:
             shutil.copyfile(regular_file(saved.router.parent, ROUTER), partial / ROUTER)
             files[ROUTER] = sha256(partial / ROUTER)
-        if (bars := saved.error_bars()) is not None:
-            bars.only(kept).write(partial / UNCERTAINTY)
+        bars = saved.error_bars()
+        if bars is not None:
+            bars = bars.only(kept)
+            bars.write(partial / UNCERTAINTY)
             files[UNCERTAINTY] = sha256(partial / UNCERTAINTY)
         about = ExportManifest(
             ramify=saved.ramify,
@@ -110,7 +112,8 @@ def write_export(saved: Saved, target: Path, branches: Sequence[str] = ()) -> Pa
             evaluation=evaluation,
             files=files,
         ).model_dump(mode="json")
-        write_whole(partial / "README.md", model_card(replace(saved, recipe=recipe), kept, evaluation, VERSION))
+        card = model_card(replace(saved, recipe=recipe), kept, evaluation, VERSION, bars)
+        write_whole(partial / "README.md", card)
         write_json(partial / "manifest.json", about | {"checksum": content_sha256(about)})
     return target
 
