@@ -118,6 +118,9 @@ def test_files_and_exports(model: Model, folder: Path, tmp_path: Path) -> None:
     again = load(write_export(model.saved, tmp_path / "export"), precision="fp64")
     assert again.options.conditions == ("charge", "spin")
     assert again.predict(of(**CATION)).energy == model.predict(of(**CATION)).energy
+    _, by_state = features(model, Structures.from_ase([of(**NEUTRAL), of(**CATION), of(**NEUTRAL)]))
+    np.testing.assert_allclose(by_state[0], by_state[2], rtol=1e-9)
+    assert np.abs(by_state[0] - by_state[1]).max() > 1e-6  # the router can tell the states of one geometry apart
     with pytest.raises(RamifyError, match="no charge"):
         features(model, Structures.from_ase([of()]))
 

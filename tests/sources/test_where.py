@@ -58,10 +58,18 @@ def test_what_every_format_knows(where: dict[str, Any], kept: list[int]) -> None
 
 
 @pytest.mark.parametrize(
-    "where", [{"charge": 0}, {"n_atoms": {}}, {"n_atoms": {"above": 3}}, {"elements": ["Q"]}, {"n_atoms": None}]
+    "where",
+    [
+        {"charge": 0},
+        {"n_atoms": {}},
+        {"n_atoms": {"above": 3}},
+        {"elements": ["Q"]},
+        {"n_atoms": None},
+        {"n_atoms": {"max": "5"}},
+    ],
 )
 def test_conditions_that_mean_nothing_are_refused(where: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=rf"(?s)1 validation error.*where: '?{next(iter(where))}"):
         formats()["ani1x"].options.model_validate({"format": "ani1x", "path": "x", "where": where})
 
 

@@ -143,7 +143,7 @@ def _build(
             reasons = quarantine.summary() or "the files hold none"
             raise RamifyError(
                 f"dataset '{name}': no structure is left ({reasons})",
-                fix="check `path` and `gates`, or the first record",
+                fix="check `path`, `where` and `gates`, or the first record",
             )
         doubts = findings(name, staged, keep, dropped)
         split, divided = _divided(name, options, staged, keep)

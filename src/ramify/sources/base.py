@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ramify.elements import NUMBERS
 from ramify.sources.guard import guarded
 from ramify.sources.quarantine import Quarantine
-from ramify.sources.where import COLUMNS, Condition
+from ramify.sources.where import COLUMNS, Condition, is_condition
 from ramify.structures import STATES, Structures
 
 CHUNK_ATOMS = 50_000
@@ -137,17 +137,28 @@ class DatasetOptions(BaseModel):
                 raise ValueError(f"references: {symbol!r} is not an element symbol")
         return value
 
+    @field_validator("where", mode="before")
+    @classmethod
+    def _conditions(cls, value: Any) -> Any:
+        for name, condition in value.items() if isinstance(value, dict) else ():
+            if not is_condition(condition):
+                raise ValueError(
+                    f"where: {name}: {condition!r} is not a condition; accepted: a value, a list of accepted values, "
+                    "or a range {min: ..., max: ...}"
+                )
+        return value
+
     @field_validator("where")
     @classmethod
     def _known_names(cls, value: dict[str, Condition]) -> dict[str, Condition]:
         accepted = (*COLUMNS, *(STATES if cls.reads_states else ()))
         for name in value if not cls.names_values else ():
             if name not in accepted:
-                raise ValueError(f"'{name}' is not a value of this format; accepted: {', '.join(accepted)}")
+                raise ValueError(f"where: '{name}' is not a value of this format; accepted: {', '.join(accepted)}")
         elements = value.get("elements", [])
         for symbol in elements if isinstance(elements, list) else [elements]:
             if symbol not in NUMBERS:
-                raise ValueError(f"elements: {symbol!r} is not an element symbol")
+                raise ValueError(f"where: elements: {symbol!r} is not an element symbol")
         return value
 
     def by_column(self) -> tuple[str, ...]:

@@ -38,6 +38,16 @@ Condition = Range | list[Scalar] | Scalar
 """A value, a list of accepted values, or a range."""
 
 
+def is_condition(value: Any) -> bool:
+    """Whether a value of a recipe has the form of a condition."""
+    if isinstance(value, Range):
+        return True
+    if isinstance(value, Mapping):
+        ends = [end for end in value.values() if end is not None]
+        return {"min", "max"} >= value.keys() and bool(ends) and all(type(end) in (int, float) for end in ends)
+    return all(isinstance(one, bool | int | float | str) for one in (value if isinstance(value, list) else [value]))
+
+
 def left_out(name: str) -> str:
     """The reason by which structures excluded by a condition on `name` are counted."""
     return f"left out by where ({name})"
