@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders, reading of JSON, checksums."""
+"""Atomic writing of files and folders, reading of JSON, checksums, and the folder of the cache."""
 
 import errno
 import hashlib
@@ -12,6 +12,13 @@ from typing import Any
 
 from ramify.errors import RamifyError
 from ramify.system import process_tag
+
+
+def cache_folder() -> Path:
+    """Folder of compiled programs: `RAMIFY_CACHE`, or `ramify` in the cache folder of the user."""
+    if own := os.environ.get("RAMIFY_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramify"
 
 
 @contextmanager

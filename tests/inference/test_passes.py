@@ -10,16 +10,18 @@ from ase.build import bulk, molecule
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.errors import RamifyWarning
+from ramify.files import cache_folder
 from ramify.inference.branches import BranchInfo, DatasetInfo
 from ramify.inference.integrations.ase import Calculator
 from ramify.inference.model import Model
 from ramify.inference.passes import compiled
-from ramify.inference.passes.compiled import CompiledPass, compiled_pass, program_key
+from ramify.inference.passes.compiled import CompiledPass, compiled_pass
 from ramify.inference.passes.plain import BranchPass, Pass, PlainPass
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved
 from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_parts
+from ramify.model.compiled import program_key
 from ramify.model.multibranch import MultiBranch
 from ramify.neighbors.edges import find_edges
 from ramify.recipe import ModelOptions
@@ -106,11 +108,14 @@ def test_equal_to_the_network_in_training(kind: str, forces: ForceKind, images: 
     assert np.isnan(found.stress).all() == (forces == "direct")
 
 
-def test_a_key_depends_on_the_shape_of_a_model_and_not_on_its_weights() -> None:
+def test_a_key_depends_on_the_shape_and_the_constants_of_a_model_and_not_on_its_weights() -> None:
+    """Programs contain the cutoff, and factors that follow from other options, as numbers."""
     network, _ = network_of("egnn", "conservative")
     key = program_key(BranchPass(network, "a"))
     assert program_key(BranchPass(network, "b")) == key
-    for other in (network_of("egnn", "direct")[0], network_of("egnn", "conservative", layers=1)[0], network.float()):
+    changes = {"layers": 1}, {"cutoff": 5}, {"max_neighbors": 9}
+    others = [network_of("egnn", "conservative", **keys)[0] for keys in changes]
+    for other in (network_of("egnn", "direct")[0], *others, network.float()):
         assert program_key(BranchPass(other, "a")) != key
 
 
@@ -135,10 +140,10 @@ def test_the_plain_pass_replaces_a_program_that_cannot_be_made(monkeypatch: pyte
 
 def test_the_cache_is_in_the_folder_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAMIFY_CACHE", str(tmp_path / "own"))
-    assert compiled.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("RAMIFY_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compiled.cache_folder() == tmp_path / "ramify"
+    assert cache_folder() == tmp_path / "ramify"
 
 
 @pytest.mark.slow

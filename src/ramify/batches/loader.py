@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.conditions import condition_values
 from ramify.batches.edge_cache import BYTES_PER_EDGE, EdgeCache
-from ramify.batches.padding import Padding
 from ramify.batches.transfer import transfer_to
 from ramify.neighbors.edges import find_edges
 from ramify.packing import pieces_of
@@ -156,7 +155,7 @@ class Loader(Prefetcher[StepAssignment, StepBatches]):
         ahead: maximum number of steps that are ready or in progress.
         workers: number of threads.
         device: device to which batches are transferred while earlier steps run.
-        padding: how batches are padded; None: no padding.
+        pad: (batch, number of the step) -> padded batch; None: no padding.
     """
 
     def __init__(
@@ -168,9 +167,9 @@ class Loader(Prefetcher[StepAssignment, StepBatches]):
         *,
         workers: int = 1,
         device: torch.device | None = None,
-        padding: Padding | None = None,
+        pad: Callable[[Batch, int], Batch] | None = None,
     ) -> None:
-        self._readers, self._dtype, self._sending, self._padding = readers, dtype, transfer_to(device), padding
+        self._readers, self._dtype, self._sending, self._pad = readers, dtype, transfer_to(device), pad
         super().__init__(assignments, self._work_of, workers=workers, ahead=ahead)
 
     def __next__(self) -> StepBatches:
@@ -199,4 +198,4 @@ class Loader(Prefetcher[StepAssignment, StepBatches]):
                     error.add_note(f"while the batch of step {step} was made")
                     raise
         batch = Batch.make(parts, self._dtype)
-        return batch if self._padding is None else self._padding(batch)
+        return batch if self._pad is None else self._pad(batch, step)

@@ -38,7 +38,9 @@ UPDATES = 5
 
 
 def make_trainer(recipe: Recipe, stores: dict[str, Store], layout: Layout) -> Trainer:
-    """A trainer at step 0 as in `ramify train`, without a run directory."""
+    """A trainer at step 0 as in `ramify train`, without a run directory; with `train.compile: auto`, of plain steps."""
+    if recipe.train.compile == "auto":
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": "none"})})
     branch_of = recipe.branch_of_datasets()
     readers = open_split(recipe, {n: s for n, s in stores.items() if branch_of[n] in layout.hosted}, "train")
     data = {name: store.manifest for name, store in stores.items()}

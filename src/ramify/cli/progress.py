@@ -155,6 +155,17 @@ def training_display(
         loss = f", loss {entry['loss']:.3f}"
         progress.update(training, description=f"train{loss}")
 
+    @contextmanager
+    def compiling() -> Iterator[None]:
+        began, task = clock(), progress.add_task("compiling the step", total=None)
+        if not console.is_terminal:
+            console.print("compiling the step", highlight=False)
+        try:
+            yield
+        finally:
+            progress.remove_task(task)
+        console.print(f"the step is compiled ({_time(clock() - began)})", highlight=False)
+
     with progress:
         yield (
             Callbacks(
@@ -162,6 +173,7 @@ def training_display(
                 trained=on_trained,
                 evaluated=lambda entry: console.print(evaluations.text(entry, console.width), highlight=False),
                 noted=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+                compiling=compiling,
                 warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
             ),
             on_edges,

@@ -227,7 +227,7 @@ def load(
         precision: `fp32` or `fp64`; None for the precision of the training (float32 for `bf16` and `tf32`).
         compile: compile the passes of each branch when it is first used: the same results within rounding, in less time
             per structure. Takes one to two minutes once per kind of model and machine; later the program is read from
-            `ramify.inference.passes.compiled.cache_folder`. Where that is impossible, a warning states the reason, and
+            `ramify.files.cache_folder`. Where that is impossible, a warning states the reason, and
             the branch is used without compilation.
         on_compile: called before a program is compiled; None for a warning.
 

@@ -6,18 +6,22 @@ program can be differentiated only once more. The heads then work on tiles of at
 branch, so that the program depends neither on the branches of a batch nor on their numbers of atoms.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import hashlib
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo import mark_dynamic
-from torch._dynamo.callback import CallbackArgs, callback_handler
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+import ramify
 from ramify.batches.padding import PaddedBatch
 from ramify.errors import RamifyError
 from ramify.model.branch import EnergyHead, StackedHeads
@@ -48,7 +52,7 @@ class CompiledModel:
     Args:
         model: its weights are used and get the gradients.
         mode: `cuda-graphs` also records the GPU kernels of a program, once for each size of batches.
-        compiling: context during compilation, which takes minutes and must not count as a hang.
+        compiling: context of the first call, in which forward and backward pass are compiled, which takes minutes.
 
     Attributes:
         program: the compiled function.
@@ -72,6 +76,7 @@ class CompiledModel:
             )
         require_compiler(device, key="train.compile", off=NOT_COMPILED)
         self._model, self._graphs, self._compiling = model, mode == "cuda-graphs", compiling
+        self._compiled: set[bool] = set()
         self._further = any(model.branch(name).labels for name in model.branches)
         kinds = {model.branch(name).forces for name in model.branches}
         self.conservative = "conservative" in kinds
@@ -101,17 +106,35 @@ class CompiledModel:
             RamifyError: the program cannot be compiled.
         """
         _mark_sizes(batch)
-        if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()
         model = self._model
-        with independent_sizes(), compiler_errors("train.compile", NOT_COMPILED), _while_compiling(self._compiling):
-            if self.conservative:
-                heads = self._stacked({segment.name for segment in batch.segments})
-                total, minus_forces, virial, scalars = self.program(batch, heads, stress)
-                return model.predictions(batch, total, scalars, None, minus_forces, virial, stress=stress)
-            scalars, vectors = self.program(batch)
+        with independent_sizes(), compiler_errors("train.compile", NOT_COMPILED):
+            if stress not in self._compiled:
+                with self._compiling():
+                    self._compile(batch, stress)
+                self._compiled.add(stress)
+            outputs = self._outputs(batch, stress)
+        if self.conservative:
+            total, minus_forces, virial, scalars = outputs
+            return model.predictions(batch, total, scalars, None, minus_forces, virial, stress=stress)
+        scalars, vectors = outputs
         total = structure_energies(model.heads(batch)(scalars), batch)
         return model.predictions(batch, total, scalars, vectors, None, None, stress=stress)
+
+    def _outputs(self, batch: PaddedBatch, stress: bool) -> Any:
+        """Runs the program."""
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        if not self.conservative:
+            return self.program(batch)
+        return self.program(batch, self._stacked({segment.name for segment in batch.segments}), stress)
+
+    def _compile(self, batch: PaddedBatch, stress: bool) -> None:
+        """Compiles the forward pass, and the backward pass, which PyTorch compiles when it first runs."""
+        outputs = [tensor for tensor in self._outputs(batch, stress) if tensor is not None and tensor.requires_grad]
+        weights = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        if outputs:
+            with torch.autocast(batch.positions.device.type, enabled=False):  # as in the backward pass of a step
+                torch.autograd.grad(torch.stack([o.sum() for o in outputs]).sum(), weights, allow_unused=True)
 
     def _encoded(self, batch: PaddedBatch) -> Any:
         """Scalars and vectors of all atoms. Compiled."""
@@ -206,25 +229,52 @@ def require_compiler(device: torch.device, *, key: str, off: str) -> None:
             )
 
 
-@contextmanager
-def _while_compiling(enter: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Inside, the context of `enter` is active whenever a program is compiled."""
-    entered = ExitStack()
+def program_key(module: nn.Module, *parts: Any) -> str:
+    """Name of the program of a module: a checksum of everything that it depends on, without the values of weights.
 
-    def begin(_: CallbackArgs) -> None:
-        entered.enter_context(enter())
+    The code of the model is a part of it, and the instructions of the processor: a program for AVX-512 would end the
+    process on a processor without it. So is the number of threads, which is fixed in a program for the CPU.
 
-    def end(_: CallbackArgs) -> None:
-        entered.close()
+    Args:
+        module: with all weights.
+        parts: what else the program depends on, with the same text in all processes.
+    """
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    device = next(iter(tensors.values())).device
+    everything: list[Any] = [
+        (ramify.__version__, torch.__version__, sys.platform, platform.machine()),
+        (device.type, compiler_options(device, graphs=False)),
+        torch.cuda.get_device_capability(device) if device.type == "cuda" else (_processor(), torch.get_num_threads()),
+        [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()],
+        [(name, _constants(part)) for name, part in module.named_modules()],
+        str(module),
+        *parts,
+    ]
+    total = hashlib.sha256(repr(everything).encode())
+    for file in sorted(_code_of(module)):
+        total.update(file.read_bytes())
+    return total.hexdigest()[:32]
 
-    callback_handler.register_start_callback(begin)
-    callback_handler.register_end_callback(end)
-    try:
-        yield
-    finally:
-        callback_handler.remove_start_callback(begin)
-        callback_handler.remove_end_callback(end)
-        entered.close()
+
+def _constants(module: nn.Module) -> list[tuple[str, Any]]:
+    """The numbers and words of a module, such as a cutoff, which programs contain as constants."""
+    plain = (bool, int, float, str, tuple)
+    return sorted((k, v) for k, v in vars(module).items() if isinstance(v, plain) and k != "training")
+
+
+def _processor() -> str:
+    """Model and instructions of the processor."""
+    if not (facts := Path("/proc/cpuinfo")).is_file():
+        return platform.processor()
+    lines = facts.read_text(errors="replace").splitlines()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _code_of(module: nn.Module) -> Iterable[Path]:
+    """The files with the code of a module, and those of the package's models and passes."""
+    modules = {sys.modules[type(part).__module__] for part in module.modules()}
+    files = {Path(found.__file__) for found in modules if found.__file__ and not found.__name__.startswith("torch.")}
+    return files.union(*((Path(ramify.__file__).parent / name).rglob("*.py") for name in ("model", "inference/passes")))
 
 
 @contextmanager

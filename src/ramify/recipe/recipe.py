@@ -116,19 +116,23 @@ class Recipe(Keys):
 
     @model_validator(mode="after")
     def _compilation_fits(self) -> "Recipe":
-        if self.train.compile == "none":
-            return self
+        if self.train.compile not in ("none", "auto") and (reason := self.not_compiled()):
+            raise ValueError(reason)
+        return self
+
+    def not_compiled(self) -> str:
+        """Why steps of this recipe cannot be compiled; empty if they can."""
         if self.train.checkpointing != "none":
-            raise ValueError(
+            return (
                 f"train.checkpointing: {self.train.checkpointing} is not compatible with train.compile, which chooses "
                 "itself what to recompute; set one of the two to none"
             )
         if self.parallel.shard != "none":
-            raise ValueError(
+            return (
                 f"parallel.shard: {self.parallel.shard} is not compatible with train.compile, which needs the whole "
                 "encoder; set one of the two to none"
             )
-        return self
+        return ""
 
     @model_validator(mode="after")
     def _every_branch_has_ranks(self) -> "Recipe":

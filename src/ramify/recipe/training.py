@@ -134,11 +134,14 @@ class TrainOptions(Keys):
     checkpointing: Literal["none", "layers"] = "none"
     """`layers`: only the input of every encoder layer is kept for the backward pass, and the rest is recomputed: much
     less memory, about a third more time, and bitwise the same result."""
-    compile: Literal["none", "default", "cuda-graphs"] = "none"
-    """Whether to compile the forward and backward passes of a training step (`torch.compile`) during the first step,
-    which then takes minutes. `default` compiles one program for all batch sizes, on a GPU with Triton, on a CPU with a
-    C++ compiler, which must be installed; `cuda-graphs` also records CUDA graphs on an NVIDIA GPU, for a few sizes to
-    which batches are padded. Results are equal within rounding. Evaluation and trained models are not compiled."""
+    compile: Literal["none", "auto", "default", "cuda-graphs"] = "none"
+    """Whether to compile the forward and backward passes of a training step (`torch.compile`), which takes a minute or
+    more the first time and seconds afterwards: programs are kept beside the stores. `default` compiles one program for
+    all batch sizes in the first step, on a GPU with Triton, on a CPU with a C++ compiler, which must be installed;
+    `cuda-graphs` also records CUDA graphs on an NVIDIA GPU, for a few sizes to which batches are padded. `auto`
+    measures plain steps and compiles if the remaining steps gain more than the compilation takes, then alternates plain
+    and compiled steps and continues with the faster ones; without a compiler, with plain ones. Results are equal within
+    rounding. Evaluation and trained models are not compiled."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initial weights and of the order of structures."""
     edge_cache: float = Field(1.0, ge=0)

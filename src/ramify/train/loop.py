@@ -92,7 +92,8 @@ class Trainer:
         units = {name: spread.unit for name, spread in spreads.items()}
         further = {name: {label: s.mad for label, s in spread.labels.items()} for name, spread in spreads.items()}
         self.objective = Objective(self.recipe.objective, units, forceless, further)
-        self.forward = make_forward(self.model, self.recipe, layout, self.sampler.shares(), self.data)
+        told = self.callbacks if layout.is_rank_zero else Callbacks()
+        self.forward = make_forward(self.model, self.recipe, layout, self.sampler.shares(), self.data, told)
         self.shards = shard_encoder(self.model, layout, self.recipe.parallel)
         self.gradients = GradientSync(self.model, layout, self.shards.part)
         factor = partial(rate_factor, self.recipe.finetune)
@@ -167,8 +168,11 @@ class Trainer:
         """The batches of this rank from the next step on."""
         data, device = self.recipe.data, self.layout.device
         ahead = data.workers * data.ahead
-        assignments, padding = self._assignments(), self.forward.padding
-        return Loader(self.train, assignments, self.dtype, ahead, workers=data.workers, device=device, padding=padding)
+        pad, first = self.forward.pad, self.progress.step
+        of_step = None if pad is None else lambda batch, step: pad(batch, step - first)
+        return Loader(
+            self.train, self._assignments(), self.dtype, ahead, workers=data.workers, device=device, pad=of_step
+        )
 
     def _next(self, loader: Loader) -> StepBatches:
         with self.watchdog.working():  # slow reading is no hang
@@ -181,6 +185,10 @@ class Trainer:
         during the next step: by then the device has further work queued, so that it never idles. The step is skipped
         where the metrics of the step before show that a rank is `stopping`.
         """
+        with self.forward.measured(work, self.total_steps - self.progress.step):
+            self._step(work)
+
+    def _step(self, work: StepBatches) -> None:
         step_metrics = self._compute_gradients(work)
         self.finish_step()
         if self.stopping:

@@ -1,7 +1,7 @@
 """Reports of a run while it trains: lines of metrics, warnings, and the record of its sessions."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Callbacks:
         evaluated: called with each validation entry.
         warned: called with each warning.
         noted: called with each other message.
+        compiling: context in which a step is compiled.
     """
 
     step: Callable[[int, int], None] = lambda step, total: None
@@ -35,6 +36,7 @@ class Callbacks:
     evaluated: Callable[[dict[str, Any]], None] = lambda entry: None
     warned: Callable[[str], None] = lambda text: None
     noted: Callable[[str], None] = lambda text: None
+    compiling: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class RunReporter:

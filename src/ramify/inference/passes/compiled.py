@@ -4,10 +4,6 @@ The graph of a pass, derivatives included, is traced once (no autograd runs late
 a cache on disk. Weights are arguments of the program, so that it contains no value of them, not even by constant
 folding: all branches, seeds and fine-tuned variants of a model share it."""
 
-import hashlib
-import os
-import platform
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -21,12 +17,17 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-import ramify
 from ramify.errors import RamifyError, RamifyWarning
-from ramify.files import whole_folder
+from ramify.files import cache_folder, whole_folder
 from ramify.inference.passes.inputs import PassInputs
 from ramify.inference.passes.plain import BranchPass, Pass, PassOutputs, PlainPass
-from ramify.model.compiled import compiler_errors, compiler_options, independent_sizes, require_compiler
+from ramify.model.compiled import (
+    compiler_errors,
+    compiler_options,
+    independent_sizes,
+    program_key,
+    require_compiler,
+)
 from ramify.model.multibranch import MultiBranch
 
 FEWEST = 2
@@ -126,51 +127,6 @@ def _warn(folder: Path) -> None:
     """Announces a compilation."""
     text = f"the model is being compiled, which takes one to two minutes; the program is kept in {folder}"
     warnings.warn(text, RamifyWarning, stacklevel=2)
-
-
-def cache_folder() -> Path:
-    """Folder of compiled programs: `RAMIFY_CACHE`, or `ramify` in the cache folder of the user."""
-    if own := os.environ.get("RAMIFY_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramify"
-
-
-def program_key(module: BranchPass) -> str:
-    """Name of a program: a checksum of everything that it depends on, which does not include the values of weights.
-
-    The code of the model is a part of it, and the instructions of the processor: a program for AVX-512 would end the
-    process on a processor without it. So is the number of threads, which is fixed in a program for the CPU.
-    """
-    tensors = weights_of(module).items()
-    device = module.branch.energy_scale.device
-    total = hashlib.sha256()
-    parts: list[Any] = [
-        (ramify.__version__, torch.__version__, sys.platform, platform.machine()),
-        (device.type, compiler_options(device, graphs=False)),
-        torch.cuda.get_device_capability(device) if device.type == "cuda" else (_processor(), torch.get_num_threads()),
-        [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors],
-        str(module),
-        module.branch.forces,
-    ]
-    total.update(repr(parts).encode())
-    for file in sorted(_code_of(module)):
-        total.update(file.read_bytes())
-    return total.hexdigest()[:32]
-
-
-def _processor() -> str:
-    """Model and instructions of the processor."""
-    if not (facts := Path("/proc/cpuinfo")).is_file():
-        return platform.processor()
-    lines = facts.read_text(errors="replace").splitlines()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-
-
-def _code_of(module: BranchPass) -> set[Path]:
-    """The files with the code of a pass, and those of the package's models and passes."""
-    modules = {sys.modules[type(part).__module__] for part in module.modules()}
-    files = {Path(found.__file__) for found in modules if found.__file__ and not found.__name__.startswith("torch.")}
-    return files.union(*((Path(ramify.__file__).parent / name).rglob("*.py") for name in ("model", "inference/passes")))
 
 
 @torch.inference_mode(False)
