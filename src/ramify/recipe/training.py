@@ -141,7 +141,7 @@ class TrainOptions(Keys):
     `cuda-graphs` also records CUDA graphs on an NVIDIA GPU, for a few sizes to which batches are padded. `auto`
     measures plain steps and compiles if the remaining steps gain more than the compilation takes, then alternates plain
     and compiled steps and continues with the faster ones; without a compiler, with plain ones. Results are equal within
-    rounding. Evaluation and trained models are not compiled."""
+    rounding; with `auto`, also two runs of the same recipe are. Evaluation and trained models are not compiled."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initial weights and of the order of structures."""
     edge_cache: float = Field(1.0, ge=0)
