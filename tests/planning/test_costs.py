@@ -17,7 +17,14 @@ from ramify.model.build import LabelSpread, build_model
 from ramify.model.kernels.counting import counting
 from ramify.model.multibranch import MultiBranch
 from ramify.neighbors.edges import find_edges
-from ramify.planning.costs import RankCost, all_reduce_seconds, branch_work, rank_costs, step_seconds
+from ramify.planning.costs import (
+    RankCost,
+    all_reduce_seconds,
+    branch_work,
+    rank_costs,
+    states_per_parameter,
+    step_seconds,
+)
 from ramify.planning.model_profile import ModelProfile, profile_model
 from ramify.planning.placement import per_branch, replicated
 from ramify.planning.workload import StepShare
@@ -153,10 +160,13 @@ def test_activations_are_what_the_allocator_sees(kind: str, precision: str, chec
     assert step.bytes_step + step.bytes(*sizes[1]) == pytest.approx(peaks[1], rel=0.05)
 
 
-@pytest.mark.parametrize(("precision", "ema"), [("fp32", 0.9), ("fp64", 0.0), ("bf16", 0.9)])
-def test_states_are_the_bytes_of_real_tensors(precision: str, ema: float) -> None:
-    """Weights, gradients, AdamW's averages after a step, averaged weights; 16 or 20 bytes per parameter, or twice."""
-    chosen = recipe(train={"precision": precision}, optimizer={"ema": ema})
+@pytest.mark.parametrize(
+    ("precision", "ema", "kind"),
+    [("fp32", 0.9, "adamw"), ("fp64", 0.0, "adamw"), ("bf16", 0.9, "adamw"), ("fp32", 0.9, "muon")],
+)
+def test_states_are_the_bytes_of_real_tensors(precision: str, ema: float, kind: str) -> None:
+    """Weights, gradients, moments after a step, averaged weights; with AdamW 16 or 20 bytes per parameter, or twice."""
+    chosen = recipe(train={"precision": precision}, optimizer={"ema": ema, "kind": kind})
     found = spreads(WITH_FORCES, WITH_FORCES)
     model = build_model(chosen, found)
     dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -164,14 +174,19 @@ def test_states_are_the_bytes_of_real_tensors(precision: str, ema: float) -> Non
     for name in found:
         backward(model, batch(name, 2, 5, dtype))
     optimizer.step()
-    (rank,) = rank_costs(chosen, profile_model(chosen, found), shares(), replicated(list(found), 1))
+    model_profile = profile_model(chosen, found)
+    (rank,) = rank_costs(chosen, model_profile, shares(), replicated(list(found), 1))
     moments = [t for s in optimizer.state.values() for k, t in s.items() if k != "step"]
     assert rank.weights == sum(p.nbytes for p in model.parameters())
     assert rank.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     assert rank.optimizer == sum(t.nbytes for t in moments)
     assert rank.averages == sum(t.nbytes for t in AveragedWeights(model, ema).averages if ema)
     each = {0.0: 16, 0.9: 20}[ema] * (2 if precision == "fp64" else 1)
-    assert rank.states == each * rank.parameters
+    if kind == "muon":
+        assert rank.states < each * rank.parameters
+    else:
+        assert rank.states == each * rank.parameters
+    assert states_per_parameter(chosen, model_profile) == pytest.approx(rank.states / rank.parameters)
 
 
 def shares(structures: float = 6.0) -> dict[str, StepShare]:

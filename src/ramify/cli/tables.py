@@ -254,7 +254,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
         f"placement: [bold]{plan['placement']['kind']}[/bold], {plan['placement']['reason']}",
         f"imbalance: the busiest rank has {100 * plan['imbalance']:.1f} % more work than the mean",
         f"regime: {plan['regime']['text']}",
-        f"{model['bytes_per_parameter']} bytes per parameter: weight, gradient, AdamW's two averages{ema}; "
+        f"{model['bytes_per_parameter']:.4g} bytes per parameter: weight, gradient, moments of the optimizer{ema}; "
         f"{model['gradient_bytes_per_parameter']} all-reduced",
         f"times assume parallel.machine: {machine['tflops']:g} TFLOP/s, {machine['bandwidth']:g} GB/s, "
         f"{machine['latency']:g} µs",

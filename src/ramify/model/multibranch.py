@@ -10,6 +10,7 @@ from ramify.batches.batch import Batch, Segment
 from ramify.model.branch import Branch
 from ramify.model.encoders.base import Encoder
 from ramify.model.graph import Graph, build_graph
+from ramify.model.lora import is_lora_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,19 @@ class MultiBranch(nn.Module):
         for segment in batch.segments:
             known[segment.structures] = self.branch(segment.name).forces == "conservative"
         return torch.where((known & (batch.volume > 0))[:, None, None], stress, torch.nan)
+
+
+SMALLEST_SIDE = 8
+"""Smallest dimension of a hidden matrix: the outputs of heads (1, or the number of vector channels) are too few for
+orthogonalisation to matter."""
+
+
+def hidden_matrices(model: nn.Module) -> set[str]:
+    """Names of the parameters that are matrices between layers, which Muon updates: no vectors, no embeddings, no
+    outputs of heads, which have few rows, and no factors of low-rank updates."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    matrices = ((name, p) for name, p in model.named_parameters() if p.ndim == 2 and id(p) not in embeddings)
+    return {name for name, p in matrices if min(p.shape) >= SMALLEST_SIDE and not is_lora_weight(name)}
 
 
 EnergyHeads = Callable[[Tensor], Tensor]

@@ -4,6 +4,7 @@ Pure arithmetic on a `ModelProfile`, a `StepShare` per branch and a `Placement`.
 
 Memory of a rank with n parameters of i bytes each (4, or 8 with `precision: fp64`; bf16 keeps weights in float32):
     weights n i + gradients n i + two moments of AdamW 2 n i   = 16 bytes per parameter in float32, 32 in float64
+    (Muon keeps one moment of its matrices)
     + averaged weights n i, if `optimizer.ema` is above 0      = 20 and 40
     + the fixed memory of a step and its activations, see `ramify.planning.model_profile`; with limits of atoms or
       edges, the activations of one micro-batch
@@ -141,9 +142,17 @@ def encoder_shards(options: ParallelOptions, ranks: int) -> int:
     return shards
 
 
-def states_per_parameter(recipe: Recipe, itemsize: int) -> int:
-    """Persistent bytes of a parameter: weight, gradient, two moments of AdamW, averaged weight."""
-    return itemsize * (5 if recipe.optimizer.ema else 4)
+def states_per_parameter(recipe: Recipe, model: ModelProfile) -> float:
+    """Persistent bytes of a parameter, in the mean over the model: weight, gradient, moments, averaged weight."""
+    parameters = model.encoder + sum(model.branches.values())
+    kept = 2 + (2 * parameters - _lacking_moments(recipe, model, model.branches)) / parameters
+    return model.itemsize * (kept + (1 if recipe.optimizer.ema else 0))
+
+
+def _lacking_moments(recipe: Recipe, model: ModelProfile, branches: Iterable[str]) -> int:
+    """Numbers that the optimizer of the encoder and these branches keeps less than AdamW, two for each parameter."""
+    parts = (ENCODER, *map(part_of_branch, branches)) if recipe.optimizer.kind == "muon" else ()
+    return sum(model.hidden.get(part, 0) for part in parts)
 
 
 def _rank_cost(
@@ -170,7 +179,7 @@ def _rank_cost(
         operations=operations,
         weights=kept * model.itemsize,
         gradients=kept * model.itemsize,
-        optimizer=2 * kept * model.itemsize,
+        optimizer=(2 * kept - _lacking_moments(recipe, model, assigned)) * model.itemsize,
         averages=kept * model.itemsize if recipe.optimizer.ema else 0,
         working=max(model.steps[b].bytes_step for b in assigned) + full_copy,
         activations=busy * _activations(recipe, model, shares, assigned),

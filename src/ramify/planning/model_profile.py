@@ -10,6 +10,7 @@ three times as many, with conservative forces about six times.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,7 +19,8 @@ import torch
 
 from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_model
-from ramify.model.multibranch import MultiBranch
+from ramify.model.multibranch import MultiBranch, hidden_matrices
+from ramify.model.parts import part_of
 from ramify.model.profile import training_cost
 from ramify.recipe import ModelOptions, Recipe
 
@@ -69,9 +71,10 @@ class ModelProfile:
     Attributes:
         encoder: number of parameters of the encoder, the paper's P_s.
         branches: number of parameters of each branch, the paper's P_h.
-        itemsize: bytes of a weight; gradients and moments of AdamW have the same precision.
+        itemsize: bytes of a weight; gradients and moments have the same precision.
         steps: costs of a step by branch.
         encoder_shapes: of the encoder's parameters.
+        hidden: number of parameters in hidden matrices, by part (`ramify.model.parts`).
     """
 
     encoder: int
@@ -79,13 +82,16 @@ class ModelProfile:
     itemsize: int
     steps: dict[str, StepProfile]
     encoder_shapes: tuple[tuple[int, ...], ...]
+    hidden: dict[str, int]
 
     @classmethod
     def of_data(cls, content: Mapping[str, Any]) -> Self:
         """From plain data, as of `dataclasses.asdict` or JSON."""
         steps = {name: StepProfile(**step) for name, step in content["steps"].items()}
         shapes = tuple(tuple(shape) for shape in content["encoder_shapes"])
-        return cls(content["encoder"], dict(content["branches"]), content["itemsize"], steps, shapes)
+        return cls(
+            content["encoder"], dict(content["branches"]), content["itemsize"], steps, shapes, dict(content["hidden"])
+        )
 
     def encoder_shard_size(self, shards: int) -> int:
         """Number of parameters in one of `shards` shards of the encoder: FSDP2 shards each tensor along its first
@@ -122,12 +128,16 @@ def profile_model(recipe: Recipe, spreads: Mapping[str, LabelSpread]) -> ModelPr
                 max_neighbors=recipe.model.encoder.max_neighbors,
             )
         steps[name] = _PROFILES[key]
+    hidden: Counter[str] = Counter()
+    for matrix in hidden_matrices(model):
+        hidden[part_of(matrix)] += model.get_parameter(matrix).numel()
     return ModelProfile(
         encoder=_size(model.encoder),
         branches={name: _size(model.branch(name)) for name in model.branches},
         itemsize=next(model.parameters()).element_size(),
         steps=steps,
         encoder_shapes=tuple(tuple(p.shape) for p in model.encoder.parameters()),
+        hidden=dict(hidden),
     )
 
 

@@ -61,7 +61,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "model": {
             "encoder_parameters": plan.model.encoder,
             "branch_parameters": plan.model.branches,
-            "bytes_per_parameter": states_per_parameter(plan.recipe, itemsize),
+            "bytes_per_parameter": round(states_per_parameter(plan.recipe, plan.model), 2),
             "gradient_bytes_per_parameter": itemsize,
         },
         "datasets": {

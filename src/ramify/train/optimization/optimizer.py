@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from ramify.model.lora import is_lora_weight
+from ramify.model.multibranch import hidden_matrices
 from ramify.parallel.sharded_tensors import is_sharded, to_local
 from ramify.recipe import OptimizerOptions
 from ramify.train.optimization.optimizers import OPTIMIZERS
@@ -20,11 +20,12 @@ def build_optimizer(
     multiplied by `rate_factor(name)`, see `set_rate`.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    matrices = hidden_matrices(model)
     groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             decay = options.weight_decay if p.ndim >= 2 and id(p) not in embeddings else 0.0
-            hidden = id(p) not in embeddings and is_hidden(name, p)
+            hidden = name in matrices
             # PyTorch cannot update sharded and unsharded parameters in one group
             groups.setdefault((decay, rate_factor(name), is_sharded(p), hidden), []).append(p)
     chosen = [
@@ -32,17 +33,6 @@ def build_optimizer(
         for (decay, part, _, hidden), members in groups.items()
     ]
     return OPTIMIZERS[options.kind](chosen, options)
-
-
-def is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a hidden matrix: not a vector, not the output of a head, which has few rows, and not a
-    factor of a low-rank update."""
-    return parameter.ndim == 2 and min(parameter.shape) >= SMALLEST_SIDE and not is_lora_weight(name)
-
-
-SMALLEST_SIDE = 8
-"""Smallest dimension of a hidden matrix: the outputs of heads (1, or the number of vector channels) are too few for
-orthogonalisation to matter."""
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
