@@ -73,6 +73,37 @@ def test_they_are_kept_by_an_export(calibrated: Path, images: list[Atoms], tmp_p
         load(tmp_path / "model")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
+@pytest.mark.parametrize("kind", ["direct", "conservative"])
+def test_metatomic_models_have_them(calibrated: Path, tmp_path: Path, kind: str) -> None:
+    """Of systems those of `predict`, for sets of elements with a scale of their own and without; by atom those of a
+    system with this atom alone, to which programs compare their threshold."""
+    metatomic = pytest.importorskip("ramify.inference.integrations.metatomic")
+    torch_models = pytest.importorskip("metatomic.torch")
+    calculator = pytest.importorskip("metatomic_ase").MetatomicCalculator
+    model = load(calibrated / kind)
+    assert model.bars is not None
+    scale = model.bars.branches["ani1x"].facts.datasets["ani1x"].energy
+    scale.by_elements["H O"] = 3.0 * scale.all
+    path = metatomic.write_metatomic(model.predictor("ani1x"), tmp_path / "model.pt")
+    asked = calculator(str(path), device="cpu", uncertainty_threshold=1e-9)
+
+    def found(atoms: Atoms, sample: str) -> np.ndarray:
+        output = torch_models.ModelOutput(unit="eV", sample_kind=sample)
+        result = asked.run_model(atoms, {"energy_uncertainty": output})
+        return result["energy_uncertainty"].block().values[:, 0].numpy()
+
+    for atoms in (molecule("H2O"), molecule("CH3OH"), Atoms("C")):
+        expected = model.predict(atoms, "ani1x").energy_std
+        assert found(atoms, "system")[0] == pytest.approx(expected, rel=1e-9)
+    assert found(Atoms("C"), "atom")[0] == pytest.approx(model.predict(Atoms("C"), "ani1x").energy_std, rel=1e-9)
+    assert found(molecule("H2O"), "atom").shape == (3,)
+    atoms = molecule("CH3OH")
+    atoms.calc = asked
+    with pytest.warns(UserWarning, match="uncertainties"):
+        atoms.get_potential_energy()
+
+
 def test_a_run_keeps_its_file(calibrated: Path) -> None:
     bars = ErrorBars.read(calibrated / "direct" / FILE)
     assert bars.content() == (calibrated / "direct" / FILE).read_bytes()

@@ -83,7 +83,7 @@ class EnergyHead(nn.Module):
     def last_features(self, scalars: Tensor) -> Tensor:
         """(N, F) -> (N, D): the inputs of the weights in which the energy is linear, which are those of the last layer
         (units of its width), of the linear path (F), and of the bias (1)."""
-        return torch.cat([self.layers[:-1](scalars), scalars, scalars.new_ones(len(scalars), 1)], 1)
+        return torch.cat([self.layers[:-1](scalars), scalars, torch.ones_like(scalars[:, :1])], 1)
 
     @staticmethod
     def stacked(heads: Sequence["EnergyHead"], scales: Sequence[Tensor], trained: Sequence[bool]) -> "StackedHeads":

@@ -42,16 +42,25 @@ def serve(folder: Path, atoms: Atoms, address: str, beads: int) -> "subprocess.P
     return subprocess.Popen([program, "input.xml"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize(("beads", "by"), [(1, "function"), (3, "verb")])
+@pytest.mark.parametrize(
+    ("beads", "by"),
+    [(1, "function"), (3, "verb"), (2, "metatomic"), pytest.param(1, "metatomic", marks=pytest.mark.slow)],
+)
 def test_energies_and_virials_of_every_step(
     exact: Model, runs: Path, crystals: list[Atoms], tmp_path: Path, address: str, beads: int, by: str
 ) -> None:
-    """A sheared crystal, whose cell i-PI keeps triangular."""
+    """A sheared crystal, whose cell i-PI keeps triangular; by the drivers of Ramify, and by i-PI's of metatomic."""
     atoms = crystals[1]
     atoms.set_cell(atoms.cell.standard_form()[0], scale_atoms=True)
     server = serve(tmp_path, atoms, address, beads)
     if by == "function":
         assert drive(atoms, Calculator(exact, "mptrj"), unix=address) == 4 * beads
+    elif by == "metatomic":
+        pytest.importorskip("metatomic.torch", reason="needs the package metatomic-torch")
+        verb(f"ramify export {runs / 'conservative'} --format metatomic --branch mptrj --out {tmp_path / 'mptrj.pt'}")
+        options = f"template={tmp_path / 'start.extxyz'},model={tmp_path / 'mptrj.pt'}"
+        program = Path(sys.executable).parent / "i-pi-driver-py"
+        subprocess.run([program, "-m", "metatomic", "-o", options, "-u", "-a", address], check=True, timeout=200)
     else:
         options = f"--model {runs / 'conservative'} --branch mptrj --precision fp64 --unix {address}"
         verb(f"ramify ipi {tmp_path / 'start.extxyz'} {options}")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,22 @@ def test_what_cannot_be_attached(stiff: Model, direct: Model, oxide: Atoms, star
     with pytest.raises(RamifyError, match="LAMMPS has no box yet"):
         attach(empty, stiff, "mptrj", [])
     empty.close()
+
+
+def test_error_bars(exact: Model, stiff: Model, start: Start, oxide: Atoms) -> None:
+    """The spread of a committee is a variable of LAMMPS, which can end a run."""
+    committee = replace(exact, members=(exact, stiff))
+    lmp = start(oxide, ["Mg", "O"])
+    attached = ramify.lammps.attach(lmp, committee, "mptrj", ["Mg", "O"])
+    lmp.command("thermo_style custom step pe v_ramify_energy_std")
+    lmp.command("run 0")
+    expected = np.std([model.predict(oxide, "mptrj").energy for model in (exact, stiff)], ddof=1)
+    assert expected > 1e-3
+    assert lmp.extract_variable("ramify_energy_std") == pytest.approx(expected, abs=1e-6)
+    lmp.command(f"fix halt all halt 1 v_ramify_energy_std > {expected / 2} error continue")
+    lmp.command("fix move all nve")
+    lmp.command("run 5")
+    assert lmp.extract_global("ntimestep") < 5
+    lmp.command("unfix halt")
+    attached.detach()
+    assert not lmp.has_id("variable", "ramify_energy_std")

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,12 @@ def test_named_when_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ramify.inference.integrations.torchsim")
     with pytest.raises(RamifyError, match="install it: pip install torch-sim-atomistic"):
         _ = ramify.TorchSimModel
+
+
+def test_error_bars(exact: Model, stiff: Model, crystals: list[Atoms]) -> None:
+    """The spread of a committee."""
+    model = ramify.TorchSimModel(replace(exact, members=(exact, stiff)), "mptrj")
+    found = model(state_of(crystals, model))["energy_std"]
+    energies = [each.predict(crystals, "mptrj").energy for each in (exact, stiff)]
+    np.testing.assert_allclose(found.numpy(), np.std(energies, axis=0, ddof=1), atol=1e-8)
+    assert (found > 1e-3).all()

@@ -35,6 +35,9 @@ elements do."""
 ORDER = ([0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2])
 """Order of the components of a virial in LAMMPS: xx yy zz xy xz yz."""
 
+STD = f"{FIX}_energy_std"
+"""Name of the variable with the error bar of the energy, eV."""
+
 COMMANDS = ("command", "commands_list", "commands_string", "file")
 """Methods of an instance that run commands."""
 
@@ -69,20 +72,25 @@ def start(arguments: Sequence[str] = ()) -> Any:
 
 
 def attach(
-    lmp: Any, model: Model | str | Path, branch: str | None, elements: Sequence[str], **options: Any
+    lmp: Any,
+    model: Model | str | Path | Sequence[str | Path],
+    branch: str | None,
+    elements: Sequence[str],
+    **options: Any,
 ) -> "Attached":
     """Makes a branch the potential of a LAMMPS instance, in addition to its pair style, if it has one.
 
     Works with periodic, partly periodic and triclinic boxes, with `run` and `minimize`. Energies are in eV, forces in
     eV/Å; the virial, minus volume times stress, is passed in eV, so that pressures of LAMMPS are in bar, compression
     positive. With direct forces, periodic structures have no stress, and LAMMPS shows pressures that are not a number.
+    With a model that has error bars, or a committee, the LAMMPS variable `ramify_energy_std` is that of the energy, eV.
 
     A structure that cannot be predicted stops LAMMPS before its atoms move. Its screen and log show the reason, and the
     methods of `lmp` that run commands raise it as `RamifyError`.
 
     Args:
         lmp: an instance with `units metal` and a box, on one process.
-        model: a `Model`, or the path of one (see `ramify.load`).
+        model: a `Model`, or the path of one (see `ramify.load`), or paths of several for a committee.
         branch: name of the branch; may be None if there is only one.
         elements: symbol of the element of each atom type.
         **options: further options of `ramify.Calculator`, e.g. `dataset` or `skin`.
@@ -117,6 +125,7 @@ class Attached:
         self._lmp, self._numbers = lmp, numbers
         self._atoms, self._masses_seen = Atoms(), False
         self._failure: BaseException | None = None
+        self._has_std = calculator.predictor.has_error_bars
         self._methods = {name: getattr(lmp, name) for name in COMMANDS}
         for command in (
             f"fix {FIX} all external pf/callback 1 1",
@@ -126,6 +135,7 @@ class Attached:
             f"group {FIX}_none empty",
             f"variable {FIX}_zero atom 0",
             *self._armed(),
+            *([f"variable {STD} internal 0"] if self._has_std else []),
             f"fix {FIX}_stop {FIX}_none addforce v_{FIX}_prediction_failed 0 0 energy v_{FIX}_zero",
         ):
             lmp.command(command)
@@ -139,7 +149,7 @@ class Attached:
             setattr(self._lmp, name, method)
         for fix in (f"{FIX}_stop", FIX):
             self._lmp.command(f"unfix {fix}")
-        for variable in ("prediction_failed", "predicted", "zero"):
+        for variable in ("prediction_failed", "predicted", "zero", *(["energy_std"] if self._has_std else [])):
             self._lmp.command(f"variable {FIX}_{variable} delete")
         self._lmp.command(f"group {FIX}_none delete")
 
@@ -177,6 +187,8 @@ class Attached:
             results = self.calculator.results
             f[order] = results["forces"]
             self._lmp.fix_external_set_energy_global(FIX, float(results["energy"]))
+            if self._has_std:
+                self._lmp.set_internal_variable(STD, float(results["energy_std"]))
             components = virial(self._atoms, results)[ORDER]
             self._lmp.fix_external_set_virial_global(FIX, components.tolist())
         except BaseException as error:  # an interruption too would be lost in the code that calls this

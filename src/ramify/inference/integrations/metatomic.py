@@ -5,7 +5,7 @@ TorchScript without Python: the network is traced, and the code between the pair
 (adaptive cutoff of every atom, reference energies) is written in TorchScript here. The engine differentiates the energy
 to get forces and stress; the forces of a branch with direct forces are offered as non-conservative forces. Charge and
 spin, as conditions of the model, are the standard inputs `charge` (e) and `spin_multiplicity` of each system; a dataset
-as condition is that of the export.
+as condition is that of the export. Calibrated error bars are the standard output `energy_uncertainty`.
 """
 
 # ruff: noqa: UP006, UP035, UP045 - metatomic asks for these spellings of types
@@ -50,7 +50,8 @@ class _Network(torch.nn.Module):
 
     Maps atomic numbers (N,), of E edges receiver, sender and vector (E, 3) Å, the adaptive cutoff of every atom (N,) Å,
     the slots (n,) of a table of neighbours (`ramify.model.graph.Graph`) and the C conditions of every atom (N, C) to
-    atomic energies (N,) in eV without references and forces (N, 3) in eV/Å (zeros without a force head).
+    atomic energies (N,) in eV without references, forces (N, 3) in eV/Å (zeros without a force head) and the inputs of
+    the last layer of energies (N, D) (D = 0 without error bars).
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -58,7 +59,7 @@ class _Network(torch.nn.Module):
         self.encoder = predictor.network.encoder
         self.branch = predictor.network.branch(predictor.branch.name)
         self.repulsion = predictor.network.repulsion
-        self.conditional = bool(predictor.options.conditions)
+        self.conditional, self.calibrated = bool(predictor.options.conditions), predictor.bars is not None
 
     def forward(
         self,
@@ -69,7 +70,7 @@ class _Network(torch.nn.Module):
         atom_cutoff: Tensor,
         slots: Tensor,
         conditions: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         distance = torch.linalg.vector_norm(vector, dim=1)
         values = conditions if self.conditional else None
         graph = edge_geometry(numbers, receiver, sender, vector, distance, atom_cutoff, slots, values)
@@ -77,9 +78,12 @@ class _Network(torch.nn.Module):
         energy = self.branch.atom_energies(scalars)
         if self.repulsion is not None:
             energy = energy + self.repulsion(graph)
+        last = energy.new_zeros(numbers.shape[0], 0)
+        if self.calibrated:
+            last = self.branch.energy.last_features(scalars)
         if self.branch.force is None:
-            return energy, energy.new_zeros(numbers.shape[0], 3)
-        return energy, self.branch.direct_forces(scalars, vectors)
+            return energy, energy.new_zeros(numbers.shape[0], 3), last
+        return energy, self.branch.direct_forces(scalars, vectors), last
 
 
 class _MetatomicModel(torch.nn.Module):
@@ -87,6 +91,9 @@ class _MetatomicModel(torch.nn.Module):
 
     references: Tensor
     trained: Tensor
+    white: Tensor
+    sets: Tensor
+    factors: Tensor
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -109,6 +116,7 @@ class _MetatomicModel(torch.nn.Module):
         self.radius = float(search_radius(encoder.cutoff, encoder.max_neighbors))
         self.register_buffer("references", torch.from_numpy(np.nan_to_num(predictor.dataset.reference_table())))
         self._take_conditions(predictor)
+        self._take_error_bars(predictor)
 
     def _take_conditions(self, predictor: Predictor) -> None:
         """Sets the columns of the conditions (-1: none), the number of the dataset, and the values (K, 2) of charge and
@@ -124,6 +132,23 @@ class _MetatomicModel(torch.nn.Module):
                 states[row, STATES.index(name)] = torch.nan if value is None else value
         self.register_buffer("trained", states)
         self.new_state, self.warned_of_state = NEW_STATE, False
+
+    def _take_error_bars(self, predictor: Predictor) -> None:
+        """Sets the whitening (D, D) of last features and the calibration (`Scale`): factors (K + 1,) of K sets of
+        elements (K, 119) and of all others."""
+        white, floor, sets = torch.zeros(0, 0, dtype=torch.float64), 0.0, dict[str, float]()
+        factor = 1.0
+        if predictor.bars is not None:
+            scale = predictor.bars.facts.datasets[predictor.dataset.name].energy
+            white, floor, sets = predictor.bars.white["covariance"], scale.floor, scale.by_elements
+            factor = scale.all
+        numbers = torch.zeros(len(sets), len(self.references), dtype=torch.bool)
+        for row, name in enumerate(sets):
+            numbers[row, [NUMBERS[symbol] for symbol in name.split()]] = True
+        self.register_buffer("white", white)
+        self.register_buffer("sets", numbers)
+        self.register_buffer("factors", torch.tensor([*sets.values(), factor], dtype=torch.float64))
+        self.floor = float(floor)
 
     def requested_inputs(self) -> Dict[str, ModelOutput]:
         inputs: dict[str, ModelOutput] = {}
@@ -165,7 +190,7 @@ class _MetatomicModel(torch.nn.Module):
             conditions.append(self.conditions_of(system, selected_atoms is None))
             n_atoms += len(system)
         numbers, owner, place = torch.cat(types), torch.cat(owners), torch.cat(places)
-        energy, forces = self.predict(
+        energy, forces, last = self.predict(
             numbers, torch.cat(receivers), torch.cat(senders), torch.cat(vectors), torch.cat(conditions)
         )
 
@@ -187,11 +212,39 @@ class _MetatomicModel(torch.nn.Module):
                     values = torch.zeros([len(systems)], dtype=energy.dtype, device=device)
                     values = values.index_add(0, owner[chosen], energy[chosen])
                 results[name] = self.one_block(values.reshape(-1, 1), labels, nothing, "energy")
+            elif name == "energy_uncertainty":
+                by_atom = output.sample_kind == "atom"
+                std = self.standard_deviations(last, numbers, owner, len(systems), by_atom)
+                labels, values = atoms, std[chosen] if by_atom else std
+                if not by_atom:
+                    whole = torch.arange(len(systems), dtype=torch.int32, device=device)
+                    labels = Labels(["system"], whole.reshape(-1, 1))
+                results[name] = self.one_block(values.reshape(-1, 1), labels, nothing, "energy")
             else:
                 axes = [Labels(["xyz"], torch.arange(3, dtype=torch.int32, device=device).reshape(-1, 1))]
                 values = forces[chosen].reshape(-1, 3, 1)
                 results[name] = self.one_block(values, atoms, axes, "non_conservative_force")
         return results
+
+    def standard_deviations(
+        self, last: Tensor, numbers: Tensor, owner: Tensor, n_systems: int, by_atom: bool
+    ) -> Tensor:
+        """Of the energies of systems (S,), eV, or by atom (N,), eV: of the energy per atom of a structure all of whose
+        atoms have the surroundings of this one."""
+        last = last.to(torch.float64)
+        there = torch.zeros([n_systems, self.sets.shape[1]], dtype=torch.bool, device=last.device)
+        there[owner, numbers] = True
+        same = (there[:, None] == self.sets[None]).all(2)
+        others = torch.ones([n_systems, 1], dtype=torch.bool, device=last.device)
+        factor = self.factors[torch.cat([same, others], 1).to(torch.int64).argmax(1)]
+        if by_atom:
+            std = torch.linalg.vector_norm(last @ self.white, dim=1)
+            return torch.hypot(std, torch.full_like(std, self.floor)) * factor[owner]
+        count = torch.bincount(owner, minlength=n_systems).to(torch.float64)
+        mean = torch.zeros([n_systems, last.shape[1]], dtype=torch.float64, device=last.device)
+        mean = mean.index_add(0, owner, last) / count[:, None]
+        std = torch.linalg.vector_norm(mean @ self.white, dim=1)
+        return torch.hypot(std, torch.full_like(std, self.floor)) * factor * count
 
     def conditions_of(self, system: System, whole: bool) -> Tensor:
         """(n, C) conditions of the atoms of a system. `whole`: it has no atoms of other domains, so that its number of
@@ -239,9 +292,9 @@ class _MetatomicModel(torch.nn.Module):
 
     def predict(
         self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor, conditions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Total energies by atom (N,) and direct forces (N, 3), from all pairs within the search radius and the
-        conditions of every atom (N, C).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Total energies by atom (N,), direct forces (N, 3) and last features (N, D), from all pairs within the search
+        radius and the conditions of every atom (N, C).
 
         Inputs and outputs are float64; the network computes in its own precision.
         """
@@ -261,10 +314,10 @@ class _MetatomicModel(torch.nn.Module):
             distance, receiver, numbers.shape[0], self.cutoff, self.max_neighbors, self.softness, self.rounding
         )
         ends, conditions = (receiver[inside], sender[inside]), conditions.to(vector.dtype)
-        energy, forces = self.network(numbers, ends[0], ends[1], vector[inside], atom_cutoff, slots, conditions)
+        energy, forces, last = self.network(numbers, ends[0], ends[1], vector[inside], atom_cutoff, slots, conditions)
         if not (bool(torch.isfinite(energy).all()) and bool(torch.isfinite(forces).all())):
             raise ValueError("prediction is not a number: the model overflows on this structure")
-        return energy.to(torch.float64) + self.references[numbers], forces.to(torch.float64)
+        return energy.to(torch.float64) + self.references[numbers], forces.to(torch.float64), last
 
     def one_block(self, values: Tensor, samples: Labels, components: list[Labels], name: str) -> TensorMap:
         """The values as a metatensor `TensorMap` with one block."""
@@ -298,6 +351,8 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
     outputs = {"energy": ModelOutput(unit="eV", sample_kind="atom")}
     if branch.forces == "direct":
         outputs["non_conservative_force"] = ModelOutput(unit="eV/Angstrom", sample_kind="atom")
+    if predictor.bars is not None:
+        outputs["energy_uncertainty"] = ModelOutput(unit="eV", sample_kind="atom")
     encoder = predictor.options.encoder
     capabilities = ModelCapabilities(
         outputs=outputs,

@@ -82,7 +82,7 @@ class TorchSimModel(ModelInterface):
 
         Returns:
             `energy` (S,) eV; `forces` (N, 3) eV/Å; `stress` (S, 3, 3) eV/Å³, tension positive, NaN without periodic
-            axes; only with conservative forces.
+            axes; only with conservative forces; `energy_std` (S,) eV, only with error bars.
 
         Raises:
             RamifyError: a structure that cannot be predicted.
@@ -103,6 +103,7 @@ class TorchSimModel(ModelInterface):
         _refuse(screen_predictions(answer.energy, answer.forces, structures.n_atoms))
         found = {"energy": answer.energy, "forces": answer.forces}
         found |= {"stress": answer.stress} if self._compute_stress else {}
+        found |= {"energy_std": answer.energy_std} if answer.energy_std is not None else {}
         like = fields["positions"]
         return {name: torch.from_numpy(values).to(like.device, like.dtype) for name, values in found.items()}
 
