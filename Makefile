@@ -12,7 +12,7 @@ MASKED_TESTS := tests/bench/test_step.py tests/model tests/test_old_files.py $(a
   inference/integrations/test_calculator.py inference/test_encoder_kinds.py train/test_loop.py \
   $(addprefix train/optimization/test_, compiled.py objective.py precision.py))
 
-.PHONY: demo test test-failed test-slow test-slow-failed test-masked test-masked-failed lint docs wheel clean
+.PHONY: demo test test-failed test-slow test-slow-failed test-masked test-masked-failed lint docs docs-version wheel clean
 
 demo: .venv/installed
 	$(BIN)/ramify demo
@@ -49,6 +49,12 @@ wheel: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+# Adds the site of this version to the branch gh-pages of this checkout, beside those of earlier versions; not pushed.
+docs-version: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mike deploy --update-aliases \
+	  "$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/ramify/__init__.py)" latest
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mike set-default latest
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

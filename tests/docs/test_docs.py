@@ -1,6 +1,7 @@
 """The documentation: examples run, commands and paths exist, recipes are valid, the site builds."""
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -168,3 +169,46 @@ def test_site_builds_without_warnings(tmp_path: Path) -> None:
     outside = re.compile(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)')
     for made in (tmp_path / "site").glob("*.html"):
         assert not outside.search(made.read_text(encoding="utf-8")), f"{made.name} loads something from elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("figure", "page", "head", "columns"),
+    [
+        ("peers", "step.md", "training step, s", ("training step, s", "memory of a step, MB")),
+        ("scaling", "scaling.md", "times one rank", ("structures/s",)),
+        ("encoders", "encoders.md", "step time, plain", ("metric",)),
+    ],
+)
+def test_figures_show_the_numbers_of_their_tables(figure: str, page: str, head: str, columns: tuple[str, ...]) -> None:
+    """If this fails, a table was changed: run `python tools/docs_figures.py`."""
+    rows = runpy.run_path(str(ROOT / "tools/docs_figures.py"))["table"](page, head)
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", (ROOT / f"docs/images/{figure}.svg").read_text(encoding="utf-8"))
+    words = " ".join(shown).split()
+    for column in columns:
+        assert len(rows) > 5
+        assert not [row[column] for row in rows if row[column] not in words]
+
+
+@pytest.mark.slow
+def test_versions_of_the_site(tmp_path: Path) -> None:
+    """`mike` adds a version with its alias to the branch gh-pages, beside an earlier one."""
+    for name in ("docs", "src", "mkdocs.yml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    people = {
+        f"GIT_{who}_{what}": "someone@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+    def run(*command: str) -> str:
+        environment = os.environ | people | {"PATH": path}
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("git", "init", "--quiet", "--initial-branch=main")
+    run("git", "commit", "--quiet", "--allow-empty", "--message=first")
+    run("mike", "deploy", "--update-aliases", "0.0", "latest")
+    run("mike", "deploy", "--update-aliases", "0.1", "latest")
+    assert run("mike", "list").splitlines() == ["0.1 [latest]", "0.0"]
+    assert run("git", "rev-parse", "gh-pages:latest") == run("git", "rev-parse", "gh-pages:0.1")
+    assert "Ramify" in run("git", "show", "gh-pages:0.0/index.html")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ramify.run.tensorboard import TensorBoardLog
+from ramify.run.trackers.tensorboard import TensorBoardLog
 from ramify.train.reporting import Callbacks
 from ramify.train.start import resume_run, start_run
 from tests.small import metrics
@@ -21,8 +21,8 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_curves_by_hand(tmp_path: Path) -> None:
-    board = TensorBoardLog(tmp_path / "tensorboard", 0)
+def test_curves_by_hand(small: MakeRecipe, tmp_path: Path) -> None:
+    board = TensorBoardLog(tmp_path, small("bare"), None, 0)
     board.add(
         {"kind": "train", "step": 5, "time": 1.0, "loss": 2.5, "branches": {"a": {"loss": 3.0, "forces_mae": None}}}
     )
@@ -30,13 +30,20 @@ def test_curves_by_hand(tmp_path: Path) -> None:
         {"kind": "val", "step": 5, "metric": 0.5, "best": True, "datasets": {"a": {"branch": "a", "energy_mae": 1}}}
     )
     board.add({"kind": "train", "step": 10, "time": 2.0, "loss": 1.25, "branches": {}})
-    board.close()
+    board.tables("test", 10, {"a/energy_mae": 0.5}, "| model |")
+    board.close("finished")
     assert read(tmp_path / "tensorboard") == {
         "train/loss": [(5, 2.5), (10, 1.25)],
         "train/branches/a/loss": [(5, 3.0)],
         "val/metric": [(5, 0.5)],
         "val/datasets/a/energy_mae": [(5, 1.0)],
+        "test/a/energy_mae": [(10, 0.5)],
     }
+    texts = EventAccumulator(str(tmp_path / "tensorboard"))
+    texts.Reload()
+    said = {tag: texts.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in texts.Tags()["tensors"]}
+    assert "max_steps: 12" in said.pop("recipe/text_summary")
+    assert said == {"test/tables/text_summary": "| model |"}
 
 
 def test_curves_of_a_run_that_was_cut_off(small: MakeRecipe, tmp_path: Path) -> None:

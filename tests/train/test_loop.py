@@ -165,7 +165,7 @@ def test_infinite_numbers_are_null_in_the_log(small: MakeRecipe, tmp_path: Path)
     run.create(small("bare"), {})
     log = MetricsLog(run, 0)
     log.add({"kind": "val", "step": 1, "metric": math.inf, "datasets": {"a": {"energy_mae": math.nan, "x": 0.5}}})
-    log.close()
+    log.close("finished")
     assert metrics(tmp_path / "run") == [
         {"kind": "val", "step": 1, "metric": None, "datasets": {"a": {"energy_mae": None, "x": 0.5}}}
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from ramify.cli.progress import training_display
 from ramify.errors import RamifyError
@@ -30,9 +31,11 @@ WIDE = 200
 
 
 def _console(stream: TextIO, *, stderr: bool) -> Console:
-    """A console with the width of the terminal, or a width for all tables without a terminal; COLUMNS overrides."""
-    wide = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(stderr=stderr, width=WIDE if wide else None)
+    """A console with the width of the terminal or notebook, or a width for all tables without them; COLUMNS
+    overrides."""
+    found = Console(stderr=stderr)
+    wide = not stream.isatty() and not found.is_jupyter and "COLUMNS" not in os.environ
+    return Console(stderr=stderr, width=WIDE) if wide else found
 
 
 console = _console(sys.stdout, stderr=False)
@@ -110,6 +113,11 @@ def interrupted_training(run: Path | None, resume_by: str) -> Iterator[None]:
             text = "interrupted; nothing was written"
         errors.print(text, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+def warned(text: str) -> None:
+    """Prints a warning."""
+    errors.print(f"[bold yellow]warning:[/bold yellow] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:

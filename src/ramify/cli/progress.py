@@ -1,5 +1,6 @@
-"""Progress of long verbs on the terminal, and as lines of text in pipes and job logs."""
+"""Progress of long verbs on the terminal and in notebooks, and as lines of text in pipes and job logs."""
 
+import importlib.util
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,8 +33,15 @@ PART = 0.05
 """Shortest time between two lines as a fraction of the elapsed time: a job of a day writes about a hundred lines."""
 
 
+def shows_bars(console: Console) -> bool:
+    """Whether a console can redraw a bar: a terminal, or Jupyter with the package ipywidgets."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
+
+
 class ProgressLines:
-    """Prints the progress of a job at increasing intervals, unless the console is a terminal, which shows a bar.
+    """Prints the progress of a job at increasing intervals, unless the console shows bars.
 
     Args:
         console: the console.
@@ -53,7 +61,7 @@ class ProgressLines:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console, self._title, self._unit, self._clock = console, title, unit, clock
-        self._quiet = quiet or console.is_terminal
+        self._quiet = quiet or shows_bars(console)
         self._begun = self._last = clock()
         self._first: float | None = None
 
@@ -75,6 +83,11 @@ class ProgressLines:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _without_bars(console: Console) -> bool:
+    """Whether Rich would warn instead of drawing, in Jupyter; elsewhere it draws the last state in any case."""
+    return console.is_jupyter and not shows_bars(console)
+
+
 def _time(seconds: float) -> str:
     """`42 s`, `3.5 min`, `2.1 h`."""
     if seconds < 100:
@@ -92,7 +105,8 @@ class Steps:
             TextColumn("{task.description}"),
             TextColumn(f"{{task.completed:,.0f}} {unit}"),
         )
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet)
+        hidden = quiet or _without_bars(console)
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=hidden)
         self._task = self._progress.add_task(title, total=None)
         self._lines = ProgressLines(console, Text.from_markup(title).plain, unit, quiet=quiet)
         self._done = 0.0
@@ -131,6 +145,7 @@ def training_display(
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
+        disable=_without_bars(console),
     )
     training = progress.add_task("train", total=None, visible=False)
     finding = progress.add_task("neighbour lists", total=None)
@@ -184,7 +199,8 @@ def training_display(
 def step_bar(console: Console, title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """A progress bar of steps; yields a function to call with the number of completed steps."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=quiet) as progress:
+    hidden = quiet or _without_bars(console)
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=hidden) as progress:
         task = progress.add_task(title, total=total)
         lines = ProgressLines(console, title, "step", quiet=quiet)
 

@@ -18,6 +18,7 @@ from ramify.cli.options import (
     SplitOption,
     console,
     print_json,
+    warned,
 )
 from ramify.cli.progress import Steps
 from ramify.cli.tables import error_bar_table, evaluation_table
@@ -62,6 +63,7 @@ def evaluate(
     from ramify.evaluate.evaluate import Evaluator, joined_ranks
     from ramify.recipe import load_recipe
     from ramify.report import tables as paper_tables
+    from ramify.run.trackers.trackers import track_tables
 
     if split not in ("train", "val", "test"):
         raise RamifyError(f"--split {split}: accepted are train, val and test")
@@ -93,7 +95,7 @@ def evaluate(
         if not ranks.is_rank_zero:
             return
     if is_run:
-        paper_tables.write(run)
+        track_tables(run, result, paper_tables.write(run).markdown(), warned)
     if as_json:
         print_json(result)
     elif is_run:

@@ -119,6 +119,9 @@ class TrainOptions(Keys):
     resume: ResumeOptions = ResumeOptions()
     log_every: int = Field(20, ge=1)
     """Steps between log entries of training errors."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Programs that show the curves, the recipe and the tables of a run. `tensorboard` writes into the run; `wandb`
+    (Weights & Biases) and `mlflow` are extras, configured by environment variables (docs/trackers.md)."""
     device: Literal["auto", "cpu", "cuda", "xpu"] = "auto"
     """Device of the model: `cuda` (NVIDIA and AMD), `xpu` (Intel) or `cpu`; `auto` selects an accelerator if there is
     one, a different one for each rank of a node."""

@@ -75,7 +75,8 @@ def parity(true: Array, predicted: Array, *, quantity: Quantity, color: str, dat
         axes.set_xlabel(f"label, {unit}")
         axes.set_ylabel(f"prediction, {unit}")
         lines = f"MAE {format_error(mae)}\nRMSE {format_error(rmse)}"
-        axes.text(0.04, 0.97, lines, transform=axes.transAxes, va="top", color=INK, linespacing=1.35)
+        box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 1.5}  # points may lie below the text
+        axes.text(0.04, 0.97, lines, transform=axes.transAxes, va="top", color=INK, linespacing=1.35, bbox=box)
         what = {"energy": "energies per atom", "forces": "force components"}.get(quantity, components_of(quantity))
         drawing = canvas.drawing(
             f"{dataset}: {len(x):,} predicted {what} against their labels; MAE {format_error(mae)}, "
@@ -120,7 +121,7 @@ def distribution(
     if not kept:
         return None
     styles = line_styles(palette)
-    with Canvas(400, 262) as canvas:
+    with Canvas(324, 226) as canvas:
         axes = canvas.axes()
         for dataset, values in kept.items():
             other = _positive(trivial[dataset])
@@ -217,7 +218,7 @@ def relative_curves(
     if not shown:
         return None
     styles = line_styles(palette)
-    with Canvas(400, 240) as canvas:
+    with Canvas(324, 210) as canvas:
         axes = canvas.axes()
         for dataset, (x, y) in shown.items():
             axes.plot(x, y, color=palette[dataset], linestyle=styles[dataset])

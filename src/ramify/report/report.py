@@ -114,7 +114,8 @@ def facts(results: Results) -> list[tuple[str, str]]:
     trained = [results.data[d] for d in results.trained_on if d in results.data]
     if trained:
         found.append(("training structures", f"{sum(m.splits['train'].structures for m in trained):,}"))
-        found.append(("training atoms", short_count(sum(m.splits["train"].atoms for m in trained))))
+        atoms = sum(m.splits["train"].atoms for m in trained)
+        found.append(("training atoms", f"{atoms:,}" if atoms < 1e6 else short_count(atoms)))
         found.append(("elements", str(len({symbol for m in trained for symbol in m.elements}))))
     if isinstance(parameters := results.evaluation.model.get("parameters"), int):
         found.append(("parameters", f"{parameters:,}"))

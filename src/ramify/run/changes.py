@@ -24,6 +24,7 @@ FREE = (
     "train.stop_after",
     "train.checkpoint_every",
     "train.log_every",
+    "train.trackers",
     "train.edge_cache",
     "train.resume",
 )

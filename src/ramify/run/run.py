@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -15,16 +15,18 @@ from ramify.checkpoint.pointers import NAME as POINTERS
 from ramify.checkpoint.pointers import after_failure, resolve, step_folders
 from ramify.errors import RamifyError
 from ramify.files import parse_json, write_json, write_whole, writing
+from ramify.notebook import html_table
 from ramify.recipe import Recipe, load_recipe
 from ramify.run.lock import NAME as LOCK
 from ramify.run.lock import RunLock
 from ramify.run.sessions import Sessions
-from ramify.run.tensorboard import TensorBoardLog
+from ramify.run.trackers.tracker import Ending
+from ramify.run.trackers.trackers import Trackers
 from ramify.store.manifest import Manifest
 
 
 class Run:
-    """The folder of one run: recipe.yaml, data.json, metrics.jsonl, sessions.jsonl, tensorboard/, checkpoints/."""
+    """The folder of one run: recipe.yaml, data.json, metrics.jsonl, sessions.jsonl, checkpoints/, trackers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,6 +102,22 @@ class Run:
             refuse_committee(path)
             raise RamifyError(f"{path} is not a run directory: it has no recipe.yaml", fix="give the folder of --run")
         return cls(path)
+
+    def _repr_html_(self) -> str:
+        """In Jupyter: datasets and branches, the state of the training, the best evaluation, the end of the session."""
+        recipe, evaluations = self.recipe(), self.evaluations()
+        best = min(evaluations, key=lambda entry: entry["metric"]) if evaluations else None
+        steps = [folder.name for folder in step_folders(self.checkpoints)] if self.checkpoints.is_dir() else []
+        ends = [line["ended"] for line in self.sessions.lines() if line["kind"] == "end"]
+        rows = [
+            ("datasets", ", ".join(recipe.datasets)),
+            ("branches", ", ".join(recipe.datasets_of_branches())),
+            ("encoder", recipe.model.encoder.kind),
+            ("latest checkpoint", steps[-1] if steps else None),
+            ("best validation metric", f"{best['metric']:.4g} at step {best['step']:,}" if best else None),
+            ("last session", ends[-1] if ends else None),
+        ]
+        return html_table(f"Run {self.path}", ("", ""), rows)
 
     def write(self, recipe: Recipe, data: Mapping[str, Manifest]) -> None:
         """Writes data.json and recipe.yaml, the latter last.
@@ -199,32 +217,41 @@ class Run:
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard files; on resume, lines after the checkpoint are removed first.
+    """Writes metrics.jsonl and to the trackers; on resume, lines after the checkpoint are removed first.
 
     Args:
         run: of the metrics.
         step: current step of the run.
         evaluated: last step with an evaluation; None if it is the current one.
+        warned: called with each warning of a tracker.
 
     Attributes:
         evaluations: the existing `val` lines, oldest first.
 
     Raises:
-        RamifyError: the files cannot be written, or a line of metrics.jsonl is damaged.
+        RamifyError: the files cannot be written, a line of metrics.jsonl is damaged, or a tracker cannot be used.
     """
 
-    def __init__(self, run: Run, step: int, evaluated: int | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        step: int,
+        evaluated: int | None = None,
+        warned: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._run = run
         self._path = run.path / "metrics.jsonl"
         last = {"train": step, "val": step if evaluated is None else evaluated}
-        kept = [(line, entry) for line, entry in _lines(self._path) if entry["step"] <= last[entry["kind"]]]
+        there = _lines(self._path)
+        kept = [(line, entry) for line, entry in there if entry["step"] <= last[entry["kind"]]]
+        repeated = [entry for _, entry in there if entry["step"] > last[entry["kind"]]]
         self.evaluations = [entry for _, entry in kept if entry["kind"] == "val"]
         with run.writing(self._path):
             if self._path.exists():
                 write_whole(self._path, b"".join(line + b"\n" for line, _ in kept))
             self._file = self._path.open("a", encoding="utf-8")
         with run.writing(run.path / "tensorboard"):
-            self._board = TensorBoardLog(run.path / "tensorboard", step)
+            self._trackers = Trackers(run.path, run.recipe(), step, repeated, warned)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Writes one line; numbers that are not finite become null.
@@ -237,15 +264,15 @@ class MetricsLog:
             self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
         with self._run.writing(self._path.with_name("tensorboard")):
-            self._board.add(entry)
+            self._trackers.add(entry)
 
-    def close(self) -> None:
+    def close(self, ended: Ending) -> None:
         """Writes all data to the disk and closes the files."""
         with self._run.writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            self._board.close()
+            self._trackers.close(ended)
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -92,9 +92,9 @@ class RunReporter:
                     yield
                 except BaseException:
                     with suppress(RamifyError, OSError):  # must not hide the error that ends the run
-                        self._log.close()
+                        self._log.close("failed")
                     raise
-                self._log.close()
+                self._log.close("stopped" if stopped_by() else "finished")
                 if len(self.evaluations) > start:
                     self._warn_if_trivial(self.evaluations[-1])
         finally:
@@ -107,7 +107,7 @@ class RunReporter:
         placement = self._layout.placement
         about = {"placement": placement.kind, "hosts": placement.hosts, "reason": placement.reason}
         where = {"ranks": placement.ranks, "device": self._layout.device.type, "changed": self._run.changed}
-        self._log = MetricsLog(self._run, self._progress.step, self._progress.evaluated)
+        self._log = MetricsLog(self._run, self._progress.step, self._progress.evaluated, self._callbacks.warned)
         self._run.sessions.start(step=self._progress.step, **where, **about)
         return self._log.evaluations
 

@@ -25,6 +25,7 @@ from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import Changes, compare
 from ramify.run.run import Run
 from ramify.run.stop import Stop
+from ramify.run.trackers.trackers import require_packages
 from ramify.store.manifest import Manifest
 from ramify.store.store import Store
 from ramify.train.init_weights import load_pretrained, read_pretrained
@@ -82,6 +83,7 @@ def start_run(
     configure_process(recipe)
     _check_schedule(recipe, 0)
     on_rank_zero(world, lambda: Run.require_free(path))
+    on_rank_zero(world, lambda: require_packages(recipe))
     each(world, lambda: require_fast_products(recipe.train, world.device))
     stores = each(world, lambda: open_stores(recipe))
     maker = _Maker(recipe, world, stop or Stop(), stores, callbacks, edges)
@@ -179,6 +181,7 @@ def _read_run(
 def _resume(run: Run, maker: "_Maker", checkpoint: Checkpoint | None, changes: Changes) -> Trainer:
     recipe = maker.recipe
     configure_process(recipe)
+    on_rank_zero(maker.world, lambda: require_packages(recipe))
     each(maker.world, lambda: require_fast_products(recipe.train, maker.world.device))
     layout = maker.layout()
     trainer = maker.trainer(run, layout, maker.readers(layout))

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify import minicorpora
+from ramify.cli.options import warned
 from ramify.cli.progress import Steps, training_display
 from ramify.cli.tables import own_errors_table, print_prepared
 from ramify.evaluate.evaluate import Evaluator
@@ -17,6 +18,7 @@ from ramify.report import tables
 from ramify.report.report import write_report
 from ramify.run.launcher import Launcher
 from ramify.run.stop import Stop
+from ramify.run.trackers.trackers import track_tables
 from ramify.store.manifest import SPLITS
 from ramify.study.conduct import Conducted, conduct, prepare_missing
 from ramify.study.display import study_display
@@ -79,7 +81,7 @@ def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Traine
         return trainer, None
     with Steps(console, "evaluate") as steps:
         result = Evaluator(path, progress=lambda dataset, branch, done: steps.counted(done)).evaluate()
-    tables.write(path)
+    track_tables(path, result, tables.write(path).markdown(), warned)
     console.print(own_errors_table(Evaluation.model_validate(result)))
     return trainer, write_report(path)
 

@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from ramify.files import write_whole
 from ramify.recipe import load_recipe
-from ramify.run.tensorboard import EventFile
+from ramify.run.trackers.tensorboard import EventFile
 from ramify.search.rungs import best_trials
 from ramify.search.settings import SearchFolder, Settings
 from ramify.search.space import Space

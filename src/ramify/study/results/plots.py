@@ -34,7 +34,7 @@ def scaling(rows: Sequence[Mapping[str, Any]], *, mode: str, names: Mapping[str,
     if not own:
         return None
     ranks = sorted({row["ranks"] for row in own})
-    with Canvas(400, 240) as canvas:
+    with Canvas(324, 210) as canvas:
         axes = canvas.axes()
         for placement, color in zip(names, PALETTE, strict=False):
             points = sorted(

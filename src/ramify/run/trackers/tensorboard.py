@@ -13,6 +13,10 @@ from typing import Any, Self
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch.utils.tensorboard.summary import text
+
+from ramify.recipe import Recipe
+from ramify.run.trackers.tracker import Ending, curves
 
 FILE_VERSION = "brain.Event:2"
 """The first record of every event file (tensorflow/core/util/events_writer.cc)."""
@@ -51,34 +55,36 @@ class EventFile:
 
 
 class TensorBoardLog:
-    """The numbers of metrics.jsonl as one event file in `folder`.
+    """One event file of a session in `RUN/tensorboard`; see `ramify.run.trackers.tracker`.
 
-    Args:
-        folder: created if missing.
-        step: later steps in earlier files of the folder become invalid (a resumed run writes them again).
+    Steps after the first one of the session become invalid in earlier files: a resumed run writes them again.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self._file = EventFile(folder)
+    id = None
+
+    def __init__(self, folder: Path, recipe: Recipe, known: str | None, step: int | None) -> None:
+        self._file = EventFile(folder / "tensorboard")
         if step:
             self._file.restart(step)
+        if step is not None:
+            self._file.write(text("recipe", f"```yaml\n{recipe.to_yaml()}\n```"), step)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Writes the numbers of one line of metrics.jsonl."""
-        values = [Summary.Value(tag=f"{entry['kind']}/{tag}", simple_value=value) for tag, value in _scalars(entry)]
-        self._file.write(Summary(value=values), entry["step"])
+        self._write(curves(entry), entry["step"])
 
-    def close(self) -> None:
+    def tables(self, split: str, step: int, errors: Mapping[str, float], markdown: str) -> None:
+        """Writes the errors as points of one step, and the tables as text."""
+        self._write({f"{split}/{name}": value for name, value in errors.items()}, step)
+        self._file.write(text(f"{split}/tables", markdown), step)
+
+    def close(self, ended: Ending) -> None:
         """Closes the file."""
         self._file.close()
 
+    def _write(self, numbers: Mapping[str, float], step: int) -> None:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        self._file.write(Summary(value=values), step)
 
-def _scalars(entry: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """The numbers of nested dictionaries with their paths."""
-    found: list[tuple[str, float]] = []
-    for key, value in entry.items():
-        if isinstance(value, dict):
-            found += _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "time"):
-            found.append((prefix + key, float(value)))
-    return found
+
+open_tracker = TensorBoardLog

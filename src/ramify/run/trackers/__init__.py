@@ -1,0 +1,1 @@
+"""Trackers of a run: TensorBoard, Weights & Biases, MLflow."""
