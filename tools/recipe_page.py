@@ -17,8 +17,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ramify.recipe import EncoderOptions, Recipe, encoder_class
-from ramify.recipe.encoder import DEFAULT_KIND, KINDS
+from ramify.recipe import EncoderOptions, Recipe
+from ramify.recipe.encoder import DEFAULT_KIND, KINDS, options_class
 from ramify.sources.base import DatasetOptions
 from ramify.sources.formats import formats
 
@@ -78,7 +78,7 @@ def page() -> str:
 def undocumented() -> list[str]:
     """Keys without a docstring, as `Model.key`."""
     roots = [Recipe, DatasetOptions, *(found.options for found in formats().values())]
-    roots += [encoder_class(kind).Options for kind in KINDS]
+    roots += [options_class(kind) for kind in KINDS]
     models = roots + [nested for root in roots for _, nested in _all_nested(root, "")]
     missing: dict[str, None] = {}
     for model in models:
@@ -104,7 +104,7 @@ def _encoders() -> list[str]:
     """A part for each kind of encoder."""
     parts = []
     for kind in KINDS:
-        options = encoder_class(kind).Options
+        options = options_class(kind)
         own = {k: field for k, field in options.model_fields.items() if _is_own(options, k)}
         parts += [f"### `model.encoder.kind: {kind}`", _about(options)]
         parts.append(_table(options, own) if own else "No keys of its own.")

@@ -21,12 +21,17 @@ NO_REFERENCES = np.zeros(119)
 COMPILED = ("test_compiled_passes_are_the_plain_ones", "test_cost_is_known_without_running")
 """Slow tests of the suite for encoders, which is shipped without our marks."""
 
+QUICK = ("test_forces_are_minus_the_gradient", "test_energy_is_smooth")
+"""Tests of the suite that run for all layers of PyTorch Geometric; the others are slow, there are nine layers."""
+
 
 @pytest.hookimpl(tryfirst=True)  # before tests are deselected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the slow tests of inherited suites."""
     for item in items:
-        if item.name.startswith(COMPILED) and item.path.name == "test_encoders.py":
+        slow = item.name.startswith(COMPILED) and item.path.name == "test_encoders.py"
+        of_suite = item.path.name == "test_pyg.py" and getattr(item, "cls", None) is not None
+        if slow or (of_suite and not item.name.startswith(QUICK)):
             item.add_marker("slow")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from ase import Atoms
@@ -23,6 +23,7 @@ from ramify.inference.predictions import Prediction, Predictions
 from ramify.inference.predictor import Predictor
 from ramify.inference.saved import Saved, read_checkpoint, read_run
 from ramify.model.multibranch import MultiBranch
+from ramify.model.physics.dispersion import Dispersion
 from ramify.notebook import html_table
 from ramify.recipe import ModelOptions
 from ramify.structures import Structures
@@ -44,6 +45,7 @@ class Model:
         compiled: whether passes run compiled programs (`ramify.inference.passes.compiled`).
         on_compile: called before a program is compiled, which takes one to two minutes; None for a warning.
         members: models of a committee, the first of which has all other attributes but `bars`; empty without.
+        dispersion: correction added to all predictions; None without.
     """
 
     branches: Mapping[str, BranchInfo]
@@ -54,6 +56,7 @@ class Model:
     compiled: bool = False
     on_compile: Callable[[], None] | None = None
     members: tuple["Model", ...] = ()
+    dispersion: Dispersion | None = None
     _passes: dict[str, Pass] = field(default_factory=dict, init=False, repr=False)
 
     def _repr_html_(self) -> str:
@@ -64,9 +67,10 @@ class Model:
         return html_table(f"{what} with {count:,} parameters on {self.device}", ("branch", "datasets", "forces"), rows)
 
     @property
-    def weights_sha256(self) -> list[str]:
-        """Checksums of the weights of the model, or of the models of a committee."""
-        return [model.saved.weights_sha256 for model in self.members or (self,)]
+    def identity(self) -> list[str]:
+        """Checksums of the weights of the model, or of the models of a committee; and the dispersion, if any."""
+        weights = [model.saved.weights_sha256 for model in self.members or (self,)]
+        return weights if self.dispersion is None else [*weights, repr(self.dispersion.options)]
 
     def with_compilation(self) -> "Model":
         """The same model with compiled passes, see `load`."""
@@ -96,20 +100,26 @@ class Model:
         Raises:
             RamifyError: see `predict`.
         """
+        dispersion = self.dispersion
         if self.members:
             members = [m.predictor(branch, dataset, charge=charge, spin=spin) for m in self.members]
             members = [replace(member, bars=None) for member in members]
             if forces_std and members[0].branch.forces is None:
                 raise no_error_bars(members[0].branch.name, "error bars of forces")
-            return replace(members[0], members=tuple(members), forces_std=forces_std)
+            if dispersion is not None:
+                dispersion.must_fit(members[0].dataset.name, members[0].dataset.theory)
+            return replace(members[0], members=tuple(members), forces_std=forces_std, dispersion=dispersion)
         chosen = choose_branch(self.branches, branch)
         scale = choose_dataset(chosen, dataset)
+        if dispersion is not None:
+            dispersion.must_fit(scale.name, scale.theory)
         bars = None if self.bars is None else self.bars.of(chosen.name, scale.name)
         if forces_std and (bars is None or bars.facts.datasets[scale.name].forces is None):
             raise no_error_bars(chosen.name, "error bars of forces")
         return Predictor(
-            self.network, self.options, chosen, scale, self.pass_of(chosen.name), charge, spin, bars, forces_std
-        )
+            self.network, self.options, chosen, scale, self.pass_of(chosen.name), charge, spin, bars, forces_std,
+            dispersion=dispersion,
+        )  # fmt: skip
 
     def pass_of(self, branch: str) -> Pass:
         """The pass of a branch; a compiled one is loaded once."""
@@ -183,7 +193,7 @@ class Model:
                 `skip`) a structure cannot be predicted: no atoms, an element that is not in the training data, two
                 atoms at one position, a periodic cell without volume, too many atoms for the memory, an overflow, or no
                 charge or spin, or an impossible one, for a model that takes them; or `forces_std` is given for a model
-                without error bars.
+                without error bars; or the dispersion of the model does not fit the level of theory of the branch.
 
         Warns:
             RamifyWarning: atoms closer than any in the training data, or a charge or spin, taken as a condition, that
@@ -215,6 +225,7 @@ def load(
     precision: str | None = None,
     compile: bool = False,
     on_compile: Callable[[], None] | None = None,
+    dispersion: Mapping[str, Any] | None = None,
 ) -> Model:
     """Reads a trained model; needs none of its training data.
 
@@ -230,18 +241,23 @@ def load(
             `ramify.files.cache_folder`. Where that is impossible, a warning states the reason, and
             the branch is used without compilation.
         on_compile: called before a program is compiled; None for a warning.
+        dispersion: adds the dispersion of D3 to all predictions, e.g. `{"functional": "pbe", "damping": "bj"}`; the
+            keys are those of `ramify.model.physics.dispersion.DispersionOptions`. Refused for branches whose level of
+            theory contains dispersion, is another, or is not stated.
 
     Raises:
         RamifyError: there is no model, or it is damaged or of a newer format, or several models do not have the same
-            branches, elements, levels of theory and neighbourhoods, or have the same weights.
+            branches, elements, levels of theory and neighbourhoods, or have the same weights; or `dispersion` is
+            invalid.
     """
+    correction = None if dispersion is None else Dispersion.of(dispersion)
     given = [path] if isinstance(path, str | Path) else path
     paths = [member for each in given for member in members_of(Path(each))]
     if len(paths) > 1 or given is path:
         load_one = partial(
             load, checkpoint=checkpoint, device=device, precision=precision, compile=compile, on_compile=on_compile
         )
-        return _committee(paths, load_one)
+        return replace(_committee(paths, load_one), dispersion=correction)
     saved = read_saved(paths[0], checkpoint)
     options, network = saved.build()
     if precision is not None:
@@ -256,7 +272,7 @@ def load(
         name: BranchInfo(name, dict(group), network.branch(name).forces, options.conditions)
         for name, group in saved.branches.items()
     }
-    return Model(branches, network, options, saved, saved.error_bars(), compile, on_compile)
+    return Model(branches, network, options, saved, saved.error_bars(), compile, on_compile, (), correction)
 
 
 def _committee(paths: Sequence[Path], load_one: Callable[[Path], Model]) -> Model:

@@ -28,6 +28,7 @@ from ramify.inference.screen import (
     screen_predictions,
 )
 from ramify.model.multibranch import MultiBranch
+from ramify.model.physics.dispersion import Dispersion
 from ramify.neighbors.edges import Edges, edges_among, find_pairs, search_radius
 from ramify.packing import pieces_of
 from ramify.recipe import ModelOptions
@@ -79,6 +80,7 @@ class Predictor:
             the forces.
         members: predictors of a committee, the first of which has all other arguments; empty without. Predictions are
             then the means of theirs, and standard deviations those of theirs (n - 1 in the denominator).
+        dispersion: correction added to energies, forces and stress; None without.
     """
 
     network: MultiBranch
@@ -91,6 +93,7 @@ class Predictor:
     bars: BranchBars | None = None
     forces_std: bool = False
     members: tuple["Predictor", ...] = ()
+    dispersion: Dispersion | None = None
 
     @property
     def has_error_bars(self) -> bool:
@@ -113,6 +116,14 @@ class Predictor:
 
     def predict_edges(self, structures: Structures, edges: Edges) -> "RawPredictions":
         """Predictions for structures that passed the screening."""
+        found = self._of_branch(structures, edges)
+        if self.dispersion is None:
+            return found
+        energy, forces, stress = self.dispersion.energies(structures)
+        return replace(found, energy=found.energy + energy, forces=found.forces + forces, stress=found.stress + stress)
+
+    def _of_branch(self, structures: Structures, edges: Edges) -> "RawPredictions":
+        """As `predict_edges`, without dispersion."""
         if self.members:
             return _mean_of([member.predict_edges(structures, edges) for member in self.members], self.forces_std)
         scale = self.network.branch(self.branch.name).energy_scale

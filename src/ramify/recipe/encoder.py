@@ -24,6 +24,7 @@ KINDS = {
     "egnn": "ramify.model.encoders.egnn:EGNN",
     "many_body": "ramify.model.encoders.many_body:ManyBody",
     "painn": "ramify.model.encoders.painn:PaiNN",
+    "pyg": "ramify.model.encoders.pyg.encoder:PyG",
     "schnet": "ramify.model.encoders.schnet:SchNet",
     "tensornet": "ramify.model.encoders.tensornet:TensorNet",
 }
@@ -120,6 +121,23 @@ class PaiNNOptions(EncoderOptions):
     kind: Literal["painn"] = "painn"
 
 
+class PyGOptions(EncoderOptions):
+    """Layers of PyTorch Geometric (`pip install 'ramify[pyg]'`) with edge features from the radial basis. Only `visnet`
+    has vectors: with the others `force_head.kind` must be `conservative`."""
+
+    kind: Literal["pyg"] = "pyg"
+    layer: Literal["cgcnn", "dimenet++", "gatv2", "gine", "mfc", "pna", "sage", "schnet", "visnet"]
+    """Layer, or network of layers; docs/encoders.md describes each."""
+    heads: int = Field(4, ge=1)
+    """Attention heads of `gatv2` and `visnet`; they divide `width`."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> "PyGOptions":
+        if self.layer in ("gatv2", "visnet") and self.width % self.heads:
+            raise ValueError(f"model.encoder.heads: {self.heads} does not divide width: {self.width}")
+        return self
+
+
 class SchNetOptions(EncoderOptions):
     """SchNet (Schütt et al., arXiv:1706.08566). It has no vectors: `force_head.kind` must be `conservative`."""
 
@@ -142,7 +160,7 @@ class TensorNetOptions(EncoderOptions):
 
 OPTIONS: dict[str, type[EncoderOptions]] = {
     str(options.model_fields["kind"].default): options
-    for options in (EGNNOptions, ManyBodyOptions, PaiNNOptions, SchNetOptions, TensorNetOptions)
+    for options in (EGNNOptions, ManyBodyOptions, PaiNNOptions, PyGOptions, SchNetOptions, TensorNetOptions)
 }
 """The keys of each kind of `KINDS`; they are here so that a recipe is read without PyTorch."""
 

@@ -11,6 +11,7 @@ from ramify.cli.use.options import (
     BranchOption,
     DatasetOption,
     DeviceOption,
+    DispersionOption,
     FileArgument,
     IndexOption,
     load_model,
@@ -35,6 +36,7 @@ def eos(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "fp64",
+    dispersion: DispersionOption = None,
     index: IndexOption = None,
     strain: Annotated[float, typer.Option(help="Largest relative change of the lattice constants.")] = 0.03,
     points: Annotated[int, typer.Option(help="Number of volumes.")] = 9,
@@ -51,7 +53,8 @@ def eos(
 
     _must_be_new(out)
     atoms = one_frame(file, index, form)
-    calculator = Calculator(load_model(model, checkpoint, device, precision), branch, dataset=dataset)
+    loaded = load_model(model, checkpoint, device, precision, dispersion=dispersion)
+    calculator = Calculator(loaded, branch, dataset=dataset)
     with warnings_shown():
         found = equation_of_state(atoms, calculator, strain=strain, points=points, equation=equation)
     with whole_folder(out) as folder:
@@ -78,6 +81,7 @@ def phonons(
     form: FormatOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "fp64",
+    dispersion: DispersionOption = None,
     index: IndexOption = None,
     supercell: Annotated[
         tuple[int, int, int], typer.Option(help="Repetitions of the cell along its three vectors.")
@@ -93,7 +97,8 @@ def phonons(
 
     _must_be_new(out)
     atoms = one_frame(file, index, form)
-    calculator = Calculator(load_model(model, checkpoint, device, precision), branch, dataset=dataset)
+    loaded = load_model(model, checkpoint, device, precision, dispersion=dispersion)
+    calculator = Calculator(loaded, branch, dataset=dataset)
     with warnings_shown():
         found = compute(atoms, calculator, supercell=supercell, distance=distance)
     with whole_folder(out) as folder:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+import yaml
 from rich.markup import escape
 
 from ramify.cli.options import console, errors, print_json
-from ramify.errors import RamifyWarning
+from ramify.errors import RamifyError, RamifyWarning
+from ramify.recipe.overrides import read_yaml
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
     from ramify.inference.jobs.resumable import OutputProgress
@@ -36,6 +38,10 @@ PrecisionOption = Annotated[str | None, typer.Option(help="fp32 or fp64; by defa
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile the model: faster, after one to two minutes the first time.")
 ]
+DispersionOption = Annotated[
+    str | None,
+    typer.Option(help="Add the dispersion of D3 for a functional, e.g. '{functional: pbe, damping: bj}'."),
+]
 IndexOption = Annotated[
     int | None,
     typer.Option(help="Index of the structure in the file, from 0, or -1 for the last; required if there are several."),
@@ -44,14 +50,24 @@ RestartOption = Annotated[bool, typer.Option("--restart", help="Start again inst
 
 
 def load_model(
-    model: Path | Sequence[Path], checkpoint: str, device: str, precision: str | None, compiled: bool = False
+    model: Path | Sequence[Path],
+    checkpoint: str,
+    device: str,
+    precision: str | None,
+    compiled: bool = False,
+    dispersion: str | None = None,
 ) -> "Model":
     """The model or committee of `--model`; announces on the error stream that it is being compiled."""
     from ramify.inference.model import load
 
+    try:
+        correction = None if dispersion is None else read_yaml(dispersion)
+    except yaml.YAMLError as error:
+        raise RamifyError(f"--dispersion '{dispersion}' is not YAML: {error}", fix="give keys in braces") from None
     return load(
-        model, checkpoint=checkpoint, device=device, precision=precision, compile=compiled, on_compile=_announce
-    )
+        model, checkpoint=checkpoint, device=device, precision=precision, compile=compiled, on_compile=_announce,
+        dispersion=correction,
+    )  # fmt: skip
 
 
 def _announce() -> None:

@@ -23,6 +23,7 @@ from ramify.cli.use.options import (
     CompileOption,
     DatasetOption,
     DeviceOption,
+    DispersionOption,
     FileArgument,
     OutOption,
     PrecisionOption,
@@ -99,6 +100,7 @@ def predict(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     compiled: CompileOption = False,
+    dispersion: DispersionOption = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory for a batch, e.g. 16GB; by default all free memory.")
     ] = None,
@@ -113,7 +115,7 @@ def predict(
 
     if all_branches and branch:
         raise RamifyError("--branch and --all-branches cannot be combined", fix="give one of them")
-    loaded = load_model(model, checkpoint, device, precision, compiled)
+    loaded = load_model(model, checkpoint, device, precision, compiled, dispersion)
     with warnings_shown():
         names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
     limit = None if memory is None else 1e9 * gigabytes(memory)

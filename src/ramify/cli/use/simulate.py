@@ -16,6 +16,7 @@ from ramify.cli.use.options import (
     CompileOption,
     DatasetOption,
     DeviceOption,
+    DispersionOption,
     FileArgument,
     IndexOption,
     OutOption,
@@ -49,6 +50,7 @@ def relax(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     compiled: CompileOption = False,
+    dispersion: DispersionOption = None,
     fmax: Annotated[float, typer.Option(help="Convergence criterion: largest force, eV/Å.")] = 0.05,
     steps: Annotated[int, typer.Option(help="Largest number of steps.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Also relax the cell.")] = False,
@@ -67,7 +69,7 @@ def relax(
             console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
 
     options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer, pressure=pressure, symmetry=symmetry)
-    loaded = load_model(model, checkpoint, device, precision, compiled)
+    loaded = load_model(model, checkpoint, device, precision, compiled, dispersion)
     with warnings_shown():
         calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
     with warnings_shown():
@@ -89,6 +91,7 @@ def md(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     compiled: CompileOption = False,
+    dispersion: DispersionOption = None,
     index: IndexOption = None,
     ensemble: Annotated[Literal["nve", "nvt", "npt"], typer.Option(help="npt: Martyna-Tobias-Klein.")] = "nve",
     thermostat: Annotated[
@@ -132,7 +135,7 @@ def md(
     )  # fmt: skip
     if replicas > 1 and temperature is None:
         raise RamifyError("replicas differ in their velocities, and no temperature is given", fix="give --temperature")
-    loaded = load_model(model, checkpoint, device, precision, compiled)
+    loaded = load_model(model, checkpoint, device, precision, compiled, dispersion)
     with warnings_shown():
         calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
     reports = {}
@@ -183,6 +186,7 @@ def ipi(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     compiled: CompileOption = False,
+    dispersion: DispersionOption = None,
     index: IndexOption = None,
     unix: Annotated[str | None, typer.Option(help="Name of a Unix socket: <address> with mode='unix'.")] = None,
     host: Annotated[str, typer.Option(help="Host of i-PI, without --unix.")] = "localhost",
@@ -195,7 +199,7 @@ def ipi(
     from ramify.inference.jobs.frames import one_frame
 
     atoms = one_frame(file, index, form)
-    loaded = load_model(model, checkpoint, device, precision, compiled)
+    loaded = load_model(model, checkpoint, device, precision, compiled, dispersion)
     with warnings_shown():
         calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
     with warnings_shown(), Steps(console, "ipi", "predictions") as steps:

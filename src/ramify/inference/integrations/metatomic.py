@@ -341,10 +341,15 @@ def write_metatomic(predictor: Predictor, target: Path) -> Path:
         target: a file, usually named `NAME.pt`; must not exist.
 
     Raises:
-        RamifyError: `target` exists, or the predictor is that of a committee.
+        RamifyError: `target` exists, or the predictor is that of a committee or adds dispersion.
     """
     if predictor.members:
         raise RamifyError("a committee is no metatomic model", fix="export one of its models")
+    if predictor.dispersion is not None:
+        raise RamifyError(
+            "a metatomic model cannot contain dispersion",
+            fix="load the model without it, and let the program that runs it add D3",
+        )
     if target.exists():
         raise RamifyError(f"{target} exists already; an export is never overwritten", fix="choose another file")
     branch, dataset = predictor.branch, predictor.dataset

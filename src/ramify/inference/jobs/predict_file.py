@@ -151,4 +151,4 @@ def _job(model: Model, source: Path, branches: Sequence[str], stated: list[str |
     status = source.stat()
     of_source = [str(source.resolve()), status.st_size, status.st_mtime_ns]
     bars = [] if model.bars is None or model.saved.uncertainty is None else [sha256(model.saved.uncertainty)]
-    return content_sha256([of_source, *model.weights_sha256, list(branches), *stated, str(model.dtype), *bars])
+    return content_sha256([of_source, *model.identity, list(branches), *stated, str(model.dtype), *bars])

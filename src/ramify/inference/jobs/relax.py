@@ -176,7 +176,7 @@ def relax_file(
         raise RamifyError(f"{source} does not exist", fix="correct the path of the structures")
     status, predictor = source.stat(), calculator.predictor
     of_source = [str(source.resolve()), status.st_size, status.st_mtime_ns]
-    inputs = [*calculator.model.weights_sha256, predictor.branch.name, predictor.dataset.name, repr(options)]
+    inputs = [*calculator.model.identity, predictor.branch.name, predictor.dataset.name, repr(options)]
     output = ResumableOutput(target, content_sha256([of_source, inputs]), restart=restart)
     with disk_full_named(target, left="results so far are kept", fix="free some space and run it again"):
         for index, atoms in frames(source, output.quarantine, output.progress.frames, form):

@@ -109,7 +109,7 @@ def _begun(target: Path, part: Path, state_file: Path, job: str, *, resume: bool
 def _job(calculator: Calculator, atoms: Atoms, options: DynamicsOptions) -> str:
     """Checksum of all inputs of a simulation that determine its steps."""
     predictor = calculator.predictor
-    model = [*calculator.model.weights_sha256, str(calculator.model.dtype)]
+    model = [*calculator.model.identity, str(calculator.model.dtype)]
     branch = [predictor.branch.name, predictor.dataset.name]
     structure = [atoms.numbers.tolist(), atoms.positions.tolist(), atoms.cell.tolist(), atoms.pbc.tolist()]
     velocities = atoms.get_momenta().tolist()
