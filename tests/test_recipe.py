@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 
 from ramify.errors import RamifyError
 from ramify.recipe import RECIPES, EncoderOptions, Recipe, encoder_class, encoder_kinds, load_recipe, parse_recipe
-from ramify.recipe.encoder import KINDS, OPTIONS
+from ramify.recipe.encoder import KINDS, OPTIONS, options_class
 from ramify.sources.formats import find_format, formats
 
 BASE: dict[str, Any] = {
@@ -53,7 +54,7 @@ def groups(model: type[BaseModel], prefix: str = "") -> list[tuple[str, type[Bas
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             inside = f"{prefix}{name}."
             if field.annotation is EncoderOptions:
-                found += [(inside, encoder_class(kind).Options) for kind in encoder_kinds()]
+                found += [(inside, options_class(kind)) for kind in encoder_kinds()]
             else:
                 found += groups(field.annotation, inside)
     return found
@@ -66,6 +67,8 @@ def test_an_unknown_key_anywhere_names_the_nearest_and_all_that_are_known(prefix
         content = changed(**{f"{prefix}{typo}".replace(".", "__"): 1})
         if issubclass(model, EncoderOptions):
             content["model"]["encoder"]["kind"] = model.model_fields["kind"].default
+            required = {name: "gine" for name, field in model.model_fields.items() if name == "layer"}
+            content["model"]["encoder"] |= required
         message = refused(content)
         assert message.startswith(f"{prefix}{typo}: unknown key, did you mean '{key}'?; accepted: ")
         assert message.endswith(", ".join(model.model_fields))
@@ -383,7 +386,9 @@ def test_a_recipe_is_read_without_pytorch_and_formats_that_it_does_not_name() ->
 
 
 def test_keys_of_encoders_are_those_of_their_classes() -> None:
-    assert {kind: encoder_class(kind).Options for kind in KINDS} == OPTIONS
+    there = [kind for kind in KINDS if kind != "pyg" or find_spec("torch_geometric") is not None]
+    assert {kind: encoder_class(kind).Options for kind in there} == {kind: OPTIONS[kind] for kind in there}
+    assert set(KINDS) == set(OPTIONS)
 
 
 def test_formats_are_found_by_their_names() -> None:

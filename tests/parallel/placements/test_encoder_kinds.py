@@ -1,5 +1,6 @@
 """Every kind of encoder takes the same steps on two ranks as on one: micro-batches, branches apart, shards."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ SIZES = {"layers": 2, "width": 8, "radial": 4, "cutoff": 4.0, "max_neighbors": 6
 OWN: dict[str, dict[str, Any]] = {
     "many_body": {"channels": 6, "passed": 2, "vector_channels": 4},
     "tensornet": {"channels": 6, "vector_channels": 4},
+    "pyg:dimenet++": {"kind": "pyg", "layer": "dimenet++"},
+    "pyg:pna": {"kind": "pyg", "layer": "pna"},
+    "pyg:visnet": {"kind": "pyg", "layer": "visnet"},
 }
 APART: dict[str, Any] = {"parallel__placement": "per-branch", **MICRO_BATCHES}
 SHARDED: dict[str, Any] = {"parallel__placement": "replicated", "parallel__shard": "encoder"}
 PLACED = [("many_body", APART), ("many_body", SHARDED), ("painn", APART), ("schnet", SHARDED), ("tensornet", APART)]
 """Every kind but `egnn`, which test_parity and test_fsdp cover."""
+if find_spec("torch_geometric") is not None:
+    PLACED += [("pyg:visnet", APART), ("pyg:dimenet++", SHARDED), ("pyg:pna", APART)]
 
 
 def recipe_of(five: MakeFive, kind: str, changes: dict[str, Any]) -> Recipe:
@@ -59,7 +65,7 @@ def train_each(rank: int, world: int, recipes: list[Recipe], folder: Path) -> li
 def test_two_ranks_take_the_steps_of_one(five: MakeFive, tmp_path: Path) -> None:
     """To 1e-12 of the largest number of each tensor, conservative forces, stress and repulsion included."""
     kinds = list(dict(PLACED))
-    assert {*kinds, "egnn"} == set(KINDS)
+    assert {*(kind.split(":")[0] for kind in kinds), "egnn", "pyg"} == set(KINDS)
     alone = train_each(0, 1, [recipe_of(five, kind, {}) for kind in kinds], tmp_path)
     recipes = [recipe_of(five, kind, changes) for kind, changes in PLACED]
     results = run_world(2, train_each, 2, recipes, tmp_path, limit=400)
