@@ -1,7 +1,6 @@
 """Reading of a file in a process of its own, with its processor time and memory."""
 
 import multiprocessing
-import resource
 import threading
 import time
 from collections.abc import Callable
@@ -28,11 +27,11 @@ def measured(work: Callable[..., int], *args: Any) -> dict[str, float]:
 
 def _measure(work: Callable[..., int], args: tuple[Any, ...]) -> dict[str, float]:
     formats()  # imports are not part of the reading
-    peak, done = [_private()], threading.Event()
+    peak, done = [_memory("RssAnon")], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            peak.append(max(peak.pop(), _private()))
+            peak.append(max(peak.pop(), _memory("RssAnon")))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -41,13 +40,12 @@ def _measure(work: Callable[..., int], args: tuple[Any, ...]) -> dict[str, float
     cpu = time.process_time() - began
     done.set()
     watcher.join()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"structures": structures, "cpu_s": cpu, "private_mib": peak[0], "resident_mib": resident}
+    return {"structures": structures, "cpu_s": cpu, "private_mib": peak[0], "resident_mib": _memory("VmHWM")}
 
 
-def _private() -> float:
-    """Private memory of this process, MiB."""
+def _memory(name: str) -> float:
+    """Memory of this process, MiB: `RssAnon` is its private memory, `VmHWM` the largest resident so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
+        if line.startswith(name):
             return int(line.split()[1]) / 1024
-    raise RuntimeError("no RssAnon in /proc/self/status")
+    raise RuntimeError(f"no {name} in /proc/self/status")
