@@ -25,7 +25,7 @@ WARMUP, PLAIN, PAIRS = 2, 6, 8
 STEPS = WARMUP + PLAIN + 2 * PAIRS
 """Steps until the choice is final."""
 
-TYPICAL = ProgramCost(compile=100.0, ratio=0.7)
+TYPICAL = ProgramCost(compile=200.0, ratio=0.8)
 """Assumed where nothing has been measured: seconds of a compilation, and time of a compiled step divided by that of a
 plain one (the recipe `five` on a CPU, docs/step.md)."""
 LOAD = 0.25
@@ -61,7 +61,7 @@ class CompileChoice:
         self._layout, self._cache, self._note, self._obstacle = layout, cache, note, obstacle
         self._taken = 0
         self._compiles, self._final = False, False
-        self._was_compiled = False  # a compilation happened in this step
+        self._is_compiled = self._was_compiled = False  # the program; in this step
         self._steps: dict[bool, list[tuple[float, int]]] = {False: [], True: []}  # (seconds, edges); True: compiled
 
     def predict(self, batch: Batch, *, stress: bool = False) -> BatchPredictions:
@@ -69,7 +69,8 @@ class CompileChoice:
         if self._compiles and isinstance(batch, PaddedBatch) and not self._obstacle:
             if self._final:
                 return self._compiled(batch, stress=stress)
-            self._was_compiled |= not self._steps[True]
+            self._was_compiled |= not self._is_compiled
+            self._is_compiled = True
             try:
                 return self._compiled(batch, stress=stress)
             except RamifyError as error:

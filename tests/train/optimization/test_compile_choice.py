@@ -54,7 +54,13 @@ def test_the_faster_steps_are_taken_and_give_the_same_numbers(
 ) -> None:
     """Nine steps: a plain one, compiled and plain ones in turn, then those that were measured to be faster; in two
     sessions, the second of which knows the program from the cache."""
-    monkeypatch.setattr(CompileChoice, "_seconds_per_edge", lambda self, compiled: times[compiled])
+    measured: dict[bool, int] = {}
+
+    def seconds(self: CompileChoice, compiled: bool) -> float:
+        measured[compiled] = len(self._steps[compiled])
+        return times[compiled]
+
+    monkeypatch.setattr(CompileChoice, "_seconds_per_edge", seconds)
     calls: list[bool] = []
     run = CompiledModel.__call__
 
@@ -68,6 +74,7 @@ def test_the_faster_steps_are_taken_and_give_the_same_numbers(
     said: list[str] = []
     trainer = train(small("qm7x", train__compile="auto", **options), tmp_path / "auto", Callbacks(noted=said.append))
     assert len(calls) == (6 if kind == "compiled" else 2)
+    assert measured == {False: 3, True: 1}  # without the step in which the program was compiled
     assert "the next step is compiled" in said[0]
     assert said[1].startswith(f"train.compile: auto: {kind} steps: compiled ones take {times[1] / times[0]:.2f}")
     assert_same_run(tmp_path / "auto", tmp_path / "plain")
