@@ -11,8 +11,8 @@ from ramify.errors import RamifyError
 from ramify.labels import LABELS, mae, measurable
 from ramify.parallel.layout import Layout
 from ramify.parallel.sync import on_rank_zero
+from ramify.run.learning_curve import learning_curve_text
 from ramify.run.run import MetricsLog, Run, finite
-from ramify.train.learning_curve import learning_curve_text
 from ramify.train.state import TrainingProgress
 from ramify.train.step_metrics import StepResult
 from ramify.train.validation import Validation

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramify.train.learning_curve import fit_power_law, learning_curve_text
+from ramify.run.learning_curve import fit_power_law, learning_curve_text
 
 
 def lines(steps: list[int], metrics: list[float | None]) -> list[dict[str, float | int | None]]:
