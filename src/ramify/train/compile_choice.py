@@ -25,7 +25,7 @@ WARMUP, PLAIN, PAIRS = 2, 6, 8
 STEPS = WARMUP + PLAIN + 2 * PAIRS
 """Steps until the choice is final."""
 
-TYPICAL = ProgramCost(compile=200.0, ratio=0.8)
+TYPICAL = ProgramCost(compile=200.0, ratio=0.85)
 """Assumed where nothing has been measured: seconds of a compilation, and time of a compiled step divided by that of a
 plain one (the recipe `five` on a CPU, docs/step.md)."""
 LOAD = 0.25
