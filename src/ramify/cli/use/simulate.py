@@ -149,10 +149,11 @@ def md(
             reports[target] = simulate_file(
                 calculator, file, target, options, index=index, form=form, resume=resume, on_step=on_step
             )
-    _print_dynamics(reports, as_json)
+    random = ensemble == "nvt" and thermostat == "langevin"
+    _print_dynamics(reports, "total energy, exchanged with the thermostat," if random else "conserved energy", as_json)
 
 
-def _print_dynamics(reports: Mapping[Path, "DynamicsReport"], as_json: bool) -> None:
+def _print_dynamics(reports: Mapping[Path, "DynamicsReport"], energy: str, as_json: bool) -> None:
     """Prints the result of every simulation; an error if one ended early."""
     if as_json:
         found = [asdict(report) for report in reports.values()]
@@ -160,7 +161,7 @@ def _print_dynamics(reports: Mapping[Path, "DynamicsReport"], as_json: bool) -> 
     for target, report in reports.items():
         if not as_json and report.drift is not None:
             console.print(
-                f"{report.steps} steps, {report.time:.3f} ps, {report.temperature:.0f} K on average; conserved energy "
+                f"{report.steps} steps, {report.time:.3f} ps, {report.temperature:.0f} K on average; {energy} "
                 f"drifts by {report.drift:.3f} meV/atom/ps and spreads by {report.spread:.3f} meV/atom; trajectory: "
                 f"[bold]{escape(str(target))}[/bold]",
                 soft_wrap=True,
