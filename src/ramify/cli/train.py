@@ -144,8 +144,8 @@ def _runs(
         yield recipe, path
         return
     from ramify.checkpoint.committee import run_of_seed
+    from ramify.finetune.seeds import begin_committee, recipe_of_seed
     from ramify.parallel.sync import each, on_rank_zero
-    from ramify.train.seeds import begin_committee, recipe_of_seed
 
     found: list[int] = on_rank_zero(world, lambda: begin_committee(path, recipe, seeds, continued=continued))
     for seed in found:

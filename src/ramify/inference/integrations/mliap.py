@@ -268,8 +268,6 @@ def _refuse(predictor: Predictor) -> None:
         reason, fix = "it is a committee", "export one of its models, or use ramify.lammps.attach"
     elif predictor.dispersion is not None:
         reason, fix = "it adds dispersion", "load it without, and add pair_style dispersion/d3 in LAMMPS"
-    elif predictor.dispersion is not None:
-        reason, fix = "the model has a dispersion correction", "load it without, and add a pair style of LAMMPS for it"
     elif branch.forces != "conservative":
         reason = "it predicts no forces" if branch.forces is None else "its forces are direct, without a virial"
     elif given := [name for name in STATES if name in branch.conditions]:
