@@ -1,5 +1,6 @@
 """Progress where there is no terminal, and why a run ended."""
 
+import importlib.util
 import io
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ramify.cli.options import gigabytes
-from ramify.cli.progress import ProgressLines, Steps, training_display
+from ramify.cli.progress import ProgressLines, Steps, shows_bars, training_display
 from ramify.errors import RamifyError
 from ramify.train.reporting import Callbacks
 from ramify.train.validation import Validation, Validator
@@ -138,3 +139,19 @@ def test_memory(text: str, expected: float) -> None:
 def test_memory_that_is_none(text: str) -> None:
     with pytest.raises(RamifyError, match="--memory"):
         gigabytes(text)
+
+
+def test_jupyter_shows_bars_with_ipywidgets_and_else_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ipywidgets, Rich would print a warning instead of a bar."""
+    notebook = Console(force_jupyter=True, width=80)
+    said: list[str] = []
+    monkeypatch.setattr(notebook, "print", lambda *texts, **_: said.extend(map(str, texts)))
+    for installed in (True, False):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, there=installed: object() if there else None)
+        assert shows_bars(notebook) is installed
+        said.clear()
+        ticks = iter((0.0, 0.0, 100.0))
+        lines = ProgressLines(notebook, "train", "step", clock=lambda ticks=ticks: next(ticks))
+        lines.at(0, 10)
+        lines.at(5, 10)
+        assert bool(said) is not installed
