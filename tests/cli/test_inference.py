@@ -51,7 +51,7 @@ def test_relax(ramify: Ramify, finished: Path, tmp_path: Path) -> None:
     write(tmp_path / "in.xyz", [molecule("H2O"), molecule("SiH4")])
     said = ramify("relax", "in.xyz", "-m", finished / "run", "-b", "qm7x", "-o", "out.extxyz", "--steps", "2")
     assert said.status == 0
-    assert re.search(r"0 OH2: (NOT CONVERGED|converged), \d+ steps, [+-]\d\.\d+ eV, \d+\.\d+ eV/Å", said.out)
+    assert re.search(r"0 OH2: (NOT CONVERGED|converged), \d+ steps, [+-]\d\.\d+ eV, \d+\.\d+ eV/Å\n", said.out)
     assert "1 SiH4: skipped, element that the branch never saw: it holds Si" in said.out
     assert "skipped: 1 element that the branch never saw; see out.extxyz.skipped.jsonl" in said.out
     assert len(read(tmp_path / "out.extxyz", ":")) == 1

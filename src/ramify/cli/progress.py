@@ -213,13 +213,15 @@ def step_bar(console: Console, title: str, total: int, *, quiet: bool = False) -
 
 def relaxation_line(index: int, formula: str, found: "Relaxation | None", why: str) -> str:
     """One line about a relaxation; only the reason where a structure has no result."""
+    from ramify.inference.jobs.relax import NOT_CONVERGED
+
     if found is None:
         return f"{index:5d} {formula}: skipped, {why}"
     done = "converged" if found.converged else "NOT CONVERGED"
     line = (
         f"{index:5d} {formula}: {done}, {found.steps} steps, {found.energy_change:+.4f} eV, {found.max_force:.4f} eV/Å"
     )
-    return f"{line}; {why}" if why else line
+    return f"{line}; {why}" if why and not why.startswith(NOT_CONVERGED) else line  # the line has the same numbers
 
 
 class EvaluationLines:
