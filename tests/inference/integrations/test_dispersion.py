@@ -64,8 +64,8 @@ def test_numbers_of_the_library(keys: Mapping[str, Any], named: Mapping[str, Any
 
 
 def test_numbers_of_others() -> None:
-    """PBE-D3(BJ) in eV: of water at https://dftd3.readthedocs.io, and of ethanol and benzene by tad-dftd3 0.7.0, another
-    implementation, whose forces agreed to 1e-10 eV/Å."""
+    """PBE-D3(BJ) in eV: of water at https://dftd3.readthedocs.io, and of ethanol and benzene by tad-dftd3 0.7.0,
+    an implementation in PyTorch, whose forces agreed to 1e-10 eV/Å."""
     atoms = [molecule(name) for name in ("H2O", "CH3CH2OH", "C6H6")]
     energy, _, _ = Dispersion.of(PBE).energies(Structures.from_ase(atoms))
     np.testing.assert_allclose(energy, [-0.00978192020, -0.11587460707, -0.29815767719], atol=2e-8)
