@@ -1,7 +1,7 @@
 """Two electronic states of the same geometries, learnt by one branch with and without charge and spin as conditions.
 
-    python benchmarks/conditions.py --out conditions                               # ions
-    python benchmarks/conditions.py --out conditions --carbene ase_carbene_2200.db  # and CH2
+    python benchmarks/accuracy/conditions.py --out conditions                               # ions
+    python benchmarks/accuracy/conditions.py --out conditions --carbene ase_carbene_2200.db  # and CH2
 
 `ions` are 20 small molecules and their cations, UHF/def2-SVP (tools/ions.py). CH2 is the example of SpookyNet (Unke et
 al., doi:10.1038/s41467-021-27504-0) in the repository of SchNetPack, tests/electronic_embedding; its file states
@@ -30,7 +30,7 @@ from ramify.structures import Structures, state_text
 from ramify.train.reporting import Callbacks
 from ramify.train.start import start_run
 
-IONS = Path(__file__).parent / "data/ions.extxyz"
+IONS = Path(__file__).parents[1] / "data/ions.extxyz"
 PASSES = {"ions": 100, "carbene": 15}
 """Of the training structures: some hundred steps."""
 BATCH = {"ions": 32, "carbene": 64}

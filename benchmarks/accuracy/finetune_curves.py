@@ -5,9 +5,9 @@ and all training structures of this one, and trains from scratch on the same str
 with one number of structures, it fine-tunes with replay, and measures the errors of the old branches with and without
 replay.
 
-    python benchmarks/finetune_curves.py --data five --out finetune-curves
-    python benchmarks/finetune_curves.py --data five --out finetune-curves --only qm7x        # one dataset
-    python benchmarks/finetune_curves.py --data five --out finetune-curves --only pre-qm7x    # one part
+    python benchmarks/accuracy/finetune_curves.py --data five --out finetune-curves
+    python benchmarks/accuracy/finetune_curves.py --data five --out finetune-curves --only qm7x        # one dataset
+    python benchmarks/accuracy/finetune_curves.py --data five --out finetune-curves --only pre-qm7x    # one part
 
 Every part is done once: its result is kept in OUT/parts, and the program can be stopped and restarted at any time.
 Writes OUT/curves.json, curves.md, curves.svg and curves.png from the finished parts. All errors are those on the whole

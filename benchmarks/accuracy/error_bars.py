@@ -1,6 +1,6 @@
 """Error bars of energies for structures unlike the training data: compressed, broken, with an element never trained on.
 
-    python benchmarks/error_bars.py RUN five
+    python benchmarks/accuracy/error_bars.py RUN five
 
 For every dataset of a calibrated run, takes structures of `five/DATASET/test.extxyz`, changes them, and prints the
 median error bar (eV/atom) of each kind as JSON, and its ratio to that of the unchanged structures.
