@@ -117,7 +117,7 @@ def test_a_dataset_without_store_or_size(folder: Path, tmp_path: Path) -> None:
 def cost(encoder: int, *branches: int) -> ModelProfile:
     """A model of so many parameters."""
     named = {f"b{k}": n for k, n in enumerate(branches)}
-    return ModelProfile(encoder, named, 4, dict.fromkeys(named, StepProfile(1, 1, 1, 1, 1)), ((encoder,),))
+    return ModelProfile(encoder, named, 4, dict.fromkeys(named, StepProfile(1, 1, 1, 1, 1)), ((encoder,),), {})
 
 
 def test_the_papers_cases() -> None:
