@@ -50,7 +50,7 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     assert load_recipe(search / "best.yaml").train.stop_after is None
     assert load_recipe(tmp_path / "best/recipe.yaml").train.seed == 1
     assert (tmp_path / "trials.db").exists()
-    assert json.loads((tmp_path / "front/search.json").read_text())["objectives"] == ["metric", "memory"]
+    assert json.loads((tmp_path / "front/search.json").read_text())["objectives"] == ["geometric", "memory"]
     html = (search / "search.html").read_text()
     assert html.count("<svg") >= 4
     assert "http" not in re.sub(r"https?://(www\.)?w3\.org\S*", "", html)
