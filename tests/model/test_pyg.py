@@ -31,58 +31,47 @@ from ramify.model.encoders.pyg.networks import DEGREES, legendre
 SIZES = {"layers": 2, "width": 16}
 
 
-class TestCGCNN(EncoderTests):
+class PyGTests(EncoderTests):
+    """What the classes below share."""
+
     encoder = PyG
+    gain = 1.5
+
+
+class TestCGCNN(PyGTests):
     options = PyG.Options(layer="cgcnn", **SIZES)
-    gain = 1.5
 
 
-class TestDimeNetPP(EncoderTests):
-    encoder = PyG
+class TestDimeNetPP(PyGTests):
     options = PyG.Options(layer="dimenet++", **SIZES)
-    gain = 1.5
 
 
-class TestGATv2(EncoderTests):
-    encoder = PyG
+class TestGATv2(PyGTests):
     options = PyG.Options(layer="gatv2", **SIZES)
-    gain = 1.5
 
 
-class TestGINE(EncoderTests):
-    encoder = PyG
+class TestGINE(PyGTests):
     options = PyG.Options(layer="gine", **SIZES)
-    gain = 1.5
 
 
-class TestMFC(EncoderTests):
-    encoder = PyG
+class TestMFC(PyGTests):
     options = PyG.Options(layer="mfc", **SIZES)
-    gain = 1.5
 
 
-class TestPNA(EncoderTests):
-    encoder = PyG
+class TestPNA(PyGTests):
     options = PyG.Options(layer="pna", **SIZES)
-    gain = 1.5
 
 
-class TestSAGE(EncoderTests):
-    encoder = PyG
+class TestSAGE(PyGTests):
     options = PyG.Options(layer="sage", **SIZES)
-    gain = 1.5
 
 
-class TestSchNet(EncoderTests):
-    encoder = PyG
+class TestSchNet(PyGTests):
     options = PyG.Options(layer="schnet", **SIZES)
-    gain = 1.5
 
 
-class TestViSNet(EncoderTests):
-    encoder = PyG
+class TestViSNet(PyGTests):
     options = PyG.Options(layer="visnet", **SIZES)
-    gain = 1.5
 
 
 def test_every_layer_is_tested() -> None:

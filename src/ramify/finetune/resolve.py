@@ -12,6 +12,7 @@ from ramify.errors import RamifyError, nearest
 from ramify.inference.branches import DatasetInfo
 from ramify.inference.saved import Saved
 from ramify.recipe import ModelOptions, Recipe, parse_recipe
+from ramify.recipe.overrides import dotted
 from ramify.store.store import Store
 from ramify.train.init_weights import FRESH
 
@@ -90,11 +91,11 @@ def _with_conditions(recipe: Recipe, model: ModelOptions, *, adds: bool) -> dict
 
 def _agree(recipe: Recipe, model: ModelOptions, saved: Saved, *, adds: bool) -> None:
     """Refuses keys below `model` that differ from those of the trained model; `adds`: conditions are new."""
-    stated = _flat(recipe.model.model_dump(mode="json", exclude_unset=True), "model.")
+    stated = dict(dotted(recipe.model.model_dump(mode="json", exclude_unset=True), "model."))
     stated.pop("model.datasets", None)
     if adds:
         stated.pop("model.conditions", None)
-    found = _flat(model.model_dump(mode="json"), "model.")
+    found = dict(dotted(model.model_dump(mode="json"), "model."))
     # another kind of encoder has other keys
     wrong = [
         f"{key}: {value}, the model has {found.get(key, 'no such key')}"
@@ -240,10 +241,3 @@ def _must_have(saved: Saved, branch: str) -> None:
             f"the model has no branch '{branch}'{nearest(branch, saved.branches)}",
             fix=f"name one of: {', '.join(saved.branches)}",
         )
-
-
-def _flat(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

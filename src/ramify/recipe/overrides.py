@@ -1,6 +1,6 @@
 """Parsing of YAML, and overrides by `key.sub=value` pairs."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -81,6 +81,15 @@ def override(content: dict[str, Any], text: str) -> None:
         assign(content, key, read_yaml(value))
     except yaml.YAMLError as error:
         raise RamifyError(f"'{text}': the value is not YAML: {error}") from None
+
+
+def dotted(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of plain data by dotted key; an empty group is a value."""
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def assign(content: dict[str, Any], key: str, value: Any) -> None:

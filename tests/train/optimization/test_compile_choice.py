@@ -163,9 +163,7 @@ def test_one_process_compiles_while_the_others_wait(tmp_path: Path) -> None:
     assert cost.load is not None
 
 
-def test_programs_are_kept_beside_the_stores_under_a_name_that_nobody_else_knows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_folder_beside_the_stores_has_a_secret_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = tmp_path / "stores"
     (stores / ".compiled-0123456789abcdef").mkdir(parents=True)  # came with the stores
     monkeypatch.delenv(VARIABLE)

@@ -65,9 +65,14 @@ def load_model(
     except yaml.YAMLError as error:
         raise RamifyError(f"--dispersion '{dispersion}' is not YAML: {error}", fix="give keys in braces") from None
     return load(
-        model, checkpoint=checkpoint, device=device, precision=precision, compile=compiled, on_compile=_announce,
+        model,
+        checkpoint=checkpoint,
+        device=device,
+        precision=precision,
+        compile=compiled,
+        on_compile=_announce,
         dispersion=correction,
-    )  # fmt: skip
+    )
 
 
 def _announce() -> None:

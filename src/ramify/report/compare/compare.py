@@ -13,6 +13,7 @@ from ramify.errors import RamifyError
 from ramify.evaluate.results import Results, StoredPredictions
 from ramify.files import write_whole
 from ramify.labels import LABELS
+from ramify.recipe.overrides import dotted
 from ramify.report import plots, tables
 from ramify.report.compare.figures import element_differences, errors_by_element, learning_curves
 from ramify.report.page import environment
@@ -111,18 +112,10 @@ def elements(runs: Mapping[str, Results], datasets: Sequence[str]) -> Iterator[t
 
 def different_keys(runs: Mapping[str, Results]) -> list[tuple[str, list[str]]]:
     """Recipe keys whose values differ between the runs, with the value of each; — where a recipe has no such key."""
-    flat = [dict(_flat(run.recipe)) for run in runs.values()]
+    flat = [dict(dotted(run.recipe)) for run in runs.values()]
     keys = list(dict.fromkeys(key for values in flat for key in values))
     rows = [(key, [str(values.get(key, "—")) for values in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _positive(value: float | None) -> bool:

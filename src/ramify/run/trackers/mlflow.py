@@ -6,7 +6,7 @@ The experiment is that of MLFLOW_EXPERIMENT_NAME, else `ramify`.
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
 from ramify.recipe import Recipe
+from ramify.recipe.overrides import dotted
 from ramify.run.trackers.tracker import Ending, curves
 
 EXPERIMENT = "ramify"
@@ -63,7 +64,7 @@ class MlflowLog:
         there = self._client.get_experiment_by_name(name)
         experiment = there.experiment_id if there else self._client.create_experiment(name, artifact_location=files)
         run = self._client.create_run(experiment, run_name=recipe.name or folder.name).info.run_id
-        parameters = [Param(key, str(value)[:LONGEST]) for key, value in _flat(recipe.model_dump(mode="json"))]
+        parameters = [Param(key, str(value)[:LONGEST]) for key, value in dotted(recipe.model_dump(mode="json"))]
         for start in range(0, len(parameters), MOST_PARAMETERS):
             self._client.log_batch(run, params=parameters[start : start + MOST_PARAMETERS])
         return run
@@ -71,14 +72,6 @@ class MlflowLog:
     def _send(self, numbers: Mapping[str, float], step: int) -> None:
         now = int(1000 * time.time())
         self._client.log_batch(self.id, metrics=[Metric(name, value, now, step) for name, value in numbers.items()])
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 open_tracker = MlflowLog
