@@ -93,13 +93,7 @@ def chosen(recipe: Recipe, datasets: Sequence[str]) -> Recipe:
         return recipe
     if unknown := [name for name in datasets if name not in recipe.datasets]:
         raise RamifyError(f"--datasets {','.join(unknown)}: the recipe has {', '.join(recipe.datasets)}")
-    content = recipe.model_dump(mode="json")
-    content["branches"] = "per-dataset"
-    content["datasets"] = {name: content["datasets"][name] for name in datasets}
-    weights, sampling = content["objective"]["weights"], content["train"]["sampling"]
-    content["objective"]["weights"] = {name: weights[name] for name in datasets if name in weights}
-    if isinstance(sampling, dict):
-        content["train"]["sampling"] = {name: sampling[name] for name in datasets if name in sampling} or "proportional"
+    content = recipe.content_with(datasets) | {"branches": "per-dataset"}
     return parse_recipe(content, "benchmark")
 
 

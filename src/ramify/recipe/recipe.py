@@ -1,6 +1,6 @@
 """The whole recipe, and the validation of keys that depend on one another."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import yaml
@@ -159,6 +159,18 @@ class Recipe(Keys):
     def branch_of_datasets(self) -> dict[str, str]:
         """Branch of each dataset."""
         return {dataset: branch for branch, group in self.datasets_of_branches().items() for dataset in group}
+
+    def content_with(self, datasets: Collection[str]) -> dict[str, Any]:
+        """The recipe as plain data, with only these datasets and their weights and factors; `branches` is unchanged."""
+        content = self.model_dump(mode="json")
+        weights, sampling = content["objective"]["weights"], content["train"]["sampling"]
+        content["datasets"] = {name: content["datasets"][name] for name in datasets}
+        content["objective"]["weights"] = {name: weights[name] for name in datasets if name in weights}
+        if isinstance(sampling, dict):
+            content["train"]["sampling"] = {
+                name: sampling[name] for name in datasets if name in sampling
+            } or "proportional"
+        return content
 
     def to_yaml(self) -> str:
         """The recipe with every default filled in."""

@@ -3,12 +3,13 @@
 Other differences are refused, with the command that can change them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ramify.errors import RamifyError
 from ramify.recipe import Recipe
+from ramify.recipe.overrides import dotted
 
 FREE = (
     "name",
@@ -131,7 +132,7 @@ def differing_keys(
         free: keys that are left out, with all below them.
         added: datasets whose keys are left out.
     """
-    old, new = (_flat(recipe.model_dump(mode="json")) for recipe in (before, now))
+    old, new = _values(before), _values(now)
     return {
         key: [old.get(key), new.get(key)]
         for key in sorted(old.keys() | new.keys())
@@ -162,13 +163,12 @@ def _moved(before: Recipe, now: Recipe) -> list[str]:
     return [f"branches: {name} was read by {old[name]}, now by {new[name]}" for name in moved]
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; a placement counts as one value."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        path = f"{prefix}{key}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, dict) and path != "parallel.placement" else {path: value}
-    return flat
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """Values by dotted key; a placement is one value, and an empty group is none, since its keys would replace it."""
+    content = recipe.model_dump(mode="json")
+    placement = content["parallel"].pop("placement")
+    values = {key: value for key, value in dotted(content) if value != {}}
+    return values | {"parallel.placement": placement}
 
 
 def _is_below(key: str, groups: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 """The models of a study, each with its recipe: single-dataset models, one shared branch, a branch per dataset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,16 +43,9 @@ class Model:
             seed: of the weights and the order of structures.
             budget: keys of `train` that set its length, see `ramify.study.budget`.
         """
-        content = whole.model_dump(mode="json")
-        content["name"] = self.name
-        content["datasets"] = {name: content["datasets"][name] for name in self.datasets}
-        content["branches"] = self._branches(whole)
-        weights = content["objective"]["weights"]
-        content["objective"]["weights"] = {name: weights[name] for name in self.datasets if name in weights}
-        train = content["train"]
-        if isinstance(train["sampling"], dict):
-            train["sampling"] = {name: factor for name, factor in train["sampling"].items() if name in self.datasets}
-        train |= {"seed": seed, "stop_after": None, "resume": {"add": [], "drop": []}} | dict(budget)
+        content = whole.content_with(self.datasets)
+        content |= {"name": self.name, "branches": self._branches(whole)}
+        content["train"] |= {"seed": seed, "stop_after": None, "resume": {"add": [], "drop": []}} | dict(budget)
         if self.kind != "mtl" and not isinstance(whole.parallel.placement, str):
             content["parallel"]["placement"] = "auto"  # it names the branches of the multi-branch model
         return parse_recipe(content, f"the recipe of {self.run(seed)}")
@@ -62,8 +55,13 @@ class Model:
             return "shared"
         if self.kind == "single" or not isinstance(whole.branches, dict):
             return "per-dataset"
-        grouped = {b: [d for d in group if d in self.datasets] for b, group in whole.branches.items()}
-        return {branch: group for branch, group in grouped.items() if group}
+        return without_empty(whole.branches, self.datasets)
+
+
+def without_empty(branches: Mapping[str, Sequence[str]], datasets: Collection[str]) -> dict[str, list[str]]:
+    """The branches that read any of `datasets`, with these."""
+    grouped = {branch: [d for d in group if d in datasets] for branch, group in branches.items()}
+    return {branch: group for branch, group in grouped.items() if group}
 
 
 def models_of(generations: Sequence[Sequence[str]]) -> list[Model]:

@@ -12,7 +12,7 @@ from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
 from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import FREE, differing_keys
-from ramify.study.models import Equal, Kind, Model, models_of
+from ramify.study.models import Equal, Kind, Model, models_of, without_empty
 from ramify.untrusted import Name, parsed
 
 NAME = "study.json"
@@ -202,7 +202,5 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
 
 def _groups(recipe: Recipe, datasets: Mapping[str, Any]) -> dict[str, list[str]]:
     """The known datasets of each branch of the multi-branch model."""
-    if not isinstance(recipe.branches, dict):
-        return {name: [name] for name in datasets}
-    grouped = {b: [d for d in group if d in datasets] for b, group in recipe.branches.items()}
-    return {branch: group for branch, group in grouped.items() if group}
+    grouped = recipe.branches if isinstance(recipe.branches, dict) else {name: [name] for name in datasets}
+    return without_empty(grouped, datasets)
