@@ -19,8 +19,8 @@ from ramify.errors import RamifyError
 from ramify.evaluate.metrics import ElementErrors
 from ramify.evaluate.results import Results
 from ramify.report import figures, plots
-from ramify.report.periodic_table import cell_position
-from ramify.report.svg import PALETTE, Canvas, Drawing, plain, short_count
+from ramify.report.periodic_table import cell_position, periodic_table
+from ramify.report.svg import PALETTE, Canvas, Drawing, colors, plain, short_count
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_distribution_states_medians_and_survives_exact_predictions() -> None:
         {"a": np.array([0.0, 0.1, 0.2, np.nan]), "b": np.array([np.nan])},
         trivial={"a": np.array([1.0]), "b": np.array([1.0])},
         quantity="energy",
-        palette=plots.colors(["a", "b"]),
+        palette=colors(["a", "b"]),
     )
     assert drawing is not None
     assert drawing.alt.endswith("medians in eV/atom: a 0.1000")
@@ -87,7 +87,7 @@ def test_element_errors_are_sorted_by_atomic_number_and_name_the_worst() -> None
         "a": {"O": ElementErrors(3, 1, 0.1, 0.5), "H": ElementErrors(4, 1, 0.1, 0.2)},
         "b": {"Fe": ElementErrors(3, 1, 0.1, 0.7), "U": ElementErrors(3, 1, 0.1, None)},
     }
-    drawing = plots.element_errors(errors, quantity="forces", palette=plots.colors(errors))
+    drawing = plots.element_errors(errors, quantity="forces", palette=colors(errors))
     assert drawing is not None
     assert [t for t in texts(drawing) if t in NUMBERS] == ["H", "O", "Fe"]
     assert "largest 0.7000 eV/Å for Fe in b" in drawing.alt
@@ -130,7 +130,7 @@ def test_every_element_has_a_place_of_its_own() -> None:
 
 
 def test_periodic_table_shows_counts_and_colours_by_their_logarithm() -> None:
-    drawing = plots.periodic_table({"H": 1_000_000, "C": 1000, "Fe": 1, "He": 0}, tooltips={"C": "a: 7\n<b>: 993"})
+    drawing = periodic_table({"H": 1_000_000, "C": 1000, "Fe": 1, "He": 0}, tooltips={"C": "a: 7\n<b>: 993"})
     shown = texts(drawing)
     assert {"1.0M", "1000", "1"} <= set(shown)
     assert all(SYMBOLS[z] in shown for z in range(1, 119))
@@ -152,13 +152,13 @@ def test_periodic_table_shows_counts_and_colours_by_their_logarithm() -> None:
 
 
 def test_periodic_table_of_nothing_and_of_nonsense() -> None:
-    assert plots.periodic_table({}).alt == "Periodic table of 0 elements by number of atoms"
+    assert periodic_table({}).alt == "Periodic table of 0 elements by number of atoms"
     with pytest.raises(RamifyError, match="'Xx' is not a chemical element"):
-        plots.periodic_table({"Xx": 3})
+        periodic_table({"Xx": 3})
 
 
 def test_same_colour_for_the_same_dataset_in_every_figure(run: Path, drawn: figures.Figures) -> None:
-    palette = plots.colors(Results.open(run).datasets)
+    palette = colors(Results.open(run).datasets)
     assert len(set(palette.values())) == 5
     for shown in drawn.datasets:
         assert len(shown.drawings) == 4
@@ -173,7 +173,7 @@ def test_same_colour_for_the_same_dataset_in_every_figure(run: Path, drawn: figu
 
 def test_more_datasets_than_colours_differ_in_dashes() -> None:
     names = [f"d{i}" for i in range(20)]
-    palette, styles = plots.colors(names), plots.line_styles(names)
+    palette, styles = colors(names), plots.line_styles(names)
     assert len({(palette[n], styles[n]) for n in names}) == 20
 
 

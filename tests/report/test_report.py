@@ -12,6 +12,7 @@ import pytest
 from ramify.errors import RamifyError
 from ramify.evaluate.results import Results
 from ramify.report import report
+from ramify.report.page import clock
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
@@ -200,4 +201,4 @@ def test_strength_of_a_cell_grows_with_distance_from_trivial() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(59.6, "1 min 0 s"), (5, "5 s"), (3725, "1 h 2 min")])
 def test_clock(seconds: float, text: str) -> None:
-    assert report.clock(seconds) == text
+    assert clock(seconds) == text

@@ -158,11 +158,11 @@ def test_what_is_missing_says_why(tmp_path: Path) -> None:
     )
     two = write_run(tmp_path / "two", {("c", "c"): (0.01, 0.02)}, trained=["c"])
     energy, forces = tables.build([one, two]).tables
-    assert [[c.text() for c in r.in_order(["a", "b", "c"])] for r in energy.rows] == [
+    assert [[r.cells[d].text() for d in "abc"] for r in energy.rows] == [
         ["0.0500", f"{MARK} 0.3000", "—"],
         ["—", "—", "0.0100"],
     ]
-    assert [c.text() for c in forces.rows[0].in_order(["a", "b", "c"])] == ["no head", "no label", "—"]
+    assert [forces.rows[0].cells[d].text() for d in "abc"] == ["no head", "no label", "—"]
     assert forces.trivial == {"a": 0.2, "b": None, "c": 0.15}
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ramify import labels
 from ramify.errors import RamifyError
-from ramify.evaluate.metrics import PREDICTED, REFERENCES, TRUE
+from ramify.evaluate.metrics import PREDICTED, REFERENCES, TRUE, ElementErrors, element_errors
 from ramify.evaluate.publish import ERRORS, evaluation_folder, predictions_folder
 from ramify.files import parse_json, read_json
 from ramify.notebook import html_table
@@ -139,6 +139,16 @@ class StoredPredictions:
         """(rows,) norm of the error of each row."""
         error = self.error(label)
         return np.abs(error) if error.ndim == 1 else np.linalg.norm(error.reshape(len(error), -1), axis=1)
+
+    def trivial_norms(self, label: str) -> NDArray[np.float64]:
+        """As `error_norms`, of the trivial predictors."""
+        if label == "energy":
+            return np.abs(self.true["energy"].astype(np.float64) - self.energy_trivial)
+        return np.linalg.norm(self.true["forces"].astype(np.float64), axis=1)
+
+    def by_element(self) -> dict[str, ElementErrors]:
+        """Errors by element, see `element_errors`."""
+        return element_errors(self.numbers, self.n_atoms, self.error("energy"), self.error("forces"))
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.evaluate.metrics import Errors, element_errors
+from ramify.evaluate.metrics import Errors
 from ramify.evaluate.results import Results, StoredPredictions
 from ramify.labels import LABELS
 from ramify.report import plots
 from ramify.report.explore.embed import payload
 from ramify.report.explore.worst import Worst, download, worst
+from ramify.report.periodic_table import periodic_table
 from ramify.report.svg import Drawing, colors
 from ramify.report.table_format import QUANTITIES, format_error
 
@@ -72,13 +73,8 @@ def draw(results: Results) -> Figures:
             made.notes.extend(_stale(results, dataset, found[dataset]))
     made.structures = payload(found)
     errors = {q: {d: p.error_norms(q) for d, p in found.items()} for q in QUANTITIES}
-    trivial = {
-        "energy": {d: np.abs(p.true["energy"] - p.energy_trivial) for d, p in found.items()},
-        "forces": {d: np.linalg.norm(p.true["forces"], axis=1) for d, p in found.items()},
-    }
-    by_element = {
-        d: element_errors(p.numbers, p.n_atoms, p.error("energy"), p.error("forces")) for d, p in found.items()
-    }
+    trivial = {q: {d: p.trivial_norms(q) for d, p in found.items()} for q in QUANTITIES}
+    by_element = {d: p.by_element() for d, p in found.items()}
     for quantity in QUANTITIES:
         name = quantity.capitalize()
         drawing = plots.distribution(errors[quantity], trivial=trivial[quantity], quantity=quantity, palette=palette)
@@ -155,11 +151,11 @@ def _count_elements(results: Results, made: Figures) -> None:
         symbol: "\n".join(f"{dataset}: {counts[symbol]:,}" for dataset, counts in each.items() if counts[symbol])
         for symbol in total
     }
-    made.table = plots.periodic_table(total, tooltips=shares)
+    made.table = periodic_table(total, tooltips=shares)
     if len(each) > 1:
         largest = max(total.values())
         made.tables = [
-            (d, len(+counts), plots.periodic_table(counts, largest=largest, compact=True)) for d, counts in each.items()
+            (d, len(+counts), periodic_table(counts, largest=largest, compact=True)) for d, counts in each.items()
         ]
 
 

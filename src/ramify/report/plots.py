@@ -13,23 +13,12 @@ from numpy.typing import NDArray
 from ramify.elements import NUMBERS
 from ramify.evaluate.metrics import ElementErrors
 from ramify.labels import LABELS, measurable
-from ramify.report.periodic_table import periodic_table
-from ramify.report.svg import INK, MUTED, PAPER, Canvas, Drawing, colors, line_styles, log_axis, plain
+from ramify.report.svg import INK, MUTED, PAPER, Canvas, Drawing, line_styles, log_axis, plain
 from ramify.report.table_format import Quantity, format_error
 
-__all__ = [
-    "colors",
-    "distribution",
-    "element_errors",
-    "learning_curve",
-    "parity",
-    "periodic_table",
-    "relative_curves",
-    "training_curve",
-    "trivial_line",
-]
-
 Array = NDArray[np.floating]
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Horizontal positions and errors of the evaluations of one run."""
 
 FEW_POINTS = 1500
 """Largest number of points that a parity plot shows as points; more are shown as a density."""
@@ -184,7 +173,7 @@ def learning_curve(
     val: Sequence[Mapping[str, Any]], *, dataset: str, quantity: Quantity, color: str, epoch: float | None
 ) -> Drawing | None:
     """Validation MAE of one dataset against epochs, with the trivial MAE and a ring at the evaluated `epoch`."""
-    x, y, trivial = _curve(val, dataset, quantity)
+    (x, y), trivial = validation_curve(val, dataset, quantity)
     if not len(x):
         return None
     with Canvas(204, 196) as canvas:
@@ -209,10 +198,10 @@ def relative_curves(
     val: Sequence[Mapping[str, Any]], *, quantity: Quantity, palette: Mapping[str, str], epoch: float | None
 ) -> Drawing | None:
     """Ratio of the validation MAE to the trivial MAE for all datasets; below 1 the model is better."""
-    curves = {dataset: _curve(val, dataset, quantity) for dataset in palette}
+    curves = {dataset: validation_curve(val, dataset, quantity) for dataset in palette}
     shown = {
         d: (x, y / trivial)
-        for d, (x, y, trivial) in curves.items()
+        for d, ((x, y), trivial) in curves.items()
         if len(x) and trivial and measurable(quantity, trivial)
     }
     if not shown:
@@ -259,16 +248,21 @@ def training_curve(train: Sequence[Mapping[str, Any]], *, key: str, label: str) 
         return canvas.drawing(f"{label} during training: first {y[0]:.4g}, last {y[-1]:.4g}, lowest {y.min():.4g}")
 
 
-def _curve(
-    val: Sequence[Mapping[str, Any]], dataset: str, quantity: Quantity
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float | None]:
-    """Epochs and MAE of the evaluations, and the trivial MAE."""
-    records = [(r["epoch"], r["datasets"].get(dataset) or {}) for r in val]
-    pairs = [(epoch, d[f"{quantity}_mae"]) for epoch, d in records if d.get(f"{quantity}_mae") is not None]
-    finite = [(epoch, mae) for epoch, mae in pairs if np.isfinite(mae) and mae > 0]
-    x, y = np.array(finite, np.float64).reshape(-1, 2).T
+def validation_curve(
+    val: Sequence[Mapping[str, Any]], dataset: str, quantity: Quantity, axis: str = "epoch"
+) -> tuple[Curve, float | None]:
+    """The MAE of the evaluations of a run, those that a logarithmic axis can show, and the trivial MAE.
+
+    Args:
+        val: the `val` lines of metrics.jsonl.
+        dataset, quantity: of the errors.
+        axis: key of the horizontal positions: `epoch`, `step` or `time`.
+    """
+    records = [(r[axis], r["datasets"].get(dataset) or {}) for r in val]
+    pairs = [(at, d[f"{quantity}_mae"]) for at, d in records if d.get(f"{quantity}_mae") is not None]
+    x, y = np.array([(at, mae) for at, mae in pairs if np.isfinite(mae) and mae > 0], np.float64).reshape(-1, 2).T
     trivial = [t for _, d in records if (t := d.get(f"trivial_{quantity}_mae")) is not None]
-    return x, y, trivial[-1] if trivial else None
+    return (x, y), trivial[-1] if trivial else None
 
 
 def trivial_line(axes: Axes, value: float) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
-import ramify
 from ramify.elements import NUMBERS
 from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.results import Results
@@ -19,13 +16,10 @@ from ramify.files import write_whole
 from ramify.labels import LABELS, measurable
 from ramify.report import error_bars, figures, tables
 from ramify.report.explore import embed
-from ramify.report.page import environment
+from ramify.report.page import clock, environment, few_groups, made_with
 from ramify.report.svg import colors, short_count
-from ramify.report.table_format import QUANTITIES, Quantity, format_error
+from ramify.report.table_format import QUANTITIES, Quantity
 from ramify.structures import state_text
-
-FEW_GROUPS = 10
-"""Number of test groups below which a report warns: the relative uncertainty of a mean error is about 1/sqrt(n)."""
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -45,23 +39,21 @@ def render(results: Results) -> str:
     """The page as text."""
     made = tables.from_results([results])
     drawn = figures.draw(results)
+    groups = {dataset: groups_of(results, dataset) for dataset in results.datasets}
     pages = environment("ramify.report")
 
-    def number_of_groups(dataset: str) -> str:
-        groups = groups_of(results, dataset)
-        return "—" if groups is None else f"{groups:,}"
-
     pages.globals.update(embed=embed)
-    pages.globals.update(share=share, share_style=share_style, number_of_groups=number_of_groups, state_text=state_text)
-    pages.filters.update(error=format_error, thousands=lambda n: f"{n:,}", short=short_count, clock=clock)
+    pages.globals.update(share=share, share_style=share_style, state_text=state_text)
+    pages.filters.update(short=short_count)
     return pages.get_template("report.html.j2").render(
         results=results,
         evaluation=results.evaluation,
         tables=made,
-        warnings=[*made.notes, *drawn.notes, *shared_groups(results), *few_groups(results)],
+        warnings=[*made.notes, *drawn.notes, *shared_groups(results), *few_groups(results.evaluation.split, groups)],
         palette=colors(results.datasets),
         verdict=verdict(results),
         facts=facts(results),
+        groups=groups,
         evaluated=_when(evaluation_folder(results.path) / ERRORS),
         matrices=matrices(results) if len(results.evaluation.branches) > 1 else [],
         drawn=drawn,
@@ -72,7 +64,6 @@ def render(results: Results) -> str:
         stated={dataset: manifest for dataset, manifest in results.data.items() if manifest.states},
         ridges={dataset: manifest.options.get("reference_ridge") for dataset, manifest in results.data.items()},
         versions=versions(results),
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
 
 
@@ -187,38 +178,15 @@ def groups_of(results: Results, dataset: str) -> int | None:
     return next((counts.groups for name, counts in splits.items() if name == results.evaluation.split), None)
 
 
-def few_groups(results: Results) -> list[str]:
-    """A line that names the datasets with few groups in the evaluated split."""
-    split = results.evaluation.split
-    counts = {dataset: groups_of(results, dataset) for dataset in results.datasets}
-    few = [f"{dataset} {count}" for dataset, count in counts.items() if count is not None and count < FEW_GROUPS]
-    if not few:
-        return []
-    return [
-        f"The {split} splits hold few groups (molecules, reactions, materials, ...): {', '.join(few)}. "
-        "These errors say little about other groups."
-    ]
-
-
 def versions(results: Results) -> list[tuple[str, str]]:
     """Versions of the software that made the data and this page: label and versions."""
     found: dict[str, None] = {}
     for manifest in results.data.values():
         found[", ".join(f"{name} {version}" for name, version in manifest.versions.model_dump().items())] = None
-    here = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "ase", "matplotlib"))
     return [
         *(("stores prepared with", text) for text in found),
-        ("report made with", f"ramify {ramify.__version__}, {here}, Python {platform.python_version()}"),
+        ("report made with", made_with("torch", "numpy", "ase", "matplotlib")),
     ]
-
-
-def clock(seconds: float) -> str:
-    """A duration in its two largest units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _when(path: Path) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.text import Text
 from ramify.labels import ENERGY, FORCES
 from ramify.report.measure import DEFAULT, Measure, format_milli
 
+T = TypeVar("T")
+Rows = Sequence[tuple[str, Sequence[T]]]
+"""Models, each with its cells in the order of the datasets."""
 Quantity = str
 """Name of a label (`ramify.labels`)."""
 QUANTITIES: tuple[Quantity, ...] = (ENERGY.name, FORCES.name)
@@ -59,6 +62,16 @@ class Cell:
         """The value with its mark."""
         return (f"{MARK} " if self.no_better_than_trivial else "") + self.value()
 
+    def markdown(self) -> str:
+        """As `text`, the best in bold."""
+        return f"**{self.text()}**" if self.best else self.text()
+
+    def rich(self) -> Text:
+        """As `value`, in colours."""
+        if self.no_better_than_trivial:
+            return Text.assemble((MARK, "bold white on red"), " ", (self.value(), "bold green" if self.best else ""))
+        return Text(self.value(), "dim" if self.error is None else "bold green" if self.best else "")
+
 
 @dataclass(frozen=True)
 class ModelRow:
@@ -68,10 +81,6 @@ class ModelRow:
     run: str
     trained_on: list[str]
     cells: dict[str, Cell]
-
-    def in_order(self, datasets: Sequence[str]) -> list[Cell]:
-        """The cells of `datasets`."""
-        return [self.cells[dataset] for dataset in datasets]
 
 
 @dataclass(frozen=True)
@@ -86,9 +95,13 @@ class Table:
     trivial: dict[str, float | None]
     measure: Measure = DEFAULT
 
-    def trivial_texts(self, datasets: Sequence[str]) -> list[str]:
+    def rows_of(self, form: Callable[[Cell], T]) -> list[tuple[str, list[T]]]:
+        """Each model with its cells in one form, in the order of `datasets`."""
+        return [(row.model, [form(row.cells[dataset]) for dataset in self.datasets]) for row in self.rows]
+
+    def trivial_texts(self) -> list[str]:
         """The formatted last row."""
-        values = [self.trivial[dataset] for dataset in datasets]
+        values = [self.trivial[dataset] for dataset in self.datasets]
         return ["no label" if value is None else format_error(value, self.measure) for value in values]
 
 
@@ -112,7 +125,10 @@ class Tables:
 
     def markdown(self) -> str:
         """The tables as GitHub-flavoured Markdown."""
-        parts = [_markdown_table(table) for table in self.tables]
+        parts = [
+            markdown_table(table.title, table.datasets, table.rows_of(Cell.markdown), table.trivial_texts())
+            for table in self.tables
+        ]
         parts.append("  \n".join(self._legend()))
         if self.notes:
             parts.append("\n".join(f"- {note}" for note in self.notes))
@@ -136,8 +152,9 @@ class Tables:
         """Prints the tables and the notes; a table too wide for the terminal is split."""
         for table in self.tables:
             console.print(Text(table.title, "bold"))
-            for datasets in _fitting(table, console.width):
-                console.print(_terminal_table(table, datasets))
+            rows = table.rows_of(Cell.rich)
+            for part in terminal_tables(table.datasets, rows, table.trivial_texts(), console.width):
+                console.print(part)
                 console.print()
         for line in self._legend():
             console.print(_hanging(line, "dim"))
@@ -162,40 +179,45 @@ def _bold_rule(models: int) -> str:
     return {1: "", 2: " Bold: the better of the two."}.get(models, " Bold: the two best of each column.")
 
 
-def _markdown_table(table: Table) -> str:
-    def line(*cells: str) -> str:
-        return "| " + " | ".join(cells) + " |"
+def markdown_table(title: str, datasets: Sequence[str], rows: Rows[str], last: Sequence[str]) -> str:
+    """A table as GitHub-flavoured Markdown.
 
-    def name(text: str) -> str:
-        return text.replace("|", "\\|")
-
-    rows = [
-        line(name(row.model), *(f"**{c.text()}**" if c.best else c.text() for c in row.in_order(table.datasets)))
-        for row in table.rows
-    ]
-    return "\n".join(
-        [
-            f"**{table.title}**",
-            "",
-            line("", *map(name, table.datasets)),
-            "|---|" + "---:|" * len(table.datasets),
-            *rows,
-            line("*Trivial*", *table.trivial_texts(table.datasets)),
-        ]
-    )
+    Args:
+        title: in bold above it.
+        datasets: headings of the columns after the first.
+        rows: models with their cells.
+        last: the cells of the trivial predictor.
+    """
+    lines = [["", *datasets], *([model, *cells] for model, cells in rows), ["*Trivial*", *last]]
+    head, *rest = ("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+    return "\n".join([f"**{title}**", "", head, "|---|" + "---:|" * len(datasets), *rest])
 
 
-def _terminal_table(table: Table, datasets: Sequence[str]) -> RichTable:
-    """Some columns of a table, without the title, which rich would wrap to the width of the columns."""
-    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    shown.add_column("model", no_wrap=True)
-    for dataset in datasets:
-        shown.add_column(Text(dataset), justify="right", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(Text(row.model), *map(_rich_cell, row.in_order(datasets)))
-    shown.add_section()
-    shown.add_row(*(Text(text, "dim") for text in ("Trivial", *table.trivial_texts(datasets))))
-    return shown
+def terminal_tables(datasets: Sequence[str], rows: Rows[Text], last: Sequence[str], width: int) -> Iterator[RichTable]:
+    """A table for a terminal, as `markdown_table`; one that is wider than `width` is split by columns.
+
+    It has no title, which rich would wrap to the width of the columns.
+    """
+    groups: list[list[int]] = [[]]
+    used = left = max(len(model) for model, _ in rows)
+    for k, dataset in enumerate(datasets):
+        lines = [line for _, cells in rows for line in cells[k].plain.split("\n")]
+        needed = 3 + max(map(len, (dataset, last[k], *lines)))  # 3 characters between two columns
+        if groups[-1] and used + needed > width:
+            groups.append([])
+            used = left
+        groups[-1].append(k)
+        used += needed
+    for group in groups:
+        shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+        shown.add_column("model", no_wrap=True)
+        for k in group:
+            shown.add_column(Text(datasets[k]), justify="right", no_wrap=True)
+        for model, cells in rows:
+            shown.add_row(Text(model), *(cells[k] for k in group))
+        shown.add_section()
+        shown.add_row(*(Text(text, "dim") for text in ("Trivial", *(last[k] for k in group))))
+        yield shown
 
 
 def _hanging(text: str, style: str) -> RichTable:
@@ -204,25 +226,3 @@ def _hanging(text: str, style: str) -> RichTable:
     shown = RichTable.grid(padding=(0, 1, 0, 0))
     shown.add_row(Text(mark, style), Text(rest, style))
     return shown
-
-
-def _fitting(table: Table, width: int) -> list[list[str]]:
-    """The columns in groups that fit the terminal with the column of models (3 characters between two columns)."""
-    left = max(len(row.model) for row in table.rows)
-    groups: list[list[str]] = [[]]
-    used = left
-    for dataset in table.datasets:
-        cells = [row.cells[dataset].text() for row in table.rows]
-        needed = 3 + max(len(text) for text in (dataset, *cells, *table.trivial_texts([dataset])))
-        if groups[-1] and used + needed > width:
-            groups.append([])
-            used = left
-        groups[-1].append(dataset)
-        used += needed
-    return groups
-
-
-def _rich_cell(cell: Cell) -> Text:
-    if cell.no_better_than_trivial:
-        return Text.assemble((MARK, "bold white on red"), " ", (cell.value(), "bold green" if cell.best else ""))
-    return Text(cell.value(), "dim" if cell.error is None else "bold green" if cell.best else "")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ramify.errors import RamifyError
-from ramify.evaluate.results import Results, StoredPredictions
+from ramify.evaluate.results import Results
 from ramify.files import write_whole
 from ramify.labels import LABELS
 from ramify.recipe.overrides import dotted
@@ -19,10 +17,7 @@ from ramify.report.compare.figures import element_differences, errors_by_element
 from ramify.report.page import environment
 from ramify.report.report import share, share_style
 from ramify.report.svg import Drawing, colors
-from ramify.report.table_format import QUANTITIES, Quantity, format_error
-
-Drawings = list[tuple[str, Drawing]]
-"""Figures with captions."""
+from ramify.report.table_format import QUANTITIES
 
 
 def write_comparison(runs: Sequence[Path], path: Path) -> Path:
@@ -45,7 +40,6 @@ def render(runs: Sequence[Results]) -> str:
     named = dict(zip(names, runs, strict=True))
     pages = environment("ramify.report")
     pages.globals.update(share=share, share_style=share_style)
-    pages.filters.update(error=format_error, thousands=lambda n: f"{n:,}")
     palette = colors(names)
     return pages.get_template("compare/comparison.html.j2").render(
         runs=named,
@@ -56,21 +50,15 @@ def render(runs: Sequence[Results]) -> str:
         distributions=[(d, drawn) for d in made.datasets if (drawn := list(distributions(named, d, palette)))],
         elements=list(elements(named, made.datasets)),
         keys=different_keys(named),
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
 
 
 def curves(runs: Mapping[str, Results], dataset: str, palette: Mapping[str, str]) -> Iterator[tuple[str, Drawing]]:
     """Validation errors of all runs while training, one figure for each label."""
     for quantity, label in LABELS.items():
-        lines: dict[str, list[list[tuple[float, float]]]] = {}
-        trivial: float | None = None
-        for name, run in runs.items():
-            entries = [(r["epoch"], r["datasets"].get(dataset) or {}) for r in run.val]
-            found = [(x, e[f"{quantity}_mae"]) for x, e in entries if _positive(e.get(f"{quantity}_mae"))]
-            if found:
-                lines[name] = [found]
-            trivial = next((t for _, e in entries if (t := e.get(f"trivial_{quantity}_mae"))), trivial)
+        found = {name: plots.validation_curve(run.val, dataset, quantity) for name, run in runs.items()}
+        lines = {name: [curve] for name, (curve, _) in found.items()}
+        trivial = next((error for _, error in found.values() if error), None)
         drawn = learning_curves(
             lines, dataset=dataset, quantity=quantity, palette=palette, trivial=trivial, axis="epoch"
         )
@@ -86,7 +74,7 @@ def distributions(
     for quantity in QUANTITIES:
         errors = {name: stored.error_norms(quantity) for name, stored in found.items()}
         first = next(iter(found), None)
-        trivial = {name: _trivial(found[name], quantity) if name == first else np.zeros(0) for name in found}
+        trivial = {name: found[name].trivial_norms(quantity) if name == first else np.zeros(0) for name in found}
         drawn = plots.distribution(errors, trivial=trivial, quantity=quantity, palette=palette)
         if drawn is not None:
             yield quantity.capitalize(), drawn
@@ -116,14 +104,3 @@ def different_keys(runs: Mapping[str, Results]) -> list[tuple[str, list[str]]]:
     keys = list(dict.fromkeys(key for values in flat for key in values))
     rows = [(key, [str(values.get(key, "—")) for values in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def _positive(value: float | None) -> bool:
-    return value is not None and bool(np.isfinite(value)) and value > 0
-
-
-def _trivial(found: StoredPredictions, quantity: Quantity) -> np.ndarray[Any, np.dtype[np.floating]]:
-    """Errors of the trivial predictor: per structure, or norms per atom."""
-    if quantity == "energy":
-        return np.abs(found.true["energy"] - found.energy_trivial)
-    return np.linalg.norm(found.true["forces"], axis=1)

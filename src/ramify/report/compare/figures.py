@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ramify.elements import NUMBERS
-from ramify.evaluate.metrics import element_errors
 from ramify.evaluate.results import Results
 from ramify.labels import LABELS
-from ramify.report.plots import trivial_line
+from ramify.report.plots import Curve, trivial_line
 from ramify.report.svg import INK, Canvas, Drawing, log_axis
 from ramify.report.table_format import Quantity
-
-Curve = Sequence[tuple[float, float]]
-"""(x, error) of the evaluations of one run."""
 
 LINEAR = 20.0
 """Largest difference as a multiple of those that are shown on a linear scale."""
@@ -39,11 +35,7 @@ def learning_curves(
         trivial: error of the trivial predictor on the validation split.
         axis: label of the horizontal axis.
     """
-    shown = {
-        model: found
-        for model, runs in curves.items()
-        if (found := [np.array(c, np.float64).reshape(-1, 2) for c in runs if len(c)])
-    }
+    shown = {model: found for model, runs in curves.items() if (found := [run for run in runs if len(run[0])])}
     if not shown:
         return None
     unit = LABELS[quantity].error_unit
@@ -51,9 +43,9 @@ def learning_curves(
         axes = canvas.axes()
         values = [] if trivial is None else [trivial]
         for model, runs in shown.items():
-            for line in runs:
-                axes.plot(line[:, 0], line[:, 1], color=palette[model], linewidth=1.5 if len(runs) == 1 else 0.9)
-                values += line[:, 1].tolist()
+            for x, y in runs:
+                axes.plot(x, y, color=palette[model], linewidth=1.5 if len(runs) == 1 else 0.9)
+                values += y.tolist()
         if trivial is not None:
             trivial_line(axes, trivial)
         axes.set_ylim(min(values) / 1.2, max(values) * 1.3)
@@ -61,7 +53,7 @@ def learning_curves(
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(axis)
         axes.set_ylabel(f"validation MAE, {unit}")
-        last = ", ".join(f"{model} {np.mean([run[-1, 1] for run in runs]):.4g}" for model, runs in shown.items())
+        last = ", ".join(f"{model} {np.mean([y[-1] for _, y in runs]):.4g}" for model, runs in shown.items())
         return canvas.drawing(f"{dataset}: validation {quantity} MAE while training; at the end, in {unit}: {last}")
 
 
@@ -112,9 +104,6 @@ def element_differences(
 
 def errors_by_element(results: Results, dataset: str, quantity: Quantity) -> dict[str, float]:
     """MAE of each element in a dataset, predicted by its own branch; empty without saved predictions."""
-    p = results.predictions(dataset)
-    if p is None:
-        return {}
-    errors = element_errors(p.numbers, p.n_atoms, p.error("energy"), p.error("forces"))
-    values = {symbol: getattr(e, f"{quantity}_mae") for symbol, e in errors.items()}
+    found = results.predictions(dataset)
+    values = {} if found is None else {s: getattr(e, f"{quantity}_mae") for s, e in found.by_element().items()}
     return {symbol: value for symbol, value in values.items() if value is not None}

@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import optuna
 import yaml
 
-import ramify
 from ramify.files import write_whole
-from ramify.report.page import environment
-from ramify.report.report import clock
+from ramify.report.page import clock, environment, made_with
 from ramify.report.svg import Drawing
 from ramify.search.results import figures
 from ramify.search.rungs import best_trials
@@ -62,11 +58,9 @@ def page(path: Path, settings: Settings, space: Space, trials: Sequence[Trial]) 
         drawings=_drawings(settings, space, trials, best),
         palette=figures.RUNG_COLORS,
         trials=sorted(trials, key=lambda t: (-len(t.results), t.metric if t.metric is not None else 0.0, t.number)),
-        clock=clock,
         space_text=yaml.safe_dump(settings.space, sort_keys=False),
         recipe_text=recipe.read_text(encoding="utf-8") if recipe.exists() else "",
-        versions=f"ramify {ramify.__version__}, optuna {optuna.__version__}",
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        versions=made_with("optuna"),
     )
 
 

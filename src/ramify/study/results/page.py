@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
-from datetime import datetime
 from statistics import fmean
 from typing import Any
 
-import ramify
 from ramify.labels import LABELS
 from ramify.report.compare.figures import element_differences, errors_by_element, learning_curves
-from ramify.report.page import environment
-from ramify.report.report import FEW_GROUPS, clock, share_style
+from ramify.report.page import environment, few_groups, made_with
+from ramify.report.plots import Curve, validation_curve
+from ramify.report.report import share_style
 from ramify.report.svg import Drawing, colors
 from ramify.report.table_format import QUANTITIES, Quantity, format_error
 from ramify.study.models import Kind
@@ -43,16 +40,16 @@ def render_page(study: Study, outcome: Outcome, scaling: list[dict[str, Any]]) -
     """
     kinds: dict[str, Kind] = {run.task.model: run.task.kind for run in outcome.runs}
     palette = plots.model_colors(kinds)
+    groups = {name: manifest.splits["test"].groups for name, manifest in outcome.manifests.items()}
     pages = environment("ramify.study.results")
     pages.globals.update(cell_style=cell_style, number=number, spread=spread, error=format_error)
-    pages.filters.update(error=format_error, thousands=lambda n: f"{n:,}", clock=clock)
     return pages.get_template("study.html.j2").render(
         study=study,
         tables=outcome.tables,
         notes=outcome.tables.footnotes,  # colours stand for the marks of the other forms
         verdict=outcome.verdict,
         facts=_facts(study, outcome),
-        warnings=few_groups(outcome),
+        warnings=few_groups("test", groups),
         equal=EQUAL[study.equal],
         models=_key(kinds, palette),
         palette=colors(study.datasets),
@@ -67,8 +64,7 @@ def render_page(study: Study, outcome: Outcome, scaling: list[dict[str, Any]]) -
             if (drawn := plots.scaling(scaling, mode=mode, names=PLACEMENTS))
         ],
         recipe=study.recipe.to_yaml(),
-        versions=_versions(),
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        versions=made_with("torch", "numpy", "ase", "matplotlib"),
     )
 
 
@@ -76,18 +72,6 @@ def cell_style(table: Table, dataset: str, error: Measured | None) -> str:
     """Background of a cell by the ratio to the trivial error."""
     trivial = table.trivial[dataset]
     return share_style(error.mean / trivial if error is not None and trivial else None)
-
-
-def few_groups(outcome: Outcome) -> list[str]:
-    """A line that names the datasets with few groups in the test split."""
-    counts = {name: manifest.splits["test"].groups for name, manifest in outcome.manifests.items()}
-    few = [f"{name} {count}" for name, count in counts.items() if count < FEW_GROUPS]
-    if not few:
-        return []
-    return [
-        f"The test splits hold few groups (molecules, reactions, materials, ...): {', '.join(few)}. These errors say "
-        "little about other groups."
-    ]
 
 
 def _facts(study: Study, outcome: Outcome) -> list[tuple[str, str]]:
@@ -118,14 +102,12 @@ def _curves(study: Study, outcome: Outcome, dataset: str, palette: Mapping[str, 
     key, axis = AXES[study.equal]
     drawings = []
     for quantity in QUANTITIES:
-        curves: dict[str, list[list[tuple[float, float]]]] = {}
+        curves: dict[str, list[Curve]] = {}
         trivial: float | None = None
-        for run in outcome.runs:
-            if dataset in run.task.datasets:
-                entries = [(entry[key], entry["datasets"].get(dataset) or {}) for entry in run.results.val]
-                found = [(x, e[f"{quantity}_mae"]) for x, e in entries if e.get(f"{quantity}_mae")]
-                curves.setdefault(run.task.model, []).append(found)
-                trivial = next((t for _, e in entries if (t := e.get(f"trivial_{quantity}_mae"))), trivial)
+        for run in (run for run in outcome.runs if dataset in run.task.datasets):
+            curve, error = validation_curve(run.results.val, dataset, quantity, key)
+            curves.setdefault(run.task.model, []).append(curve)
+            trivial = error or trivial
         drawn = learning_curves(curves, dataset=dataset, quantity=quantity, palette=palette, trivial=trivial, axis=axis)
         if drawn is not None:
             drawings.append((quantity.capitalize(), drawn))
@@ -166,8 +148,3 @@ def _by_element(runs: list[Trained], dataset: str, quantity: Quantity) -> dict[s
         for symbol, value in errors_by_element(run.results, dataset, quantity).items():
             found.setdefault(symbol, []).append(value)
     return {symbol: fmean(values) for symbol, values in found.items()}
-
-
-def _versions() -> str:
-    here = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "ase", "matplotlib"))
-    return f"ramify {ramify.__version__}, {here}, Python {platform.python_version()}"

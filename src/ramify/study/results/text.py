@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
-from ramify.report.table_format import MARK, MARKED, format_error
+from ramify.report.table_format import MARK, MARKED, format_error, markdown_table, terminal_tables
 from ramify.study.results.tables import Cell, Measured, Table, Tables
 
 NONE = "—"
@@ -57,11 +54,8 @@ def _markdown_table(table: Table) -> str:
         text = f"**{text}**" if cell.best else text
         return text if cell.refitted is None else f"{text} (refitted {number(cell.refitted)})"
 
-    rows = [[row.model, *(cell_text(row.cells[d]) for d in table.datasets)] for row in table.rows]
-    lines = [["", *table.datasets], *rows, ["*Trivial*", *trivial_texts(table)]]
-    texts = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
-    rule = "|---|" + "---:|" * len(table.datasets)
-    return "\n".join([f"**{table.title}**", "", texts[0], rule, *texts[1:]])
+    rows = [(row.model, [cell_text(row.cells[d]) for d in table.datasets]) for row in table.rows]
+    return markdown_table(table.title, table.datasets, rows, trivial_texts(table))
 
 
 ESCAPES = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -113,59 +107,17 @@ def render(tables: Tables, console: Console, *, short: bool = False) -> None:
     """Prints the tables; one that is too wide for the terminal is split. `short`: without footnotes and refitted
     errors."""
     for table in tables.tables:
-        shown = _without_refitted(table) if short else table
+        rows = [(row.model, [_rich_cell(row.cells[d], short=short) for d in table.datasets]) for row in table.rows]
         console.print(Text(table.title, "bold"))
-        for datasets in _fitting(shown, console.width):
-            console.print(_terminal_table(shown, datasets))
+        for part in terminal_tables(table.datasets, rows, trivial_texts(table), console.width):
+            console.print(part)
             console.print()
     for line in () if short else legend(tables):
         console.print(Text(line, "dim"), soft_wrap=False)
 
 
-def _without_refitted(table: Table) -> Table:
-    cells = [{d: replace(cell, refitted=None) for d, cell in row.cells.items()} for row in table.rows]
-    return replace(table, rows=tuple(replace(row, cells=c) for row, c in zip(table.rows, cells, strict=True)))
-
-
-def _cell_lines(cell: Cell) -> list[str]:
-    """The lines of a cell: its error, and the refitted one below."""
+def _rich_cell(cell: Cell, *, short: bool) -> Text:
+    """The error of a cell, and the refitted one below."""
     mark = f"{MARK} " if cell.no_better_than_trivial else ""
-    return [mark + number(cell.error), *([f"refitted {number(cell.refitted)}"] if cell.refitted else [])]
-
-
-def _terminal_table(table: Table, datasets: Sequence[str]) -> RichTable:
-    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    shown.add_column("model", no_wrap=True)
-    for dataset in datasets:
-        shown.add_column(Text(dataset), justify="right", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(Text(row.model), *(_rich_cell(row.cells[dataset]) for dataset in datasets))
-    shown.add_section()
-    known = dict(zip(table.datasets, trivial_texts(table), strict=True))
-    shown.add_row(*(Text(text, "dim") for text in ("Trivial", *(known[dataset] for dataset in datasets))))
-    return shown
-
-
-def _rich_cell(cell: Cell) -> Text:
-    first, *more = _cell_lines(cell)
-    text = Text(first, "bold green" if cell.best else "red" if cell.no_better_than_trivial else "")
-    for line in more:
-        text.append("\n" + line, "dim")
-    return text
-
-
-def _fitting(table: Table, width: int) -> list[list[str]]:
-    """The columns in groups that fit the terminal together with the column of models."""
-    left = max(len(row.model) for row in table.rows)
-    groups: list[list[str]] = [[]]
-    used = left
-    known = dict(zip(table.datasets, trivial_texts(table), strict=True))
-    for dataset in table.datasets:
-        lines = [line for row in table.rows for line in _cell_lines(row.cells[dataset])]
-        needed = 3 + max(len(text) for text in (dataset, known[dataset], *lines))
-        if groups[-1] and used + needed > width:
-            groups.append([])
-            used = left
-        groups[-1].append(dataset)
-        used += needed
-    return groups
+    text = Text(mark + number(cell.error), "bold green" if cell.best else "red" if mark else "")
+    return text if short or not cell.refitted else text.append(f"\nrefitted {number(cell.refitted)}", "dim")
