@@ -42,3 +42,10 @@ def test_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkey
     for parameter in command.params:
         names = [parameter.name] if isinstance(parameter, click.Argument) else parameter.opts
         assert any(str(name) in said for name in names), parameter.name
+
+
+@pytest.mark.parametrize("verb", ["relax", "md", "ipi", "predict", "eos", "phonons"])
+def test_commands_that_use_a_branch_have_the_same_options(verb: str) -> None:
+    names = {parameter.name for parameter in ALL[verb,].params}
+    assert names >= {"model", "branch", "dataset", "checkpoint", "device", "precision", "dispersion"}
+    assert names >= {"charge", "spin", "compiled", "form"}

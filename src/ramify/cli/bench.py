@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ramify.cli.options import Json, Overrides, RecipeArgument, console, numbers, print_json
+from ramify.cli.messages import print_json, say
+from ramify.cli.options import Json, Overrides, RecipeArgument, numbers
 
 verbs = typer.Typer(
     help="Measure speed and memory, and compare them with the limits of the machine.", no_args_is_help=True
@@ -72,7 +73,7 @@ def bench_scale(
 
     def show(found: dict[str, Any]) -> None:
         if not as_json:
-            console.print(scale_line(found), markup=False, highlight=False, soft_wrap=True)
+            say(scale_line(found))
 
     content = run_scale(sweep, out, show, limit)
     if content is not None and as_json:
@@ -121,7 +122,7 @@ def bench_step(
 
     def show(found: dict[str, Any]) -> None:
         if not as_json:
-            console.print("\n".join(step_lines(found)), markup=False, highlight=False, soft_wrap=True)
+            say("\n".join(step_lines(found)))
 
     content = run_bench(measured, out, show, limit)
     if as_json:
@@ -154,13 +155,13 @@ def bench_memory(
 
     def show(found: dict[str, Any]) -> None:
         if not as_json:
-            console.print(memory_line(found), markup=False, highlight=False, soft_wrap=True)
+            say(memory_line(found))
 
     content = run_memory(measured, out, show, limit)
     if as_json:
         print_json(content)
     else:
-        console.print(memory_summary(content), markup=False, highlight=False, soft_wrap=True)
+        say(memory_summary(content))
 
 
 @verbs.command("predict")
@@ -199,7 +200,7 @@ def bench_predict(
         print_json(content)
         return
     lines = [*(check_lines(content["check"]) if content["check"] else []), *prediction_lines(content)]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(lines))
 
 
 @verbs.command("rank", hidden=True)

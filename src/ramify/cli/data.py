@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, console, print_json
+from ramify.cli.messages import console, print_json, say_written
+from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument
 from ramify.cli.progress import Steps
 from ramify.cli.tables import print_look, print_prepared
 from ramify.errors import RamifyError
@@ -89,7 +89,7 @@ def convert(
     from ramify.store.convert import convert_store
 
     written = convert_store(store, to, out)
-    console.print(f"store: [bold]{escape(str(written))}[/bold]", soft_wrap=True)
+    say_written("store", written)
 
 
 def _workers(text: str) -> int | Literal["mpi"]:

@@ -10,7 +10,8 @@ import typer
 from ramify import __version__
 from ramify.cli import bench, data, finetune, results, route, train
 from ramify.cli.compare import search, study
-from ramify.cli.options import MACHINE, console, errors
+from ramify.cli.messages import console, errors, say
+from ramify.cli.options import MACHINE
 from ramify.cli.use import materials, predict, simulate
 from ramify.errors import RamifyError
 from ramify.run.stop import INTERRUPTED, VERBS, Stopped, listening
@@ -78,11 +79,11 @@ def _run_command() -> None:
             sys.exit(1)
         errors.print("[bold red]error:[/bold red]", end=" ")
         text = "\n  ".join([str(error), *getattr(error, "__notes__", ())])
-        errors.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text, errors)
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED and not set(arguments) & set(VERBS):  # these print their own message
-            errors.print("interrupted; predict and relax resume when they are called again", soft_wrap=True)
+            say("interrupted; predict and relax resume when they are called again", errors)
         raise
 
 

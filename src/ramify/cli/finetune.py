@@ -4,8 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
+from ramify.cli.messages import (
+    console,
+    interrupted_training,
+    print_json,
+    say,
+    say_written,
+    training_stopped,
+    warned,
+)
 from ramify.cli.options import (
     MAKING,
     CheckpointOption,
@@ -15,12 +23,8 @@ from ramify.cli.options import (
     NewRun,
     Overrides,
     RecipeArgument,
-    console,
-    interrupted_training,
-    print_json,
-    training_output,
-    training_stopped,
 )
+from ramify.cli.progress import training_output
 from ramify.cli.tables import errors_table
 from ramify.errors import RamifyError
 
@@ -98,17 +102,17 @@ def finetune(
             _print_end(found.report, run)
     if trainer.stopped_by:
         step, total = trainer.progress.step, trainer.total_steps
-        training_stopped(trainer.stopped_by, step, total, resume_hint, say=trainer.layout.is_rank_zero)
+        training_stopped(trainer.stopped_by, step, total, resume_hint, visible=trainer.layout.is_rank_zero)
 
 
 def _print_errors(report: "Report") -> None:
     """Prints the errors before the first step."""
     console.print(errors_table(report.to_dict()))
     for text in report.warnings():
-        console.print(f"[bold yellow]warning:[/bold yellow] {escape(text)}", highlight=False, soft_wrap=True)
+        warned(text, console)
 
 
 def _print_end(report: "Report", run: Path) -> None:
     if not report.best_step:
-        console.print("no evaluation was better than that before the first step", soft_wrap=True)
-    console.print(f"best weights of step {report.best_step}; run: [bold]{escape(str(run))}[/bold]", soft_wrap=True)
+        say("no evaluation was better than that before the first step")
+    say_written(f"best weights of step {report.best_step}; run", run)

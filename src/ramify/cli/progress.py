@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ramify.cli import messages
+from ramify.cli.messages import say, warned
 from ramify.cli.tables import percent
 from ramify.labels import LABELS, mae
 
@@ -38,6 +40,27 @@ def shows_bars(console: Console) -> bool:
     if console.is_jupyter:
         return importlib.util.find_spec("ipywidgets") is not None
     return console.is_terminal
+
+
+class Pace:
+    """The increasing intervals at which a job writes lines into a log.
+
+    Attributes:
+        elapsed: seconds from the beginning to the last call of `is_due`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun = self._last = clock()
+        self.elapsed = 0.0
+
+    def is_due(self) -> bool:
+        """Whether the next line is to be written; the next interval then begins."""
+        now = self._clock()
+        self.elapsed = now - self._begun
+        due = now - self._last >= max(FIRST, PART * self.elapsed)
+        self._last = now if due else self._last
+        return due
 
 
 class ProgressLines:
@@ -60,27 +83,24 @@ class ProgressLines:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console, self._title, self._unit, self._clock = console, title, unit, clock
+        self._console, self._title, self._unit, self._pace = console, title, unit, Pace(clock)
         self._quiet = quiet or shows_bars(console)
-        self._begun = self._last = clock()
         self._first: float | None = None
 
     def at(self, done: float, total: float | None = None, note: str = "") -> None:
         """Reports that `done` objects are completed, of `total` if known."""
-        now = self._clock()
         if self._first is None:
             self._first = done  # steps before a resume do not count for the rate
-        if self._quiet or now - self._last < max(FIRST, PART * (now - self._begun)):
+        if self._quiet or not self._pace.is_due():
             return
-        self._last = now
-        passed, more = now - self._begun, done - self._first
+        passed, more = self._pace.elapsed, done - self._first
         line = f"{self._title}: {done:,.0f} {self._unit}"
         if total:
             line = f"{self._title}: {self._unit} {done:,.0f} of {total:,.0f} ({100 * done / total:.0f} %)"
-        line += f"{note}, {_time(passed)}"
+        line += f"{note}, {time_text(passed)}"
         if total and more > 0:
-            line += f", about {_time((total - done) * passed / more)} left"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            line += f", about {time_text((total - done) * passed / more)} left"
+        say(line, self._console)
 
 
 def _without_bars(console: Console) -> bool:
@@ -88,7 +108,7 @@ def _without_bars(console: Console) -> bool:
     return console.is_jupyter and not shows_bars(console)
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """`42 s`, `3.5 min`, `2.1 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -179,7 +199,7 @@ def training_display(
             yield
         finally:
             progress.remove_task(task)
-        console.print(f"the step is compiled ({_time(clock() - began)})", highlight=False)
+        console.print(f"the step is compiled ({time_text(clock() - began)})", highlight=False)
 
     with progress:
         yield (
@@ -187,12 +207,24 @@ def training_display(
                 step=on_step,
                 trained=on_trained,
                 evaluated=lambda entry: console.print(evaluations.text(entry, console.width), highlight=False),
-                noted=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+                noted=lambda text: say(text, console),
                 compiling=compiling,
-                warned=lambda text: console.print(f"[bold yellow]warning:[/bold yellow] {text}", highlight=False),
+                warned=lambda text: warned(text, console),
             ),
             on_edges,
         )
+
+
+@contextmanager
+def training_output(visible: bool) -> Iterator[tuple["Callbacks", Callable[[str, int], None]]]:
+    """`training_display`, on rank zero only."""
+    if visible:
+        with training_display(messages.console) as listeners:
+            yield listeners
+    else:
+        from ramify.train.reporting import Callbacks
+
+        yield Callbacks(), lambda dataset, structures: None
 
 
 @contextmanager

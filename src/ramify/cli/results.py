@@ -9,17 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ramify.cli.options import (
-    RESULTS,
-    CheckpointOption,
-    Json,
-    ModelArgument,
-    RunArgument,
-    SplitOption,
-    console,
-    print_json,
-    warned,
-)
+from ramify.cli.messages import console, print_json, say, warned
+from ramify.cli.options import RESULTS, CheckpointOption, Json, ModelArgument, RunArgument, SplitOption
 from ramify.cli.progress import Steps
 from ramify.cli.tables import error_bar_table, evaluation_table
 from ramify.errors import RamifyError
@@ -153,7 +144,7 @@ def _evaluate_file(
     console.print(evaluation_table(result))
     if result["skipped"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in result["skipped"].items())
-        console.print(f"[bold yellow]skipped:[/bold yellow] {escape(reasons)}", soft_wrap=True)
+        warned(reasons, console, "skipped")
 
 
 @verbs.command(rich_help_panel=RESULTS)
@@ -174,7 +165,7 @@ def tables(
     if as_json:
         print_json(built.to_dict())
     elif markdown:
-        console.print(built.markdown(), markup=False, soft_wrap=True)
+        say(built.markdown())
     else:
         built.render(console)
 
@@ -192,7 +183,7 @@ def report(
     from ramify.report.report import write_report
 
     written = write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or Path("comparison.html"))
-    console.print(str(written), markup=False, soft_wrap=True)
+    say(str(written))
 
 
 @verbs.command(rich_help_panel=RESULTS)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ramify.cli.options import USING, FormatOption, Json, console, print_json
+from ramify.cli.messages import console, print_json, say, say_written
+from ramify.cli.options import USING, FormatOption, Json
 from ramify.cli.progress import Steps
 from ramify.errors import RamifyError
 
@@ -42,7 +43,7 @@ def route(
         if as_json:
             lines.append(asdict(line))
         else:
-            console.print(line.text(), highlight=False, markup=False, soft_wrap=True)
+            say(line.text())
     if as_json:
         print_json(lines)
 
@@ -57,10 +58,9 @@ def _fit(run: Path, as_json: bool) -> None:
         print_json(measured)
         return
     by_branch = ", ".join(f"{name} {100 * share:.0f} %" for name, share in measured["accuracy_by_branch"].items())
-    console.print(
+    say_written(
         f"on {measured['structures']} validation structures: {100 * measured['accuracy']:.1f} % correct ({by_branch}), "
         f"mean confidence {100 * measured['mean_confidence']:.1f} %, expected calibration error "
-        f"{100 * measured['calibration_error']:.1f} %; router: [bold]{escape(str(run / ROUTER))}[/bold]",
-        highlight=False,
-        soft_wrap=True,
+        f"{100 * measured['calibration_error']:.1f} %; router",
+        run / ROUTER,
     )

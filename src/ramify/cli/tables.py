@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from ramify.cli.messages import say, warned
 from ramify.labels import BUILT_IN, LABELS, measurable
 from ramify.prepare.checks.consistency import ACCEPTED
 from ramify.prepare.checks.gates import CONFLICT
@@ -114,15 +114,13 @@ def print_prepared(console: Console, manifests: Mapping[str, Manifest]) -> None:
     console.print(counts_table(manifests))
     for name, manifest in manifests.items():
         if manifest.dropped:
-            console.print(escape(f"{name}: dropped {_reasons(manifest)}"), highlight=False, soft_wrap=True)
+            say(f"{name}: dropped {_reasons(manifest)}", console)
     for name, manifest in manifests.items():
         if manifest.states:
-            console.print(escape(f"{name}: {_states(manifest)}"), highlight=False, soft_wrap=True)
+            say(f"{name}: {_states(manifest)}", console)
     for name, manifest in manifests.items():
         for text in manifest.warnings():
-            console.print(
-                f"[bold yellow]warning:[/bold yellow] {name}: {escape(text)}", highlight=False, soft_wrap=True
-            )
+            warned(f"{name}: {text}", console)
 
 
 def _counts(name: str, manifest: Manifest) -> tuple[str, ...]:
@@ -164,12 +162,12 @@ def _apart(reason: str, manifest: Manifest) -> str:
 
 def print_look(console: Console, found: Mapping[str, Any]) -> None:
     """Prints the summary of an original file (`ramify.sources.look.Look`)."""
-    console.print(found["path"], style="bold", markup=False, soft_wrap=True)
+    say(found["path"], console, "bold")
     for label, text in _looked(found):
         style = "yellow" if label == "check" else None
         for line in _hanging(console, label, text):
-            console.print(line, markup=False, highlight=False, style=style, soft_wrap=True)
-    console.print("recipe to copy:\n" + found["recipe"], markup=False, highlight=False, soft_wrap=True)
+            say(line, console, style)
+    say("recipe to copy:\n" + found["recipe"], console)
 
 
 def _looked(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -258,11 +256,13 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
         f"{model['gradient_bytes_per_parameter']} all-reduced",
         f"times assume parallel.machine: {machine['tflops']:g} TFLOP/s, {machine['bandwidth']:g} GB/s, "
         f"{machine['latency']:g} µs",
-        *(f"[bold yellow]warning:[/bold yellow] {text}" for text in plan["warnings"]),
-        *(f"would fit: {text}" for text in plan["remedies"]),
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+    for text in plan["warnings"]:
+        warned(text, console)
+    for text in plan["remedies"]:
+        say(f"would fit: {text}", console)
 
 
 def _datasets_table(plan: Mapping[str, Any]) -> Table:

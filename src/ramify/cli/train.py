@@ -6,22 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from ramify.cli.options import (
-    MAKING,
-    ContinueOption,
-    Json,
-    NewRun,
-    Overrides,
-    RecipeArgument,
-    console,
-    gigabytes,
-    interrupted_training,
-    print_json,
-    training_output,
-    training_stopped,
-)
+from ramify.cli.messages import console, interrupted_training, print_json, say, say_written, training_stopped
+from ramify.cli.options import MAKING, ContinueOption, Json, NewRun, Overrides, RecipeArgument, gigabytes
+from ramify.cli.progress import training_output
 from ramify.cli.tables import print_plan
 from ramify.errors import RamifyError
 
@@ -30,7 +18,6 @@ if TYPE_CHECKING:  # imports PyTorch
     from ramify.recipe import Recipe
     from ramify.run.stop import Stop
     from ramify.train.loop import Trainer
-    from ramify.train.state import TrainingProgress
 
 verbs = typer.Typer()
 
@@ -131,9 +118,9 @@ def train(
                 _print_end(trainer)
     if trainer.stopped_by:
         step, total = trainer.progress.step, trainer.total_steps
-        training_stopped(trainer.stopped_by, step, total, resume_hint, say=trainer.layout.is_rank_zero)
+        training_stopped(trainer.stopped_by, step, total, resume_hint, visible=trainer.layout.is_rank_zero)
     if seeds is not None and trainer.layout.is_rank_zero:
-        console.print(f"committee of {seeds} seeds: [bold]{escape(str(path))}[/bold]", soft_wrap=True)
+        say_written(f"committee of {seeds} seeds", path)
 
 
 def _runs(
@@ -174,30 +161,23 @@ def _print_end(trainer: "Trainer") -> None:
     """Prints the result of a training."""
     progress = trainer.progress
     if trainer.over.startswith("early"):
-        console.print(trainer.over, highlight=False, soft_wrap=True)
-    console.print(
-        f"{progress.step} steps in {progress.seconds / 60:.1f} min; "
-        f"{_best_of(progress) if trainer.validates else 'no validation split: the last weights count as the best'}"
-        f"; run: [bold]{escape(str(trainer.run.path))}[/bold]",
-        soft_wrap=True,
-    )
+        say(trainer.over)
+    best = f"best metric {progress.best:.4f} at step {progress.best_step}"
+    if not trainer.validates:
+        best = "no validation split: the last weights count as the best"
+    say_written(f"{progress.step} steps in {progress.seconds / 60:.1f} min; {best}; run", trainer.run.path)
 
 
 def _print_start(trainer: "Trainer") -> None:
     """Prints the step at which a run continues, changed keys, and the placement."""
     if trainer.progress.step:
-        console.print(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
+        say(f"continuing at step {trainer.progress.step} of {trainer.total_steps}")
     for text in trainer.continuation:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text)
     if trainer.over and trainer.progress.step:
-        text = f"{trainer.over}; to train on, raise train.epochs, train.max_steps or train.patience"
-        console.print(text, highlight=False, soft_wrap=True)
+        say(f"{trainer.over}; to train on, raise train.epochs, train.max_steps or train.patience")
     if (placement := trainer.layout.placement).ranks > 1:
-        console.print(f"{placement.ranks} ranks, {placement.kind}: {placement.reason}", soft_wrap=True)
-
-
-def _best_of(progress: "TrainingProgress") -> str:
-    return f"best metric {progress.best:.4f} at step {progress.best_step}"
+        say(f"{placement.ranks} ranks, {placement.kind}: {placement.reason}")
 
 
 def _recipe_of(run: Path) -> Path:

@@ -14,7 +14,7 @@ from ramify.recipe import Recipe
 from ramify.run.lock import RunLock
 from ramify.run.stop import Stop
 from ramify.store.manifest import Manifest, read_manifest
-from ramify.study.display import Watch
+from ramify.study.progress import Watch
 from ramify.study.results.outcome import Outcome, outcome_of, write_tables
 from ramify.study.results.page import render_page
 from ramify.study.run import Controller, Starter, failures

@@ -1,7 +1,7 @@
 """State of a task as its run directory shows it: steps done, training finished, evaluated on all datasets."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,10 @@ class Row:
     seconds: float
     metric: float | None
     error: str = ""
+
+
+Watch = Callable[[list[Row]], None]
+"""Called with the progress of all tasks."""
 
 
 def row_of(study: Study, task: Task) -> Row:

@@ -12,7 +12,7 @@ from ramify.files import write_whole
 from ramify.run.launcher import StartedTraining, Training
 from ramify.run.lock import is_locked
 from ramify.run.stop import INTERRUPTED, STOPPED, Stop
-from ramify.study.progress import Row, last_words, row_of, state_on_disk
+from ramify.study.progress import Watch, last_words, row_of, state_on_disk
 from ramify.study.table import Process, Study, Task
 from ramify.system import process_runs, process_start
 
@@ -71,7 +71,7 @@ class Controller:
     launcher: Starter
     jobs: int
     wanted: Sequence[str]
-    watch: Callable[[list[Row]], None] = lambda rows: None
+    watch: Watch = lambda rows: None
     interval: float = 0.5
     _running: list[_Running] = field(default_factory=list)
     _attempts: dict[str, int] = field(default_factory=dict)

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ramify import minicorpora
-from ramify.cli.options import warned
+from ramify.cli.compare.display import study_display
+from ramify.cli.messages import say, warned
 from ramify.cli.progress import Steps, training_display
 from ramify.cli.tables import own_errors_table, print_prepared
 from ramify.evaluate.evaluate import Evaluator
@@ -21,7 +22,6 @@ from ramify.run.stop import Stop
 from ramify.run.trackers.trackers import track_tables
 from ramify.store.manifest import SPLITS
 from ramify.study.conduct import Conducted, conduct, prepare_missing
-from ramify.study.display import study_display
 from ramify.study.setup import Request
 from ramify.train.loop import Trainer
 from ramify.train.start import start_run
@@ -47,7 +47,7 @@ def run_study(path: Path, overrides: list[str], console: Console) -> Conducted:
         sizes = " / ".join(str(manifest.splits[split].structures) for split in SPLITS)
         elements = len(manifest.elements)
         line = f"{name}: {sizes} structures (train / val / test), {elements} elements, {manifest.theory}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line, console)
     jobs = min(MOST_JOBS, os.cpu_count() or 1)
     with study_display(console, short=True) as watch:
         return conduct(request, Launcher("", jobs, recipe.train.threads), jobs, watch)

@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, console, errors, gigabytes, print_json
+from ramify.cli.messages import console, errors, print_json, say
+from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, gigabytes
 from ramify.errors import RamifyError
 
 if TYPE_CHECKING:  # imports PyTorch
@@ -75,7 +76,7 @@ def search(
 
     def noted(text: str) -> None:
         if not as_json:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(text)
 
     with Stop() as stop:
         stopped = found.controller(trials, ranks, started, stop=stop, noted=noted).run()
@@ -85,7 +86,7 @@ def search(
     else:
         _print(found, results)
     if stopped:
-        errors.print(f"stopped ({stopped}); the same command continues the search", markup=False, soft_wrap=True)
+        say(f"stopped ({stopped}); the same command continues the search", errors)
         raise typer.Exit(exit_status(stopped))
 
 
@@ -111,7 +112,7 @@ def _print(search: "Search", trials: "list[Trial]") -> None:
     objectives, folder = search.settings.objectives, search.folder
     best = best_trials(trials, objectives)
     if not best:
-        console.print("no trial has a result", soft_wrap=True)
+        say("no trial has a result")
         return
     last = len(best[0].results)
     others = sorted(

@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ramify.cli.options import (
-    MAKING,
-    Json,
-    Overrides,
-    RecipeArgument,
-    console,
-    errors,
-    interrupted_training,
-    numbers,
-    print_json,
-    training_stopped,
-)
+from ramify.cli.messages import console, errors, interrupted_training, print_json, say, say_written, training_stopped
+from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument, numbers
 from ramify.cli.progress import Steps
 from ramify.errors import RamifyError
 
@@ -63,8 +53,8 @@ def _quick_demo(run: Path, overrides: list[str]) -> None:
     with interrupted_training(path, resume_hint):
         trainer, report = run_demo(path, overrides, console)
     if report is None:
-        training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, resume_hint, say=True)
-    console.print(f"report: [bold]{escape(str(report))}[/bold]", soft_wrap=True)
+        training_stopped(trainer.stopped_by, trainer.progress.step, trainer.total_steps, resume_hint, visible=True)
+    say_written("report", str(report))
 
 
 @verbs.command(rich_help_panel=MAKING)
@@ -98,10 +88,10 @@ def study(
     Writes the paper's Tables 1 and 2 with the spread over seeds, and study.html. The same command continues a study,
     also with more seeds, models or datasets.
     """
+    from ramify.cli.compare.display import study_display
     from ramify.recipe import load_recipe
     from ramify.run.launcher import Launcher
     from ramify.study.conduct import conduct, prepare_missing
-    from ramify.study.display import study_display
     from ramify.study.models import EQUAL
     from ramify.study.setup import Request
 
@@ -125,7 +115,7 @@ def _print_case(quiet: bool, case: dict[str, Any]) -> None:
     if not quiet:
         processes = "1 process" if case["ranks"] == 1 else f"{case['ranks']} processes"
         text = f"scaling ({case['mode']}): {case['placement']}, {processes}, {case['seconds']:.3f} s per step"
-        console.print(text, markup=False, highlight=False)
+        say(text)
 
 
 def _print_study(conducted: "Conducted", *, as_json: bool = False, short: bool = False) -> None:
@@ -147,15 +137,15 @@ def _print_study(conducted: "Conducted", *, as_json: bool = False, short: bool =
         else:
             render(outcome.tables, console, short=short)
             for line in outcome.verdict[:1] if short else outcome.verdict:
-                console.print(line, markup=False, highlight=False)
+                say(line)
     for text in conducted.failed:
         errors.print(f"[bold red]failed:[/bold red] {escape(text)}", highlight=False, soft_wrap=True)
     if conducted.stopped_by:
         done = sum(task.state == "done" for task in study.tasks)
         text = f"stopped ({conducted.stopped_by}); {done} of {len(study.tasks)} models are done"
-        errors.print(f"{text}, the same command continues the study", markup=False, soft_wrap=True)
+        say(f"{text}, the same command continues the study", errors)
         raise typer.Exit(exit_status(conducted.stopped_by))
     if not as_json:
-        console.print(f"study: [bold]{escape(str(study.path / PAGE))}[/bold]", soft_wrap=True)
+        say_written("study", study.path / PAGE)
     if conducted.failed:
         raise typer.Exit(1)

@@ -1,42 +1,35 @@
 """The commands that compute properties of crystals with a trained model: eos, phonons."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from ramify.cli.options import USING, CheckpointOption, FormatOption, Json, ModelOption, console, print_json
-from ramify.cli.use.options import (
-    BranchOption,
-    DatasetOption,
-    DeviceOption,
-    DispersionOption,
-    FileArgument,
-    IndexOption,
-    load_model,
-    warnings_shown,
-)
+from ramify.cli.messages import print_json, say_written
+from ramify.cli.options import USING, FormatOption, Json
+from ramify.cli.use.options import BranchOptions, FileArgument, IndexOption, warnings_shown, with_options
 from ramify.errors import RamifyError
 
 FolderOption = Annotated[Path, typer.Option("--out", "-o", help="Directory to create, with data and a picture.")]
-PrecisionOption = Annotated[str, typer.Option(help="fp32 or fp64; derivatives need fp64.")]
 
 verbs = typer.Typer()
 
 
+@dataclass(frozen=True)
+class CrystalOptions(BranchOptions):
+    """The same options, in the precision that derivatives need."""
+
+    precision: Annotated[str, typer.Option(help="fp32 or fp64; derivatives need fp64.")] = "fp64"
+
+
 @verbs.command(rich_help_panel=USING)
+@with_options
 def eos(
     file: FileArgument,
-    model: ModelOption,
     out: FolderOption,
-    branch: BranchOption = None,
-    dataset: DatasetOption = None,
-    checkpoint: CheckpointOption = "best",
+    options: CrystalOptions,
     form: FormatOption = None,
-    device: DeviceOption = "cpu",
-    precision: PrecisionOption = "fp64",
-    dispersion: DispersionOption = None,
     index: IndexOption = None,
     strain: Annotated[float, typer.Option(help="Largest relative change of the lattice constants.")] = 0.03,
     points: Annotated[int, typer.Option(help="Number of volumes.")] = 9,
@@ -47,14 +40,12 @@ def eos(
 ) -> None:
     """Fit an equation of state of a crystal: equilibrium volume and bulk modulus, with a picture."""
     from ramify.files import whole_folder, write_json
-    from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.eos import equation_of_state
     from ramify.inference.jobs.frames import one_frame
 
     _must_be_new(out)
     atoms = one_frame(file, index, form)
-    loaded = load_model(model, checkpoint, device, precision, dispersion=dispersion)
-    calculator = Calculator(loaded, branch, dataset=dataset)
+    calculator = options.calculator()
     with warnings_shown():
         found = equation_of_state(atoms, calculator, strain=strain, points=points, equation=equation)
     with whole_folder(out) as folder:
@@ -63,25 +54,17 @@ def eos(
     if as_json:
         print_json(found.to_dict())
         return
-    console.print(
-        f"volume {found.volume:.4f} Å³, energy {found.energy:.6f} eV, bulk modulus {found.bulk_modulus:.2f} GPa: "
-        f"[bold]{escape(str(out))}[/bold]",
-        soft_wrap=True,
-    )
+    text = f"volume {found.volume:.4f} Å³, energy {found.energy:.6f} eV, bulk modulus {found.bulk_modulus:.2f} GPa"
+    say_written(text, out)
 
 
 @verbs.command(rich_help_panel=USING)
+@with_options
 def phonons(
     file: FileArgument,
-    model: ModelOption,
     out: FolderOption,
-    branch: BranchOption = None,
-    dataset: DatasetOption = None,
-    checkpoint: CheckpointOption = "best",
+    options: CrystalOptions,
     form: FormatOption = None,
-    device: DeviceOption = "cpu",
-    precision: PrecisionOption = "fp64",
-    dispersion: DispersionOption = None,
     index: IndexOption = None,
     supercell: Annotated[
         tuple[int, int, int], typer.Option(help="Repetitions of the cell along its three vectors.")
@@ -91,14 +74,12 @@ def phonons(
 ) -> None:
     """Compute the phonons of a relaxed crystal with phonopy: bands, density of states, force constants, a picture."""
     from ramify.files import whole_folder, write_json
-    from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.frames import one_frame
     from ramify.inference.jobs.phonons import phonons as compute
 
     _must_be_new(out)
     atoms = one_frame(file, index, form)
-    loaded = load_model(model, checkpoint, device, precision, dispersion=dispersion)
-    calculator = Calculator(loaded, branch, dataset=dataset)
+    calculator = options.calculator()
     with warnings_shown():
         found = compute(atoms, calculator, supercell=supercell, distance=distance)
     with whole_folder(out) as folder:
@@ -110,9 +91,7 @@ def phonons(
         return
     low, high = float(found.frequencies.min()), float(found.frequencies.max())
     imaginary = " (negative: imaginary, the structure is not stable)" if low < -0.1 else ""
-    console.print(
-        f"frequencies from {low:.3f} to {high:.3f} THz{imaginary}: [bold]{escape(str(out))}[/bold]", soft_wrap=True
-    )
+    say_written(f"frequencies from {low:.3f} to {high:.3f} THz{imaginary}", out)
 
 
 def _must_be_new(out: Path) -> None:

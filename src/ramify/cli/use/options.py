@@ -1,20 +1,24 @@
 """Arguments and options of the commands that use a trained model, and their messages."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 import yaml
-from rich.markup import escape
 
-from ramify.cli.options import console, errors, print_json
+from ramify.cli.messages import console, errors, print_json, say, say_written, warned
+from ramify.cli.options import CheckpointOption, ModelOption
 from ramify.errors import RamifyError, RamifyWarning
 from ramify.recipe.overrides import read_yaml
 
 if TYPE_CHECKING:  # these import PyTorch, which takes seconds to load
+    from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.resumable import OutputProgress
     from ramify.inference.model import Model
 
@@ -49,34 +53,69 @@ IndexOption = Annotated[
 RestartOption = Annotated[bool, typer.Option("--restart", help="Start again instead of resuming an interrupted file.")]
 
 
-def load_model(
-    model: Path | Sequence[Path],
-    checkpoint: str,
-    device: str,
-    precision: str | None,
-    compiled: bool = False,
-    dispersion: str | None = None,
-) -> "Model":
-    """The model or committee of `--model`; announces on the error stream that it is being compiled."""
-    from ramify.inference.model import load
+@dataclass(frozen=True)
+class BranchOptions:
+    """The options of a command that uses one branch of a trained model, see `with_options`."""
 
-    try:
-        correction = None if dispersion is None else read_yaml(dispersion)
-    except yaml.YAMLError as error:
-        raise RamifyError(f"--dispersion '{dispersion}' is not YAML: {error}", fix="give keys in braces") from None
-    return load(
-        model,
-        checkpoint=checkpoint,
-        device=device,
-        precision=precision,
-        compile=compiled,
-        on_compile=_announce,
-        dispersion=correction,
-    )
+    model: ModelOption
+    branch: BranchOption = None
+    dataset: DatasetOption = None
+    checkpoint: CheckpointOption = "best"
+    device: DeviceOption = "cpu"
+    precision: PrecisionOption = None
+    dispersion: DispersionOption = None
+    charge: ChargeOption = None
+    spin: SpinOption = None
+    compiled: CompileOption = False
+
+    def load(self) -> "Model":
+        """The model or committee; announces on the error stream that it is being compiled."""
+        from ramify.inference.model import load
+
+        try:
+            correction = None if self.dispersion is None else read_yaml(self.dispersion)
+        except yaml.YAMLError as error:
+            text = f"--dispersion '{self.dispersion}' is not YAML: {error}"
+            raise RamifyError(text, fix="give keys in braces") from None
+        return load(
+            self.model,
+            checkpoint=self.checkpoint,
+            device=self.device,
+            precision=self.precision,
+            compile=self.compiled,
+            on_compile=_announce,
+            dispersion=correction,
+        )
+
+    def calculator(self) -> "Calculator":
+        """The branch as a calculator of ASE; prints its warnings."""
+        from ramify.inference.integrations.ase import Calculator
+
+        loaded = self.load()
+        with warnings_shown():
+            return Calculator(loaded, self.branch, dataset=self.dataset, charge=self.charge, spin=self.spin)
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replaces the parameter `options` of a command, a dataclass, by one option for each of its fields."""
+    parameters = dict(signature(command).parameters)
+    kind = parameters.pop("options").annotation
+    fields = signature(kind).parameters
+
+    @wraps(command)
+    def replaced(**values: Any) -> None:
+        command(options=kind(**{name: values.pop(name) for name in fields}), **values)
+
+    # an argument comes first in the help, the options of the model second
+    first = {name: p for name, p in parameters.items() if p.default is p.empty}
+    shown = [p.replace(kind=p.KEYWORD_ONLY) for p in (first | dict(fields) | parameters).values()]
+    setattr(replaced, "__signature__", Signature(shown))  # noqa: B010 - typer reads it
+    replaced.__annotations__ = {p.name: p.annotation for p in shown}
+    return replaced
 
 
 def _announce() -> None:
-    errors.print("compiling the model, which takes one to two minutes; the program is kept for the next time")
+    say("compiling the model, which takes one to two minutes; the program is kept for the next time", errors)
 
 
 def print_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:
@@ -96,23 +135,17 @@ def print_written(out: Path, progress: "OutputProgress", as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    console.print(f"{progress.written} structures: [bold]{escape(str(out))}[/bold]", soft_wrap=True)
+    say_written(f"{progress.written} structures", out)
     if progress.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in progress.skipped.items())
-        console.print(
-            f"[bold yellow]skipped:[/bold yellow] {escape(reasons)}; see {escape(str(out))}.skipped.jsonl",
-            soft_wrap=True,
-        )
+        warned(f"{reasons}; see {out}.skipped.jsonl", console, "skipped")
     for branch, found in errors.items():
-        console.print(f"branch {escape(branch)} against the labels of the file:", soft_wrap=True)
+        say(f"branch {branch} against the labels of the file:")
         for line in label_lines(found):
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            say(f"  {line}")
     if progress.warnings:
-        console.print(
-            f"[bold yellow]warning:[/bold yellow] {progress.warnings} structures have a warning: see `warning` "
-            "or `why` in their frames",
-            soft_wrap=True,
-        )
+        text = f"{progress.warnings} structures have a warning: see `warning` or `why` in their frames"
+        warned(text, console)
 
 
 @contextmanager
@@ -130,7 +163,7 @@ def warnings_shown() -> Iterator[None]:
     ) -> None:
         if issubclass(category, RamifyWarning) and str(message) not in printed:
             printed.add(str(message))
-            console.print(f"[bold yellow]warning:[/bold yellow] {escape(str(message))}", soft_wrap=True)
+            warned(str(message), console)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", RamifyWarning)

@@ -6,32 +6,18 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from ramify.cli.options import (
-    USING,
-    CheckpointOption,
-    FormatOption,
-    Json,
-    ModelArgument,
-    ModelOption,
-    console,
-    gigabytes,
-)
+from ramify.cli.messages import console, say_written
+from ramify.cli.options import USING, CheckpointOption, FormatOption, Json, ModelArgument, gigabytes
 from ramify.cli.progress import Steps
 from ramify.cli.use.options import (
-    BranchOption,
-    ChargeOption,
-    CompileOption,
+    BranchOptions,
     DatasetOption,
-    DeviceOption,
-    DispersionOption,
     FileArgument,
     OutOption,
-    PrecisionOption,
     RestartOption,
-    SpinOption,
-    load_model,
     print_written,
     warnings_shown,
+    with_options,
 )
 from ramify.errors import RamifyError
 
@@ -63,12 +49,12 @@ def export(
 ) -> None:
     """Write a small self-contained model with a model card; it needs neither the run nor its data."""
     from ramify.inference.export.exported import write_export
-    from ramify.inference.model import read_saved
+    from ramify.inference.model import load, read_saved
 
     if form != "ramify":
         if branch and len(branch) > 1:
             raise RamifyError(f"--format {form} exports one branch, not {len(branch)}", fix="name one --branch")
-        loaded, chosen = load_model(run, checkpoint, "cpu", precision), branch[0] if branch else None
+        loaded, chosen = load(run, checkpoint=checkpoint, precision=precision), branch[0] if branch else None
         if form == "mliap":
             from ramify.inference.integrations.mliap import write_mliap
 
@@ -79,28 +65,20 @@ def export(
             write_metatomic(loaded.predictor(chosen, dataset), out)
     else:
         write_export(read_saved(run, checkpoint), out, branch or [])
-    console.print(f"model: [bold]{escape(str(out))}[/bold]", soft_wrap=True)
+    say_written("model", out)
 
 
 @verbs.command(rich_help_panel=USING)
+@with_options
 def predict(
     file: FileArgument,
-    model: ModelOption,
     out: OutOption,
-    branch: BranchOption = None,
+    options: BranchOptions,
     all_branches: Annotated[bool, typer.Option("--all-branches", help="Predict with every branch.")] = False,
-    dataset: DatasetOption = None,
-    charge: ChargeOption = None,
-    spin: SpinOption = None,
     forces_std: Annotated[
         bool, typer.Option("--forces-std", help="Also write error bars of forces, of a calibrated model; slow.")
     ] = False,
-    checkpoint: CheckpointOption = "best",
     form: FormatOption = None,
-    device: DeviceOption = "cpu",
-    precision: PrecisionOption = None,
-    compiled: CompileOption = False,
-    dispersion: DispersionOption = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory for a batch, e.g. 16GB; by default all free memory.")
     ] = None,
@@ -113,15 +91,16 @@ def predict(
     """
     from ramify.inference.jobs.predict_file import predict_file
 
-    if all_branches and branch:
+    if all_branches and options.branch:
         raise RamifyError("--branch and --all-branches cannot be combined", fix="give one of them")
-    loaded = load_model(model, checkpoint, device, precision, compiled, dispersion)
+    loaded = options.load()
     with warnings_shown():
-        names = list(loaded.branches) if all_branches else [loaded.predictor(branch, dataset).branch.name]
+        named = None if all_branches else loaded.predictor(options.branch, options.dataset).branch.name
     limit = None if memory is None else 1e9 * gigabytes(memory)
     with Steps(console, f"predict {escape(str(file))}", quiet=as_json) as steps:
         progress = predict_file(
-            loaded, file, out, names, dataset=dataset, charge=charge, spin=spin, forces_std=forces_std, form=form,
+            loaded, file, out, [named] if named else [*loaded.branches],
+            dataset=options.dataset, charge=options.charge, spin=options.spin, forces_std=forces_std, form=form,
             memory=limit, restart=restart, progress=steps.counted,
         )  # fmt: skip
     print_written(out, progress, as_json)

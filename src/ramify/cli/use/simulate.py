@@ -6,26 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from ramify.cli.options import USING, CheckpointOption, FormatOption, Json, ModelOption, console, print_json
+from ramify.cli.messages import console, print_json, say, say_written
+from ramify.cli.options import USING, FormatOption, Json
 from ramify.cli.progress import Steps, relaxation_line, step_bar
 from ramify.cli.use.options import (
-    BranchOption,
-    ChargeOption,
-    CompileOption,
-    DatasetOption,
-    DeviceOption,
-    DispersionOption,
+    BranchOptions,
     FileArgument,
     IndexOption,
     OutOption,
-    PrecisionOption,
     RestartOption,
-    SpinOption,
-    load_model,
     print_written,
     warnings_shown,
+    with_options,
 )
 from ramify.errors import RamifyError
 
@@ -37,20 +30,12 @@ verbs = typer.Typer()
 
 
 @verbs.command(rich_help_panel=USING)
+@with_options
 def relax(
     file: FileArgument,
-    model: ModelOption,
     out: OutOption,
-    branch: BranchOption = None,
-    dataset: DatasetOption = None,
-    charge: ChargeOption = None,
-    spin: SpinOption = None,
-    checkpoint: CheckpointOption = "best",
+    options: BranchOptions,
     form: FormatOption = None,
-    device: DeviceOption = "cpu",
-    precision: PrecisionOption = None,
-    compiled: CompileOption = False,
-    dispersion: DispersionOption = None,
     fmax: Annotated[float, typer.Option(help="Convergence criterion: largest force, eV/Å.")] = 0.05,
     steps: Annotated[int, typer.Option(help="Largest number of steps.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Also relax the cell.")] = False,
@@ -61,37 +46,26 @@ def relax(
     as_json: Json = False,
 ) -> None:
     """Relax every structure of a file; resumes an interrupted file. Prints for each whether it converged."""
-    from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.relax import RelaxOptions, relax_file
 
     def show(index: int, formula: str, found: "Relaxation | None", why: str) -> None:
         if not as_json:
-            console.print(relaxation_line(index, formula, found, why), highlight=False, markup=False)
+            say(relaxation_line(index, formula, found, why))
 
-    options = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer, pressure=pressure, symmetry=symmetry)
-    loaded = load_model(model, checkpoint, device, precision, compiled, dispersion)
+    how = RelaxOptions(fmax=fmax, steps=steps, cell=cell, optimizer=optimizer, pressure=pressure, symmetry=symmetry)
+    calculator = options.calculator()
     with warnings_shown():
-        calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
-    with warnings_shown():
-        progress = relax_file(calculator, file, out, options, form=form, restart=restart, done=show)
+        progress = relax_file(calculator, file, out, how, form=form, restart=restart, done=show)
     print_written(out, progress, as_json)
 
 
 @verbs.command(rich_help_panel=USING)
+@with_options
 def md(
     file: FileArgument,
-    model: ModelOption,
     out: OutOption,
-    branch: BranchOption = None,
-    dataset: DatasetOption = None,
-    charge: ChargeOption = None,
-    spin: SpinOption = None,
-    checkpoint: CheckpointOption = "best",
+    options: BranchOptions,
     form: FormatOption = None,
-    device: DeviceOption = "cpu",
-    precision: PrecisionOption = None,
-    compiled: CompileOption = False,
-    dispersion: DispersionOption = None,
     index: IndexOption = None,
     ensemble: Annotated[Literal["nve", "nvt", "npt"], typer.Option(help="npt: Martyna-Tobias-Klein.")] = "nve",
     thermostat: Annotated[
@@ -124,7 +98,6 @@ def md(
     as_json: Json = False,
 ) -> None:
     """Run molecular dynamics of one structure: NVE, NVT or NPT. Prints the drift of the conserved energy."""
-    from ramify.inference.integrations.ase import Calculator
     from ramify.inference.jobs.dynamics import DynamicsOptions
     from ramify.inference.jobs.integrators import IntegratorOptions
     from ramify.inference.jobs.simulate_file import simulate_file
@@ -135,19 +108,17 @@ def md(
     )  # fmt: skip
     if replicas > 1 and temperature is None:
         raise RamifyError("replicas differ in their velocities, and no temperature is given", fix="give --temperature")
-    loaded = load_model(model, checkpoint, device, precision, compiled, dispersion)
-    with warnings_shown():
-        calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
+    calculator = options.calculator()
     reports = {}
     for k in range(replicas):
-        options = DynamicsOptions(
+        how = DynamicsOptions(
             integrator=integrator, temperature=temperature, timestep=timestep, steps=steps, every=every, seed=seed + k,
             max_std=max_std, beyond=beyond,
         )  # fmt: skip
         target = out if replicas == 1 else out.with_stem(f"{out.stem}-{k}")
         with warnings_shown(), step_bar(console, "md", steps, quiet=as_json) as on_step:
             reports[target] = simulate_file(
-                calculator, file, target, options, index=index, form=form, resume=resume, on_step=on_step
+                calculator, file, target, how, index=index, form=form, resume=resume, on_step=on_step
             )
     random = ensemble == "nvt" and thermostat == "langevin"
     _print_dynamics(reports, "total energy, exchanged with the thermostat," if random else "conserved energy", as_json)
@@ -160,11 +131,10 @@ def _print_dynamics(reports: Mapping[Path, "DynamicsReport"], energy: str, as_js
         print_json(found[0] if len(found) == 1 else found)
     for target, report in reports.items():
         if not as_json and report.drift is not None:
-            console.print(
+            say_written(
                 f"{report.steps} steps, {report.time:.3f} ps, {report.temperature:.0f} K on average; {energy} "
-                f"drifts by {report.drift:.3f} meV/atom/ps and spreads by {report.spread:.3f} meV/atom; trajectory: "
-                f"[bold]{escape(str(target))}[/bold]",
-                soft_wrap=True,
+                f"drifts by {report.drift:.3f} meV/atom/ps and spreads by {report.spread:.3f} meV/atom; trajectory",
+                target,
             )
     for target, report in reports.items():
         if report.stopped:
@@ -175,19 +145,11 @@ def _print_dynamics(reports: Mapping[Path, "DynamicsReport"], energy: str, as_js
 
 
 @verbs.command(rich_help_panel=USING)
+@with_options
 def ipi(
     file: FileArgument,
-    model: ModelOption,
-    branch: BranchOption = None,
-    dataset: DatasetOption = None,
-    charge: ChargeOption = None,
-    spin: SpinOption = None,
-    checkpoint: CheckpointOption = "best",
+    options: BranchOptions,
     form: FormatOption = None,
-    device: DeviceOption = "cpu",
-    precision: PrecisionOption = None,
-    compiled: CompileOption = False,
-    dispersion: DispersionOption = None,
     index: IndexOption = None,
     unix: Annotated[str | None, typer.Option(help="Name of a Unix socket: <address> with mode='unix'.")] = None,
     host: Annotated[str, typer.Option(help="Host of i-PI, without --unix.")] = "localhost",
@@ -195,13 +157,10 @@ def ipi(
     wait: Annotated[float, typer.Option(help="Seconds within which i-PI must be reachable.")] = 60.0,
 ) -> None:
     """Predict for i-PI until it ends; FILE holds the elements and the periodic axes of its atoms."""
-    from ramify.inference.integrations.ase import Calculator
     from ramify.inference.integrations.ipi import drive
     from ramify.inference.jobs.frames import one_frame
 
     atoms = one_frame(file, index, form)
-    loaded = load_model(model, checkpoint, device, precision, compiled, dispersion)
-    with warnings_shown():
-        calculator = Calculator(loaded, branch, dataset=dataset, charge=charge, spin=spin)
+    calculator = options.calculator()
     with warnings_shown(), Steps(console, "ipi", "predictions") as steps:
         drive(atoms, calculator, unix=unix, host=host, port=port, wait=wait, on_step=lambda _: steps.counted(1))

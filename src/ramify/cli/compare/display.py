@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich import box
@@ -12,28 +11,23 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ramify.study.progress import Row
+from ramify.cli.messages import say
+from ramify.cli.progress import Pace, time_text
+from ramify.study.progress import Row, Watch
 
 WIDTH = 24
 """Characters of a bar."""
 STYLES = {"done": "green", "failed": "bold red", "training": "cyan", "evaluating": "cyan", "stopped": "yellow"}
-FIRST, PART = 30.0, 0.05
-"""Shortest seconds between two lines of progress in a pipe, and as a fraction of the elapsed time."""
-
-Watch = Callable[[list[Row]], None]
 
 
 @contextmanager
-def study_display(
-    console: Console, *, quiet: bool = False, short: bool = False, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Watch]:
+def study_display(console: Console, *, quiet: bool = False, short: bool = False) -> Iterator[Watch]:
     """Yields the function that shows the progress of all tasks.
 
     Args:
         console: the console.
         quiet: show nothing.
         short: on a terminal, one line for all models instead of a table.
-        clock: returns seconds.
     """
     if quiet:
         yield lambda rows: None
@@ -41,16 +35,14 @@ def study_display(
         with Live(console=console, refresh_per_second=4, transient=short) as live:
             yield lambda rows: live.update(Text(one_line(rows)) if short else progress_table(rows))
     else:
-        lines = StateLines(console, clock)
-        yield lines.show
+        yield StateLines(console).show
 
 
 class StateLines:
     """A line for each change of a state, and at increasing intervals one line for all models."""
 
-    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
-        self._console, self._clock = console, clock
-        self._begun = self._last = clock()
+    def __init__(self, console: Console) -> None:
+        self._console, self._pace = console, Pace()
         self._states: dict[str, str] = {}
 
     def show(self, rows: list[Row]) -> None:
@@ -59,14 +51,10 @@ class StateLines:
             before = self._states.get(row.name)
             self._states[row.name] = row.state
             if before not in (row.state, None) and row.state not in ("trained", "waiting"):
-                self._print(f"{row.name}: {row.state}" + (f", {_seconds(row.seconds)}" if row.state == "done" else ""))
-        now = self._clock()
-        if now - self._last >= max(FIRST, PART * (now - self._begun)):
-            self._last = now
-            self._print(one_line(rows))
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+                took = f", {time_text(row.seconds)}" if row.state == "done" else ""
+                say(f"{row.name}: {row.state}{took}", self._console)
+        if self._pace.is_due():
+            say(one_line(rows), self._console)
 
 
 def one_line(rows: Sequence[Row]) -> str:
@@ -91,11 +79,7 @@ def progress_table(rows: Sequence[Row]) -> Table:
             Text(row.state, STYLES.get(row.state, "dim")),
             Text("━" * filled, "green" if row.state == "done" else "cyan").append("━" * (WIDTH - filled), "dim"),
             f"{row.step:,} / {row.steps:,}",
-            _seconds(row.seconds) if row.seconds else "",
+            time_text(row.seconds) if row.seconds else "",
             "" if row.metric is None else f"{row.metric:.3f}",
         )
     return table
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
