@@ -31,7 +31,8 @@ from benchmarks.readers.binary_files import (
 from benchmarks.readers.measure import measured, read
 from benchmarks.readers.parse import parse
 from benchmarks.readers.pool import ATOMS
-from benchmarks.readers.text_files import RECORDS, write_extxyz, write_json, write_oc20, write_outcar, write_vasprun
+from benchmarks.readers.program_outputs import write_espresso, write_outcar, write_vasprun
+from benchmarks.readers.text_files import RECORDS, write_extxyz, write_json, write_oc20
 
 HDF5 = ("ani1", "ani1x", "ani2x", "spice", "qm7x", "transition1x")
 KINDS: dict[str, tuple[str, Callable[[Path, float], dict[str, Any]]]] = {
@@ -45,9 +46,11 @@ KINDS: dict[str, tuple[str, Callable[[Path, float], dict[str, Any]]]] = {
     "parquet": ("a.parquet", write_parquet),
     "qcml": ("a.tfrecord", write_qcml),
     "ase_db.db": ("a.db", write_ase_db),
+    "ase_db.json": ("a.json", write_ase_db),
     "ase_db.aselmdb": ("a.aselmdb", write_ase_db),
     "vasp.xml": ("vasprun.xml", write_vasprun),
     "vasp.OUTCAR": ("OUTCAR", write_outcar),
+    "espresso": ("pw.out", write_espresso),
     "ase_traj": ("a.traj", write_ase_traj),
 }
 """By kind of file: name, and its writer."""

@@ -16,7 +16,9 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
+from ase.db.row import AtomsRow
 from ase.io import Trajectory
+from ase.io.jsonio import encode
 from benchmarks.readers.pool import CELL, POOL, Sample, pool
 
 from ramify.sources.parsing.tfrecord import masked_crc
@@ -224,8 +226,11 @@ def _atoms() -> list[Atoms]:
 
 
 def write_ase_db(path: Path, size: float) -> dict[str, Any]:
-    """Writes an ASE database, SQLite or LMDB by the ending; ASE writes `POOL` rows, the others are copies."""
+    """Writes an ASE database, SQLite, JSON or LMDB by the ending; ASE writes `POOL` rows, the others are copies."""
     first = path.with_name(f"first{path.suffix}")
+    if path.suffix == ".json":
+        _write_json_rows(path, size)
+        return {}
     with connect(str(first)) as database:
         for k, image in enumerate(_atoms()):
             database.write(image, data={"sid": k})
@@ -245,6 +250,23 @@ def write_ase_db(path: Path, size: float) -> dict[str, Any]:
 
     _fill_lmdb(path, size, entry, lambda: {b"nextid": _packed(count + 1), b"deleted_ids": _packed([])})
     return {}
+
+
+def _write_json_rows(path: Path, size: float) -> None:
+    """Writes rows as `ase/db/jsondb.py`, which writes the whole file for every row."""
+    texts = []
+    for k, image in enumerate(_atoms()):
+        row = AtomsRow(image)
+        members = {name: row[name] for name in row if name != "id"} | {"mtime": 26.0, "ctime": 26.0, "user": "a"}
+        members |= {"data": {"sid": k}}
+        texts.append(",\n ".join(f'"{name}": {encode(members[name])}' for name in sorted(members)))
+    with path.open("w") as file:
+        file.write("{")
+        count = 0
+        while file.tell() < size:
+            count += 1
+            file.write(f'"{count}": {{\n {texts[count % POOL]}}},\n')
+        file.write(f'"ids": {list(range(1, count + 1))},\n"nextid": {count + 1}}}\n')
 
 
 def _packed(value: Any) -> bytes:

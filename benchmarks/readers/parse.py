@@ -2,8 +2,8 @@
 
 HDF5: h5py reads every array. JSON: the pieces of the file are parsed. Extended XYZ: the numbers of all rows are
 converted. numpy: every array is read. TFRecord: records are decoded, checksums included. LMDB of DeePMD-kit:
-MessagePack. Parquet: pyarrow reads every batch. ASE's databases and trajectories, and outputs of VASP: ASE reads every
-row.
+MessagePack. Parquet: pyarrow reads every batch. ASE's databases and trajectories, and outputs of VASP and pw.x: ASE
+reads every row.
 """
 
 import lzma
@@ -21,12 +21,15 @@ from ase.io import Trajectory, iread
 from ramify.sources.parsing.json_stream import items
 from ramify.sources.parsing.tfrecord import parse_example, records
 
+OUTPUTS = {"vasp.xml": "vasp-xml", "vasp.OUTCAR": "vasp-out", "espresso": "espresso-out"}
+"""ASE's names of the outputs of programs."""
+
 
 def parse(kind: str, path: Path) -> int:
     """Parses a file; returns a number of records."""
     if path.suffix == ".h5":
         return _hdf5(path)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and kind != "ase_db.json":
         return sum(1 for _ in items(path))
     if "extxyz" in path.name:
         return _xyz(path)
@@ -45,12 +48,10 @@ def parse(kind: str, path: Path) -> int:
         return sum(len(parse_example(data)) for data in records(path))
     if kind == "ase_traj":
         return sum(len(atoms) for atoms in Trajectory(str(path)))
-    if kind.startswith("vasp"):
-        return sum(
-            len(atoms) for atoms in iread(str(path), ":", format="vasp-xml" if kind == "vasp.xml" else "vasp-out")
-        )
+    if kind in OUTPUTS:
+        return sum(len(atoms) for atoms in iread(str(path), ":", format=OUTPUTS[kind]))
     database: Any = connect(str(path), use_lock_file=False)
-    if path.suffix == ".db":
+    if path.suffix in (".db", ".json"):
         return sum(1 for _ in database.select())
     return sum(1 for k in database.ids if database.get(id=k))
 

@@ -1,5 +1,6 @@
 """ASE databases: SQLite, JSON and LMDB; labels in results or in `data`; nothing is ever written."""
 
+import gzip
 import json
 import re
 import sqlite3
@@ -18,6 +19,8 @@ from ase.db import connect
 
 from ramify.errors import RamifyError
 from ramify.sources.formats.general import ase_db
+from ramify.sources.parsing import json_stream
+from ramify.sources.recognize import recognize
 
 RNG = np.random.default_rng(1)
 
@@ -59,7 +62,7 @@ def test_round_trip(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch, 
     assert [found.name(i) for i in (0, 6)] == [f"a{ending}[1]", f"a{ending}[7]"]  # ids begin at 1
 
 
-@pytest.mark.parametrize("ending", [".db", ".aselmdb"])
+@pytest.mark.parametrize("ending", [".db", ".json", ".aselmdb"])
 def test_holes_in_the_ids(tmp_path: Path, read: Any, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     with connect(str(path)) as database:
@@ -69,6 +72,60 @@ def test_holes_in_the_ids(tmp_path: Path, read: Any, ending: str) -> None:
     found, _ = read("ase_db", path)
     assert found.row.tolist() == [1, 4, 5, 6, 7]
     assert found.group_names == ("Cu2", "Cu3", "Cu4")
+
+
+def test_rows_of_json_are_those_of_ase(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row, plain and compressed, wherever the blocks of the file end."""
+    path, rng = tmp_path / "a.json", np.random.default_rng(4)
+    with connect(str(path)) as database:
+        for i, atoms in enumerate(images()):
+            data = {"virial": rng.normal(size=(3, 3)), "list": [1.5, 2.0], "5": {"z": np.array([1 + 2j])}, "text": '}"'}
+            database.write(atoms, data=data, kind="a", number=i)
+        rows = list(database.select())
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(path.read_bytes()))
+    names: set[str] = set()
+    for block in (1 << 20, 97):
+        monkeypatch.setattr(json_stream, "BLOCK", block)
+        for file in (path, tmp_path / "b.json.gz"):
+            found = list(ase_db.database_rows(file))
+            assert len(found) == len(rows)
+            for values, row in zip(found, rows, strict=True):
+                results = {name: row[name] for name in ("energy", "forces", "stress")}
+                expected = {**{str(name): value for name, value in row.data.items()}, **row.key_value_pairs, **results}
+                assert values.keys() >= expected.keys()
+                names |= expected.keys()
+                for name, value in expected.items():
+                    np.testing.assert_equal(values[name], value)
+                    assert type(values[name]) is type(value)
+    assert {"5", "virial", "list", "text", "kind", "number", "energy"} <= names
+    assert recognize(tmp_path / "b.json.gz") == "ase_db"
+    assert len(read("ase_db", tmp_path / "b.json.gz", virial_key="virial", stress_key=None)[0]) == 7
+
+
+def test_rows_of_json_that_cannot_be_read(tmp_path: Path, read: Any) -> None:
+    path = tmp_path / "a.json"
+    with connect(str(path)) as database:
+        for atoms in images(4):
+            database.write(atoms)
+    content = json.loads(path.read_text())
+    content["2"]["positions"]["__ndarray__"][0] = [7, 3]
+    del content["3"]["numbers"]
+    text = json.dumps(content)
+    path.write_text(text[:-1] + f', "1": {json.dumps(content["1"])}}}')
+    found, quarantine = read("ase_db", path)
+    assert found.row.tolist() == [1, 4]
+    assert quarantine.counts == {"malformed structure": 3}
+    for cut in range(1, len(text), 61):
+        path.write_text(text[:cut])
+        with pytest.raises(RamifyError, match=r"(truncated|cannot be read as an ASE database|not JSON)(.|\n)*fix: "):
+            read("ase_db", path)
+    for other in ('{"1": {"numbers": [1]}, "2": {"a": 1 2}}', '{"a": {}}', "[]"):
+        path.write_text(other)
+        with pytest.raises(RamifyError, match=r"fix: "):
+            read("ase_db", path)
+    path.rename(tmp_path / "a.db.gz")
+    with pytest.raises(RamifyError, match="no extension of ASE databases"):
+        read("ase_db", tmp_path / "a.db.gz")
 
 
 def test_labels_in_data_and_key_value_pairs(tmp_path: Path, read: Any) -> None:

@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms
 from ase.io import Trajectory, iread
 
 from ramify.errors import RamifyError
-from ramify.sources.parsing import vasp_steps
+from ramify.sources.parsing.programs import vasp_steps
 from ramify.sources.recognize import recognize
 
 KBAR = -6.241509074e-4  # eV/Å³, VASP's sign turned round

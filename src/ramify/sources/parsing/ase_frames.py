@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ase import Atoms
-from ase.io import iread
-from ase.io.vasp import iread_vasp_out
 
 from ramify.errors import RamifyError
 from ramify.sources.chunks import Record
 from ramify.sources.labels import AtomsOptions, Labeller
 from ramify.sources.quarantine import Quarantine
+
+UNCONVERGED = "electronic steps not converged"
 
 _CP2K = (b" DBCSR| ", b" CP2K| ")
 """Beginnings of lines at the top of the output of CP2K."""
@@ -57,24 +57,18 @@ def records(
     labeller.check()
 
 
-def ase_output(path: Path, plain: Path, form: str) -> Iterator[Atoms]:
-    """Yields the frames that ASE reads from the output of a program: of an OUTCAR one by one, else in memory for the
-    whole file.
+def guarded(path: Path, frames: Iterable[Atoms]) -> Iterator[Atoms]:
+    """Yields the frames that ASE reads from the output of a program.
 
     Args:
         path: the file, for messages.
-        plain: its uncompressed copy.
-        form: ASE's name of the format.
+        frames: iterable whose iteration is ASE's reading.
 
     Raises:
         RamifyError: truncated or damaged.
     """
     try:
-        if form == "vasp-out":  # ASE's general functions make a list of them
-            with plain.open() as file:
-                yield from iread_vasp_out(file, index=slice(None))
-        else:
-            yield from iread(str(plain), index=":", format=form)
+        yield from frames
     except Exception as error:  # ASE may raise any exception on an unfinished file
         raise RamifyError(
             f"{path} is truncated or damaged: ASE cannot read it ({type(error).__name__}: {error})",
@@ -100,22 +94,14 @@ def refuse_cp2k(path: Path, head: bytes) -> None:
         )
 
 
-def require_end(path: Path, plain: Path, mark: bytes) -> None:
-    """Checks that the output of a program is complete.
+def unfinished(path: Path, mark: bytes) -> RamifyError:
+    """Creates the error for the output of a calculation that did not end.
 
     Args:
-        path: the file, for messages.
-        plain: its uncompressed copy.
+        path: the file.
         mark: text at the end of the output of a completed calculation.
-
-    Raises:
-        RamifyError: it is not.
     """
-    with plain.open("rb") as file:
-        file.seek(max(0, plain.stat().st_size - (1 << 16)))
-        if mark in file.read():
-            return
-    raise RamifyError(
+    return RamifyError(
         f"{path} is truncated: it has no '{mark.decode()}' at its end",
         fix="copy it again, or, if the calculation was stopped, set `unfinished: read` to read its complete steps",
     )

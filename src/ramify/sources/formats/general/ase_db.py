@@ -1,4 +1,4 @@
-"""ASE databases: SQLite (`.db`), JSON (`.json`) and LMDB (`.aselmdb`: OMat24, OMol25, ODAC25, sAlex), read-only.
+"""ASE databases: SQLite (`.db`), JSON (`.json`, also compressed) and LMDB (`.aselmdb`: OMat24, OMol25), read-only.
 
 https://wiki.fysik.dtu.dk/ase/ase/db/db.html; LMDB: https://gitlab.com/ase/ase-db-backends. Labels are read from the
 results of the calculator, the key-value pairs and the row's `data` (as written by SchNetPack and fairchem). The row of
@@ -20,6 +20,7 @@ from ramify.errors import RamifyError
 from ramify.sources.base import Format
 from ramify.sources.chunks import MALFORMED_STRUCTURE, Record, chunked
 from ramify.sources.labels import AtomsOptions, Labeller
+from ramify.sources.parsing.ase_json import json_metadata, json_rows
 from ramify.sources.parsing.lmdb_file import require_whole
 from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import stated_units, with_stated
@@ -51,8 +52,7 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
         labeller = Labeller(path, options, quarantine, units)
         yield from chunked(_records(path, database, labeller, quarantine), quarantine)
     finally:
-        if path.suffix == ".aselmdb":  # LMDB opens a file once per process only
-            database.close()
+        _close(path, database)
 
 
 def _records(path: Path, database: Any, labeller: Labeller, quarantine: Quarantine) -> Iterator[Record]:
@@ -79,8 +79,7 @@ def database_rows(path: Path) -> Iterator[dict[str, Any]]:
         for row in _rows(path, database, Quarantine()):
             yield _values(row)[0]
     finally:
-        if path.suffix == ".aselmdb":
-            database.close()
+        _close(path, database)
 
 
 def database_units(path: Path) -> dict[str, str]:
@@ -90,8 +89,7 @@ def database_units(path: Path) -> dict[str, str]:
         RamifyError: no such file, or not an ASE database.
     """
     database, metadata = _open(path)
-    if path.suffix == ".aselmdb":
-        database.close()
+    _close(path, database)
     return _stated_units(metadata, Options(path=str(path)))
 
 
@@ -104,11 +102,12 @@ def _values(row: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "cell": np.asarray(row.cell, np.float64).reshape(3, 3),
         "pbc": np.asarray(row.pbc, np.bool_),
     }
-    return {**row.data, **row.key_value_pairs, **results}, geometry
+    data = {str(name): value for name, value in row.data.items()}  # ASE makes integers of names in digits
+    return {**data, **row.key_value_pairs, **results}, geometry
 
 
 def _rows(path: Path, database: Any, quarantine: Quarantine) -> Iterator[Any]:
-    """Yields all rows in the order of their ids, with bounded memory (ASE loads a JSON database as a whole)."""
+    """Yields all rows in the order of their ids, with bounded memory."""
     try:
         if path.suffix == ".db":
             last = 0
@@ -124,14 +123,21 @@ def _rows(path: Path, database: Any, quarantine: Quarantine) -> Iterator[Any]:
                 except ValueError as error:  # an array whose shape is not that of its numbers
                     quarantine.add(f"{path.name}[{index}]", MALFORMED_STRUCTURE, str(error))
         else:
-            yield from database.select()
+            yield from json_rows(path, quarantine)
     except (OSError, sqlite3.Error, zlib.error, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
 
 
+def _close(path: Path, database: Any) -> None:
+    """Closes a database in LMDB, which opens a file once per process only."""
+    if path.suffix == ".aselmdb":
+        database.close()
+
+
 def _open(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Opens a database; returns it with its metadata."""
-    kind = _TYPES.get(path.suffix)
+    """Opens a database; returns it (None for JSON, which is read without it) with its metadata."""
+    packed = len(path.suffixes) > 1 and path.suffix not in _TYPES and path.suffixes[-2] == ".json"
+    kind = "json" if packed else _TYPES.get(path.suffix)
     if kind is None:
         raise RamifyError(
             f"{path} has no extension of ASE databases ({', '.join(_TYPES)})",
@@ -141,6 +147,8 @@ def _open(path: Path) -> tuple[Any, dict[str, Any]]:
         raise RamifyError(f"{path} does not exist", fix="correct `path`")
     try:
         options = {}
+        if kind == "json":
+            return None, json_metadata(path)
         if kind == "db":
             _require_tables(path)
         elif kind == "aselmdb":

@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Literal
 
 from ase import Atoms
+from ase.io import iread
+from ase.io.vasp import iread_vasp_out
 
 from ramify.errors import RamifyError
 from ramify.sources.base import Format
 from ramify.sources.chunks import MALFORMED_STRUCTURE, chunked
 from ramify.sources.labels import AtomsOptions
-from ramify.sources.parsing.ase_frames import ase_output, records, refuse_cp2k, require_end
+from ramify.sources.parsing.ase_frames import UNCONVERGED, guarded, records, refuse_cp2k, unfinished
 from ramify.sources.parsing.compressed import open_bytes
-from ramify.sources.parsing.vasp_steps import Facts, facts_of, xml_pieces
+from ramify.sources.parsing.programs.vasp_steps import Facts, facts_of, xml_pieces
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 _TOO_LONG = re.compile(rb"\*{4,}")
 
-UNCONVERGED = "electronic steps not converged"
 WITH_PRESSURE = "stress under PSTRESS, which may contain it, left out"
 
 _XML_END, _OUTCAR_END = b"</modeling>", b"General timing and accounting informations"
@@ -78,9 +79,9 @@ class _Output:
         """Yields the ionic steps with the charge, and without a stress under PSTRESS."""
         with _plain(self._path) as (plain, xml):
             if self._options.unfinished == "refuse":
-                require_end(self._path, plain, _XML_END if xml else _OUTCAR_END)
+                _require_end(self._path, plain, _XML_END if xml else _OUTCAR_END)
             self._facts = facts_of(plain, xml=xml)
-            for atoms in self._steps(plain) if xml else ase_output(self._path, plain, "vasp-out"):
+            for atoms in self._steps(plain) if xml else guarded(self._path, _outcar_frames(plain)):
                 if self._facts.charge is not None:
                     atoms.info["charge"] = self._facts.charge
                 if self._facts.pressure and atoms.calc is not None:
@@ -92,7 +93,7 @@ class _Output:
         piece = plain.with_name("piece.xml")
         for content, steps in xml_pieces(plain):
             piece.write_bytes(content)
-            found = list(ase_output(self._path, piece, "vasp-xml"))
+            found = list(guarded(self._path, iread(str(piece), index=":", format="vasp-xml")))
             yield from found
             if len(found) < steps:
                 raise RamifyError(
@@ -106,6 +107,20 @@ class _Output:
             return UNCONVERGED, f"{why}; `unconverged: read` reads such steps"
         why = self._facts.incomplete(row)
         return (MALFORMED_STRUCTURE, why) if why else None
+
+
+def _outcar_frames(plain: Path) -> Iterator[Atoms]:
+    """The ionic steps one by one: ASE's general functions make a list of them."""
+    with plain.open() as file:
+        yield from iread_vasp_out(file, index=slice(None))
+
+
+def _require_end(path: Path, plain: Path, mark: bytes) -> None:
+    """Checks that the uncompressed copy of a file has `mark` at its end."""
+    with plain.open("rb") as file:
+        file.seek(max(0, plain.stat().st_size - (1 << 16)))
+        if mark not in file.read():
+            raise unfinished(path, mark)
 
 
 @contextmanager
