@@ -20,7 +20,7 @@ from ramify.sources.formats import formats
 from ramify.sources.look import look
 from ramify.sources.recognize import recognize
 from tests.sources.general import test_ase_files, test_deepmd
-from tests.sources.materials import test_json_more, test_oc20
+from tests.sources.materials import test_espresso, test_json_more, test_oc20
 from tests.sources.molecules import test_hdf5_more, test_qcml
 
 XYZ = """2
@@ -63,6 +63,7 @@ def written(folder: Path, name: str, crystal: Any) -> Path:
         "spice": lambda: test_hdf5_more.write_spice(path),
         "ase_traj": lambda: test_ase_files.write_traj(path),
         "vasp": lambda: path.write_text(test_ase_files.vasprun()[0]),
+        "espresso": lambda: path.write_text(test_espresso.relaxation(3)),
         "deepmd": lambda: test_deepmd.system(path),
         "matpes": lambda: path.write_text(json.dumps(test_json_more.matpes(crystal))),
         "fitsnap": lambda: path.write_text(test_json_more.fitsnap()),
@@ -78,7 +79,7 @@ def written(folder: Path, name: str, crystal: Any) -> Path:
 
 
 NAMES = (
-    *("ani2x", "spice", "ase_traj", "vasp", "deepmd", "matpes", "fitsnap"),
+    *("ani2x", "spice", "ase_traj", "vasp", "espresso", "deepmd", "matpes", "fitsnap"),
     *("jarvis", "oc20", "qcml", "extxyz", "ase_db", "npz"),
 )
 
@@ -96,8 +97,22 @@ def test_formats_are_told_from_files_and_recipes_read_them(tmp_path: Path, read:
     assert len(whole) == found.structures
     assert found.labels["energy"] == found.structures
     assert json.loads(json.dumps(found.as_data()))["format"] == name
+    assert found.keys
     for line in found.recipe, *found.doubts:
         assert line.strip()
+
+
+def test_keys_of_outputs_and_trajectories(tmp_path: Path, crystal: Any) -> None:
+    """The charge of a calculation and the values of its frames are among the keys, and in the recipe."""
+    path = tmp_path / "pw.out"
+    path.write_text(test_espresso.head(electrons=7.0) + test_espresso.results(0) + test_espresso.END)
+    found = look(path)
+    assert {"energy", "forces", "stress", "charge"} <= found.keys.keys()
+    assert found.keys["forces"] == "float64 (2, 3)"
+    assert yaml.safe_load(found.recipe)["datasets"]["pw"]["charge_key"] == "charge"
+    assert found.states == {"charge +1, spin not stated": 1}
+    assert look(written(tmp_path, "ase_traj", crystal)).keys["run"] == "str r0"
+    assert look(written(tmp_path, "vasp", crystal)).keys["free_energy"].startswith("float64 -8")
 
 
 @pytest.mark.parametrize(

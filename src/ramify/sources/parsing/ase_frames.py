@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ase import Atoms
 
@@ -39,10 +40,8 @@ def records(
     """
     labeller = Labeller(path, options, quarantine)
     for row, atoms in enumerate(frames):
-        results = dict(atoms.calc.results) if atoms.calc is not None else {}
-        arrays = {name: a for name, a in atoms.arrays.items() if name not in ("numbers", "positions")}
         record = labeller.record(
-            {**atoms.info, **arrays, **results},
+            named_values(atoms),
             numbers=atoms.numbers,
             positions=atoms.positions,
             cell=atoms.cell.array,
@@ -55,6 +54,13 @@ def records(
         elif record is not None:
             yield record
     labeller.check()
+
+
+def named_values(atoms: Atoms) -> dict[str, Any]:
+    """All values of a frame but its geometry, by name; results of the calculator first."""
+    results = dict(atoms.calc.results) if atoms.calc is not None else {}
+    arrays = {name: a for name, a in atoms.arrays.items() if name not in ("numbers", "positions")}
+    return {**atoms.info, **arrays, **results}
 
 
 def guarded(path: Path, frames: Iterable[Atoms]) -> Iterator[Atoms]:

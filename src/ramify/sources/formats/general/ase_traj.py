@@ -35,10 +35,15 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     Raises:
         RamifyError: no such file, not a trajectory, damaged, or without a label or group of the recipe.
     """
-    yield from chunked(records(path, _frames(path), options, quarantine), quarantine)
+    yield from chunked(records(path, frames(path), options, quarantine), quarantine)
 
 
-def _frames(path: Path) -> Iterator[Atoms]:
+def frames(path: Path) -> Iterator[Atoms]:
+    """Yields the frames.
+
+    Raises:
+        RamifyError: no such file, not a trajectory, or damaged.
+    """
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))

@@ -50,9 +50,13 @@ class Options(StateOptions):
 
 def companions(path: Path, options: Options) -> list[Path]:
     """The other files of a system."""
-    folder = path.parent
-    files = [folder / name for name in ("type_map.raw", "nopbc")] + sorted(folder.glob("set.*/*.npy"))
-    return [file for file in files if file.is_file()]
+    files = [path.parent / name for name in ("type_map.raw", "nopbc")]
+    return [file for file in (*files, *array_files(path)) if file.is_file()]
+
+
+def array_files(path: Path) -> list[Path]:
+    """The arrays of all sets of a system, named by its folder or its `type.raw`."""
+    return sorted((path.parent if path.name == TYPES else path).glob("set.*/*.npy"))
 
 
 def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Structures]:

@@ -54,6 +54,15 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     yield from chunked(records(path, output.frames(), options, quarantine, origin, output.problem), quarantine)
 
 
+def frames(path: Path) -> Iterator[Atoms]:
+    """Yields the steps, of a stopped calculation the complete ones, with all their named values.
+
+    Raises:
+        RamifyError: no such file, not such an output, or damaged.
+    """
+    return _Output(path, Options(path=str(path), unfinished="read")).frames()
+
+
 class _Output:
     """One file: its frames, and whether their labels are right."""
 

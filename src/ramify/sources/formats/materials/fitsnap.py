@@ -58,7 +58,7 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     Raises:
         RamifyError: the file is not of this layout, is damaged or truncated, or has unknown units.
     """
-    dataset = _load(path)
+    dataset = load(path)
     styles = {name.lower(): value for name, value in dataset.items()}
     stress = STRESS_UNITS[_stress_unit(path, styles)] * options.stress_sign
     _check_styles(path, styles)
@@ -67,7 +67,12 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     stated.remark()
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """Returns the dataset of a file, whose `Data` is a list of configurations.
+
+    Raises:
+        RamifyError: the file is not of this layout, is damaged or truncated.
+    """
     with open_bytes(path) as stream:
         text = stream.read(LARGEST + 1)
     if len(text) > LARGEST:

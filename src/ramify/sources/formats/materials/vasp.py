@@ -64,6 +64,15 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
         quarantine.remark(origin, WITH_PRESSURE, count=output.without_stress)
 
 
+def frames(path: Path) -> Iterator[Atoms]:
+    """Yields the steps, of a stopped calculation the complete ones, with all their named values.
+
+    Raises:
+        RamifyError: no such file, not such an output, or damaged.
+    """
+    return _Output(path, Options(path=str(path), unfinished="read")).frames()
+
+
 class _Output:
     """One file: its frames, and the facts that decide whether their labels are right.
 
