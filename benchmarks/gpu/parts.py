@@ -252,7 +252,7 @@ def ranks(limit: float, dry: bool) -> Results:
             case = Case.of(recipe, stores, mode="weak", placement=placement, ranks=2, batch=12, warmup=1, steps=3)
             with tempfile.TemporaryDirectory() as folder:
                 source, target = Path(folder) / "case.json", Path(folder) / "found.json"
-                source.write_text(json.dumps(case.to_data()))
+                source.write_text(json.dumps(case.model_dump(mode="json")))
                 launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
                 command = [*launch, "-m", "benchmarks.gpu.rank", str(source), str(target)]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=limit - 3, check=False)

@@ -21,6 +21,11 @@ class RamifyError(Exception):
         super().__init__(f"{message}\n  fix: {fix}" if fix else message)
 
 
+def error_text(error: Exception) -> str:
+    """The message of an error; that of an error which is not for users begins with its type."""
+    return str(error) if isinstance(error, RamifyError) else f"{type(error).__name__}: {error}"
+
+
 def nearest(word: str, accepted: Iterable[str]) -> str:
     """Returns `", did you mean 'x'?"` for the accepted word closest to `word`, or an empty string if none is close."""
     match = difflib.get_close_matches(word, list(accepted), n=1, cutoff=0.6)

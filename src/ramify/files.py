@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,17 @@ def parse_json(text: bytes) -> Any:
     if b"\\ud" in text.lower():  # an escaped surrogate without its pair cannot be written again
         json.dumps(content, ensure_ascii=False).encode()
     return content
+
+
+def json_lines(text: bytes) -> list[dict[str, Any]]:
+    """The objects in lines of JSON; lines that are incomplete or damaged, as a killed program leaves them, are left
+    out."""
+    found = []
+    for line in text.split(b"\n"):
+        with suppress(ValueError):
+            if isinstance(content := parse_json(line), dict):
+                found.append(content)
+    return found
 
 
 def sha256(path: Path) -> str:

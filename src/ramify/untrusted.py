@@ -97,6 +97,26 @@ def has_file(folder: Path, name: str, *, fix: str = "take another copy") -> bool
 T = TypeVar("T")
 
 
+def check_version(content: Any, version: int, where: object, fix: str = "") -> None:
+    """Refuses a file that a later version of the program wrote.
+
+    Args:
+        content: of the file; a number under `version` is its format version.
+        version: the latest one that the caller reads.
+        where: the file or its folder, for the message.
+        fix: another one than the later version of the program.
+
+    Raises:
+        RamifyError: naming both versions.
+    """
+    found = content.get("version") if isinstance(content, dict) else None
+    if isinstance(found, int) and found > version:
+        raise RamifyError(
+            f"{where} has format version {found}, this program reads up to {version}",
+            fix=fix or "use the version of ramify that wrote it, or a newer one",
+        )
+
+
 def parsed(kind: type[T], content: Any, file: Path, *, at: str = "", fix: str = "take another copy") -> T:
     """Validates the content of a file against a type.
 

@@ -44,7 +44,8 @@ def look(rank: int, placements: dict[str, Placement]) -> dict[str, Seen]:
         world, branches = own.clone(), {branch: own.clone() for branch in layout.hosted}
         layout.sum_over_world(world)
         for branch, tensor in branches.items():
-            layout.sum_over_branch(branch, tensor)
+            if work := layout.start_sum(tensor, f"branches.{branch}"):
+                work.wait()
         layout.barrier()
         shared = {branch: layout.is_shared(f"branches.{branch}") for branch in layout.hosted}
         mesh = None if layout.mesh is None else (layout.mesh.mesh_dim_names, layout.mesh.mesh.tolist())
@@ -111,7 +112,7 @@ def test_alone_there_is_no_group() -> None:
     assert (layout.rank, layout.size, layout.hosted, layout.is_rank_zero) == (0, 1, ("a", "b"), True)
     tensor = torch.ones(3)
     layout.sum_over_world(tensor)
-    layout.sum_over_branch("a", tensor)
+    assert layout.start_sum(tensor, "branches.a") is None
     layout.barrier()
     assert layout.gather("x") == ["x"]
     assert tensor.tolist() == [1.0] * 3

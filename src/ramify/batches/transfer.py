@@ -1,9 +1,11 @@
-"""Asynchronous transfer of batches to an accelerator."""
+"""Asynchronous transfer of batches to an accelerator, and of results back."""
 
 import threading
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch
 
@@ -21,6 +23,11 @@ class Transfer(Protocol):
 def transfer_to(device: torch.device | None) -> Transfer:
     """Creates the transfer to `device`: for CUDA by page-locked memory and a separate stream."""
     return _CudaTransfer(device) if device is not None and device.type == "cuda" else _NoTransfer()
+
+
+def host_array(tensor: torch.Tensor) -> NDArray[np.float64]:
+    """The values of a tensor as float64 on the host; waits for the device."""
+    return tensor.detach().to("cpu", torch.float64).numpy()
 
 
 class _NoTransfer:

@@ -1,9 +1,10 @@
 """A benchmark case, as data passed between processes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict
 
 from ramify.errors import RamifyError
 from ramify.model.build import LabelSpread
@@ -19,8 +20,7 @@ PLACEMENTS = ("auto", "replicated", "per-branch", "per-branch-even", "balanced")
 Mode = Literal["weak", "strong"]
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(BaseModel):
     """One layout to measure.
 
     Attributes:
@@ -33,6 +33,8 @@ class Case:
         warmup: number of untimed steps, in which memory is allocated and caches fill.
         steps: number of timed steps.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     recipe: Recipe
     stores: dict[str, Path]
@@ -76,30 +78,12 @@ class Case:
             with Store.open(path) as store:
                 spreads[path] = LabelSpread.of_manifest(store.manifest)
         cost = profile_model(changed, {name: spreads[path] for name, path in stores.items()})
-        return cls(changed, dict(stores), cost, mode, placement, ranks, warmup, steps)
+        return cls(
+            recipe=changed, stores=dict(stores), model=cost, mode=mode, placement=placement, ranks=ranks, warmup=warmup,
+            steps=steps,
+        )  # fmt: skip
 
     def open_stores(self) -> dict[str, Store]:
         """The store of every dataset; a store shared by several datasets is opened once."""
         opened = {path: Store.open(path) for path in set(self.stores.values())}
         return {name: opened[self.stores[name]] for name in self.recipe.datasets}
-
-    def to_data(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "stores": {name: str(path) for name, path in self.stores.items()},
-            "model": asdict(self.model),
-            "mode": self.mode,
-            "placement": self.placement,
-            "ranks": self.ranks,
-            "warmup": self.warmup,
-            "steps": self.steps,
-        }
-
-    @classmethod
-    def from_data(cls, content: Mapping[str, Any]) -> Self:
-        """Inverse of `to_data`."""
-        recipe = parse_recipe(content["recipe"], "benchmark")
-        stores = {name: Path(path) for name, path in content["stores"].items()}
-        cost = ModelProfile.of_data(content["model"])
-        return cls(recipe, stores, cost, *(content[key] for key in ("mode", "placement", "ranks", "warmup", "steps")))

@@ -12,7 +12,7 @@ library keeps for each other rank. `check` measures a layout with all its ranks 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ def run_memory(bench: MemoryBench, out: Path, say: Callable[[dict[str, Any]], No
     for branches, alone in layouts:
         for placement in bench.placements if branches > 1 else bench.placements[:1]:
             case = _case(bench, branches, placement, out / "stores")
-            found = spawn("rank", {**case.to_data(), "alone": alone}, 1 if alone else branches, limit=limit)
+            found = spawn(
+                "rank", case.model_dump(mode="json") | {"alone": alone}, 1 if alone else branches, limit=limit
+            )
             say(found)
             rows.append(found)
     content = {"rows": rows, **_summary([row for row in rows if row["alone"]])}
@@ -79,7 +81,7 @@ def run_memory(bench: MemoryBench, out: Path, say: Callable[[dict[str, Any]], No
 def run_rank(source: Path, target: Path) -> None:
     """Measures this rank of the layout in the file `source`, alone or with the other ranks."""
     content = read_json(source)
-    alone, case = content.pop("alone"), Case.from_data(content)
+    alone, case = content.pop("alone"), Case.model_validate(content)
     with this_process(case.recipe) as world:
         with _process_group(alone):
             found = measure_memory(case, world, alone=alone)
@@ -100,7 +102,7 @@ def measure_memory(case: Case, world: World, *, alone: bool) -> dict[str, Any]:
     sizes = {name: measure(store, case.recipe) for name, store in stores.items()}
     plan = make_plan(case.recipe, sizes, case.ranks, case.model)
     layout = _layout(plan.chosen.placement, world, alone)
-    _train(replace(case, recipe=_narrow(case.recipe)), layout)
+    _train(case.model_copy(update={"recipe": _narrow(case.recipe)}), layout)
     before = process_memory()
     forget_peak()
     tensors, after, peak = _train(case, layout)

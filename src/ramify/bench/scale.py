@@ -123,7 +123,7 @@ def run_scale(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None], li
     threads, content = recipe.train.threads or 1, _before(out)
     calibration = sweep.calibration(out / "stores") if sweep.calibrate else ()
     for case in (*calibration, *sweep.cases(recipe, stores, sweep.ranks)):
-        found = spawn("case", case.to_data(), case.ranks, threads=threads, limit=limit)
+        found = spawn("case", case.model_dump(mode="json"), case.ranks, threads=threads, limit=limit)
         content = _keep(content, found, out)
         say(found)
     return content
@@ -131,7 +131,7 @@ def run_scale(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None], li
 
 def run_case(source: Path, target: Path) -> None:
     """Measures the case in the file `source` as one of its ranks; rank zero writes the results."""
-    case = Case.from_data(read_json(source))
+    case = Case.model_validate(read_json(source))
     with this_process(case.recipe) as world:
         found = measure_case(case, world)
         if world.is_rank_zero:

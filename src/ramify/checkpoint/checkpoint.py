@@ -12,7 +12,6 @@ hosts.
 """
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -31,12 +30,12 @@ from ramify.checkpoint.manifest import CheckpointManifest, CheckpointNames
 from ramify.checkpoint.pointers import NAME as POINTERS
 from ramify.checkpoint.pointers import after_failure, move_pointers, remove_unneeded, resolve
 from ramify.errors import RamifyError
-from ramify.files import read_json, sha256, sync, write_json, writing
+from ramify.files import content_sha256, read_json, sha256, sync, write_json, writing
 from ramify.model.parts import branch_of_file, by_part, file_of_part, part_of_branch, parts_of, whole_names
 from ramify.parallel.sync import on_all, on_rank_zero
 from ramify.parallel.world import World
 from ramify.store.manifest import Manifest
-from ramify.untrusted import Name, has_file, parsed, regular_file
+from ramify.untrusted import Name, check_version, has_file, parsed, regular_file
 
 VERSION = 1
 TRAINING = "training/"
@@ -137,12 +136,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = read_json(path / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") != "ramify-checkpoint":
         raise RamifyError(f"{path} is not a checkpoint: its manifest.json has another format")
-    version = manifest.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise RamifyError(
-            f"checkpoint {path} has format version {version}, this program reads up to {VERSION}",
-            fix="use the version of ramify that wrote it, or a newer one",
-        )
+    check_version(manifest, VERSION, f"checkpoint {path}")
     if manifest.get("checksum") != _checksum(manifest):
         raise RamifyError(f"{path / 'manifest.json'} is damaged: it differs from its checksum", fix=_USE_ANOTHER)
     parsed(CheckpointNames, manifest, path / "manifest.json", fix=_USE_ANOTHER)
@@ -305,6 +299,5 @@ def tidy(folder: Path, **moved: str) -> None:
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
-    """Checksum of the content of a manifest without its entry `checksum`, independent of the layout of the file."""
-    content = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """Checksum of the content of a manifest without its entry `checksum`."""
+    return content_sha256({key: value for key, value in manifest.items() if key != "checksum"})

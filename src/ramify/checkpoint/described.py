@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from ramify.errors import RamifyError
 from ramify.files import parse_json
-from ramify.untrusted import regular_file
+from ramify.untrusted import check_version, regular_file
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -43,7 +43,5 @@ def read_described(path: Path, key: str, version: int, fix: str) -> tuple[Any, d
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise RamifyError(f"{path} holds no {key}, or is damaged: {error}", fix=fix) from None
-    found = content.get("version") if isinstance(content, dict) else None
-    if isinstance(found, int) and found > version:
-        raise RamifyError(f"{path} has format version {found}, this program reads up to {version}", fix=fix)
+    check_version(content, version, path, fix)
     return content, tensors

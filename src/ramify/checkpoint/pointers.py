@@ -13,7 +13,7 @@ from typing import Any
 
 from ramify.errors import RamifyError
 from ramify.files import read_json, sync, write_json
-from ramify.untrusted import is_name
+from ramify.untrusted import check_version, is_name
 
 NAME = "pointers.json"
 VERSION = 1
@@ -188,11 +188,7 @@ def _from_file(path: Path) -> dict[str, str]:
     pointers = content.get("pointers") if isinstance(content, dict) else None
     if not isinstance(pointers, dict) or content.get("format") != "ramify-pointers":
         raise RamifyError(f"{path} is damaged: it holds no pointers", fix=fix)
-    if isinstance(content.get("version"), int) and content["version"] > VERSION:
-        raise RamifyError(
-            f"{path} has format version {content['version']}, this program reads up to {VERSION}",
-            fix="use the version of ramify that wrote it, or a newer one",
-        )
+    check_version(content, VERSION, path)
     for name, target in pointers.items():
         if not _is_pointer(name) or not isinstance(target, str) or not _STEP.fullmatch(target):
             raise RamifyError(

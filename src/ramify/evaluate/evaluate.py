@@ -20,7 +20,7 @@ from ramify.evaluate.predict_split import Numbered, add_in_order, predict_batch,
 from ramify.evaluate.publish import write_evaluation
 from ramify.evaluate.refit import foreign_branches, refit_energies
 from ramify.evaluate.trivial import Trivial, trivial_predictors
-from ramify.files import parse_json
+from ramify.files import json_lines
 from ramify.labels import BUILT_IN, LABELS, STRESS, mae, rmse
 from ramify.model.build import LabelSpread
 from ramify.model.multibranch import MultiBranch
@@ -115,14 +115,9 @@ def _folder_of_stores(recipe: Recipe, run: Path, trained: Mapping[str, Manifest]
 def _working_directories(run: Path) -> list[Path]:
     """Those of the run's sessions (sessions.jsonl), newest first; lines of earlier programs do not say."""
     file = run / "sessions.jsonl"
-    found = []
-    for line in file.read_bytes().splitlines()[::-1] if file.is_file() else ():
-        with suppress(ValueError):  # an interrupted program may leave half a line
-            content = parse_json(line)
-            folder = content.get("folder") if isinstance(content, dict) else None
-            if isinstance(folder, str) and folder.startswith("/") and "\0" not in folder:
-                found.append(Path(folder))
-    return list(dict.fromkeys(found))
+    folders = [line.get("folder") for line in json_lines(file.read_bytes())[::-1]] if file.is_file() else []
+    kept = [f for f in folders if isinstance(f, str) and f.startswith("/") and "\0" not in f]
+    return [Path(folder) for folder in dict.fromkeys(kept)]
 
 
 @contextmanager

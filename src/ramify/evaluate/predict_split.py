@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, Segment
 from ramify.batches.loader import SplitReader
+from ramify.batches.transfer import host_array
 from ramify.evaluate.metrics import Errors
 from ramify.model.multibranch import BatchPredictions, MultiBranch
 
@@ -75,8 +76,8 @@ def predict_batch(
     stress = stress and heads.forces == "conservative"
     with torch.no_grad():
         found: BatchPredictions = model(read_by(batch, branch).to(device), stress=stress)
-    labels = {name: _float64(tensor) for name, tensor in batch.labels().items()}
-    predicted = {name: _float64(tensor) for name, tensor in found.labels().items()}
+    labels = {name: host_array(tensor) for name, tensor in batch.labels().items()}
+    predicted = {name: host_array(tensor) for name, tensor in found.labels().items()}
     possible: dict[str, NDArray[np.bool_] | bool] = dict.fromkeys(predicted, True)
     possible |= {"forces": heads.forces is not None, "stress": (batch.volume > 0).numpy() & stress}
     return Labelled(
@@ -113,7 +114,3 @@ def read_by(batch: Batch, branch: str) -> Batch:
     """The batch with all its structures in the segment of `branch`."""
     whole = Segment(branch, slice(0, len(batch.n_atoms)), slice(0, len(batch.numbers)))
     return replace(batch, segments=(whole,))
-
-
-def _float64(tensor: torch.Tensor) -> NDArray[np.float64]:
-    return tensor.detach().to("cpu", torch.float64).numpy()

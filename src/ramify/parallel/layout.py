@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from ramify.model.parts import branch_of_part, part_of_branch
+from ramify.model.parts import branch_of_part
 from ramify.parallel.startup.rendezvous import NO_LIMIT
 from ramify.parallel.world import World
 from ramify.planning.placement import Placement
@@ -76,17 +76,11 @@ class Layout(World):
         """Whether this rank is the owner of `branch`."""
         return self.owner(branch) == self.rank
 
-    def sum_over_branch(self, branch: str, tensor: Tensor) -> None:
-        """Sums `tensor` over the hosts of `branch`, in place; bit-identical on all of them."""
-        work = self.start_sum(tensor, part_of_branch(branch))
-        if work is not None:
-            work.wait()
-
     def start_sum(self, tensor: Tensor, what: str) -> dist.Work | None:
         """Begins the sum of `tensor`: over the hosts of a branch if `what` is `branches.NAME`, else over the world.
 
-        All ranks of a group must begin its sums in the same order. The tensor holds the sum after waiting for the
-        result; None where this rank is the only one of the group.
+        All ranks of a group must begin its sums in the same order. After waiting for the result, the tensor
+        holds the sum, bit-identical on all of them; None where this rank is the only one of the group.
         """
         group = self._group(what)
         if group is None:

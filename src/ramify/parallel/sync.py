@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ramify.errors import RamifyError
+from ramify.errors import RamifyError, error_text
 from ramify.parallel.world import World
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ def on_all(ranks: World, work: Callable[[], Any]) -> list[Any]:
         failure = error
     if ranks.size == 1 and failure is not None:
         raise failure
-    outcomes = ranks.gather((None if failure is None else _text(failure), result))
+    outcomes = ranks.gather((None if failure is None else error_text(failure), result))
     failed = [rank for rank, (text, _) in enumerate(outcomes) if text is not None]
     if not failed:
         return [found for _, found in outcomes]
@@ -51,7 +51,3 @@ def each(ranks: World, work: Callable[[], T]) -> T:
 def on_rank_zero(ranks: World, work: Callable[[], Any]) -> Any:
     """Calls `work` on rank zero while the others wait; returns its result on every rank. Raises as `on_all`."""
     return on_all(ranks, lambda: work() if ranks.rank == 0 else None)[0]
-
-
-def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, RamifyError) else f"{type(error).__name__}: {error}"

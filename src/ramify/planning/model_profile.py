@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from pydantic import TypeAdapter
 
 from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_model
@@ -87,11 +88,7 @@ class ModelProfile:
     @classmethod
     def of_data(cls, content: Mapping[str, Any]) -> Self:
         """From plain data, as of `dataclasses.asdict` or JSON."""
-        steps = {name: StepProfile(**step) for name, step in content["steps"].items()}
-        shapes = tuple(tuple(shape) for shape in content["encoder_shapes"])
-        return cls(
-            content["encoder"], dict(content["branches"]), content["itemsize"], steps, shapes, dict(content["hidden"])
-        )
+        return TypeAdapter(cls).validate_python(content)
 
     def encoder_shard_size(self, shards: int) -> int:
         """Number of parameters in one of `shards` shards of the encoder: FSDP2 shards each tensor along its first

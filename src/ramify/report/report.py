@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import geometric_mean
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def verdict(results: Results) -> str:
             continue
         failed = [dataset for dataset, share in judged.items() if not share < 1]
         parts.append(f"{quantity} on " + _how_many(len(judged), failed))
-        mean = math.exp(sum(math.log(max(share, 1e-12)) for share in judged.values()) / len(judged))
+        mean = geometric_mean(max(share, 1e-12) for share in judged.values())
         shares.append(f"{100 * mean:.0f} % in {quantity}")
     if len(shares) < len(parts):
         return f"Against the trivial predictors: {'; '.join(parts)}."

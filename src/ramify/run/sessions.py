@@ -12,7 +12,7 @@ from typing import Any
 from ramify import __version__
 from ramify.checkpoint.pointers import after_failure
 from ramify.errors import RamifyError
-from ramify.files import parse_json, writing
+from ramify.files import json_lines, writing
 from ramify.run.stop import Stopped
 from ramify.system import peak_memory
 
@@ -81,15 +81,7 @@ class Sessions:
         """All lines, oldest first."""
         if not self._path.exists():
             return []
-        found: list[dict[str, Any]] = []
-        for line in self._path.read_bytes().split(b"\n"):
-            try:
-                content = parse_json(line)
-            except ValueError:
-                continue
-            if isinstance(content, dict) and "kind" in content:
-                found.append(content)
-        return found
+        return [line for line in json_lines(self._path.read_bytes()) if "kind" in line]
 
     @property
     def had_checkpoint(self) -> bool:

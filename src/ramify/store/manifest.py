@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Valid
 
 from ramify.errors import RamifyError
 from ramify.files import content_sha256, parse_json
-from ramify.untrusted import Element, parsed
+from ramify.untrusted import Element, check_version, parsed
 
 SplitName = Literal["train", "val", "test"]
 FORMAT: Literal["ramify-store"] = "ramify-store"
@@ -301,12 +301,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise RamifyError(f"{path}: not readable as a manifest ({error})", fix=REBUILD) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RamifyError(f"{path}: not the manifest of a store", fix=REBUILD)
+    check_version(content, VERSION, path, f"update ramify, or {REBUILD}")
     version = content.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise RamifyError(
-            f"{path}: the store has version {version}, this program reads up to {VERSION}",
-            fix="update ramify, or prepare the dataset again with `ramify prepare RECIPE --force`",
-        )
     if isinstance(version, int) and version < WITHOUT_STATES:
         raise RamifyError(
             f"{path}: the store has version {version}, this program reads {WITHOUT_STATES} to {VERSION}", fix=REBUILD

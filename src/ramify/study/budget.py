@@ -65,7 +65,7 @@ def step_seconds(recipe: Recipe, stores: Mapping[str, Path]) -> float:
     case = Case.of(
         recipe, stores, mode="strong", placement="replicated", ranks=1, batch=recipe.train.batch, warmup=2, steps=10
     )
-    return float(spawn("case", case.to_data(), 1, threads=recipe.train.threads or 1)["seconds"])
+    return float(spawn("case", case.model_dump(mode="json"), 1, threads=recipe.train.threads or 1)["seconds"])
 
 
 def steps_of(recipe: Recipe, structures: Mapping[str, int]) -> int:

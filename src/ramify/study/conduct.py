@@ -15,7 +15,7 @@ from ramify.run.lock import RunLock
 from ramify.run.stop import Stop
 from ramify.store.manifest import Manifest, read_manifest
 from ramify.study.progress import Watch
-from ramify.study.results.outcome import Outcome, outcome_of, write_tables
+from ramify.study.results.outcome import Outcome, manifests_of, outcome_of, write_tables
 from ramify.study.results.page import render_page
 from ramify.study.run import Controller, Starter, failures
 from ramify.study.scaling import measure_scaling, scaling_rows
@@ -69,7 +69,7 @@ def conduct(
         RamifyError: the recipe differs from that of the study, another process runs the study, or a store is missing.
     """
     study = request.open()
-    manifests = {name: read_manifest(Path(study.recipe.stores) / name) for name in study.datasets}
+    manifests = manifests_of(study)
     study.path.mkdir(parents=True, exist_ok=True)
     lock = RunLock(study.path).acquire()
     try:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from ramify.errors import RamifyError
 from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.refit import PREFIX
-from ramify.files import parse_json, read_json
+from ramify.files import json_lines, read_json
 from ramify.labels import mae
 from ramify.run.run import Run
 from ramify.run.sessions import Sessions
@@ -67,13 +66,7 @@ def last_lines(path: Path) -> list[dict[str, Any]]:
             content = file.read()
     except OSError:
         return []
-    found = []
-    for line in content.split(b"\n")[1 if size > TAIL else 0 :]:
-        with suppress(ValueError):
-            entry = parse_json(line)
-            if isinstance(entry, dict):
-                found.append(entry)
-    return found
+    return json_lines(content if size <= TAIL else content.partition(b"\n")[2])
 
 
 def state_on_disk(study: Study, task: Task) -> State:

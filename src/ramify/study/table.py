@@ -13,7 +13,7 @@ from ramify.files import read_json, write_json
 from ramify.recipe import Recipe, parse_recipe
 from ramify.run.changes import FREE, differing_keys
 from ramify.study.models import Equal, Kind, Model, models_of, without_empty
-from ramify.untrusted import Name, parsed
+from ramify.untrusted import Name, check_version, parsed
 
 NAME = "study.json"
 VERSION = 1
@@ -100,9 +100,7 @@ class Study:
         if not cls.exists(path):
             raise RamifyError(f"{path} is not a study: it has no {NAME}", fix="give the folder of `ramify study --out`")
         content = read_json(path / NAME)
-        version = content.get("version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > VERSION:
-            raise RamifyError(f"{path / NAME} has version {version}, this program reads up to {VERSION}")
+        check_version(content, VERSION, path / NAME)
         return cls(path, parsed(Content, content, path / NAME, fix="restore the file, or start a new study"))
 
     @classmethod

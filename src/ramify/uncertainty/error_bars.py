@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ramify.batches.batch import Batch
+from ramify.batches.transfer import host_array
 from ramify.checkpoint.described import described, read_described
 from ramify.elements import MAX_NUMBER, SYMBOLS
 from ramify.errors import RamifyError
@@ -98,7 +99,7 @@ class BranchBars:
     def raw_energy_std(self, network: MultiBranch, branch: str, batch: Batch, scalars: Tensor) -> Floats:
         """(S,) of energies per atom, for α = 1, from the scalars (N, F) of the atoms of a batch."""
         features = energy_features(network.branch(branch), scalars, batch)
-        return _numpy(energy_std(features, self.white["covariance"].to(features.device)))
+        return host_array(energy_std(features, self.white["covariance"].to(features.device)))
 
     def raw_forces_std(
         self, network: MultiBranch, branch: str, batch: Batch, scalars: Tensor, vectors: Tensor | None
@@ -107,10 +108,10 @@ class BranchBars:
         head = network.branch(branch).force
         if head is None:
             directions = torch.from_numpy(self.tensors["directions"]).to(batch.positions.device)
-            return _numpy(conservative_force_std(network, branch, batch, directions))
+            return host_array(conservative_force_std(network, branch, batch, directions))
         assert vectors is not None
         h, v = force_features(head, scalars, vectors)
-        return _numpy(direct_force_std(h, v, *(self.white[k].to(h.device) for k in ("hidden", "vectors"))))
+        return host_array(direct_force_std(h, v, *(self.white[k].to(h.device) for k in ("hidden", "vectors"))))
 
     def standard_deviations(
         self,
@@ -250,7 +251,3 @@ def element_sets(numbers: NDArray[np.integer], n_atoms: NDArray[np.integer]) -> 
     kinds, which = np.unique(present, axis=0, return_inverse=True)
     names = [" ".join(SYMBOLS[z] for z in np.flatnonzero(kind)) for kind in kinds]
     return [names[k] for k in which.reshape(-1)]
-
-
-def _numpy(tensor: Tensor) -> Floats:
-    return tensor.detach().to("cpu", torch.float64).numpy()

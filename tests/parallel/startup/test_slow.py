@@ -6,27 +6,38 @@ import pytest
 
 from ramify.run.stop import STOPPED
 from tests.parallel.conftest import MakeFive
-from tests.processes.programs import TERM, run
+from tests.processes.programs import TERM, Program
 from tests.small import metrics
 
-TIMEOUT, SLOW = 1.2, 2.8
-"""Seconds: timeout of the run, and delay of each phase on one of the ranks."""
+TIMEOUT = 3.0
+"""Seconds, `parallel.timeout` of the run."""
+LIMIT = 600.0
+"""Seconds after which the ranks are killed: many times what they take on a machine with other work."""
 
-SLOWED = f"""
+SLOWED = """
 import os, time
 import ramify.batches.loader, ramify.checkpoint.checkpoint, ramify.model.compiled, ramify.planning.plan
-import ramify.run.lock, ramify.run.run, ramify.store.store, ramify.train.validation
-seen = set()
+import ramify.parallel.watchdog, ramify.run.lock, ramify.run.run, ramify.store.store, ramify.train.validation
+from pathlib import Path
+notes, seen, print_slow_ranks = Path(os.environ["NOTES"]), set(), ramify.parallel.watchdog.Watchdog._print_slow_ranks
+def noted(watchdog):  # on rank zero, once the run has made no progress for longer than its timeout
+    with notes.open("a") as file:
+        file.write("note\\n")
+    return print_slow_ranks(watchdog)
+ramify.parallel.watchdog.Watchdog._print_slow_ranks = noted
 def slow(rank, owner, name):
     work = getattr(owner, name)
     def slowly(*arguments, **options):
         if os.environ["RANK"] == str(rank) and name not in seen:
             seen.add(name)
             print("slow:", name, flush=True)
-            time.sleep({SLOW})
+            before = notes.read_text() if notes.exists() else ""
+            while not notes.exists() or notes.read_text() == before:
+                time.sleep(0.05)
         return work(*arguments, **options)
     setattr(owner, name, slowly)
 """
+"""The named functions begin on one rank only after rank zero has noted that the run is slow but continues."""
 STARTING = (
     SLOWED
     + """
@@ -56,15 +67,15 @@ slow(1, ramify.checkpoint.checkpoint.Checkpoint, "training")
 
 @pytest.mark.slow
 def test_slow_phases(five: MakeFive, tmp_path: Path) -> None:
-    path, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    path, recipe, notes = tmp_path / "run", tmp_path / "recipe.yaml", str(tmp_path / "notes")
     options = {"train__max_steps": 3, "train__batch": 20, "train__log_every": 1, "train__compile": "default"}
     recipe.write_text(five(parallel__placement="auto", parallel__timeout=TIMEOUT, **options).to_yaml())
     stop = {"rank": 1, "step": 2, "signal": TERM}
-    done = run(tmp_path, 2, "train", recipe, "--run", path, first=STARTING, at=stop)
+    done = Program(tmp_path, 2, "train", recipe, "--run", path, first=STARTING, at=stop, NOTES=notes).wait(LIMIT)
     assert done.statuses == [STOPPED, STOPPED], done.said
     assert [said.count("slow: ") for said in done.said] == [2, 6]
-    assert "so the run continues" in done.said[0]
-    done = run(tmp_path, 2, "train", "--resume", path, first=RESUMING)
+    assert done.said[0].count("so the run continues") >= 8
+    done = Program(tmp_path, 2, "train", "--resume", path, first=RESUMING, NOTES=notes).wait(LIMIT)
     assert done.statuses == [0, 0], done.said
     assert [said.count("slow: ") for said in done.said] == [1, 1]
     assert [line["step"] for line in metrics(path, "train")] == [1, 2, 3]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ramify.errors import RamifyError
+from ramify.errors import RamifyError, error_text
 from ramify.store.blocks import memory_of
 from ramify.store.columns import COLUMNS, STATE_COLUMNS
 from ramify.store.open_files import open_files
@@ -282,7 +282,7 @@ def _agreed(group: "MPI.Intracomm", work: Callable[[], T]) -> T:
     try:
         result = work()
     except Exception as error:
-        failure = str(error) if isinstance(error, RamifyError) else f"{type(error).__name__}: {error}"
+        failure = error_text(error)
     for rank, text in enumerate(_gathered(group, failure)):
         if text:
             raise RamifyError(text if rank == group.rank else f"rank {rank} of the group of {group.size}: {text}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from statistics import geometric_mean
 
 from ramify.labels import measurable
 from ramify.study.models import Kind
@@ -128,7 +128,7 @@ def _foreign(tables: Tables) -> str:
 
 
 def _mean(ratios: Sequence[float]) -> float:
-    return math.exp(sum(math.log(max(ratio, 1e-12)) for ratio in ratios) / len(ratios))
+    return geometric_mean(max(ratio, 1e-12) for ratio in ratios)
 
 
 def _percent(ratios: Sequence[float]) -> str:
