@@ -172,8 +172,10 @@ def test_no_word_is_broken_and_every_label_is_legible_on_any_screen(page: Any, w
     assert page.evaluate(BROKEN) != [], "a broken word is noticed"
 
 
-def test_the_largest_errors_are_printed(page: Any) -> None:
+def test_the_largest_errors_are_printed_and_labels_are_legible_on_a4(page: Any) -> None:
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})  # 186 mm between the margins
+    assert min(page.evaluate(SMALL)) > 8.95
     assert page.locator(".worst svg").first.is_visible()
     assert not page.locator("a.download").first.is_visible()
 

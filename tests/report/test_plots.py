@@ -93,6 +93,16 @@ def test_element_errors_are_sorted_by_atomic_number_and_name_the_worst() -> None
     assert "largest 0.7000 eV/Å for Fe in b" in drawing.alt
 
 
+def test_many_elements_stand_in_rows_that_fit_a_page() -> None:
+    symbols = SYMBOLS[1:90]
+    errors = {"a": {symbol: ElementErrors(3, 2, 0.01, 0.1 * k) for k, symbol in enumerate(symbols, 1)}}
+    drawing = plots.element_errors(errors, quantity="forces", palette=colors(errors))
+    assert drawing is not None
+    assert drawing.width <= 700
+    assert [text for text in texts(drawing) if text in symbols] == list(symbols)
+    assert texts(drawing).count("force MAE, eV/Å") == 3
+
+
 def test_learning_curves_need_measurements() -> None:
     val = [
         {"step": i, "epoch": i, "datasets": {"a": {"energy_mae": 1 / i, "forces_mae": None, "trivial_energy_mae": 0.4}}}

@@ -85,7 +85,8 @@ class _Size:
         return (column - 0.96) * self.width / 18.08, (row - 0.96) * self.height / 9.58
 
 
-LARGE, SMALL = _Size(936, 500, symbol=12.5, detailed=True), _Size(306, 158, symbol=SMALLEST_TEXT, detailed=False)
+LARGE, SMALL = _Size(700, 392, symbol=12.5, detailed=True), _Size(306, 158, symbol=SMALLEST_TEXT, detailed=False)
+"""The large one fits on A4, in 186 mm of 96 pixels per inch, without shrinking its texts."""
 GAP = 0.04
 """Gap between the edge of a cell and its square, as a fraction of a cell."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ FEW_POINTS = 1500
 """Largest number of points that a parity plot shows as points; more are shown as a density."""
 MOST_POINTS = 2_000_000
 """Largest number of points that a density is drawn from, evenly spaced over the split."""
+ELEMENTS = 37
+"""Elements in a row of a figure: as many as A4 shows without shrinking the labels."""
 CURVE_POINTS = 240
 """Number of points of a line, above the resolution of a figure."""
 
@@ -146,27 +149,52 @@ def element_errors(
         dataset: {symbol: value for symbol, e in found.items() if (value := getattr(e, field))}
         for dataset, found in errors.items()
     }
-    elements = sorted({symbol for found in points.values() for symbol in found}, key=NUMBERS.__getitem__)
+    elements = {symbol for found in points.values() for symbol in found}
     if not elements:
         return None
-    with Canvas(max(400.0, 60 + 17.0 * len(elements)), 210) as canvas:
-        axes = canvas.axes()
-        places = {symbol: i for i, symbol in enumerate(elements)}
-        for i, (dataset, found) in enumerate(points.items()):
-            shift = 0.0 if len(points) == 1 else 0.3 * (i / (len(points) - 1) - 0.5)
-            x = [places[symbol] + shift for symbol in found]
-            axes.plot(x, list(found.values()), "o", color=palette[dataset], markersize=4.6, alpha=0.9)
-        axes.set_xlim(-0.8, len(elements) - 0.2)
-        log_axis(axes, "y")
-        axes.set_xticks(range(len(elements)), elements, color=INK)
-        axes.tick_params(axis="x", length=0)
-        axes.set_ylabel(f"{'energy' if quantity == 'energy' else 'force'} MAE, {LABELS[quantity].error_unit}")
+    with element_canvas(elements) as canvas:
+        for axes in element_dots(canvas, points, palette):
+            log_axis(axes, "y")
+            axes.set_ylabel(f"{'energy' if quantity == 'energy' else 'force'} MAE, {LABELS[quantity].error_unit}")
         worst = max(((v, s, d) for d, found in points.items() for s, v in found.items()), default=None)
         assert worst is not None
         return canvas.drawing(
             f"{quantity} MAE by element, {len(elements)} elements; largest {format_error(worst[0])} "
             f"{LABELS[quantity].error_unit} for {worst[1]} in {worst[2]}"
         )
+
+
+def element_canvas(elements: Collection[str]) -> Canvas:
+    """A canvas for `element_dots`."""
+    rows = math.ceil(len(elements) / ELEMENTS)
+    return Canvas(max(400.0, 60 + 17.0 * min(len(elements), ELEMENTS)), 30 + 180 * rows)
+
+
+def element_dots(
+    canvas: Canvas, points: Mapping[str, Mapping[str, float]], palette: Mapping[str, str], *, stems: bool = False
+) -> list[Axes]:
+    """Draws a dot for each dataset and element, by atomic number in rows of `ELEMENTS`; returns the axes of the rows.
+
+    Args:
+        canvas: of `element_canvas`.
+        points: values by dataset and element.
+        palette: colour by dataset.
+        stems: also draw a line from zero to each dot.
+    """
+    elements = sorted({symbol for found in points.values() for symbol in found}, key=NUMBERS.__getitem__)
+    rows = [elements[k : k + ELEMENTS] for k in range(0, len(elements), ELEMENTS)]
+    drawn = list(canvas.figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0])
+    for axes, row in zip(drawn, rows, strict=True):
+        for k, (dataset, found) in enumerate(points.items()):
+            shift = 0.0 if len(points) == 1 else 0.3 * (k / (len(points) - 1) - 0.5)
+            places = {place + shift: found[symbol] for place, symbol in enumerate(row) if symbol in found}
+            if stems:
+                axes.vlines(list(places), 0, list(places.values()), color=palette[dataset], linewidth=1, alpha=0.5)
+            axes.plot(list(places), list(places.values()), "o", color=palette[dataset], markersize=4.4, alpha=0.9)
+        axes.set_xlim(-0.8, len(rows[0]) - 0.2)
+        axes.set_xticks(range(len(row)), row, color=INK)
+        axes.tick_params(axis="x", length=0)
+    return drawn
 
 
 def learning_curve(

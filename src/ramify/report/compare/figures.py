@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ramify.elements import NUMBERS
 from ramify.evaluate.results import Results
 from ramify.labels import LABELS
-from ramify.report.plots import Curve, trivial_line
+from ramify.report.plots import Curve, element_canvas, element_dots, trivial_line
 from ramify.report.svg import INK, Canvas, Drawing, log_axis
 from ramify.report.table_format import Quantity
 
@@ -76,26 +75,16 @@ def element_differences(
         against: name of the other.
         axis: label of the vertical axis, without the unit.
     """
-    elements = sorted({symbol for found in differences.values() for symbol in found}, key=NUMBERS.__getitem__)
+    elements = {symbol for found in differences.values() for symbol in found}
     if not elements:
         return None
-    unit = LABELS[quantity].error_unit
-    with Canvas(max(400.0, 60 + 17.0 * len(elements)), 210) as canvas:
-        axes = canvas.axes()
-        place = {symbol: i for i, symbol in enumerate(elements)}
-        for k, (dataset, found) in enumerate(differences.items()):
-            shift = 0.0 if len(differences) == 1 else 0.3 * (k / (len(differences) - 1) - 0.5)
-            x, y = [place[symbol] + shift for symbol in found], list(found.values())
-            axes.vlines(x, 0, y, color=palette[dataset], linewidth=1, alpha=0.5)
-            axes.plot(x, y, "o", color=palette[dataset], markersize=4.2, alpha=0.9)
-        axes.axhline(0, color=INK, linewidth=1)
+    with element_canvas(elements) as canvas:
         spread = np.abs(np.concatenate([list(found.values()) for found in differences.values()]))
-        axes.set_yscale("symlog", linthresh=max(1e-9, float(spread.max()) / LINEAR), linscale=0.8)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        axes.set_xlim(-0.8, len(elements) - 0.2)
-        axes.set_xticks(range(len(elements)), elements, color=INK)
-        axes.tick_params(axis="x", length=0)
-        axes.set_ylabel(f"{axis}, {unit}")
+        for axes in element_dots(canvas, differences, palette, stems=True):
+            axes.axhline(0, color=INK, linewidth=1)
+            axes.set_yscale("symlog", linthresh=max(1e-9, float(spread.max()) / LINEAR), linscale=0.8)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+            axes.set_ylabel(f"{axis}, {LABELS[quantity].error_unit}")
         better = sum(value < 0 for found in differences.values() for value in found.values())
         count = sum(len(found) for found in differences.values())
         what = f"{quantity} MAE of {model} minus that of {against}"

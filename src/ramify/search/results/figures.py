@@ -108,7 +108,7 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], best: Sequence[i
     keys = [key for key in space.keys if not key.distribution.single()]
     metrics = [trial.metric or 0.0 for trial in shown]
     low, high = min(metrics), max(metrics)
-    with Canvas(max(2 * WIDTH, 84 * (len(keys) + 1)), 300) as canvas:
+    with Canvas(max(700, 84 * (len(keys) + 1)), 300) as canvas:
         axes = canvas.axes()
         for at, key in enumerate(keys):
             _axis(axes, at, key)
