@@ -120,15 +120,9 @@ def open_split(
     stores: Mapping[str, Store],
     split: str,
     progress: Callable[[str, int], None] = lambda dataset, structures: None,
-    *,
-    edge_cache: float | None = None,
 ) -> dict[str, SplitReader]:
-    """Opens one reader per dataset for a split; `progress(dataset, structures)` is called as edges are computed.
-
-    `edge_cache` (GB) replaces `train.edge_cache` of the recipe: 0 if every structure is read only once.
-    """
-    cache = recipe.train.edge_cache if edge_cache is None else edge_cache
-    branches = recipe.datasets_of_branches()
+    """Opens one reader per dataset for a split; `progress(dataset, structures)` is called as edges are computed."""
+    branches, cache = recipe.datasets_of_branches(), recipe.train.edge_cache
     return open_readers(recipe.model, branches, stores, split, progress, edge_cache=cache)
 
 
@@ -141,7 +135,10 @@ def open_readers(
     *,
     edge_cache: float,
 ) -> dict[str, SplitReader]:
-    """Opens one reader per store for a split, for a model and the datasets of each branch; see `open_split`."""
+    """Opens one reader per store for a split, for a model and the datasets of each branch; see `open_split`.
+
+    `edge_cache`: GB, see `train.edge_cache`; 0 if every structure is read only once.
+    """
     branch_of = {dataset: branch for branch, group in branches.items() for dataset in group}
     first_branch = next(iter(branches))
     readers = {}

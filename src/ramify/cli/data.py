@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 
 from ramify.cli.messages import console, print_json, say_written
 from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument
@@ -88,7 +89,8 @@ def convert(
     """Convert a store to its other form. All values stay bit-identical; every checksum is compared."""
     from ramify.store.convert import convert_store
 
-    written = convert_store(store, to, out)
+    with Steps(console, f"convert {escape(str(store))}", "MB") as steps:
+        written = convert_store(store, to, out, lambda done: steps.counted(done / 1e6))
     say_written("store", written)
 
 

@@ -30,7 +30,6 @@ def periodic_table(
     tooltips: Mapping[str, str] | None = None,
     largest: int | None = None,
     compact: bool = False,
-    what: str = "atoms",
 ) -> Drawing:
     """Draws all 118 elements, coloured by the logarithm of their count, with the count in the cell.
 
@@ -39,7 +38,6 @@ def periodic_table(
         tooltips: further text about an element, by symbol.
         largest: count at the dark end of the scale, to share one scale between tables; default the largest of `counts`.
         compact: symbols only, without counts and scale, for small multiples.
-        what: name of the counted objects, for the legend and the description.
 
     Raises:
         RamifyError: a symbol is not a chemical element.
@@ -53,13 +51,13 @@ def periodic_table(
     parts = [_cell(size, number, present.get(SYMBOLS[number], 0), norm) for number in range(1, MAX_NUMBER + 1)]
     if not compact:
         parts += [_text(size, 3.5, y + 0.5, text, SMALLEST_TEXT, MUTED) for y, text in ((6, "57–71"), (7, "89–103"))]
-        parts += _scale(size, norm, what)
+        parts += _scale(size, norm)
     hints = {
-        f"element-{NUMBERS[symbol]}": f"{symbol}: {count:,} {what}" + _more(tooltips, symbol)
+        f"element-{NUMBERS[symbol]}": f"{symbol}: {count:,} atoms" + _more(tooltips, symbol)
         for symbol, count in present.items()
     }
     svg = f'<svg viewBox="0 0 {size.width:g} {size.height:g}">\n{"".join(parts)}</svg>'
-    return Drawing.from_svg(svg, _describe(present, what), size.width, hints)
+    return Drawing.from_svg(svg, _describe(present), size.width, hints)
 
 
 def cell_position(number: int) -> tuple[float, float]:
@@ -130,7 +128,7 @@ def _text(
     return f'<text x="{x:.2f}" y="{y + 0.365 * points:.2f}" style="{style}{seen}">{html.escape(text)}</text>\n'
 
 
-def _scale(size: _Size, norm: LogNorm, what: str) -> list[str]:
+def _scale(size: _Size, norm: LogNorm) -> list[str]:
     """The colour scale, in the gap above the transition metals."""
     left, width, top, height = 4.4, 6.2, 2.35, 0.26
     (x0, y0), (x1, y1) = size.place(left, top), size.place(left + width, top + height)
@@ -140,7 +138,7 @@ def _scale(size: _Size, norm: LogNorm, what: str) -> list[str]:
     parts = [
         f'<defs><linearGradient id="counts">{stops}</linearGradient></defs>\n',
         f'<path d="M {x0:.2f} {y0:.2f} H {x1:.2f} V {y1:.2f} H {x0:.2f} Z" style="fill: url(#counts)"/>\n',
-        _text(size, left, top - 0.22, f"{what} of each element", 9, INK, anchor="start"),
+        _text(size, left, top - 0.22, "atoms of each element", 9, INK, anchor="start"),
     ]
     decades = math.log10(float(norm.vmax or 10))
     for exponent in range(0, math.floor(decades + 1e-9) + 1, 1 if decades < 7 else 2):
@@ -158,7 +156,7 @@ def _more(tooltips: Mapping[str, str] | None, symbol: str) -> str:
     return f"\n{tooltips[symbol]}" if tooltips and symbol in tooltips else ""
 
 
-def _describe(present: Mapping[str, int], what: str) -> str:
+def _describe(present: Mapping[str, int]) -> str:
     most = sorted(present, key=lambda symbol: -present[symbol])[:5]
     listed = ", ".join(f"{symbol} {present[symbol]:,}" for symbol in most)
-    return f"Periodic table of {len(present)} elements by number of {what}" + (f"; most: {listed}" if most else "")
+    return f"Periodic table of {len(present)} elements by number of atoms" + (f"; most: {listed}" if most else "")

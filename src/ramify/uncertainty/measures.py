@@ -49,18 +49,17 @@ def fitted_floor(error: Floats, std: Floats) -> tuple[float, float]:
     return float(FLOORS[best] * unit), losses[best]
 
 
-def sparsification(error: Floats, by: Floats, points: int = 21) -> tuple[Floats, Floats]:
+def sparsification(error: Floats, by: Floats) -> tuple[Floats, Floats]:
     """Mean absolute error of the rest after the rows with the largest values of `by` were removed.
 
     Args:
         error: (n,).
         by: (n,) standard deviations; with |error| instead, the best possible curve.
-        points: number of removed fractions, from 0 to 0.95.
 
     Returns:
-        The removed fractions (points,), and the errors of the rest (points,).
+        The removed fractions (21,) from 0 to 0.95, and the errors of the rest (21,).
     """
-    removed = np.linspace(0.0, 0.95, points)
+    removed = np.linspace(0.0, 0.95, 21)
     means = np.cumsum(np.abs(error)[np.argsort(by, kind="stable")]) / np.arange(1, len(error) + 1)
     kept = np.maximum(1, np.round((1 - removed) * len(error)).astype(np.int64))
     return removed, means[kept - 1]
@@ -111,10 +110,10 @@ def coverage(error: Floats, std: Floats, expected: Floats) -> Floats:
     return np.asarray(np.searchsorted(np.sort(np.ravel(np.abs(error) / std)), widths, side="right") / error.size)
 
 
-def binned(error: Floats, std: Floats, bins: int = 10) -> tuple[Floats, Floats]:
+def binned(error: Floats, std: Floats) -> tuple[Floats, Floats]:
     """Root mean squares of standard deviations and of errors, in bins of equal numbers of rows sorted by `std`; at most
-    `bins`, with 10 rows or more."""
+    10, with 10 rows or more."""
     order = np.argsort(np.ravel(std), kind="stable")
-    parts = np.array_split(order, max(1, min(bins, len(order) // 10)))
+    parts = np.array_split(order, max(1, min(10, len(order) // 10)))
     rms = [[float(np.sqrt(np.mean(np.square(np.ravel(v)[part])))) for part in parts] for v in (std, error)]
     return np.array(rms[0]), np.array(rms[1])

@@ -83,6 +83,7 @@ def element_differences(
         for axes in element_dots(canvas, differences, palette, stems=True):
             axes.axhline(0, color=INK, linewidth=1)
             axes.set_yscale("symlog", linthresh=max(1e-9, float(spread.max()) / LINEAR), linscale=0.8)
+            axes.margins(y=0.06)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
             axes.set_ylabel(f"{axis}, {LABELS[quantity].error_unit}")
         better = sum(value < 0 for found in differences.values() for value in found.values())

@@ -61,15 +61,15 @@ def worst(found: StoredPredictions) -> list[Worst]:
     return [Worst(q, rows) for q in found.true if (rows := _rows(found, q, drawn))]
 
 
-def largest(found: StoredPredictions, quantity: Quantity, count: int = WORST) -> list[tuple[int, int]]:
+def largest(found: StoredPredictions, quantity: Quantity) -> list[tuple[int, int]]:
     """Structure and row (an atom, or the structure again) of the largest errors, one for each structure."""
     values = np.nan_to_num(found.error_norms(quantity), nan=-1.0)  # -1: structures without a label are never listed
     if LABELS[quantity].per_atom:
         owner = np.repeat(np.arange(len(found.n_atoms)), found.n_atoms)
         rows = np.lexsort((np.arange(len(values)), -values))
-        rows = rows[np.sort(np.unique(owner[rows], return_index=True)[1])][:count]
+        rows = rows[np.sort(np.unique(owner[rows], return_index=True)[1])][:WORST]
     else:
-        rows = np.argsort(-values, kind="stable")[:count]
+        rows = np.argsort(-values, kind="stable")[:WORST]
         owner = np.arange(len(values))
     return [(int(owner[row]), int(row)) for row in rows if values[row] >= 0]
 

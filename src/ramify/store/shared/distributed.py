@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 T = TypeVar("T")
-Progress = Callable[[int], None]
 
 ANSWER_EVERY = 0.001
 """Seconds between calls of the progress thread, for networks on which one-sided reads need the target process."""
@@ -42,7 +41,6 @@ def open_distributed(
     *,
     ranks: Sequence[int] | None = None,
     width: int | None = None,
-    progress: Progress = lambda done: None,
 ) -> Store:
     """Opens a store of either form distributed over processes. A collective operation of `ranks`, as is closing.
 
@@ -51,7 +49,6 @@ def open_distributed(
         ranks: ranks of MPI's world that share it; None for all.
         width: minimum number of ranks that hold one copy together; None for one copy over all ranks. A small width
             needs more memory, a large one more communication.
-        progress: called with the number of bytes that this rank has read.
 
     Raises:
         RamifyError: on all of `ranks`, if any of them cannot read its shard or has not enough memory.
@@ -75,7 +72,7 @@ def open_distributed(
     def load() -> Store:
         with open_files(path) as files:
             rows = range(*storage.shares[group.rank : group.rank + 2])
-            load_shard(files, n_atoms, rows, index, storage.memory, progress)
+            load_shard(files, n_atoms, rows, index, storage.memory)
         return Store(folder, manifest, n_atoms, storage)
 
     try:

@@ -35,14 +35,7 @@ def shared_n_atoms(files: StoreFiles) -> tuple[NDArray[np.int32], Callable[[], N
     return mapped, lambda: None
 
 
-def load_shard(
-    files: StoreFiles,
-    n_atoms: NDArray[np.int32],
-    rows: range,
-    index: RowIndex,
-    out: Words,
-    progress: Callable[[int], None] = lambda done: None,
-) -> None:
+def load_shard(files: StoreFiles, n_atoms: NDArray[np.int32], rows: range, index: RowIndex, out: Words) -> None:
     """Packs the structures `rows` of a store into `out`.
 
     Args:
@@ -51,12 +44,11 @@ def load_shard(
         rows: rows of the shard.
         index: start of the record of each row of the store, in words; `out` begins with that of `rows.start`.
         out: destination.
-        progress: called with the number of bytes read.
 
     Raises:
         RamifyError: damaged data.
     """
-    blocks = _Blocks(files, progress)
+    blocks = _Blocks(files)
     if not len(rows):
         return
     begin = int(index.starts(np.array([rows.start]))[0])
@@ -79,8 +71,8 @@ def load_shard(
 class _Blocks:
     """Reads rows of columns block by block in ascending order; the last block of each column is cached."""
 
-    def __init__(self, files: StoreFiles, progress: Callable[[int], None]) -> None:
-        self._files, self._progress = files, progress
+    def __init__(self, files: StoreFiles) -> None:
+        self._files = files
         self._memory = {name: Scratch() for name in files.manifest.columns}
         self._kept: dict[str, tuple[int, NDArray[Any]]] = {}
 
@@ -106,6 +98,5 @@ class _Blocks:
             values = self._memory[column].array((held.stop - held.start, *stated.shape[1:]), stated.dtype)
             self._files.read(column, held.start, values)
             check_block(self._files, column, block, values)
-            self._progress(values.nbytes)
             self._kept[column] = (block, values)
         return values
