@@ -67,14 +67,34 @@ def _mlearn(s: Sample) -> dict[str, Any]:
     return {"structure": structure(s), "outputs": outputs, "group": "AIMD", "description": "@", "element": "Si"}
 
 
-RECORDS = {"mptrj": _mptrj, "alexandria": _alexandria, "matpes": _matpes, "jarvis": _jarvis, "mlearn": _mlearn}
+def _fitsnap(s: Sample) -> dict[str, Any]:
+    return {
+        "Positions": s.positions.tolist(),
+        "Energy": s.energy,
+        "Forces": s.forces.tolist(),
+        "Stress": (1e5 * s.stress).tolist(),
+        "Lattice": CELL.tolist(),
+        "AtomTypes": [chemical_symbols[z] for z in s.numbers.tolist()],
+        "NumAtoms": len(s.numbers),
+    }
+
+
+RECORDS = {
+    "mptrj": _mptrj,
+    "alexandria": _alexandria,
+    "matpes": _matpes,
+    "jarvis": _jarvis,
+    "mlearn": _mlearn,
+    "fitsnap": _fitsnap,
+}
 KEYS: dict[str, dict[str, Any]] = {"jarvis": {"energy_is_per_atom": False}, "mlearn": {"energy_is_per_atom": False}}
 
 
 def write_json(name: str, path: Path, size: float) -> dict[str, Any]:
     """Writes a JSON file of about `size` bytes; returns the keys of its recipe."""
     texts = [json.dumps(RECORDS[name](sample)) for sample in pool()]
-    begin, end = {"mptrj": ("{", "}"), "alexandria": ('{"entries": [', "]}")}.get(name, ("[", "]"))
+    around = {"mptrj": ("{", "}"), "alexandria": ('{"entries": [', "]}"), "fitsnap": ('{"Dataset": {"Data": [', "]}}")}
+    begin, end = around.get(name, ("[", "]"))
     with path.open("w") as file:
         file.write(begin)
         for k, text in until(size, texts):

@@ -1,4 +1,4 @@
-"""One crystal in the layouts of seven formats: energies, forces and stresses that fit one another, and their traps.
+"""One crystal in the layouts of eight formats: energies, forces and stresses that fit one another, and their traps.
 
 Labels are those of ASE's EMT, written with the unit and sign that each format documents. What is read is compared with
 finite differences of the energies that are read, so that no factor of the package enters.
@@ -16,6 +16,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.units import create_units
 from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
@@ -102,6 +103,29 @@ def outcar(path: Path, images: list[Atoms], *, head: str = "", ends: str = "EDIF
         text += f"  free  energy   TOTEN  = {atoms.get_potential_energy():.12f} eV\n\n"
         text += f"  energy  without entropy= 0.5  energy(sigma->0) = {atoms.get_potential_energy() + 1:.12f}\n"
     path.write_text(text + "\n General timing and accounting informations for this job:\n")
+
+
+def espresso(path: Path, images: list[Atoms]) -> None:
+    """The layout of pw.x; Ry, Ry/bohr, and Ry/bohr³ with compression positive, in its constants (CODATA 2006)."""
+    unit = create_units("2006")
+    rydberg, bohr = unit["Ry"], unit["Bohr"]
+
+    def rows(array: Any, label: str = "") -> str:
+        return "".join(f"{label}{' '.join(f'{x:.16f}' for x in row)}\n" for row in np.asarray(array))
+
+    text = "     Program PWSCF v.7.4\n     number of atoms/cell      =  4\n     celldm(1)=   1.000000\n"
+    text += "     crystal axes: (cart. coord. in units of alat)\n"
+    text += rows(images[0].cell.array / bohr, " a(1) = ( ") + "     site n.     atom       positions (alat units)\n"
+    text += rows(images[0].positions / bohr, "  1  Cu tau(   1) = ( ").replace("\n", "  )\n")
+    for k, atoms in enumerate(images):
+        if k:
+            text += f"\nCELL_PARAMETERS (angstrom)\n{rows(atoms.cell.array)}\nATOMIC_POSITIONS (angstrom)\n"
+            text += rows(atoms.positions, "Cu ") + "\n"
+        text += f"!    total energy              = {atoms.get_potential_energy() / rydberg:.16f} Ry\n\n"
+        text += "     Forces acting on atoms (cartesian axes, Ry/au):\n\n"
+        text += rows(atoms.get_forces() * bohr / rydberg, "     atom    1 type  1   force = ")
+        text += f"\n     total   stress  (Ry/bohr**3)     (kbar)\n{rows(-stress(atoms) * bohr**3 / rydberg)}\n"
+    path.write_text(text + "   JOB DONE.\n")
 
 
 def deepmd(path: Path, images: list[Atoms]) -> None:
@@ -192,6 +216,7 @@ def oc20(path: Path, images: list[Atoms]) -> None:
 FORMATS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vasprun": ("vasp", "vasprun.xml", {}),
     "outcar": ("vasp", "OUTCAR", {}),
+    "espresso": ("espresso", "pw.out", {}),
     "deepmd": ("deepmd", "system", {}),
     "matpes": ("matpes", "a.json", {}),
     "jarvis": ("jarvis", "a.json", {"stress": "vasp-kbar", "energy_is_per_atom": False}),
@@ -206,6 +231,7 @@ def written(name: str, path: Path, images: list[Atoms], crystal: Any) -> None:
     makers: dict[str, Callable[[], Any]] = {
         "vasprun": lambda: vasprun(path, images),
         "outcar": lambda: outcar(path, images),
+        "espresso": lambda: espresso(path, images),
         "deepmd": lambda: deepmd(path, images),
         "matpes": lambda: matpes(path, images, crystal),
         "jarvis": lambda: path.write_text(json.dumps(jarvis_records(images))),

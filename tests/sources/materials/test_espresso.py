@@ -191,6 +191,8 @@ def test_every_step_is_that_of_ase(tmp_path: Path, read: Any, monkeypatch: pytes
     whole = list(iread(str(path), index=":", format="espresso-out"))
     path.write_text("".join(runs))
     found, quarantine = read("espresso", path)
+    with path.open("rb") as stream:
+        assert max(len(held) for _, held in espresso_steps.pieces(espresso_steps.Steps(stream))) == min(most, 6)
     assert len(whole) == 6 + 6 + 2 + 2
     assert quarantine.total == 0
     assert found.row.tolist() == list(range(16))

@@ -15,7 +15,7 @@ PIECE, STEPS = 1 << 20, 50
 """Most bytes and steps that ASE is given at once: its time grows with the square of the steps."""
 
 _MARK = re.compile(
-    rb"\s*(?:(?P<start>Program PWSCF)|(?P<end>JOB DONE)|(?P<cell>CELL_PARAMETERS(?!:))"
+    rb"\s*+(?=[!A-Za-z])(?:(?P<start>Program PWSCF)|(?P<end>JOB DONE)|(?P<cell>CELL_PARAMETERS(?!:))"
     rb"|(?P<positions>ATOMIC_POSITIONS(?!:))|(?P<energy>!!?\s+total energy)"
     rb"|(?P<forces>Forces acting on atoms)|(?P<stress>total   stress)"
     rb"|(?P<moments>Magnetic moment per site)|(?P<scf>End of self-consistent calc|End of band structure calc)"
