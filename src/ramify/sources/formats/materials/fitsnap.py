@@ -32,7 +32,7 @@ from ramify.sources.quarantine import Quarantine
 from ramify.sources.units import STRESS_UNITS, known_unit
 from ramify.structures import Structures
 
-LARGEST = 64 << 20
+LARGEST = 32 << 20
 """Maximum bytes of a file; one configuration needs some thousands."""
 
 _STYLES = {  # accepted styles of units by label
