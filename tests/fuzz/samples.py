@@ -24,7 +24,7 @@ from tests.sources.general.test_ase_files import write_traj
 from tests.sources.general.test_deepmd import system
 from tests.sources.general.test_deepmd_lmdb import frames, write_lmdb
 from tests.sources.general.test_parquet import crystals, write_parquet
-from tests.sources.materials.test_espresso import output as espresso_text
+from tests.sources.materials.test_espresso import relaxation as espresso_text
 from tests.sources.materials.test_json_more import fitsnap as fitsnap_text
 from tests.sources.materials.test_json_more import matpes as matpes_records
 from tests.sources.materials.test_json_more import records as jarvis_records
@@ -191,8 +191,8 @@ def packed(pack: Callable[[bytes], bytes], make: Callable[[Path], None]) -> Call
 
 
 def espresso(path: Path) -> None:
-    """Two steps of pw.x."""
-    path.write_text(espresso_text()[0])
+    """A relaxation of the cell by pw.x."""
+    path.write_text(espresso_text(2))
 
 
 def trajectory(path: Path) -> None:

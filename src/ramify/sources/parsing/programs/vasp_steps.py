@@ -86,7 +86,8 @@ def _of_xml(path: Path) -> Facts:
                 known = [(_number(kind[0].text), _number(kind[3].text)) for kind in kinds if len(kind) > 3]
                 valence = sum((n or 0.0) * (z or 0.0) for n, z in known)
             elif element.tag == "parameters":
-                named = {i.get("name"): i.text for i in element.iter("i")}
+                # the first of a name: NELM occurs again among the parameters of response functions, as 1
+                named = {i.get("name"): i.text for i in reversed(list(element.iter("i")))}
                 found = {name: number for name in _KEYS if (number := _number(named.get(name))) is not None}
             else:
                 facts.electronic.append(len(element.findall("scstep")))
@@ -123,7 +124,7 @@ def _of_outcar(path: Path) -> Facts:
             elif line.lstrip().startswith("ZVAL"):
                 valences = _numbers(line)
             elif not facts.electronic:
-                found |= {name: float(m[1]) for name, key in _KEYS.items() if (m := key.search(line))}
+                found = {name: float(m[1]) for name, key in _KEYS.items() if (m := key.search(line))} | found
     known = len(counts) == len(valences)
     valence = sum(n * z for n, z in zip(counts, valences, strict=True)) if known else 0.0
     return _completed(facts, found, valence)
