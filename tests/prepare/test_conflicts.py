@@ -32,7 +32,7 @@ def verdict(
         np.array(earlier),
         structures.energy / structures.n_atoms,
         np.ones(len(structures), np.int8),
-        partial(label_differences, structures, structures.offsets),
+        partial(label_differences, partial(getattr, structures), structures.offsets),
         rule,
     )
     return found.copy_of.tolist(), found.conflict_with.tolist()
@@ -40,7 +40,7 @@ def verdict(
 
 def test_differences_of_labels() -> None:
     some = labelled([1.0, 1.5, 1.0, 1.0], [0.0, 0.2, np.nan, -0.3])
-    energy, forces = label_differences(some, some.offsets, np.array([1, 2, 3]), np.array([0, 0, 1]))
+    energy, forces = label_differences(partial(getattr, some), some.offsets, np.array([1, 2, 3]), np.array([0, 0, 1]))
     assert energy.tolist() == [0.5, 0.0, 0.5]
     assert forces == pytest.approx([0.2, np.nan, 0.5], nan_ok=True)
 

@@ -16,7 +16,7 @@ from ramify.structures import Structures
 
 def earlier(structures: Structures) -> list[int]:
     prints = fingerprints(structures)
-    equal = partial(equal_structures, structures, structures.offsets)
+    equal = partial(equal_structures, partial(getattr, structures), structures.offsets)
     return earlier_equals(prints.sequence, prints.projection, structures.n_atoms, equal).tolist()
 
 
@@ -26,7 +26,9 @@ def by_hand(structures: Structures) -> list[int]:
     for j in range(len(structures)):
         kept = [i for i in range(j) if found[i] < 0]
         rows = np.array(kept, np.int64)
-        same = equal_structures(structures, structures.offsets, rows, np.full(len(rows), j), TOLERANCE)
+        same = equal_structures(
+            partial(getattr, structures), structures.offsets, rows, np.full(len(rows), j), TOLERANCE
+        )
         found.append(kept[int(np.argmax(same))] if same.any() else -1)
     return found
 
@@ -100,7 +102,9 @@ def test_likely_pairs_are_compared_atom_by_atom() -> None:
     middle.positions[3] += 0.01
     last.positions[7] += 0.01
     structures = Structures.from_ase([ethane, other_element, middle, last, ethane, molecule("H2O")])
-    same = equal_structures(structures, structures.offsets, np.zeros(6, np.int64), np.arange(6), TOLERANCE)
+    same = equal_structures(
+        partial(getattr, structures), structures.offsets, np.zeros(6, np.int64), np.arange(6), TOLERANCE
+    )
     assert same.tolist() == [True, False, False, False, True, False]
 
 

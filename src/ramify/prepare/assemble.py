@@ -111,12 +111,12 @@ def assemble(
     tables = {"group": staged.groups, "origin": staged.origins}
     renumber, used = {}, {}
     for name, table in tables.items():
-        present = np.unique(staged.columns.map(name)[kept])
+        present = np.unique(staged.column(name)[kept])
         renumber[name] = np.zeros(len(table), np.int64)
         renumber[name][present] = np.arange(len(present))
         used[name] = [table[i] for i in present]
-    counts = {name: int((~np.isnan(staged.columns.map(name)[kept])).sum()) for name in further()}
-    states = [name for name in STATE_COLUMNS if not np.isnan(staged.columns.map(name)[kept]).all()]
+    counts = {name: int((~np.isnan(staged.column(name)[kept])).sum()) for name in further()}
+    states = [name for name in STATE_COLUMNS if not np.isnan(staged.column(name)[kept]).all()]
     further_labels = {name: count for name, count in counts.items() if count}
     columns, blocks, tally = _write_columns(
         staged, (*COLUMNS, *states, *further_labels), rows, renumber, folder, threads
@@ -126,7 +126,7 @@ def assemble(
         json.dump({"groups": used["group"], "origins": used["origin"]}, file)
         file.flush()
         os.fsync(file.fileno())
-    groups = [np.unique(staged.columns.map("group")[part]) for part in rows]
+    groups = [np.unique(staged.column("group")[part]) for part in rows]
     fitted = fit(_training_energies(folder, tally), np.flatnonzero(tally.atoms[0]))
     return Assembled(
         splits={
@@ -152,7 +152,7 @@ def _states(staged: Staged, rows: Sequence[NDArray[np.int64]]) -> tuple[StateCou
     """Structures of each charge and spin, in ascending order, by split; states that are not stated come last."""
     counts: dict[tuple[float, float], dict[SplitName, int]] = {}
     for name, part in zip(SPLITS, rows, strict=True):
-        stated = np.stack([staged.charge[part], staged.spin[part]], axis=1)
+        stated = np.stack([staged.column("charge")[part], staged.column("spin")[part]], axis=1)
         values, number = np.unique(np.where(np.isnan(stated), np.inf, stated), axis=0, return_counts=True)
         for (charge, spin), count in zip(values.tolist(), number.tolist(), strict=True):
             counts.setdefault((charge, spin), dict.fromkeys(SPLITS, 0))[name] = count
@@ -218,7 +218,7 @@ def _write_column(
 
 def _gather(staged: Staged, name: str, rows: NDArray[np.int64]) -> Array:
     """Rows of a column, ascending; a view if they are consecutive."""
-    column, per_atom = staged.columns.map(name), column_type(name).per_atom
+    column, per_atom = staged.column(name), column_type(name).per_atom
     if rows[-1] - rows[0] + 1 == len(rows):
         atoms = slice(int(staged.offsets[rows[0]]), int(staged.offsets[rows[-1] + 1]))
         return column[atoms if per_atom else slice(int(rows[0]), int(rows[-1]) + 1)]

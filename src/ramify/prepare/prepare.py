@@ -224,7 +224,7 @@ def _limited(
     rows = np.flatnonzero(keep)
     if options.limit is None or len(rows) <= options.limit:
         return keep
-    place, origin = (staged.columns.map(column)[rows] for column in ("row", "origin"))
+    place, origin = (staged.column(column)[rows] for column in ("row", "origin"))
     chosen = random_subset(place, origin, staged.origins, options.limit, options.split_seed)
     others = rows[~chosen]
     quarantine.add(f"{staged.name(int(others[0]))} and others", BEYOND_LIMIT, count=len(others))
@@ -240,9 +240,9 @@ def _divided(
     rows = np.flatnonzero(keep)
     structures = ToSplit(
         dataset=name,
-        group=staged.columns.map("group")[rows],
-        origin=staged.columns.map("origin")[rows],
-        row=staged.columns.map("row")[rows],
+        group=staged.column("group")[rows],
+        origin=staged.column("origin")[rows],
+        row=staged.column("row")[rows],
         groups=staged.groups,
         origins=staged.origins,
         elements=staged.elements[staged.scalars["composition"][rows]],

@@ -79,58 +79,17 @@ class Staged:
     def __len__(self) -> int:
         return len(self.n_atoms)
 
-    @property
-    def numbers(self) -> NDArray[np.uint8]:
-        """(N,) atomic numbers."""
-        return self.columns.map("numbers")
-
-    @property
-    def positions(self) -> NDArray[np.floating]:
-        """(N, 3) Å."""
-        return self.columns.map("positions")
-
-    @property
-    def cell(self) -> NDArray[np.floating]:
-        """(S, 3, 3) Å."""
-        return self.columns.map("cell")
-
-    @property
-    def pbc(self) -> NDArray[np.bool_]:
-        """(S, 3)."""
-        return self.columns.map("pbc")
-
-    @property
-    def charge(self) -> NDArray[np.floating]:
-        """(S,) e, NaN where it is not stated."""
-        return self.columns.map("charge")
-
-    @property
-    def spin(self) -> NDArray[np.floating]:
-        """(S,) multiplicity, NaN where it is not stated."""
-        return self.columns.map("spin")
-
-    @property
-    def energy(self) -> NDArray[np.float64]:
-        """(S,) eV."""
-        return self.columns.map("energy")
-
-    @property
-    def forces(self) -> NDArray[np.floating]:
-        """(N, 3) eV/Å, NaN where there is no label."""
-        return self.columns.map("forces")
-
-    @property
-    def stress(self) -> NDArray[np.floating]:
-        """(S, 3, 3) eV/Å³, NaN where there is no label."""
-        return self.columns.map("stress")
+    def column(self, name: str) -> Array:
+        """A column of all structures or atoms, with the units of `Structures`; NaN where there is no label."""
+        return self.columns.map(name)
 
     def numbers_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Concatenated atomic numbers of the structures at `rows`."""
-        return np.take(self.numbers, atom_rows(self.offsets[rows], self.n_atoms[rows].astype(np.int64)))
+        return np.take(self.column("numbers"), atom_rows(self.offsets[rows], self.n_atoms[rows].astype(np.int64)))
 
     def name(self, index: int) -> str:
         """Origin and row of structure `index`, as in `Structures.name`."""
-        return f"{self.origins[self.columns.map('origin')[index]]}[{self.columns.map('row')[index]}]"
+        return f"{self.origins[self.column('origin')[index]]}[{self.column('row')[index]}]"
 
 
 class Staging:

@@ -8,12 +8,13 @@ is kept.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ramify.packing import pieces_of
+from ramify.prepare.checks.duplicates import Column
 from ramify.store.manifest import Conflicts
 from ramify.structures import atom_rows
 
@@ -29,30 +30,19 @@ eV/Å in the stiffest bonds (143 eV/Å² in N2)."""
 ATOMS_AT_ONCE = 200_000
 
 
-class LabelColumns(Protocol):
-    """Columns of labels, as in `Structures`."""
-
-    @property
-    def n_atoms(self) -> NDArray[np.integer]: ...
-    @property
-    def energy(self) -> NDArray[np.float64]: ...
-    @property
-    def forces(self) -> NDArray[np.floating]: ...
-
-
 Differences = Callable[[Rows, Rows], tuple[Floats, Floats]]
 """`differences(i, j)`: |ΔE| in eV/atom and the largest |ΔF| in eV/Å, NaN without forces, between structures i and j."""
 
 
-def label_differences(columns: LabelColumns, offsets: Rows, i: Rows, j: Rows) -> tuple[Floats, Floats]:
-    """Differences (both (P,)) of the labels of structures i and j (both (P,)) with equal atoms; `offsets` are the first
-    atoms of all structures."""
-    energies, n_atoms = columns.energy, columns.n_atoms
-    energy: Floats = np.abs(energies[i] - energies[j]) / n_atoms[i]
+def label_differences(column: Column, offsets: Rows, i: Rows, j: Rows) -> tuple[Floats, Floats]:
+    """Differences (both (P,)) of the labels of structures i and j (both (P,)) with equal atoms; `offsets` (S + 1,):
+    their first atoms."""
+    energies, n_atoms = column("energy"), offsets[i + 1] - offsets[i]
+    energy: Floats = np.abs(energies[i] - energies[j]) / n_atoms
     forces = np.full(len(i), np.nan)
-    for piece in pieces_of(n_atoms[i], ATOMS_AT_ONCE):
-        n = n_atoms[i[piece]].astype(np.int64)
-        labels = columns.forces  # mapped anew: see `Staged`
+    for piece in pieces_of(n_atoms, ATOMS_AT_ONCE):
+        n = n_atoms[piece]
+        labels = column("forces")  # mapped anew: see `Staged`
         apart = np.take(labels, atom_rows(offsets[i[piece]], n), axis=0).astype(np.float64)
         apart -= np.take(labels, atom_rows(offsets[j[piece]], n), axis=0)
         forces[piece] = np.maximum.reduceat(np.linalg.norm(apart, axis=1), np.cumsum(n) - n)

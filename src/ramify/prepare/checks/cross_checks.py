@@ -74,7 +74,7 @@ def _by_subset(staged: Staged, outliers: NDArray[np.int64], largest: float) -> I
     if not len(outliers):
         return
     column, names = ("origin", staged.origins) if len(staged.origins) > 1 else ("group", staged.groups)
-    counts = Counter(names[number] for number in staged.columns.map(column)[outliers].tolist())
+    counts = Counter(names[number] for number in staged.column(column)[outliers].tolist())
     listed = ", ".join(f"{count} in {name}" for name, count in counts.most_common(SUBSETS))
     more = f" and {len(counts) - SUBSETS} more" if len(counts) > SUBSETS else ""
     yield Finding(
@@ -90,18 +90,18 @@ def _without_copies(staged: Staged, gates: Gates, quarantine: Quarantine) -> tup
         staged.scalars["sequence"],
         staged.scalars["projection"],
         staged.n_atoms,
-        partial(equal_structures, staged, staged.offsets),
+        partial(equal_structures, staged.column, staged.offsets),
     )
     copies = np.flatnonzero(earlier >= 0)
     involved = np.union1d(copies, earlier[copies])
     labels = np.zeros(len(staged), np.int8)
-    labels[involved] = np.isfinite(staged.forces[staged.offsets[involved], 0])
-    labels[involved] += np.isfinite(staged.stress[involved, 0, 0])
+    labels[involved] = np.isfinite(staged.column("forces")[staged.offsets[involved], 0])
+    labels[involved] += np.isfinite(staged.column("stress")[involved, 0, 0])
     found = judge(
         earlier,
-        staged.energy / staged.n_atoms,
+        staged.column("energy") / staged.n_atoms,
         labels,
-        partial(label_differences, staged, staged.offsets),
+        partial(label_differences, staged.column, staged.offsets),
         gates.conflicting_labels,
     )
     for row in np.flatnonzero(~found.kept).tolist():

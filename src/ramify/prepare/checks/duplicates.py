@@ -8,17 +8,19 @@ are found, and none above it is dropped.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ramify.packing import pieces_of
 from ramify.prepare.checks.fingerprints import GOLDEN, projection_reach
-from ramify.structures import atom_rows
+from ramify.structures import STATES, atom_rows
 
 Rows = NDArray[np.int64]
 Projections = NDArray[np.float64]
+Column = Callable[[str], NDArray[Any]]
+"""A column of all structures by its name, as in `Structures`."""
 Equal = Callable[[Rows, Rows, float], NDArray[np.bool_]]
 """`equal(i, j, tolerance)`: whether structures i and j (both (P,)) are equal within `tolerance` Å."""
 
@@ -28,25 +30,6 @@ ATOMS_AT_ONCE = 200_000
 STRUCTURES_AT_ONCE = 500_000
 ODD = 0xBF58476D1CE4E5B9
 """Mixes a second number into a hash, as `GOLDEN` does the first."""
-
-
-class Columns(Protocol):
-    """Columns to compare, as in `Structures`."""
-
-    @property
-    def n_atoms(self) -> NDArray[np.integer]: ...
-    @property
-    def numbers(self) -> NDArray[np.uint8]: ...
-    @property
-    def positions(self) -> NDArray[np.floating]: ...
-    @property
-    def cell(self) -> NDArray[np.floating]: ...
-    @property
-    def pbc(self) -> NDArray[np.bool_]: ...
-    @property
-    def charge(self) -> NDArray[np.floating]: ...
-    @property
-    def spin(self) -> NDArray[np.floating]: ...
 
 
 def earlier_equals(
@@ -86,11 +69,11 @@ def _comparable(sequence: NDArray[np.uint64]) -> Iterator[Rows]:
         start = stop
 
 
-def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, tolerance: float) -> NDArray[np.bool_]:
-    """(P,) whether structures i and j of `columns` are equal within `tolerance` Å; `offsets` are the first atoms."""
-    pbc, cell, positions = columns.pbc, columns.cell, columns.positions
-    same: NDArray[np.bool_] = columns.n_atoms[i] == columns.n_atoms[j]
-    for state in (columns.charge, columns.spin):
+def equal_structures(column: Column, offsets: Rows, i: Rows, j: Rows, tolerance: float) -> NDArray[np.bool_]:
+    """(P,) whether structures i and j are equal within `tolerance` Å; `offsets` (S + 1,) are their first atoms."""
+    pbc, cell, positions, n_atoms = column("pbc"), column("cell"), column("positions"), offsets[i + 1] - offsets[i]
+    same: NDArray[np.bool_] = n_atoms == offsets[j + 1] - offsets[j]
+    for state in map(column, STATES):
         same &= (state[i] == state[j]) | (np.isnan(state[i]) & np.isnan(state[j]))
     for atom in (offsets[:-1], offsets[1:] - 1):  # the first and the last atom distinguish most pairs
         apart = np.abs(np.take(positions, atom[i], axis=0).astype(np.float64) - np.take(positions, atom[j], axis=0))
@@ -100,13 +83,12 @@ def equal_structures(columns: Columns, offsets: Rows, i: Rows, j: Rows, toleranc
     moved = np.abs(cell[i_].astype(np.float64) - cell[j_]) * pbc[i_][:, :, None]
     same[candidates] = (pbc[i_] == pbc[j_]).all(axis=1) & (moved.max(axis=(1, 2), initial=0.0) <= tolerance)
     candidates = np.flatnonzero(same)
-    counts = columns.n_atoms[i[candidates]].astype(np.int64)
-    for some in pieces_of(counts, ATOMS_AT_ONCE):
+    for some in pieces_of(n_atoms[candidates], ATOMS_AT_ONCE):
         part = candidates[some]
-        n = columns.n_atoms[i[part]].astype(np.int64)
+        n = n_atoms[part]
         first, second = atom_rows(offsets[i[part]], n), atom_rows(offsets[j[part]], n)
         starts = np.cumsum(n) - n
-        positions, numbers = columns.positions, columns.numbers  # mapped anew: see `Staged`
+        positions, numbers = column("positions"), column("numbers")  # mapped anew: see `Staged`
         moved = np.take(positions, first, axis=0).astype(np.float64)
         moved -= np.take(positions, second, axis=0)
         near = np.maximum.reduceat(np.abs(moved), starts, axis=0).max(axis=1) <= tolerance

@@ -70,9 +70,9 @@ def deviations(staged: Staged, rows: Rows, limit: float) -> Deviations:
     found = Deviations(np.zeros(len(rows)), np.zeros(len(rows)))
     if not len(rows):
         return found
-    energy = staged.energy[rows] / staged.n_atoms[rows]
+    energy = staged.column("energy")[rows] / staged.n_atoms[rows]
     views = _views(staged, rows)
-    state = state_hash(staged.charge[rows], staged.spin[rows])
+    state = state_hash(staged.column("charge")[rows], staged.column("spin")[rows])
     formula = staged.formulas[staged.scalars["composition"][rows]] ^ state
     order = np.argsort(formula, kind="stable")
     starts = np.flatnonzero(np.diff(formula[order], prepend=~formula[order[0]]))
@@ -97,8 +97,8 @@ def _views(staged: Staged, rows: Rows) -> list[Floats]:
     """Quantities (T,) by which structures are sorted; NaN if undefined. Lengths are in units of the mean covalent
     radius, so that different formulas can be compared."""
     sizes = staged.radii[staged.scalars["composition"][rows]]
-    periodic = staged.pbc[rows].all(axis=1)
-    volume = np.abs(np.linalg.det(staged.cell[rows].astype(np.float64))) / staged.n_atoms[rows] / sizes**3
+    periodic = staged.column("pbc")[rows].all(axis=1)
+    volume = np.abs(np.linalg.det(staged.column("cell")[rows].astype(np.float64))) / staged.n_atoms[rows] / sizes**3
     closest, forces = (staged.scalars[name][rows].astype(np.float64) for name in ("closest", "max_force"))
     closest /= sizes
     apart = closest > APART  # infinite for a single atom without images
@@ -175,7 +175,7 @@ def _fit_residuals(staged: Staged, rows: Rows, kept: NDArray[np.bool_]) -> Float
         for piece in pieces_of(n_atoms, ATOMS_AT_ONCE):
             some = rows[piece][chosen[piece]]
             if len(some):
-                yield staged.n_atoms[some].astype(np.int64), staged.numbers_of(some), staged.energy[some]
+                yield staged.n_atoms[some].astype(np.int64), staged.numbers_of(some), staged.column("energy")[some]
 
     present = np.zeros(len(covalent_radii), np.bool_)
     for _, numbers, _ in chunks(kept):

@@ -77,7 +77,7 @@ def _left_out(dropped: dict[str, int], passed: int) -> Iterator[Finding]:
 
 
 def _energies(dataset: str, staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
-    energy, n_atoms = staged.energy[rows].astype(np.float64), staged.n_atoms[rows].astype(np.float64)
+    energy, n_atoms = staged.column("energy")[rows].astype(np.float64), staged.n_atoms[rows].astype(np.float64)
     numbers = staged.numbers_of(rows)
     first = np.cumsum(staged.n_atoms[rows].astype(np.int64)) - staged.n_atoms[rows]
     atoms = np.add.reduceat(all_electron_energy()[numbers], first)
@@ -157,14 +157,14 @@ def _extensive(
 
 def _forces(staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
     n_atoms = staged.n_atoms[rows].astype(np.int64)
-    forces = np.take(staged.forces, atom_rows(staged.offsets[rows], n_atoms), axis=0).astype(np.float64)
+    forces = np.take(staged.column("forces"), atom_rows(staged.offsets[rows], n_atoms), axis=0).astype(np.float64)
     first = np.cumsum(n_atoms) - n_atoms
     square = np.add.reduceat(np.einsum("nc,nc->n", forces, forces), first)
     labelled = np.isfinite(square)
     if labelled.sum() < ENOUGH:
         return
     zero = labelled & (square == 0) & (n_atoms > 1)
-    periodic = staged.pbc[rows].any(axis=1)
+    periodic = staged.column("pbc")[rows].any(axis=1)
     molecules = int((zero & ~periodic).sum())
     many = labelled.sum() >= ENOUGH and zero.sum() > 0.9 * labelled.sum()
     if molecules > max(1, SOME * labelled.sum()) or many:
@@ -188,7 +188,7 @@ def _forces(staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
 
 
 def _stress(staged: Staged, rows: NDArray[np.int64]) -> Iterator[Finding]:
-    stress = staged.stress[rows]
+    stress = staged.column("stress")[rows]
     labelled, zero = np.isfinite(stress).all(axis=(1, 2)), (stress == 0).all(axis=(1, 2))
     count = int(zero.sum())
     if count > 1:
