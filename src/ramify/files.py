@@ -91,20 +91,20 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, fix: str = "") -> Any:
     """Reads a JSON file.
 
     Raises:
-        RamifyError: the file is missing or damaged.
+        RamifyError: the file is missing or damaged; with `fix`.
     """
     try:
         return parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise RamifyError(f"{path} is missing") from None
+        raise RamifyError(f"{path} is missing", fix=fix) from None
     except ValueError as error:  # bytes that are not UTF-8 too
-        raise RamifyError(f"{path} is damaged: {error}") from None
+        raise RamifyError(f"{path} is damaged: {error}", fix=fix) from None
     except OSError as error:
-        raise RamifyError(f"{path} cannot be read: {error.strerror}") from None
+        raise RamifyError(f"{path} cannot be read: {error.strerror}", fix=fix) from None
 
 
 def parse_json(text: bytes) -> Any:

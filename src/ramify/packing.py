@@ -22,6 +22,11 @@ def pieces_of(sizes: NDArray[np.integer], about: int) -> Iterator[slice]:
     yield from (slice(a, b) for a, b in zip([0, *cuts], [*cuts, len(sizes)], strict=True) if b > a)
 
 
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the numbers 0 to `count` - 1, evenly spaced, ascending; the first and the last are included."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
 def filled(amounts: Sequence[NDArray[np.integer]], limits: Sequence[float]) -> Iterator[slice]:
     """Yields consecutive rows in the largest pieces within all limits; a single row above a limit is its own piece.
 

@@ -50,7 +50,7 @@ def test_no_directory_at_all(tmp_path: Path) -> None:
             '{"split": "test", "rows": [{"branch": 1}], "trivial": [], "branch_of": {}, "step": 1}',
             "rows.0",
         ),
-        ("evaluation.json", "[]", "expected an object"),
+        ("evaluation.json", "[]", "is damaged at .its top."),
         ("data.json", "{", "damaged"),
         ("data.json", '{"qm7x": {"dataset": "qm7x"}}', r"data\.json is damaged at .qm7x\.theory.: Field required"),
         ("recipe.yaml", "{: - ]", "not YAML"),

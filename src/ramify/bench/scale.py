@@ -7,6 +7,7 @@ number of ranks gives the curve of a cluster.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,39 +71,23 @@ class Sweep:
 
     def cases(self, recipe: Recipe, stores: Mapping[str, Path], ranks: Sequence[int]) -> Iterator[Case]:
         """Cases for these numbers of ranks. On one rank all placements are the same, and are measured once."""
+        case = partial(Case.of, recipe, stores, warmup=self.warmup, steps=self.steps)
         for mode in self.modes:
             if mode not in ("weak", "strong"):
                 raise RamifyError(f"mode {mode}: accepted are weak and strong")
             for world in ranks:
                 for placement in self.placements if world > 1 else ("replicated",):
                     batch = self.batch * world if mode == "weak" else self.total
-                    yield Case.of(
-                        recipe,
-                        stores,
-                        mode=mode,
-                        placement=placement,
-                        ranks=world,
-                        batch=batch,
-                        warmup=self.warmup,
-                        steps=self.steps,
-                    )
+                    yield case(mode=mode, placement=placement, ranks=world, batch=batch)
 
     def calibration(self, folder: Path) -> Iterator[Case]:
         """Cases with few and many structures and one or several branches, which determine the costs per step, per
         branch and per operation."""
         for branches in CALIBRATED_BRANCHES:
             recipe, stores = equal_datasets(self.recipe, branches, folder)
+            case = partial(Case.of, recipe, stores, warmup=self.warmup, steps=self.steps)
             for batch in (CALIBRATED_BRANCHES[-1], 2 * CALIBRATED_BRANCHES[-1]):
-                yield Case.of(
-                    recipe,
-                    stores,
-                    mode=CALIBRATION,
-                    placement="replicated",
-                    ranks=1,
-                    batch=batch,
-                    warmup=self.warmup,
-                    steps=self.steps,
-                )
+                yield case(mode=CALIBRATION, placement="replicated", ranks=1, batch=batch)
 
 
 def run_scale(sweep: Sweep, out: Path, say: Callable[[dict[str, Any]], None], limit: float) -> dict[str, Any] | None:

@@ -181,10 +181,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _from_file(path: Path) -> dict[str, str]:
     fix = f"remove {path}: it is reconstructed from the checkpoints next to it"
-    try:
-        content = read_json(path)
-    except RamifyError as error:
-        raise RamifyError(str(error), fix=fix) from None
+    content = read_json(path, fix=fix)
     pointers = content.get("pointers") if isinstance(content, dict) else None
     if not isinstance(pointers, dict) or content.get("format") != "ramify-pointers":
         raise RamifyError(f"{path} is damaged: it holds no pointers", fix=fix)

@@ -286,24 +286,14 @@ class Results:
             raise RamifyError(f"{path} is damaged: {error}", fix=f"ramify evaluate {self.path}") from None
 
 
-def _json(path: Path, *, fix: str) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except RamifyError as error:
-        raise RamifyError(str(error), fix=fix) from None
-    if not isinstance(value, dict):
-        raise RamifyError(f"{path} holds a {type(value).__name__}, expected an object", fix=fix)
-    return value
-
-
 def _evaluation(run: Path) -> Evaluation:
     path, fix = evaluation_folder(run) / ERRORS, f"ramify evaluate {run}"
-    return parsed(Evaluation, _json(path, fix=fix), path, fix=fix)
+    return parsed(Evaluation, read_json(path, fix=fix), path, fix=fix)
 
 
 def _manifests(path: Path) -> dict[str, Manifest]:
     fix = "restore the file: `ramify train` wrote it, from the manifests of the stores"
-    return parsed(dict[str, Manifest], _json(path, fix=fix) if path.is_file() else {}, path, fix=fix)
+    return parsed(dict[str, Manifest], read_json(path, fix=fix) if path.is_file() else {}, path, fix=fix)
 
 
 def _history(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -116,9 +116,8 @@ def read_part(work: PartOfFile) -> Iterator[Chunk]:
         possible = apply_states(_as_stated(work, chunk), work.options, quarantine)
         fulfilling = select(possible, work.options.where, quarantine, work.options.by_column())
         chosen = fulfilling
-        if (
-            "every" not in type(work.options).__annotations__
-        ):  # a format with its own meaning of the key applies it itself
+        # a format with its own meaning of the key applies it itself
+        if "every" not in type(work.options).__annotations__:
             chosen = each_nth(fulfilling, work.options.every, before, quarantine)
         before += len(fulfilling)
         stated = apply_label_rules(chosen, work.options, quarantine)

@@ -10,6 +10,7 @@ from ramify.batches.open import open_stores
 from ramify.errors import RamifyError
 from ramify.inference.model import Model, load
 from ramify.inference.saved import ROUTER
+from ramify.packing import evenly
 from ramify.recipe import load_recipe
 from ramify.route.classifier import Floats, Labels, calibration_error, fit, fit_temperature
 from ramify.route.features import features
@@ -54,7 +55,7 @@ def fit_router(run: Path, progress: Callable[[int], None] = lambda structures: N
     names = tuple(branches)
     router = Router(names, classifier, {}, {}, {}, model.saved.encoder_sha256)
     anchors = {
-        name: router.standardised(_spread_out(rows[:, -width:], ANCHORS))
+        name: router.standardised(rows[evenly(len(rows), ANCHORS), -width:])
         for name, rows in zip(names, found["train"], strict=True)
     }
     reach = {
@@ -77,7 +78,7 @@ def _features(model: Model, stores: list[Store], split: str, most: int, progress
     found = []
     for store in stores:
         rows = store.range(split)
-        chosen = np.unique(np.linspace(rows.start, rows.stop - 1, min(most // len(stores), len(rows))).astype(np.int64))
+        chosen = rows.start + evenly(len(rows), most // len(stores))
         found.append(np.hstack(features(model, store.take(chosen))))
         progress(len(chosen))
     return np.concatenate(found)
@@ -86,10 +87,6 @@ def _features(model: Model, stores: list[Store], split: str, most: int, progress
 def _joined(groups: list[Floats]) -> tuple[Floats, Labels]:
     labels = np.repeat(np.arange(len(groups)), [len(rows) for rows in groups])
     return np.concatenate(groups), labels
-
-
-def _spread_out(rows: Floats, most: int) -> Floats:
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
 
 
 def _reach(rows: Floats, anchors: Floats) -> float:

@@ -114,9 +114,8 @@ def choose_device(wanted: str, launch_env: LaunchEnv, key: str = "train.device")
             f"which has {found} devices",
             fix=f"start at most {found} processes on each node",
         )
-    device = torch.device(
-        kind, launch_env.local_rank if found > 1 else 0
-    )  # 1: the launcher makes only its own device visible to each process
+    # one device: the launcher makes only its own visible to each process
+    device = torch.device(kind, launch_env.local_rank if found > 1 else 0)
     getattr(torch, kind).set_device(device)
     return device
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ramify.elements import all_electron_energy
 from ramify.errors import RamifyError
+from ramify.packing import evenly
 from ramify.prepare.checks.gates import LARGE_FORCE, TOO_CLOSE
 from ramify.prepare.staging import Staged
 from ramify.sources.units import BELOW_ALL, ENERGY_UNITS, same_ratio, unit_of_ratio
@@ -56,7 +57,7 @@ def findings(dataset: str, staged: Staged, keep: NDArray[np.bool_], dropped: dic
     """
     found = [*_left_out(dropped, len(staged))]
     kept = np.flatnonzero(keep)
-    rows = kept[np.unique(np.linspace(0, len(kept) - 1, min(len(kept), SAMPLE)).astype(np.int64))]
+    rows = kept[evenly(len(kept), SAMPLE)]
     if len(rows) < ENOUGH:
         return found
     found += _energies(dataset, staged, rows)
