@@ -175,6 +175,12 @@ def exit_status(reason: str) -> int:
     return INTERRUPTED if set(reason.split(", ")) == {signal.SIGINT.name} else STOPPED
 
 
+def ended_from_outside(status: int) -> bool:
+    """Whether a training that ended with this exit status was stopped, or killed by a signal (negative, or above 128 by
+    a shell), so that it may be continued; also 0, for a training that its files show as incomplete."""
+    return status in (0, STOPPED, INTERRUPTED) or status < 0 or status > 128
+
+
 def _leave_closed_terminal() -> None:
     """Redirects output from a closed terminal to /dev/null: each write to it would fail, and end the run before it has
     written its checkpoint."""

@@ -9,7 +9,6 @@ by no running controller, and continues them. Several controllers may work on on
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ramify.errors import RamifyError
@@ -37,8 +36,8 @@ TRAINING = "training.json"
 """File in the claim of a trial: process number and start time of its training."""
 
 
-Start = Callable[[Sequence[str], Path, int, str], StartedTraining]
-"""(words after `ramify`, log, slot, name) -> the training."""
+Start = Callable[..., StartedTraining]
+"""As `Launcher.start`: (words after `ramify`, log, slot=, name=) -> the training."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ class Controller:
                 write_whole(recipe, self.recipe(trial.params).to_yaml())
                 stop_after = rung_steps(trial.steps, self.settings.rungs, self.settings.reduction)[trial.target]
                 words = arguments(recipe, run, stop_after if trial.target < self.settings.rungs - 1 else None)
-                training = started = self.start(words, log, slot, f"trial-{number}")
+                training = started = self.start(words, log, slot=slot, name=f"trial-{number}")
                 about = {"pid": started.pid, "started": process_start(started.pid)}
                 write_json(self.folder.claim(number) / TRAINING, about)
         except BaseException:

@@ -14,11 +14,10 @@ from ramify.labels import LABELS, mae, measurable
 from ramify.run.lock import is_locked
 from ramify.run.run import Run
 from ramify.run.sessions import Sessions
-from ramify.run.stop import INTERRUPTED, PAUSE, STOPPED
+from ramify.run.stop import PAUSE, ended_from_outside
 from ramify.search.trials import GEOMETRIC, METRIC, RungResult, Trial
 from ramify.system import process_runs
 
-RESUMABLE = (STOPPED, INTERRUPTED)
 TAIL = 2000
 """Characters at the end of a log that contain the error of a program."""
 
@@ -93,7 +92,7 @@ def outcome(
             return Outcome("reached", results)
     if len(lines) > sessions and ended.startswith("error: "):
         return Outcome("failed", reason=ended.removeprefix("error: "))
-    if status is None or status in (0, *RESUMABLE) or status < 0 or status > 128:
+    if status is None or ended_from_outside(status):
         signalled = f", exit status {status}" if status else ""
         return Outcome("ended", reason=f"{ended or 'without a record of its end'}{signalled}")
     return Outcome("failed", reason=f"exit status {status}: {_end_of(log)}")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,33 +15,15 @@ from ramify.errors import RamifyError, nearest
 from ramify.search.space import Space
 from ramify.search.trials import Trial
 
-
-def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(seed=seed)
-
-
-def _random(seed: int) -> BaseSampler:
-    return RandomSampler(seed=seed)
-
-
-def _grid(seed: int) -> BaseSampler:
-    """All configurations once, in random order; unlike Optuna's GridSampler with conditional keys."""
-    return BruteForceSampler(seed=seed)
-
-
-def _cma_es(seed: int) -> BaseSampler:
-    return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
-
-
-SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
-    "tpe": _tpe,
-    "random": _random,
-    "grid": _grid,
-    "cma-es": _cma_es,
+SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {
+    "tpe": TPESampler,
+    "random": RandomSampler,
+    "grid": BruteForceSampler,  # Optuna's GridSampler has no conditional keys
+    "cma-es": partial(CmaEsSampler, consider_pruned_trials=True, warn_independent_sampling=False),
 }
 """tpe: tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011); random; grid: every configuration of a finite
-space; cma-es: covariance matrix adaptation (Hansen & Ostermeier, Evol. Comput. 9, 159 (2001)) of numbers, with choices
-at random."""
+space once, in random order; cma-es: covariance matrix adaptation (Hansen & Ostermeier, Evol. Comput. 9, 159 (2001)) of
+numbers, with choices at random."""
 
 
 def check_sampler(name: str, space: Space, objectives: Sequence[str]) -> None:
@@ -77,7 +60,7 @@ def sample(
     derived = int(np.random.SeedSequence([seed, len(trials)]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = table_study(space, trials, objectives, SAMPLERS[name](derived))
+        study = table_study(space, trials, objectives, SAMPLERS[name](seed=derived))
         asked = study.ask()
         space.suggest(asked)
     found = study.trials[asked.number]
@@ -108,13 +91,12 @@ def _as_frozen(space: Space, trial: Trial, objectives: Sequence[str]) -> FrozenT
         complete = trial.state == "complete" or len(objectives) > 1
         state = TrialState.COMPLETE if complete else TrialState.PRUNED
         values = trial.objectives(objectives) if complete else None
-    distributions = {key.name: key.distribution for key in space.keys if key.name in trial.params}
     reports = {} if len(objectives) > 1 else {k: result.metric for k, result in enumerate(trial.results)}
     return create_trial(
         state=state,
         values=values,
         params=trial.params,
-        distributions=distributions,
+        distributions=space.distributions(trial.params),
         intermediate_values=reports,
         system_attrs=trial.system_attrs,
     )

@@ -43,11 +43,7 @@ class Search:
         """
         estimates = Estimates(self.recipe, ranks)
         check_rungs(estimates, self.recipe, self.settings.rungs, self.settings.reduction)
-
-        def start(words: Sequence[str], log: Path, slot: int, name: str) -> Any:
-            return launcher.start(words, log, slot=slot, name=name)
-
-        options = {"start": start} | options
+        options = {"start": launcher.start} | options
         return Controller(
             self.folder, self.settings, self.space, self.journal, estimates, trials, launcher.jobs, **options
         )

@@ -130,6 +130,10 @@ class Space:
         """Values for the recipe of the parameters of a trial of Optuna."""
         return {key.name: key.decoded(params[key.name]) for key in self.keys if key.name in params}
 
+    def distributions(self, params: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+        """Distributions of the parameters of a trial of Optuna."""
+        return {key.name: key.distribution for key in self.keys if key.name in params}
+
     def trial_recipe(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe with the values of a trial, as plain data.
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from ramify.files import write_whole
 from ramify.run.launcher import StartedTraining, Training
 from ramify.run.lock import is_locked
-from ramify.run.stop import INTERRUPTED, STOPPED, Stop
+from ramify.run.stop import Stop, ended_from_outside
 from ramify.study.progress import Watch, last_words, row_of, state_on_disk
 from ramify.study.table import Process, Study, Task
 from ramify.system import process_runs, process_start
@@ -154,8 +154,7 @@ class Controller:
 
     def _may_repeat(self, task: Task, status: int) -> bool:
         """Whether a process that ended early was killed or stopped from outside, and not too often."""
-        outside = status < 0 or status in (0, STOPPED, INTERRUPTED) or status > 128
-        return outside and self._attempts.get(task.name, 0) < ATTEMPTS
+        return ended_from_outside(status) and self._attempts.get(task.name, 0) < ATTEMPTS
 
     def _stop_all(self) -> None:
         """Requests all processes to stop and waits for them."""

@@ -80,8 +80,8 @@ def importances(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study()
     for trial in shown:
-        distributions = {key.name: key.distribution for key in space.keys if key.name in trial.params}
-        study.add_trial(create_trial(params=trial.params, distributions=distributions, value=trial.results[0].metric))
+        own = space.distributions(trial.params)
+        study.add_trial(create_trial(params=trial.params, distributions=own, value=trial.results[0].metric))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about few trials, which the page states itself
         found = optuna.importance.get_param_importances(study)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ramify.labels import LABELS
 from ramify.report.compare.figures import element_differences, errors_by_element, learning_curves
-from ramify.report.page import environment, few_groups, made_with
+from ramify.report.page import clock, environment, few_groups, made_with
 from ramify.report.plots import Curve, validation_curve
 from ramify.report.report import share_style
 from ramify.report.svg import Drawing, colors
@@ -78,14 +78,13 @@ def _facts(study: Study, outcome: Outcome) -> list[tuple[str, str]]:
     splits = [manifest.splits for manifest in outcome.manifests.values()]
     seeds = max(len(row.seeds) for row in outcome.tables.tables[0].rows)
     seconds = [cost.seconds for cost in outcome.costs if cost.seconds is not None]
-    hours = sum(seconds) * seeds / 3600
     return [
         ("datasets", str(len(study.datasets))),
         ("models", str(len(outcome.tables.tables[0].rows))),
         ("seeds", str(seeds)),
         ("training structures", f"{sum(split['train'].structures for split in splits):,}"),
         ("test structures", f"{sum(split['test'].structures for split in splits):,}"),
-        ("training time of all", f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"),
+        ("training time of all", clock(seeds * sum(seconds))),
     ]
 
 
