@@ -288,6 +288,20 @@ def test_steps_that_did_not_converge(tmp_path: Path, read: Any, name: str) -> No
     assert len(read("vasp", path, unconverged="read")[0]) == 5
 
 
+def test_version_5_states_convergence_where_nelm_ended_the_loop(tmp_path: Path, read: Any) -> None:
+    """Version 6 prints "EDIFF was not reached (unconverged)" there, version 5 "because EDIFF is reached"."""
+    outcar(tmp_path / "OUTCAR", strained()[0])
+    text = (tmp_path / "OUTCAR").read_text()
+    assert text.count("(  60)") == 5
+    text = text.replace("(  60)", "(  12)", 3).replace(
+        " vasp.6.3.2 27Jun22", " vasp.5.4.4.18Apr17-6-g9f103f2a35 (build)"
+    )
+    (tmp_path / "OUTCAR").write_text(text)
+    found, quarantine = read("vasp", tmp_path / "OUTCAR")
+    assert found.row.tolist() == [0, 1, 2]
+    assert quarantine.counts == {"electronic steps not converged": 2}
+
+
 def test_stress_under_an_external_pressure(tmp_path: Path, read: Any) -> None:
     """E + PV is the energy that vasprun.xml states (ASE, merge request 2685), of the stress nothing is documented."""
     images = strained()[0][:1]

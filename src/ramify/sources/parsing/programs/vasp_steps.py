@@ -9,6 +9,7 @@ from pathlib import Path
 
 _ITERATION = re.compile(r"Iteration\s+\d+\(\s*(\d+)\)")
 _CONVERGED = "aborting loop because EDIFF is reached"
+_VERSION = re.compile(r"\bvasp\.(\d+)")
 _STEP = "FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
 _NUMBER = r"\s*=\s*(-?\d+(?:\.\d*)?)"
 _KEYS = {name: re.compile(rf"\b{name}{_NUMBER}") for name in ("NELM", "PSTRESS", "NELECT")}
@@ -112,11 +113,13 @@ def _of_outcar(path: Path) -> Facts:
     facts, found = Facts(), dict[str, float]()
     counts, valences, steps = list[float](), list[float](), 0
     with path.open(encoding="utf-8", errors="replace") as file:
+        version = _VERSION.search(file.readline())
+        stated = version is not None and int(version[1]) >= 6  # version 5 prints the same line if NELM ends the loop
         for line in file:
             if match := _ITERATION.search(line):
                 steps = int(match[1])
             elif _CONVERGED in line:
-                steps = 0
+                steps = 0 if stated else steps
             elif _STEP in line:
                 facts.electronic.append(steps)
             elif "ions per type =" in line:
