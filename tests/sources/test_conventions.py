@@ -288,6 +288,22 @@ def test_steps_that_did_not_converge(tmp_path: Path, read: Any, name: str) -> No
     assert len(read("vasp", path, unconverged="read")[0]) == 5
 
 
+def test_electronic_steps_of_linear_response(tmp_path: Path, read: Any) -> None:
+    """They follow those of the ground state, whose first and last alone contain all terms of the energy."""
+    path = tmp_path / "vasprun.xml"
+    vasprun(path, strained()[0][:1], parameters='<i type="int" name="NELM">3</i>\n')
+    text = path.read_text()
+    at = text.index("<scstep>")
+    short = '<scstep><energy><i name="e_fr_energy">0</i><i name="e_0_energy">0</i></energy></scstep>\n'
+    whole = short.replace("<energy>", '<energy><i name="alphaZ">0</i>')
+    for ground, count in ((2, 1), (3, 0)):
+        before = whole + (ground - 2) * short + whole
+        path.write_text(text[:at] + before + 4 * short + text[at:])
+        found, quarantine = read("vasp", path)
+        assert len(found) == count
+        assert quarantine.counts == ({} if count else {"electronic steps not converged": 1})
+
+
 def test_version_5_states_convergence_where_nelm_ended_the_loop(tmp_path: Path, read: Any) -> None:
     """Version 6 prints "EDIFF was not reached (unconverged)" there, version 5 "because EDIFF is reached"."""
     outcar(tmp_path / "OUTCAR", strained()[0])

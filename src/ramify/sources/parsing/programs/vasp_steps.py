@@ -91,12 +91,22 @@ def _of_xml(path: Path) -> Facts:
                 named = {i.get("name"): i.text for i in reversed(list(element.iter("i")))}
                 found = {name: number for name in _KEYS if (number := _number(named.get(name))) is not None}
             else:
-                facts.electronic.append(len(element.findall("scstep")))
+                facts.electronic.append(_electronic_steps(element))
                 blocks = (element.find("structure/varray[@name='positions']"), element.find("varray[@name='forces']"))
                 facts.rows.append(min((len(block) for block in blocks if block is not None), default=None))
     except ET.ParseError:  # the reader reports damage
         pass
     return _completed(facts, found, valence)
+
+
+def _electronic_steps(calculation: ET.Element) -> int:
+    """Number of electronic steps of an ionic step of `vasprun.xml`, without those of linear response.
+
+    All terms of the energy are written in the first and the last step of the ground state only.
+    """
+    steps = calculation.findall("scstep")
+    whole = [k for k, step in enumerate(steps, 1) if step.find("energy/i[@name='alphaZ']") is not None]
+    return whole[-1] if whole else len(steps)
 
 
 def _elements(path: Path) -> Iterator[ET.Element]:
