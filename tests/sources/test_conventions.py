@@ -20,6 +20,7 @@ from ase.units import create_units
 from numpy.typing import NDArray
 
 from ramify.errors import RamifyError
+from ramify.sources.formats.materials.vasp import LEARNED
 from tests.sources.materials import test_json_more, test_oc20
 
 KBAR = 1602.176634
@@ -286,6 +287,32 @@ def test_steps_that_did_not_converge(tmp_path: Path, read: Any, name: str) -> No
     assert quarantine.counts == {"electronic steps not converged": 1}
     assert "NELM" in quarantine.first["electronic steps not converged"].detail
     assert len(read("vasp", path, unconverged="read")[0]) == 5
+
+
+@pytest.mark.parametrize("stress", [True, False])
+def test_predictions_of_a_force_field_are_no_labels(tmp_path: Path, read: Any, stress: bool) -> None:
+    """VASP prints those of its machine-learned force field before the step that it calculates, or without it."""
+    images, path = strained()[0][:2], tmp_path / "OUTCAR"
+    outcar(path, images)
+    text = path.read_text()
+    table = text[text.index(" POSITION  ") : text.index("  FREE ENERGIE")].replace("(eV/Angst)", "(eV/Angst) (ML)", 1)
+    cell = "  ML FORCE on cell =-STRESS in cart. coord. units (eV/cell)\n  in kB  9. 9. 9. 9. 9. 9.\n"
+    prediction = (cell if stress else "") + f" {table}  ML FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n  ----\n"
+    prediction += "  free  energy ML TOTEN  =   0.5 eV\n"
+    steps = text.split("---- Iteration")
+    steps[1] = "\n".join(line for line in steps[1].splitlines() if "in kB" not in line) + "\n"
+    last, end = steps[2].split("\n General")
+    steps = [steps[0] + prediction, steps[1] + 2 * prediction, last + prediction + "\n General" + end]
+    path.write_text("---- Iteration".join(steps))
+    found, quarantine = read("vasp", path)
+    np.testing.assert_allclose(found.energy, [atoms.get_potential_energy() for atoms in images], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(found.forces, np.concatenate([atoms.get_forces() for atoms in images]), atol=1e-11)
+    assert np.isnan(found.stress[0]).all()  # not that of the prediction
+    assert quarantine.total == 0
+    assert list(quarantine.remarks.items()) == [(LEARNED, 4)]
+    path.write_text(steps[0] + prediction + "\n General" + end)
+    with pytest.raises(RamifyError, match=r"force field only, 2"):
+        read("vasp", path)
 
 
 def test_electronic_steps_of_linear_response(tmp_path: Path, read: Any) -> None:

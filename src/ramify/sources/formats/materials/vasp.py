@@ -23,13 +23,14 @@ from ramify.sources.chunks import MALFORMED_STRUCTURE, chunked
 from ramify.sources.labels import AtomsOptions
 from ramify.sources.parsing.ase_frames import UNCONVERGED, guarded, records, refuse_cp2k, unfinished
 from ramify.sources.parsing.compressed import open_bytes
-from ramify.sources.parsing.programs.vasp_steps import Facts, facts_of, xml_pieces
+from ramify.sources.parsing.programs.vasp_steps import Facts, facts_of, without_predictions, xml_pieces
 from ramify.sources.quarantine import Quarantine
 from ramify.structures import Structures
 
 _TOO_LONG = re.compile(rb"\*{4,}")
 
 WITH_PRESSURE = "stress under PSTRESS, which may contain it, left out"
+LEARNED = "predictions of VASP's machine-learned force field in OUTCAR, not read"
 
 _XML_END, _OUTCAR_END = b"</modeling>", b"General timing and accounting informations"
 """Text at the end of the output of a completed calculation."""
@@ -62,6 +63,8 @@ def read(path: Path, options: Options, quarantine: Quarantine) -> Iterator[Struc
     yield from chunked(found, quarantine)
     if output.without_stress:
         quarantine.remark(origin, WITH_PRESSURE, count=output.without_stress)
+    if output.learned:
+        quarantine.remark(origin, LEARNED, count=output.learned)
 
 
 def frames(path: Path) -> Iterator[Atoms]:
@@ -78,18 +81,24 @@ class _Output:
 
     Attributes:
         without_stress: number of frames whose stress was left out.
+        learned: number of predictions of a machine-learned force field that were left out.
     """
 
     def __init__(self, path: Path, options: Options) -> None:
         self._path, self._options, self._facts = path, options, Facts()
-        self.without_stress = 0
+        self.without_stress = self.learned = 0
 
     def frames(self) -> Iterator[Atoms]:
         """Yields the ionic steps with the charge, and without a stress under PSTRESS."""
-        with _plain(self._path) as (plain, xml):
+        with _plain(self._path) as (plain, xml, self.learned):
             if self._options.unfinished == "refuse":
                 _require_end(self._path, plain, _XML_END if xml else _OUTCAR_END)
             self._facts = facts_of(plain, xml=xml)
+            if self.learned and not self._facts.electronic:
+                raise RamifyError(
+                    f"{self._path} holds predictions of VASP's machine-learned force field only, {self.learned}",
+                    fix="leave it out, or calculate its structures",
+                )
             for atoms in self._steps(plain) if xml else guarded(self._path, _outcar_frames(plain)):
                 if self._facts.charge is not None:
                     atoms.info["charge"] = self._facts.charge
@@ -133,8 +142,8 @@ def _require_end(path: Path, plain: Path, mark: bytes) -> None:
 
 
 @contextmanager
-def _plain(path: Path) -> Iterator[tuple[Path, bool]]:
-    """A plain copy under the name that ASE requires, and whether it is XML."""
+def _plain(path: Path) -> Iterator[tuple[Path, bool, int]]:
+    """A plain copy under the name that ASE requires, whether it is XML, and the number of predictions left out."""
     with open_bytes(path) as stream, tempfile.TemporaryDirectory() as folder:
         head = stream.peek(4096)[:4096]  # type: ignore[attr-defined]
         xml = b"<modeling>" in head
@@ -144,11 +153,14 @@ def _plain(path: Path) -> Iterator[tuple[Path, bool]]:
                 f"{path} is neither vasprun.xml nor OUTCAR: it begins with {head[:40]!r}",
                 fix="correct `path` or `format`",
             )
-        plain = Path(folder) / ("vasprun.xml" if xml else "OUTCAR")
+        plain, learned = Path(folder) / ("vasprun.xml" if xml else "OUTCAR"), 0
         with plain.open("wb") as copy:
-            for line in stream:  # VASP prints asterisks for numbers that are too long: that label alone is not finite
-                copy.write(_TOO_LONG.sub(b" NaN ", line) if b"****" in line else line)
-        yield plain, xml
+            for line in stream if xml else without_predictions(stream):
+                if line is None:
+                    learned += 1
+                else:  # VASP prints asterisks for numbers that are too long: that label alone is not finite
+                    copy.write(_TOO_LONG.sub(b" NaN ", line) if b"****" in line else line)
+        yield plain, xml, learned
 
 
 FORMAT = Format(name="vasp", options=Options, read=read, theory="VASP")

@@ -3,7 +3,7 @@ labels of an ionic step are right."""
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,24 @@ def xml_pieces(path: Path) -> Iterator[tuple[bytes, int]]:
                 body, size, steps, pieces = [], 0, 0, pieces + 1
     if steps or not pieces:
         yield b"".join(head + body), steps
+
+
+def without_predictions(lines: Iterable[bytes]) -> Iterator[bytes | None]:
+    """Yields the lines of an OUTCAR without the predictions of VASP's machine-learned force field; None for each.
+
+    A prediction is printed before the ionic step that VASP then calculates, or instead of it: stress, if it is asked
+    for, positions and forces, energy (https://www.vasp.at/wiki/index.php/ML_LMLFF).
+    """
+    inside = False
+    for line in lines:
+        if b"ML" in line:
+            inside |= b"ML FORCE on cell" in line or (b"TOTAL-FORCE" in line and b"(ML)" in line)
+            if b"ML FREE ENERGIE" in line:
+                inside = False
+                yield None
+                continue
+        if not inside:
+            yield line
 
 
 @dataclass
