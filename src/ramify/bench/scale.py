@@ -14,6 +14,7 @@ from typing import Any
 from ramify.bench.case import Case
 from ramify.bench.figures import draw_scaling
 from ramify.bench.measure import measure_case
+from ramify.bench.predict.check import KEY
 from ramify.bench.predict.speed import CALIBRATION
 from ramify.bench.spawn import spawn
 from ramify.bench.synthetic import equal_datasets, of_sizes
@@ -29,9 +30,6 @@ RESULT = "scale.json"
 
 CALIBRATED_BRANCHES = (1, 6)
 """Numbers of branches; the larger is also a number of structures, at least one of each branch."""
-
-KEY = ("mode", "placement", "ranks", "branches", "batch")
-"""Keys that identify a case; a new measurement replaces the old one."""
 
 
 @dataclass(frozen=True)

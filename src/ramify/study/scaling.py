@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ramify.bench.predict.check import check
-from ramify.bench.scale import KEY, RESULT, Sweep, run_scale
+from ramify.bench.predict.check import KEY, check
+from ramify.bench.scale import RESULT, Sweep, run_scale
 from ramify.files import read_json
 from ramify.recipe import Recipe
 

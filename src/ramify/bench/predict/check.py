@@ -10,6 +10,8 @@ from typing import Any
 from ramify.bench.predict.speed import CALIBRATION, fit_network, fit_speed, load_of_row, slowdown, step_seconds
 from ramify.recipe import MachineOptions
 
+KEY = ("mode", "placement", "ranks", "branches", "batch")
+"""Keys that identify a case."""
 ITEMSIZE = {"fp32": 4, "bf16": 4, "tf32": 4, "fp64": 8}
 """Bytes of a weight by `train.precision`."""
 
@@ -38,7 +40,7 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
         predicted = step_seconds(loads, found, network)
         checked.append(
             {
-                **{key: case[key] for key in ("mode", "placement", "ranks", "branches", "batch")},
+                **{key: case[key] for key in KEY},
                 "measured": case["seconds"],
                 "predicted": predicted,
                 "error": predicted / case["seconds"] - 1.0,
@@ -47,12 +49,7 @@ def check(content: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     return {
-        "speed": {
-            "step": speed.step,
-            "branch": speed.branch,
-            "operation": speed.operation,
-            "parameter": speed.parameter,
-        },
+        "speed": {name: getattr(speed, name) for name in ("step", "branch", "operation", "parameter")},
         "checked": checked,
         "largest_error": max((abs(row["error"]) for row in checked), default=None),
     }

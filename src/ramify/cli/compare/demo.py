@@ -14,7 +14,7 @@ from ramify.cli.tables import own_errors_table, print_prepared
 from ramify.evaluate.evaluate import Evaluator
 from ramify.evaluate.results import Evaluation
 from ramify.prepare.prepare import prepare_dataset
-from ramify.recipe import RECIPES, load_recipe
+from ramify.recipe import RECIPES, Recipe, load_recipe
 from ramify.report import tables
 from ramify.report.report import write_report
 from ramify.run.launcher import Launcher
@@ -38,8 +38,7 @@ def run_study(path: Path, overrides: list[str], console: Console) -> Conducted:
         overrides: recipe keys.
         console: for progress.
     """
-    stores = path.with_name(f"{path.name}-stores")
-    recipe = load_recipe(RECIPES / "demo.yaml", [f"stores={json.dumps(str(stores))}", *overrides])
+    recipe = _recipe(path, overrides)
     request = Request(recipe, "the demo's recipe", path)
     request.open()  # errors come before anything is written
     manifests = prepare_missing(recipe, minicorpora.FOLDER, lambda dataset, structures: None)
@@ -64,9 +63,7 @@ def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Traine
     Returns:
         The trainer, and the path of report.html; None if a signal stopped the training.
     """
-    stores = path.with_name(f"{path.name}-stores")
-    # JSON quotes characters of the path that have a meaning in YAML
-    recipe = load_recipe(RECIPES / "demo.yaml", [f"stores={json.dumps(str(stores))}", *overrides])
+    recipe = _recipe(path, overrides)
     manifests = {}
     for name, options in recipe.datasets.items():
         with Steps(console, f"prepare {name}") as steps:
@@ -84,6 +81,12 @@ def run_demo(path: Path, overrides: list[str], console: Console) -> tuple[Traine
     track_tables(path, result, tables.write(path).markdown(), warned)
     console.print(own_errors_table(Evaluation.model_validate(result)))
     return trainer, write_report(path)
+
+
+def _recipe(path: Path, overrides: list[str]) -> Recipe:
+    """The recipe of the demo, with its stores next to `path`."""
+    stores = json.dumps(str(path.with_name(f"{path.name}-stores")))  # quotes characters that have a meaning in YAML
+    return load_recipe(RECIPES / "demo.yaml", [f"stores={stores}", *overrides])
 
 
 def free_path(wanted: Path) -> Path:
