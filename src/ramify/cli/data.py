@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 
 from ramify.cli.messages import console, print_json, say_written
 from ramify.cli.options import MAKING, Json, Overrides, RecipeArgument
@@ -89,8 +88,7 @@ def convert(
     """Convert a store to its other form. All values stay bit-identical; every checksum is compared."""
     from ramify.store.convert import convert_store
 
-    with Steps(console, f"convert {escape(str(store))}", "MB") as steps:
-        written = convert_store(store, to, out, lambda done: steps.counted(done / 1e6))
+    written = convert_store(store, to, out)
     say_written("store", written)
 
 
