@@ -1,13 +1,17 @@
 """Every kind of encoder in the test suite of the package."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from ase.build import bulk
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ramify.batches.padding import Padding
 from ramify.errors import RamifyError
 from ramify.model.build import LabelSpread, build_model
+from ramify.model.compiled import CompiledModel
 from ramify.model.encoders.egnn import EGNN
 from ramify.model.encoders.many_body import ManyBody
 from ramify.model.encoders.painn import PaiNN
@@ -68,6 +72,35 @@ class TestTensorNet(EncoderTests):
 def test_every_kind_is_tested() -> None:
     tested = {case.options.kind for case in globals().values() if isinstance(case, type) and hasattr(case, "options")}
     assert tested | {"pyg"} >= set(encoder_kinds())  # test_pyg.py
+
+
+class BatchedProducts(TorchDispatchMode):
+    """Collects the shapes of the results of batched matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default):
+            self.shapes.add(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("kind", [TestEGNN, TestManyBody, TestPaiNN, TestTensorNet])
+def test_gradients_of_weights_are_not_taken_per_atom(kind: type[EncoderTests], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of the channels of vectors and tensors are one product, also in the second derivatives of a compiled step,
+    whose function runs here without a compiler."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    model = kind().model("conservative").train()
+    step, batch = CompiledModel(model, "default"), Padding(("b",))(kind().batch(kind().images()))
+    with BatchedProducts() as products:
+        energy, minus_forces, _, _ = step._differentiated(batch, step._stacked({"b"}), False)
+        (energy.sum() + minus_forces.square().sum()).backward()
+    weights = {tuple(weight.shape) for weight in model.encoder.parameters() if weight.ndim == 2}
+    of_atoms = {shape[1:] for shape in products.shapes if shape[0] == len(batch.numbers)}
+    assert not of_atoms & (weights | {shape[::-1] for shape in weights})
 
 
 def recipe(kind: str, forces: str):
