@@ -97,7 +97,10 @@ def _folder(stores: Path) -> Path | None:
     Programs are code, and stores may come from other people. So the folder beside the stores has a random name, which
     is kept in the cache folder of the user: a folder of programs that came with the stores is never used.
     """
-    if given := os.environ.get(VARIABLE):
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # when it is imported, PyTorch's compiler sets the variable to its default, a folder that is lost with /tmp
+    if (given := os.environ.get(VARIABLE)) and Path(given) != Path(default_cache_dir()).absolute():
         Path(given).mkdir(parents=True, exist_ok=True)
         return Path(given)
     own = cache_folder()

@@ -1,5 +1,8 @@
 """`train.compile: auto`: the choice, its reasons, and equal numbers whatever it is."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -177,3 +180,20 @@ def test_cache_folder_beside_the_stores_has_a_secret_name(tmp_path: Path, monkey
     assert ProgramCache(tmp_path / "absent", "key").folder == tmp_path / "own" / "steps"
     monkeypatch.setenv(VARIABLE, str(tmp_path / "mine"))
     assert ProgramCache(stores, "key").folder == tmp_path / "mine"
+
+
+def test_the_default_folder_of_the_compiler_is_not_the_choice_of_the_user(tmp_path: Path) -> None:
+    """In a process of its own, since the compiler sets its variable when it is first imported."""
+    code = f"""
+from ramify.model import compiled
+import torch._inductor.runtime.cache_dir_utils as folders
+folders.cache_dir()
+from ramify.train.compile_cache import ProgramCache
+from pathlib import Path
+print(ProgramCache(Path({str(tmp_path)!r}), "key").folder, folders.cache_dir(), sep=chr(10))
+"""
+    without = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    printed = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, check=True)
+    folder, of_compiler = map(Path, printed.stdout.split())
+    assert folder.parent == tmp_path
+    assert of_compiler == folder
