@@ -2,13 +2,16 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.against OUT                     # writes OUT/against.json and OUT/against.md
     OMP_NUM_THREADS=1 python -m benchmarks.against OUT --models "ramify five" "MACE 32x0e" --batch 8
+    OMP_NUM_THREADS=1 python -m benchmarks.against OUT --models "ramify paper" "HydraGNN 4 x 866" --branches 5
 
 Packages that are not installed are left out, and the results name them. The structures are molecules of the G2 set of
 ASE with random labels, which do not change speed; edges are all pairs within 5 Å, at most 20 nearest neighbours of an
-atom. A training step computes energies, forces as their derivatives, a loss of mean absolute errors, its gradient and
-an update by AdamW; inference computes energies and forces. All models run in float32 without compilation, in turn on
-the same batch; times are of the processor. Memory is the peak of a process of its own, less its memory before the model
-was built. Accuracy is not compared."""
+atom. A training step computes energies, forces (derivatives of the energies, unless the name says `direct`), a loss of
+mean absolute errors, its gradient and an update by AdamW; inference computes energies and forces. With `--branches` the
+structures are divided among as many branches; packages without branches ignore it. All models run in float32, in turn
+on the same batch; only training steps whose name says so are compiled. Times are of the processor. Memory is the peak
+of a process of its own, less its memory before the model was built; of compiled steps it is not separable from that
+of the compiler. Accuracy is not compared."""
 
 import argparse
 import json
@@ -32,26 +35,31 @@ from torch import Tensor, nn
 
 import ramify
 from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.padding import Padding, tile_for
 from ramify.bench.profiling.resident import forget_peak, peak_bytes
 from ramify.model.build import LabelSpread, build_parts
-from ramify.model.graph import build_graph
-from ramify.model.multibranch import structure_energies
+from ramify.model.compiled import CompiledModel
 from ramify.neighbors.edges import find_edges
 from ramify.recipe import load_recipe, parse_recipe
 from ramify.structures import Structures
 from ramify.system import process_memory
 
 NEIGHBORS = 20
-OWN = {
-    "ramify five": ("five", None),
-    "ramify five, many_body": ("five", {"kind": "many_body"}),
-    "ramify paper": ("paper", None),
+EGNN = {"kind": "egnn", "layers": 4, "width": 128, "vector_channels": 16, "message_layers": 1}
+UNCOMPILED: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "ramify five": ("five", "conservative", None),
+    "ramify egnn 4 x 128": ("five", "conservative", EGNN),
+    "ramify egnn 4 x 128, direct": ("five", "direct", EGNN),
+    "ramify paper": ("paper", "conservative", None),
+    "ramify paper, direct": ("paper", "direct", None),
 }
-"""Name -> (recipe, keys of another encoder)."""
+OWN = {name + suffix: (*of, bool(suffix)) for name, of in UNCOMPILED.items() for suffix in ("", ", compiled")}
+"""Name -> (recipe, kind of forces, keys of another encoder, whether steps are compiled)."""
+COMPILED = {name for name, (*_, compiled) in OWN.items() if compiled}
 
 
-def molecules(count: int) -> Batch:
-    """A batch of `count` molecules of at least six atoms."""
+def molecules(count: int, branches: int) -> Batch:
+    """A batch of `count` molecules of at least six atoms, in as many parts as there are branches."""
     rng = np.random.default_rng(0)
     kinds = [atoms for atoms in map(molecule, g2.names) if len(atoms) >= 6]
     images: list[Atoms] = [kinds[k % len(kinds)].copy() for k in range(count)]
@@ -65,24 +73,36 @@ def molecules(count: int) -> Batch:
         energy=rng.normal(0, 1, len(given)),
         forces=rng.normal(0, 1, given.positions.shape),
     )
-    edges = find_edges(structures, CUTOFF, NEIGHBORS)
-    return Batch.make([BatchPart("b", "b", structures, edges, np.zeros(119))])
+    parts = []
+    for number, rows in enumerate(np.array_split(np.arange(count), branches)):
+        own = structures.take(rows)
+        name = f"b{number}"
+        parts.append(BatchPart(name, name, own, find_edges(own, CUTOFF, NEIGHBORS), np.zeros(119)))
+    return Batch.make(parts)
 
 
-def own(recipe: str, encoder: dict[str, Any] | None) -> Made:
-    """The model of a recipe with one branch and conservative forces."""
+def own(recipe: str, forces: str, encoder: dict[str, Any] | None, compiled: bool, batch: Batch) -> Made:
+    """The model of a recipe, with the branches of a batch."""
     content = load_recipe(recipe).model_dump(mode="json")
     if encoder is not None:
         content["model"]["encoder"] = encoder
-    content["model"]["force_head"]["kind"] = "conservative"
+    content["model"]["force_head"]["kind"] = forces
     options = parse_recipe(content, "benchmark").model
-    model = build_parts(options, {"b": [LabelSpread(1.0, 1.0, 1)]})
+    model = build_parts(options, {segment.name: [LabelSpread(1.0, 1.0, 1)] for segment in batch.segments})
 
-    def energies(_: nn.Module, now: Batch, positions: Tensor) -> Tensor:
-        scalars, _vectors = model.encoder(build_graph(now, model.cutoff, positions))
-        return structure_energies(model.heads(now)(scalars), now)
+    if compiled:
+        names = tuple(model.branches)
+        padded = Padding(names, tile_for(len(batch.numbers), len(names)) if forces == "conservative" else 1)(batch)
+        program, real = CompiledModel(model, "default"), ~torch.isnan(padded.forces[:, 0])
 
-    return model, energies
+    def predict(_: nn.Module, now: Batch, positions: Tensor) -> tuple[Tensor, Tensor]:
+        if compiled and model.training:
+            found = program(padded)
+            return found.energy[: len(now.n_atoms)] * now.n_atoms, found.forces[real]
+        found = model(now)  # differentiates by positions itself
+        return found.energy * now.n_atoms, found.forces
+
+    return model, predict
 
 
 class Stepper:
@@ -90,14 +110,17 @@ class Stepper:
 
     def __init__(self, name: str, batch: Batch) -> None:
         torch.manual_seed(0)
-        self.model, self._energies = own(*OWN[name]) if name in OWN else OTHERS[name][1](batch)
+        self.model, self._predicted = own(*OWN[name], batch) if name in OWN else OTHERS[name][1](batch)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
     def _predict(self, batch: Batch, *, train: bool) -> tuple[Tensor, Tensor]:
+        self.model.train(train)
         positions = batch.positions.detach().requires_grad_()
-        energy = self._energies(self.model, batch, positions)
-        (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=train)
-        return energy, -slope
+        found = self._predicted(self.model, batch, positions)
+        if isinstance(found, tuple):
+            return found
+        (slope,) = torch.autograd.grad(found.sum(), positions, create_graph=train)
+        return found, -slope
 
     def step(self, batch: Batch) -> None:
         """Forward pass, backward pass and update."""
@@ -163,9 +186,8 @@ def timed(run: Callable[[Batch], None], batch: Batch) -> float:
     return time.process_time() - began
 
 
-def memory_of(name: str, count: int) -> int:
+def memory_of(name: str, batch: Batch) -> int:
     """Bytes that model and training step of `name` take at their peak, in this process."""
-    batch = molecules(count)
     if name in OTHERS:
         OTHERS[name][1](batch)  # imports the package before the measurement
     before = process_memory()
@@ -193,30 +215,33 @@ def main() -> None:
     """Parses the arguments, measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--models", nargs="+", choices=[*OWN, *OTHERS], default=[*OWN, *OTHERS])
+    parser.add_argument("--models", nargs="+", choices=[*OWN, *OTHERS], default=[*UNCOMPILED, *OTHERS])
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--branches", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    batch = molecules(given.batch, given.branches)
     if given.memory_of:
-        print(memory_of(given.memory_of, given.batch))
+        print(memory_of(given.memory_of, batch))
         return
     given.out.mkdir(parents=True, exist_ok=True)
-    batch = molecules(given.batch)
     there = [name for name in given.models if installed(name) is not None]
     absent = {name: f"{OTHERS[name][0]} is not installed" for name in given.models if name not in there}
     found, failed = measure(there, batch, given.repeats)
-    for name in () if given.no_memory else found:
-        command = [sys.executable, "-m", "benchmarks.against", "-", "--memory-of", name, "--batch", str(given.batch)]
+    for name in () if given.no_memory else set(found) - COMPILED:
+        sizes = ["--batch", str(given.batch), "--branches", str(given.branches)]
+        command = [sys.executable, "-m", "benchmarks.against", "-", "--memory-of", name, *sizes]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[name]["memory"] = int(done.stdout.split()[-1])
-    about = {"atoms": len(batch.numbers), "edges": len(batch.receiver), "threads": torch.get_num_threads()}
+    about = {"structures": given.batch, "branches": given.branches, "atoms": len(batch.numbers)}
+    about |= {"edges": len(batch.receiver), "threads": torch.get_num_threads()}
     content = {**about, "torch": torch.__version__, "models": found, "left_out": absent | failed}
     (given.out / "against.json").write_text(json.dumps(content, indent=1))
     lines = [f"- {name}: {why}" for name, why in content["left_out"].items()]
-    size = f"{about['atoms']} atoms, {about['edges']} edges, {about['threads']} thread(s), PyTorch {torch.__version__}"
+    size = ", ".join([*(f"{value} {name}" for name, value in about.items()), f"PyTorch {torch.__version__}"])
     page = "\n".join([size, "", table(found), *(["", "Left out:", *lines] if lines else [])])
     (given.out / "against.md").write_text(page + "\n")
     print(page)

@@ -1,4 +1,4 @@
-"""Models of other packages, as functions from a batch of Ramify and its edges to energies.
+"""Models of other packages, as functions from a batch of Ramify and its edges to energies, and to direct forces.
 
 Each package is optional. Sizes are the published defaults of each model where the name does not state others; cutoffs
 are 5 Å. Edges come from the batch (TorchMD-NET finds its own, which are the same pairs), and the triplets of DimeNet++
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ramify.batches.batch import Batch
 
 CUTOFF = 5.0
-Energies = Callable[[nn.Module, Batch, Tensor], Tensor]
-"""(model, batch, positions (N, 3)) -> energies (S,)."""
-Made = tuple[nn.Module, Energies]
+Predict = Callable[[nn.Module, Batch, Tensor], Tensor | tuple[Tensor, Tensor]]
+"""(model, batch, positions (N, 3)) -> energies (S,), and forces (N, 3) where the model has its own."""
+Made = tuple[nn.Module, Predict]
 
 
 def mace(hidden: str) -> Callable[[Batch], Made]:
@@ -187,6 +187,60 @@ def dimenet(_: Batch) -> Made:
     ), energies
 
 
+def hydragnn(width: int, head: int, *, direct: bool) -> Callable[[Batch], Made]:
+    """EGNN of HydraGNN (github.com/ORNL/HydraGNN), the implementation of the paper: four layers, heads of three layers,
+    a branch for each segment of the batch; atomic numbers and positions as inputs, as in the paper's configuration."""
+
+    def make(batch: Batch) -> Made:
+        from hydragnn.models.create import create_model
+
+        names = [f"branch-{number}" for number in range(len(batch.segments))]
+        layers = {"num_headlayers": 3, "dim_headlayers": [head] * 3}
+        shared = {"num_sharedlayers": 2, "dim_sharedlayers": 50}
+        heads = {"graph": [{"type": name, "architecture": shared | layers} for name in names]}
+        if direct:
+            heads["node"] = [{"type": name, "architecture": {"type": "mlp"} | layers} for name in names]
+        model = create_model(
+            mpnn_type="EGNN",
+            input_dim=4,
+            hidden_dim=width,
+            output_dim=[1, 3] if direct else [1],
+            pe_dim=1,
+            global_attn_engine="",
+            global_attn_type="",
+            global_attn_heads=8,
+            output_type=["graph", "node"] if direct else ["graph"],
+            output_heads=heads,
+            activation_function="relu" if direct else "silu",  # second derivatives of ReLU are zero
+            loss_function_type="mae",
+            task_weights=[1, 100] if direct else [1],
+            num_conv_layers=4,
+            edge_dim=1,
+            equivariance=True,
+            use_gpu=False,
+        )
+        return model, predict
+
+    def predict(model: nn.Module, now: Batch, positions: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        from torch_geometric.data import Data
+
+        branch = torch.repeat_interleave(torch.tensor([s.structures.stop - s.structures.start for s in now.segments]))
+        data = Data(
+            x=torch.cat([now.numbers[:, None].to(positions.dtype), positions], dim=1),
+            pos=positions,
+            edge_index=torch.stack([now.receiver, now.sender]),
+            edge_attr=(positions[now.sender] - positions[now.receiver] + now.shift).norm(dim=1, keepdim=True),
+            edge_shifts=now.shift,
+            batch=now.structure,
+            dataset_name=branch[:, None],
+        )
+        found = model(data)
+        energy: Tensor = found[0].squeeze(1)
+        return (energy, found[1]) if direct else energy
+
+    return make
+
+
 def triplets(sender: Tensor, receiver: Tensor) -> tuple[Tensor, ...]:
     """Pairs of edges k -> j -> i with k other than i, as the function of the same name of PyTorch Geometric."""
     counts = torch.bincount(receiver, minlength=int(sender.max()) + 1)  # receivers are sorted
@@ -206,5 +260,9 @@ OTHERS: dict[str, tuple[str, Callable[[Batch], Made]]] = {
     "NequIP 3 x 32, l = 2": ("nequip", nequip),
     "PyG SchNet 6 x 128": ("torch-geometric", schnet),
     "PyG DimeNet++ 4 x 128": ("torch-geometric", dimenet),
+    "HydraGNN 4 x 128": ("hydragnn", hydragnn(128, 128, direct=False)),
+    "HydraGNN 4 x 128, direct": ("hydragnn", hydragnn(128, 128, direct=True)),
+    "HydraGNN 4 x 866": ("hydragnn", hydragnn(866, 889, direct=False)),
+    "HydraGNN 4 x 866, direct": ("hydragnn", hydragnn(866, 889, direct=True)),
 }
-"""Name -> (distribution on PyPI, constructor)."""
+"""Name -> (distribution, constructor). All but HydraGNN are on PyPI; it is installed from its repository."""

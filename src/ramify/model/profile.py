@@ -28,23 +28,29 @@ from ramify.model.kernels.counting import counting
 from ramify.model.multibranch import MultiBranch
 
 ATOMS, EDGES = 256, 4096
-"""Size of the measured batches: atoms, edges and slots are doubled one at a time, and the differences give the cost per
-atom, edge and slot."""
+"""Size of the measured batches: atoms, edges and slots are doubled, and the differences give the cost of each of
+them."""
+
+SMALLEST_SHARE = 0.01
+"""Smallest share of pairs of edges in the cost of the first batch. Below, they are not there: the peak of memory moves
+from one operation to another as batches grow, which looks like a small cost of pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The cost of a pass: a fixed part, and parts per atom, per edge, and per slot of a neighbour table, which has as
-    many slots for every atom as the largest number of neighbours."""
+    """The cost of a pass: a fixed part, and parts per atom, per edge, per slot of a neighbour table, which has as many
+    slots for every atom as the largest number of neighbours, and per pair of an edge and a slot (triplets of atoms)."""
 
     fixed: float
     atom: float
     edge: float
     slot: float
+    pair: float = 0.0
 
     def of(self, atoms: float, edges: float, slots: float) -> float:
         """The cost of a batch, without `fixed`."""
-        return atoms * self.atom + edges * self.edge + slots * self.slot
+        pairs = edges * slots / atoms if atoms else 0.0
+        return atoms * self.atom + edges * self.edge + slots * self.slot + pairs * self.pair
 
     @classmethod
     def fitted(cls, measure: Callable[[int, int, int], float]) -> "Cost":
@@ -52,9 +58,12 @@ class Cost:
         n = EDGES // ATOMS
         start, atoms = measure(ATOMS, EDGES, n), measure(2 * ATOMS, EDGES, n)
         edges, slots = measure(ATOMS, 2 * EDGES, n), measure(ATOMS, EDGES, 2 * n)
-        slot, edge = (slots - start) / (ATOMS * n), (edges - start) / EDGES
+        pairs = measure(ATOMS, 2 * EDGES, 2 * n) - edges - slots + start
+        pairs = pairs if pairs > SMALLEST_SHARE * start else 0.0
+        slot, edge = (slots - start - pairs) / (ATOMS * n), (edges - start - pairs) / EDGES
         atom = (atoms - start) / ATOMS - n * slot
-        return cls(max(0.0, start - ATOMS * (atom + n * slot) - EDGES * edge), atom, edge, slot)
+        fixed = start - ATOMS * (atom + n * slot) - EDGES * edge - pairs
+        return cls(max(0.0, fixed), atom, edge, slot, pairs / (EDGES * n))
 
 
 def training_cost(model: MultiBranch, branch: str, *, bf16: bool, threads: int) -> tuple[Cost, Cost]:

@@ -22,7 +22,7 @@ from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_model
 from ramify.model.multibranch import MultiBranch, hidden_matrices
 from ramify.model.parts import part_of
-from ramify.model.profile import training_cost
+from ramify.model.profile import Cost, training_cost
 from ramify.recipe import ModelOptions, Recipe
 
 UNEVENNESS = 1.5
@@ -40,6 +40,7 @@ class StepProfile:
         bytes_atom, bytes_edge: peak memory besides weights, gradients and optimizer state.
         bytes_step: fixed peak memory of a step: weights cast to bfloat16, gradients being summed.
         operations_slot, bytes_slot: costs per slot of a neighbour table, for encoders with such a table.
+        operations_pair, bytes_pair: costs per pair of an edge and a slot, for encoders with triplets of atoms.
         max_neighbors: slots of an atom; None: `UNEVENNESS` times its edges.
     """
 
@@ -50,16 +51,19 @@ class StepProfile:
     bytes_step: float
     operations_slot: float = 0.0
     bytes_slot: float = 0.0
+    operations_pair: float = 0.0
+    bytes_pair: float = 0.0
     max_neighbors: int | None = None
 
     def operations(self, atoms: float, edges: float) -> float:
         """Operations of a step on this number of atoms and edges."""
-        slots = self._slots(atoms, edges)
-        return atoms * self.operations_atom + edges * self.operations_edge + slots * self.operations_slot
+        parts = self.operations_atom, self.operations_edge, self.operations_slot, self.operations_pair
+        return Cost(0.0, *parts).of(atoms, edges, self._slots(atoms, edges))
 
     def bytes(self, atoms: float, edges: float) -> float:
         """Bytes of a step on this number of atoms and edges, without `bytes_step`."""
-        return atoms * self.bytes_atom + edges * self.bytes_edge + self._slots(atoms, edges) * self.bytes_slot
+        parts = self.bytes_atom, self.bytes_edge, self.bytes_slot, self.bytes_pair
+        return Cost(0.0, *parts).of(atoms, edges, self._slots(atoms, edges))
 
     def _slots(self, atoms: float, edges: float) -> float:
         return UNEVENNESS * edges if self.max_neighbors is None else atoms * self.max_neighbors
@@ -118,9 +122,11 @@ def profile_model(recipe: Recipe, spreads: Mapping[str, LabelSpread]) -> ModelPr
                 operations_atom=operations.atom,
                 operations_edge=operations.edge,
                 operations_slot=operations.slot,
+                operations_pair=operations.pair,
                 bytes_atom=memory.atom,
                 bytes_edge=memory.edge,
                 bytes_slot=memory.slot,
+                bytes_pair=memory.pair,
                 bytes_step=memory.fixed,
                 max_neighbors=recipe.model.encoder.max_neighbors,
             )

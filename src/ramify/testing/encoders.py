@@ -18,6 +18,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell, molecule
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.padding import Padding
@@ -26,6 +27,7 @@ from ramify.model.branch import ForceKind
 from ramify.model.build import LabelSpread, build_branch
 from ramify.model.compiled import CompiledModel
 from ramify.model.encoders.base import Encoder, add_conditions
+from ramify.model.kernels.counting import counting
 from ramify.model.lora import UP, add_lora
 from ramify.model.multibranch import BatchPredictions, MultiBranch
 from ramify.model.profile import prediction_memory, training_cost
@@ -347,11 +349,17 @@ class EncoderTests:
             close(energies([state], slice(1, 2)), after[1:2], 1e-12)
 
     def test_cost_is_known_without_running(self) -> None:
-        """On tensors without content, as for `ramify plan` and for the limits of predictions."""
-        model = self.model("conservative", torch.float32)
+        """On tensors without content, as for `ramify plan` and for the limits of predictions: the operations of a real
+        batch, with other numbers of neighbours than those measured."""
+        model, batch = self.model("conservative", torch.float32), self.batch(self.images(), torch.float32)
+        with FlopCounterMode(display=False) as counter, counting():
+            found = model.train()(batch)
+            (found.energy.sum() + found.forces.sum()).backward()
         operations, memory = training_cost(model, "b", bf16=False, threads=1)
-        assert operations.of(256, 4096, 4096) > 0
-        assert memory.of(256, 4096, 4096) > 0
+        atoms, edges = len(batch.numbers), len(batch.receiver)
+        slots = atoms * len(batch.slots)
+        assert operations.fixed + operations.of(atoms, edges, slots) == pytest.approx(counter.get_total_flops())
+        assert memory.of(atoms, edges, slots) > 0
         assert prediction_memory(model.requires_grad_(False), "b", stress=True).fixed >= 0
 
     def test_low_rank_updates_start_at_nothing_and_learn(self) -> None:
