@@ -88,7 +88,8 @@ def convert(
     """Convert a store to its other form. All values stay bit-identical; every checksum is compared."""
     from ramify.store.convert import convert_store
 
-    written = convert_store(store, to, out)
+    with Steps(console, f"convert {store.name}", "MB") as steps:
+        written = convert_store(store, to, out, progress=lambda size: steps.counted(size / 1e6))
     say_written("store", written)
 
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, BatchPart
 from ramify.batches.conditions import condition_values
+from ramify.batches.transfer import host_array
+from ramify.errors import RamifyError
 from ramify.inference.batching import MemoryBudget, edges_of_span, plan
 from ramify.inference.branches import BranchInfo, DatasetInfo
-from ramify.inference.edge_vectors import with_edge_vectors
 from ramify.inference.memory import memory_needed, readable, search_memory
-from ramify.inference.passes.inputs import EdgeSlopes, edge_vectors, pass_inputs
+from ramify.inference.passes.inputs import EdgeSlopes, edge_vectors, pass_inputs, with_edge_vectors
 from ramify.inference.passes.plain import Pass, PassOutputs
 from ramify.inference.predictions import Floats, Predictions
 from ramify.inference.screen import (
@@ -105,6 +106,18 @@ class Predictor:
         """(119,) eV, reference energies by atomic number."""
         return self.dataset.reference_table()
 
+    def require_forces(self, use: str) -> None:
+        """Refuses a branch without forces, which cannot be used to `use`.
+
+        Raises:
+            RamifyError: naming the branch.
+        """
+        if self.branch.forces is None:
+            raise RamifyError(
+                f"branch '{self.branch.name}' predicts no forces, so it cannot {use}",
+                fix="name a branch whose datasets have forces",
+            )
+
     def stated(self, structures: Structures) -> Structures:
         """The structures with `charge` and `spin` where they state none."""
         given = {name: value for name in STATES if (value := getattr(self, name)) is not None}
@@ -132,19 +145,19 @@ class Predictor:
         conditions = condition_values(self.options, structures, self.dataset.name)
         inputs = pass_inputs(structures, edges, structure, vector, conditions, scale.dtype, scale.device)
         found = self.run(inputs)
-        energy = np.bincount(structure, _float64(found.energy), count) + reference_energy(structures, self.references)
-        forces = np.full((len(structure), 3), np.nan) if found.forces is None else _float64(found.forces)
+        energy = np.bincount(structure, host_array(found.energy), count) + reference_energy(structures, self.references)
+        forces = np.full((len(structure), 3), np.nan) if found.forces is None else host_array(found.forces)
         stress = np.full((count, 3, 3), np.nan)
         if found.slope is not None and found.cutoff_slope is not None:
             rim = edge_vectors(structures, edges.cutoff_pairs, structure)
-            slopes = EdgeSlopes.of(edges, vector, _float64(found.slope), _float64(found.cutoff_slope), rim)
+            slopes = EdgeSlopes.of(edges, vector, host_array(found.slope), host_array(found.cutoff_slope), rim)
             forces = slopes.forces(len(structure))
             periodic = structures.pbc.any(axis=1)  # a box without periodic axes has no stress
             if periodic.any():
                 volume = np.abs(np.linalg.det(structures.cell[periodic].astype(np.float64)))
                 known = np.where(volume > 0, volume, np.nan)[:, None, None]  # nor has an incomplete cell
                 stress[periodic] = slopes.virial(structure, count)[periodic] / known
-        labels = {name: _float64(values) for name, values in found.labels.items()}
+        labels = {name: host_array(values) for name, values in found.labels.items()}
         stds = self._standard_deviations(structures, edges, conditions, found)
         return RawPredictions(energy, forces, stress, labels, *stds)
 
@@ -308,7 +321,3 @@ def _searches(n_atoms: Rows, refused: Refused) -> Iterator[Rows]:
 def _too_large(atoms: int, edges: int | None, needed: float, budget: MemoryBudget) -> tuple[str, str]:
     size = f"{atoms:,} atoms" + ("" if edges is None else f" with {edges:,} edges")
     return TOO_LARGE, f"{size} take about {readable(needed)} of memory, {readable(budget.memory)} are free"
-
-
-def _float64(tensor: torch.Tensor) -> Floats:
-    return tensor.detach().to("cpu", torch.float64).numpy()

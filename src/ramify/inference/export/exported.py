@@ -32,7 +32,7 @@ from ramify.inference.export.card import model_card
 from ramify.inference.saved import ROUTER, Saved, options_of
 from ramify.model.parts import by_part, file_of_part, parts_of, whole_names
 from ramify.uncertainty.error_bars import FILE as UNCERTAINTY
-from ramify.untrusted import Name, check_name, parsed, regular_file
+from ramify.untrusted import Name, check_name, check_version, parsed, regular_file
 
 FORMAT: Literal["ramify-model"] = "ramify-model"
 VERSION = 1
@@ -163,13 +163,8 @@ def _read_manifest(path: Path) -> ExportManifest:
     content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RamifyError(f"{path} is not a model: its manifest.json describes something else")
-    version = content.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise RamifyError(
-            f"the model in {path} has format version {version}, this program reads up to {VERSION}",
-            fix="use the version of ramify that wrote it "
-            f"({content.get('exported_by', 'unknown')}, here is {ramify.__version__}), or a newer one",
-        )
+    writer = f"use the version of ramify that wrote it ({content.get('exported_by', 'unknown')}), or a newer one"
+    check_version(content, VERSION, f"the model in {path}", f"{writer}; here is {ramify.__version__}")
     checksum = content.pop("checksum", None)
     if checksum != content_sha256(content):
         raise RamifyError(f"{file} is damaged: it differs from its checksum", fix=_AGAIN)

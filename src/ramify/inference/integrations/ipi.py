@@ -74,11 +74,7 @@ def drive(
         RamifyError: the branch predicts no forces, i-PI is not reachable, or a structure cannot be predicted. The
             connection is closed; i-PI stops if its input says `exit_on_disconnect='True'`.
     """
-    if "forces" not in calculator.implemented_properties:
-        raise RamifyError(
-            f"branch '{calculator.predictor.branch.name}' predicts no forces, so it cannot run simulations",
-            fix="name a branch whose datasets have forces",
-        )
+    calculator.predictor.require_forces("run simulations")
     atoms = atoms.copy()
     atoms.calc = calculator
     calculations = 0

@@ -105,11 +105,7 @@ def attach(
     """
     _check(lmp)
     calculator = Calculator(model, branch, **options)
-    if "forces" not in calculator.implemented_properties:
-        raise RamifyError(
-            f"branch '{calculator.predictor.branch.name}' predicts no forces, so it cannot run simulations",
-            fix="name a branch whose datasets have forces",
-        )
+    calculator.predictor.require_forces("run simulations")
     return Attached(lmp, calculator, _numbers(lmp, calculator, elements))
 
 

@@ -37,6 +37,7 @@ from ramify.model.graph import edge_geometry
 from ramify.neighbors.edges import ROUNDING, SOFTNESS, search_radius
 from ramify.parallel.startup.launch import LAUNCHERS
 from ramify.structures import STATES
+from ramify.untrusted import check_version
 
 VERSION = 1
 """Of the pickled state."""
@@ -72,11 +73,8 @@ class UnifiedModel:
         return {"version": VERSION, **self._content}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if (version := state.pop("version")) > VERSION:
-            raise RamifyError(
-                f"the model has version {version}, this program reads up to {VERSION}",
-                fix="install the version of ramify that wrote it, or a newer one",
-            )
+        check_version(state, VERSION, "the model")
+        state.pop("version")
         self.__init__(**state)  # type: ignore[misc]
 
     def compute_gradients(self, data: Any) -> None:

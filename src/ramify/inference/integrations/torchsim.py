@@ -61,11 +61,7 @@ class TorchSimModel(ModelInterface):
         super().__init__()
         loaded = model if isinstance(model, Model) else load(model)
         self.predictor = loaded.predictor(branch, dataset, charge=charge, spin=spin)
-        if self.predictor.branch.forces is None:
-            raise RamifyError(
-                f"branch '{self.predictor.branch.name}' predicts no forces, so it cannot run simulations",
-                fix="name a branch whose datasets have forces",
-            )
+        self.predictor.require_forces("run simulations")
         encoder = loaded.options.encoder
         self.neighbors = SkinNeighbors(encoder.cutoff, encoder.max_neighbors, skin, loaded.device.type)
         self._warn = WarnOnce()

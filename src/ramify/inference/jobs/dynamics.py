@@ -167,11 +167,7 @@ def set_temperature(atoms: Atoms, temperature: float, generator: np.random.Gener
 
 def _check(atoms: Atoms, calculator: Calculator, options: DynamicsOptions) -> None:
     branch = calculator.predictor.branch
-    if branch.forces is None:
-        raise RamifyError(
-            f"branch '{branch.name}' predicts no forces, so it cannot run simulations",
-            fix="name a branch whose datasets have forces",
-        )
+    calculator.predictor.require_forces("run simulations")
     if options.max_std is not None and not calculator.predictor.has_error_bars:
         raise no_error_bars(branch.name)
     ensemble = options.integrator.ensemble

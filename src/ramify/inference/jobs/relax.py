@@ -113,11 +113,7 @@ def relax(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> Relaxa
 def _check(atoms: Atoms, calculator: Calculator, options: RelaxOptions) -> None:
     if options.optimizer not in OPTIMIZERS:
         raise RamifyError(f"optimizer '{options.optimizer}' is unknown; accepted: {', '.join(OPTIMIZERS)}")
-    if "forces" not in calculator.implemented_properties:
-        raise RamifyError(
-            f"branch '{calculator.predictor.branch.name}' predicts no forces, so it cannot relax structures",
-            fix="name a branch whose datasets have forces",
-        )
+    calculator.predictor.require_forces("relax structures")
     if options.pressure and not options.cell:
         raise RamifyError(f"pressure={options.pressure} GPa without a change of the cell", fix="add --cell")
     if not options.cell:

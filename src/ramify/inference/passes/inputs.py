@@ -8,13 +8,14 @@ atom depends on the distances of its cutoff pairs (`ramify.neighbors.edges`), ea
 g = dE/dc_i dc_i/dd r/d.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ramify.batches.batch import Batch
 from ramify.model.graph import Graph, edge_geometry
 from ramify.neighbors.all_pairs import Pairs
 from ramify.neighbors.edges import CutoffPairs, Edges
@@ -67,6 +68,18 @@ def edge_vectors(structures: Structures, pairs: Edges | CutoffPairs | Pairs, str
         else:
             found += np.einsum("ek,ekc->ec", pairs.shift, cells[structure[pairs.receiver]])
     return found
+
+
+def with_edge_vectors(batch: Batch, structures: Structures, edges: Edges) -> Batch:
+    """The batch of `structures` and `edges` with every atom at the origin and the vector between two atoms in the shift
+    of their edge. A model uses positions only as x_j + shift - x_i: energies, forces and stress do not change."""
+
+    def vectors(pairs: Edges | CutoffPairs) -> Tensor:
+        found = edge_vectors(structures, pairs, structures.structure_of_atom)
+        return torch.from_numpy(found).to(batch.shift.dtype)
+
+    origin = torch.zeros_like(batch.positions)
+    return replace(batch, positions=origin, shift=vectors(edges), cutoff_shift=vectors(edges.cutoff_pairs))
 
 
 @torch.inference_mode(False)  # tensors made in inference mode cannot be differentiated
