@@ -4,19 +4,23 @@
     OMP_NUM_THREADS=1 python -m benchmarks.step.compiled paper --datasets qm7x --stores stores train.batch=32
 
 The model is compiled in the first step, which is reported separately. Both models start with the same weights; the
-final difference of their weights is reported as well.
+final difference of their weights is reported as well. After the timed steps, PyTorch's profiler counts the operations
+of a step that no other operation calls, and the fraction of its time in matrix products.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from ramify.batches.loader import StepBatches
 from ramify.bench.measure import amounts, make_trainer
 from ramify.bench.step import chosen
 from ramify.model.build import LabelSpread
@@ -29,6 +33,9 @@ from ramify.train.optimization.product_rates import wait_for
 from ramify.train.start import alone, configure_process
 
 WARMUP = 3
+PROFILED = 5
+"""Steps under the profiler."""
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
 def make(recipe: Recipe, mode: str) -> Trainer:
@@ -61,6 +68,7 @@ def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:
                     rows[mode]["edges"] += len(batch.receiver)
                     for of in real if mode == modes[0] else ():
                         real[of] += amounts(batch, cost)[of]
+        profiles = {mode: profiled(trainer, loaders[mode]) for mode, trainer in trainers.items()}
     plain, *others = (trainer.model.state_dict() for trainer in trainers.values())
     apart = [max(float((a - b).abs().max()) for a, b in zip(plain.values(), o.values(), strict=True)) for o in others]
     counted = {mode: taken[WARMUP:] for mode, taken in seconds.items()}
@@ -71,9 +79,23 @@ def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:
         "seconds": {mode: statistics.median(taken) for mode, taken in counted.items()},
         "first_step": {mode: taken[0] for mode, taken in seconds.items()},
         "times_faster_than_plain": {mode: statistics.median(ratio) for mode, ratio in ratios.items()},
+        "profiles": profiles,
         "padding": {mode: {of: 1 - real[of] / rows[mode][of] for of in real} for mode in modes[1:]},
         "weights_apart": dict(zip(modes[1:], apart, strict=True)),
     }
+
+
+def profiled(trainer: Trainer, loader: Iterator[StepBatches]) -> dict[str, float]:
+    """Operations per step, and the fraction of the processor time in products."""
+    work = [next(loader) for _ in range(PROFILED)]
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        for one in work:
+            trainer.step(one)
+    own = [event for event in record.events() or [] if event.name.startswith("aten::")]
+    first = [event for event in own if event.cpu_parent is None or not event.cpu_parent.name.startswith("aten::")]
+    totals = {event.key: event.self_cpu_time_total for event in record.key_averages()}
+    products = sum(totals.get(name, 0.0) for name in PRODUCTS)
+    return {"operations": len(first) / PROFILED, "products": products / sum(totals.values())}
 
 
 def main() -> None:

@@ -65,17 +65,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step."""
+        skipped = None if self.found_inf is None else self.found_inf > 0
         for group in self.param_groups:
             if group["hidden"]:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._step(parameter, group["lr"], group["weight_decay"])
+                        self._step(parameter, group["lr"], group["weight_decay"], skipped)
         if self._adamw is not None:
             for name in ("grad_scale", "found_inf"):
                 setattr(self._adamw, name, getattr(self, name))
             self._adamw.step()
 
-    def _step(self, parameter: Tensor, rate: float, weight_decay: float) -> None:
+    def _step(self, parameter: Tensor, rate: float, weight_decay: float, skipped: Tensor | None) -> None:
         assert parameter.grad is not None
         gradient = parameter.grad if self.grad_scale is None else parameter.grad / self.grad_scale.to(parameter.dtype)
         state = self.state[parameter]
@@ -84,12 +85,12 @@ class Muon(torch.optim.Optimizer):
         update = orthogonalised(torch.lerp(gradient, momentum, self._momentum))  # Nesterov's
         step = rate * 0.2 * math.sqrt(max(parameter.shape))
         new = parameter * (1.0 - rate * weight_decay) - step * update
-        if self.found_inf is None:
+        if skipped is None:
             state["momentum_buffer"] = momentum
             parameter.copy_(new)
         else:
-            state["momentum_buffer"] = torch.where(self.found_inf > 0, old, momentum)
-            parameter.copy_(torch.where(self.found_inf > 0, parameter, new))
+            state["momentum_buffer"] = torch.where(skipped, old, momentum)
+            parameter.copy_(torch.where(skipped, parameter, new))
 
 
 def muon(groups: Groups, options: OptimizerOptions) -> torch.optim.Optimizer:
