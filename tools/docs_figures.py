@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from ramify.report.svg import PALETTE, PAPER, STYLE
 
@@ -56,19 +57,22 @@ def peers(axes: list[Axes]) -> None:
 
 
 def encoders(axes: list[Axes]) -> None:
-    """Validation metric against the time of the training, in passes of `egnn`."""
+    """Validation metric against the time of the training, a line for each encoder; both axes logarithmic."""
     (plot,) = axes
-    for row in table("encoders.md", "step time, plain"):
-        time, metric = number(row["passes"]) * number(row["step time, plain"]), number(row["metric"])
-        name = row["encoder"].replace("`", "")
-        colour = PALETTE[("many_body", "egnn", "tensornet", "painn").index(name.split(",")[0])]
-        plot.plot(time, metric, "o", color=colour)
-        text = f"{name}: {row['metric']}"
-        down = -11 if "3 layers" in name else 3  # next to a point with 2 layers
-        plot.annotate(text, (time, metric), xytext=(6, down), textcoords="offset points", fontsize=9)
-    plot.set_xlim(1.5, 4.8)
-    plot.set_xlabel("time of the training, in passes of egnn")
+    rows = table("encoders.md", "minutes of one core")
+    for colour, kind in zip(PALETTE, dict.fromkeys(row["encoder"] for row in rows), strict=False):
+        own = [row for row in rows if row["encoder"] == kind]
+        times, metrics = ([number(row[column]) for row in own] for column in ("minutes of one core", "metric"))
+        plot.loglog(times, metrics, "o-", color=colour, label=kind.strip("`"))
+        for row, *place in zip(own, times, metrics, strict=True):
+            plot.annotate(row["metric"], place, xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour)
+    for axis, ticks in ((plot.xaxis, (2, 3, 4, 6, 8, 12)), (plot.yaxis, (0.15, 0.2, 0.3, 0.4, 0.5))):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    plot.set_xlabel("minutes of one core, compilation and evaluations included")
     plot.set_ylabel("validation metric (trivial predictor: 1)")
+    plot.legend(fontsize=9)
 
 
 def _bars(
@@ -86,7 +90,7 @@ def _bars(
 FIGURES: dict[str, tuple[Callable[[list[Axes]], None], int, tuple[float, float]]] = {
     "scaling": (scaling, 2, (9.6, 2.6)),
     "peers": (peers, 2, (9.6, 2.6)),
-    "encoders": (encoders, 1, (6.4, 3.6)),
+    "encoders": (encoders, 1, (6.4, 4.0)),
 }
 """The function of each figure, its number of panels, and its size in inches."""
 

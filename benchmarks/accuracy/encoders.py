@@ -4,8 +4,9 @@
     python benchmarks/accuracy/encoders.py parts levers --out accuracy --passes 2
     python benchmarks/accuracy/encoders.py kinds parts levers --out accuracy --passes 1 2 4 --only report
 
-Each point is a training of its own by `ramify train five`, with the whole schedule over its passes, compiled, on one
-thread. A training that has ended is kept, so the program can be stopped and repeated. Only validation splits are used.
+Each point is a training of its own by `ramify train five`, with the whole schedule over its passes, compiled (unless
+`--plain`: compiling each of the `parts` takes longer than a pass), on one thread. A training that has ended is kept, so
+the program can be stopped and repeated. Only validation splits are used.
 
 Writes OUT/accuracy.json, accuracy.md and accuracy.svg: geometric means of the errors of energies and of forces over the
 five datasets, relative to the first setting of the group with as many passes; processor time of the whole training with
@@ -81,11 +82,11 @@ class Point:
     metric: float
 
 
-def train(folder: Path, keys: Sequence[str]) -> None:
+def train(folder: Path, keys: Sequence[str], *, plain: bool) -> None:
     """Trains in a process of its own, unless it is done; writes its processor time into the folder."""
     if (folder / "seconds.json").exists():
         return
-    common = ["train.threads=1", "train.compile=default", f"train.log_every={10**6}"]
+    common = ["train.threads=1", f"train.compile={'none' if plain else 'default'}", f"train.log_every={10**6}"]
     command = [sys.executable, "-m", "ramify", "train", "five", "--run-dir", str(folder), "--continue", *common, *keys]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--passes", type=float, nargs="+", default=[1.0, 2.0, 4.0])
+    parser.add_argument("--plain", action="store_true", help="without compilation; take another folder for it")
     parser.add_argument("--only", help="one setting, or `report`: trains nothing")
     given = parser.parse_args()
     points: dict[str, list[Point]] = {}
@@ -150,8 +152,9 @@ def main() -> None:
             for number, (setting, keys) in enumerate(GROUPS[group].items()):
                 folder = given.out / "runs" / (f"recipe-{passes:g}" if not number else f"{group}-{number}-{passes:g}")
                 if given.only in (None, setting):
-                    train(given.out / "warm" / f"{group}-{number}", ["train.max_steps=1", *keys])
-                    train(folder, [f"train.epochs={passes}", "train.evaluate_every=1", *keys])
+                    if not given.plain:
+                        train(given.out / "warm" / f"{group}-{number}", ["train.max_steps=1", *keys], plain=False)
+                    train(folder, [f"train.epochs={passes}", "train.evaluate_every=1", *keys], plain=given.plain)
                 if (folder / "seconds.json").exists():
                     points.setdefault(group, []).append(point(folder, group, setting, passes))
     text = "\n\n".join("\n".join([f"## {group}", "", *table(found)]) for group, found in points.items())
