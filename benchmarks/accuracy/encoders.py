@@ -2,9 +2,10 @@
 
     python benchmarks/accuracy/encoders.py kinds --out accuracy    # in the folder that contains `five`
     python benchmarks/accuracy/encoders.py parts levers --out accuracy --passes 2
+    python benchmarks/accuracy/encoders.py levers --recipe acac --out acac-levers --passes 20
     python benchmarks/accuracy/encoders.py kinds parts levers --out accuracy --passes 1 2 4 --only report
 
-Each point is a training of its own by `ramify train five`, with the whole schedule over its passes, compiled (unless
+Each point is a training of its own by `ramify train RECIPE`, with the whole schedule over its passes, compiled (unless
 `--plain`: compiling each of the `parts` takes longer than a pass), on one thread. A training that has ended is kept, so
 the program can be stopped and repeated. Only validation splits are used.
 
@@ -22,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +84,12 @@ class Point:
     metric: float
 
 
-def train(folder: Path, keys: Sequence[str], *, plain: bool) -> None:
+def train(recipe: str, folder: Path, keys: Sequence[str], *, plain: bool) -> None:
     """Trains in a process of its own, unless it is done; writes its processor time into the folder."""
     if (folder / "seconds.json").exists():
         return
     common = ["train.threads=1", f"train.compile={'none' if plain else 'default'}", f"train.log_every={10**6}"]
-    command = [sys.executable, "-m", "ramify", "train", "five", "--run-dir", str(folder), "--continue", *common, *keys]
+    command = [sys.executable, "-m", "ramify", "train", recipe, "--run-dir", str(folder), "--continue", *common, *keys]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -143,9 +145,11 @@ def main() -> None:
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--passes", type=float, nargs="+", default=[1.0, 2.0, 4.0])
+    parser.add_argument("--recipe", default="five", help="five, acac or bpa3, in the folder that contains its files")
     parser.add_argument("--plain", action="store_true", help="without compilation; take another folder for it")
     parser.add_argument("--only", help="one setting, or `report`: trains nothing")
     given = parser.parse_args()
+    run = partial(train, given.recipe, plain=given.plain)
     points: dict[str, list[Point]] = {}
     for group in given.groups:
         for passes in given.passes:
@@ -153,8 +157,8 @@ def main() -> None:
                 folder = given.out / "runs" / (f"recipe-{passes:g}" if not number else f"{group}-{number}-{passes:g}")
                 if given.only in (None, setting):
                     if not given.plain:
-                        train(given.out / "warm" / f"{group}-{number}", ["train.max_steps=1", *keys], plain=False)
-                    train(folder, [f"train.epochs={passes}", "train.evaluate_every=1", *keys], plain=given.plain)
+                        run(given.out / "warm" / f"{group}-{number}", ["train.max_steps=1", *keys])
+                    run(folder, [f"train.epochs={passes}", f"train.evaluate_every={passes}", *keys])
                 if (folder / "seconds.json").exists():
                     points.setdefault(group, []).append(point(folder, group, setting, passes))
     text = "\n\n".join("\n".join([f"## {group}", "", *table(found)]) for group, found in points.items())
