@@ -176,7 +176,7 @@ def test_site_builds_without_warnings(tmp_path: Path) -> None:
     [
         ("peers", "step.md", "training step, s", ("training step, s", "memory of a step, MB")),
         ("scaling", "scaling.md", "times one rank", ("structures/s",)),
-        ("encoders", "encoders.md", "step time, plain", ("metric",)),
+        ("encoders", "encoders.md", "minutes of one core", ("metric",)),
     ],
 )
 def test_figures_show_the_numbers_of_their_tables(figure: str, page: str, head: str, columns: tuple[str, ...]) -> None:
