@@ -116,7 +116,8 @@ def test_forms_and_workers(ramify: Ramify, finished: Path, tmp_path: Path) -> No
     assert re.search(r"qm7x +288 / 36 / 36 +", said.out)
     assert not list(store.glob("*.npy"))
     said = ramify("convert", store, "--to", "mapped", "--out", tmp_path / "mapped")
-    assert said.out.strip() == f"store: {tmp_path / 'mapped'}"
+    assert "convert qm7x" in said.out
+    assert said.out.strip().splitlines()[1:] == [f"store: {tmp_path / 'mapped'}"]
     expected = {path.name: path.read_bytes() for path in (finished / "stores" / "qm7x").glob("*.npy")}
     assert len(expected) == 11
     assert {path.name: path.read_bytes() for path in (tmp_path / "mapped").glob("*.npy")} == expected
