@@ -15,8 +15,17 @@ from ramify.errors import RamifyError
 from ramify.inference import memory
 from ramify.inference.integrations import ase as calculator_module
 from ramify.inference.integrations.ase import Calculator
-from ramify.inference.memory import available_memory, budget_for, readable, search_memory
+from ramify.inference.memory import (
+    CPU_EDGES,
+    GPU_PART,
+    available_memory,
+    budget_for,
+    memory_needed,
+    readable,
+    search_memory,
+)
 from ramify.inference.model import Model
+from ramify.recipe import parse_recipe
 
 MEASURE = """
 import ctypes, json, sys, torch
@@ -119,3 +128,15 @@ def test_budgets_follow_the_memory(conservative: Model) -> None:
     assert budget_for(conservative.options, "conservative", cpu, 1.0).edges == 1
     assert search_memory(100_000) > 100 * search_memory(100)
     assert (readable(3.24e9), readable(12e6)) == ("3.2 GB", "12 MB")
+
+
+def test_limit_of_edges_counts_triplets() -> None:
+    """A batch of as many edges as are allowed fits, also where every atom has many."""
+    pytest.importorskip("torch_geometric")
+    encoder = {"kind": "pyg", "layer": "dimenet++", "layers": 1, "width": 16, "max_neighbors": 30}
+    datasets = {"a": {"format": "extxyz", "path": "a.xyz"}}
+    model = {"encoder": encoder, "force_head": {"kind": "conservative"}}
+    options = parse_recipe({"datasets": datasets, "model": model}, "test").model
+    budget = budget_for(options, "conservative", torch.device("cpu"), 5e7)
+    assert 30 < budget.edges < CPU_EDGES
+    assert memory_needed(options, "conservative", budget.edges // 30, budget.edges) <= 1.01 * GPU_PART * budget.memory

@@ -94,7 +94,10 @@ def budget_for(
     """
     free = available_memory(device) if memory is None else memory
     fixed = memory_needed(options, forces, 0, 0)
-    fitting = max(0.0, GPU_PART * free - fixed) / (memory_needed(options, forces, 1, 1, 1) - fixed)
+    most = options.encoder.max_neighbors or SEARCHED_NEIGHBORS
+    # per edge: of an atom with one, or, where costs of triplets exceed those of atoms, of an atom with many
+    each = max((memory_needed(options, forces, 1, n, n) - fixed) / n for n in (1, most))
+    fitting = max(0.0, GPU_PART * free - fixed) / each
     edges = max(1, int(fitting if device.type == "cuda" else min(fitting, CPU_EDGES)))
     return MemoryBudget(atoms=max(1, int(ATOMS_PER_EDGE * edges)), edges=edges, memory=free)
 
