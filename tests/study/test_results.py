@@ -1,6 +1,7 @@
 """Marks, spreads, conclusions and texts of the tables of a study, from errors that are known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -85,6 +86,17 @@ def test_conclusions_count_what_the_table_shows() -> None:
     assert "1 of 2 beat it" in foreign
     _, spread, *_ = conclusions(tables(spread=0.06))
     assert "0 of 2 columns and within the spread over seeds in 2" in spread
+
+
+def test_conclusions_about_two_models_and_one() -> None:
+    """Of two models the better one is marked; of one, nothing is."""
+    (table,) = tables().tables
+    two = mark_best([row for row in table.rows if row.kind != "single"], DATASETS)
+    assert conclusions(Tables((replace(table, rows=tuple(two)),), ()))[0].endswith(
+        "It is the better model of a column in 2 of 2."
+    )
+    one = mark_best(two[-1:], DATASETS)
+    assert conclusions(Tables((replace(table, rows=tuple(one)),), ()))[0].endswith("(geometric mean).")
 
 
 def test_markdown_and_latex() -> None:

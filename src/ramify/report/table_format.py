@@ -138,7 +138,7 @@ class Tables:
         """Explanations of the last row and of the marks in the tables."""
         marked = any(cell.no_better_than_trivial for t in self.tables for row in t.rows for cell in row.cells.values())
         marks = [MARKED] if marked else []
-        return [TRIVIAL + _bold_rule(len(self.tables[0].rows)), *marks, *self.footnotes]
+        return [TRIVIAL + bold_rule(len(self.tables[0].rows)), *marks, *self.footnotes]
 
     def to_json(self) -> str:
         """The tables with full precision."""
@@ -175,8 +175,10 @@ def format_error(value: float, measure: Measure | None = None) -> str:
     return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
 
 
-def _bold_rule(models: int) -> str:
-    return {1: "", 2: " Bold: the better of the two."}.get(models, " Bold: the two best of each column.")
+def bold_rule(models: int, *, marked: str = "Bold", unless: str = "") -> str:
+    """A sentence, after a space, on what is marked in a column of the errors of so many models; empty for one model."""
+    which = {1: "", 2: "the better of the two"}.get(models, "the two best of each column")
+    return which and f" {marked}: {which}{unless}."
 
 
 def markdown_table(title: str, datasets: Sequence[str], rows: Rows[str], last: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from ramify.report.page import clock, environment, few_groups, made_with
 from ramify.report.plots import Curve, validation_curve
 from ramify.report.report import share_style
 from ramify.report.svg import Drawing, colors
-from ramify.report.table_format import QUANTITIES, Quantity, format_error
+from ramify.report.table_format import QUANTITIES, Quantity, bold_rule, format_error
 from ramify.study.models import Kind
 from ramify.study.results import plots
 from ramify.study.results.outcome import Outcome
@@ -49,6 +49,7 @@ def render_page(study: Study, outcome: Outcome, scaling: list[dict[str, Any]]) -
         notes=outcome.tables.footnotes,  # colours stand for the marks of the other forms
         verdict=outcome.verdict,
         facts=_facts(study, outcome),
+        framed=bold_rule(len(kinds), marked="Framed"),
         warnings=few_groups("test", groups),
         equal=EQUAL[study.equal],
         models=_key(kinds, palette),

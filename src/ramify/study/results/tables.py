@@ -10,7 +10,7 @@ from typing import Any
 
 from ramify.evaluate.results import Results
 from ramify.labels import LABELS, measurable
-from ramify.report.table_format import QUANTITIES, Quantity
+from ramify.report.table_format import QUANTITIES, TRIVIAL, Quantity, bold_rule
 from ramify.store.manifest import Manifest
 from ramify.study.models import Kind
 from ramify.study.table import Study, Task
@@ -205,14 +205,9 @@ def clearly_below(a: Measured, b: Measured) -> bool:
 
 def _footnotes(by_model: Mapping[str, Sequence[Trained]], manifests: Mapping[str, Manifest]) -> list[str]:
     seeds = {len(runs) for runs in by_model.values()}
-    lines = [
-        "Trivial: one energy per element, no forces. Bold: the two best of each column"
-        + (
-            ", unless they differ from the next one by less than the spread over seeds."
-            if max(seeds) > 1
-            else ". One seed: the spread of these errors is not known."
-        )
-    ]
+    unless = ", unless the difference from the next one is less than the spread over seeds" if max(seeds) > 1 else ""
+    unknown = "" if max(seeds) > 1 else " One seed: the spread of these errors is not known."
+    lines = [TRIVIAL + bold_rule(len(by_model), unless=unless) + unknown]
     if max(seeds) > 1:
         lines.append(f"Mean ± standard deviation over {max(seeds)} seeds.")
     if len(seeds) > 1:

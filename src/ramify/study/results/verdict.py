@@ -61,10 +61,11 @@ def _against_trivial(tables: Tables, model: str) -> str:
     if not ratios:
         return ""
     but = f" (not {', '.join(failed)})" if failed else ""
+    place = {1: "", 2: "the better model"}.get(len(tables.tables[0].rows), "among the two best models")
     return (
         f"{model} beats the trivial predictor in {beaten} of {len(ratios)} columns{but}; its errors are "
-        f"{_percent(ratios)} of the trivial ones (geometric mean). It is among the two best models of a column in "
-        f"{marked} of {len(ratios)}."
+        f"{_percent(ratios)} of the trivial ones (geometric mean)."
+        + (f" It is {place} of a column in {marked} of {len(ratios)}." if place else "")
     )
 
 
