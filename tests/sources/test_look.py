@@ -16,6 +16,8 @@ from ase.db import connect
 from ase.io import write
 
 from ramify.errors import RamifyError
+from ramify.prepare.prepare import prepare_dataset
+from ramify.recipe import parse_recipe
 from ramify.sources.formats import formats
 from ramify.sources.look import look
 from ramify.sources.recognize import recognize
@@ -156,8 +158,24 @@ def test_what_is_found_in_a_file_with_names_of_its_own(tmp_path: Path) -> None:
     assert found.max_force == pytest.approx(0.1)
     assert found.left_out == {"malformed energy": 1}
     said = "\n".join(found.doubts)
-    for fact in ("states no units", "one group", "a.xyz[3]"):
+    for fact in ("states no units", "1 group(s)", "a.xyz[3]"):
         assert fact in said
+
+
+def test_the_recipe_of_a_trajectory_can_be_prepared(tmp_path: Path) -> None:
+    """One molecule is one group, which a split by groups cannot divide."""
+    frames = []
+    for step in range(40):
+        stretch = 0.005 * step - 0.1
+        frames.append(Atoms("OH", [[0, 0, 0], [0, 0, 1 + stretch]]))
+        forces = 20 * stretch * np.array([[0, 0, 1], [0, 0, -1]])
+        frames[-1].calc = SinglePointCalculator(frames[-1], energy=10 * stretch**2 - 5, forces=forces)
+    write(tmp_path / "a.xyz", frames)
+    found = look(tmp_path / "a.xyz")
+    assert any("1 group(s), too few to divide" in doubt for doubt in found.doubts)
+    options = parse_recipe(yaml.safe_load(found.recipe), "test").datasets["a"]
+    manifest = prepare_dataset("a", options, tmp_path / "stores", base=tmp_path)
+    assert [manifest.splits[name].structures for name in ("train", "val", "test")] == [32, 4, 4]
 
 
 def test_a_database_in_lmdb(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ SAMPLE = 2000
 ENOUGH = 20
 """Minimum number of structures whose energies reveal their unit."""
 
+FEWEST_GROUPS = 3
+"""Minimum number of groups that can be divided into train, val and test."""
+
 UNSTATED = {  # required keys that the files of a format do not state, with a guess
     "qcml": {"length": "bohr"},
 }
@@ -99,6 +102,8 @@ def look(path: Path, format_name: str | None = None) -> Look:
     sample, corrected = _corrected(path, name, chosen)
     chosen |= corrected
     doubts = [doubt for doubt in doubts if not any(key in doubt for key in corrected)]  # for which there is an answer
+    if sample.whole and len(sample.found) >= ENOUGH and sample.groups() < FEWEST_GROUPS:
+        chosen["split"] = {"by": "block"}
     return Look(
         path=str(path),
         format=name,
@@ -226,11 +231,18 @@ class _Sample:
         if quarantine.counts and not any(quarantine.summary() in doubt for doubt in doubts):
             doubts.append(f"cannot be used: {quarantine.summary()}")
         found = Structures.concatenate(parts)
-        if len(found) and len(set(found.group.tolist())) == 1:
+        sample = cls(found=found, quarantine=quarantine, whole=whole, doubts=doubts)
+        if len(found) > 1 and sample.groups() < FEWEST_GROUPS:
+            of = "file" if whole else "sample"
             doubts.append(
-                "all structures of the sample are one group, which cannot be split: see `group_key` and `split`"
+                f"the {of} has {sample.groups()} group(s), too few to divide into train, val and test: `split: {{by: "
+                "block}` divides it into blocks of consecutive structures; `group_key` names other groups"
             )
-        return cls(found=found, quarantine=quarantine, whole=whole, doubts=doubts)
+        return sample
+
+    def groups(self) -> int:
+        """Number of groups, which a split by groups keeps whole."""
+        return len(set(self.found.group.tolist()))
 
     def unit(self) -> str:
         """Unit in which the energies are those of all-electron atoms; empty if it is eV, or none.
@@ -268,7 +280,7 @@ class _Sample:
             "max_force": float(np.nanmax(norms)) if np.isfinite(norms).any() else None,
             "periodic": int(found.pbc.any(axis=1).sum()),
             "states": _states(found),
-            "groups": len(set(found.group.tolist())),
+            "groups": self.groups(),
         }
 
 
