@@ -5,13 +5,18 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ramify.checkpoint.pointers import read_pointers
 from ramify.errors import RamifyError
+from ramify.files import json_lines
 from ramify.recipe import Recipe, parse_recipe
 from ramify.report.table_format import format_error
 from ramify.report.tables import build
@@ -132,6 +137,41 @@ def test_one_more_seed_and_one_more_dataset_keep_what_stands(recipe: Recipe, tmp
     assert row["cells"]["silver"]["foreign"]
     assert row["cells"]["silver"]["branch"] in ("aluminium", "nickel")
     assert any(line.startswith("MTL-All predicts silver with the branch ") for line in content["footnotes"])
+
+
+@pytest.mark.slow
+def test_longer_trainings_continue_those_that_stand(finished: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """As by `ramify train --resume`; models that are not lengthened yet are not in the tables of the longer ones."""
+    shutil.copytree(finished, tmp_path / "longer")
+    by_hand = tmp_path / "by-hand"
+    shutil.copytree(finished / "runs/MTL-All-seed0", by_hand)
+    plain = recipe.model_dump(mode="json")
+    plain["train"] |= {"max_steps": 32, "evaluate_every": 1.0}
+    request = Request(parse_recipe(plain, "longer"), "longer", tmp_path / "longer", models=["mtl"])
+    Conducted(request).end()
+    content = json.loads((request.out / "results.json").read_text())
+    assert [row["model"] for row in content["tables"][0]["rows"]] == ["MTL-All"]
+    assert any(line.startswith("All trainings had ended at a smaller length") for line in content["footnotes"])
+    keys = [*(f"train.{key}" for key in ("max_steps=32", "evaluate_every=1.0")), "train.threads=1"]
+    command = [sys.executable, "-m", "ramify", "train", "--resume", str(by_hand), *keys]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    (mine, theirs) = (
+        json_lines((run / "metrics.jsonl").read_bytes())[-1] for run in (request.out / "runs/MTL-All-seed0", by_hand)
+    )
+    assert mine["step"] == 32
+    assert mine["datasets"] == theirs["datasets"]
+
+    Conducted(replace(request, models=["single", "baseline", "mtl"])).end()
+    assert sessions(request.out) == {f"{model}-seed0": 2 for model in MODELS}
+    content = json.loads((request.out / "results.json").read_text())
+    assert {cost["model"]: cost["steps"] for cost in content["costs"]} == {
+        "Model-aluminium": 16, "Model-nickel": 16, "Baseline-All": 32, "MTL-All": 32
+    }  # fmt: skip
+    for run in (request.out / "runs").iterdir():
+        best = read_pointers(run / "checkpoints")["best"]
+        assert f"step-{json.loads((run / 'evaluation.json').read_text())['step']:08d}" == best
+    with pytest.raises(RamifyError, match=r"train\.max_steps: 32, now 16"):
+        replace(request, recipe=recipe).open()
 
 
 def test_a_changed_recipe_is_refused(finished: Path, recipe: Recipe) -> None:

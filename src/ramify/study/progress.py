@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ramify.checkpoint.pointers import read_pointers
 from ramify.errors import RamifyError
 from ramify.evaluate.publish import ERRORS, evaluation_folder
 from ramify.evaluate.refit import PREFIX
 from ramify.files import json_lines, read_json
 from ramify.labels import mae
+from ramify.recipe import Recipe
 from ramify.run.run import Run
 from ramify.run.sessions import Sessions
 from ramify.study.table import State, Study, Task
@@ -74,29 +76,32 @@ def state_on_disk(study: Study, task: Task) -> State:
     run = study.run(task)
     if not Run.exists(run):
         return "waiting"
-    if not is_trained(run):
+    if not is_trained(run, study.recipe_of(task)):
         return "stopped"
     return "done" if is_evaluated(run, study.datasets) else "trained"
 
 
-def is_trained(run: Path) -> bool:
-    """Whether the last session of a run trained it to its end."""
-    lines = Sessions(run).lines()
-    return bool(lines) and lines[-1].get("ended") == FINISHED
+def is_trained(run: Path, recipe: Recipe) -> bool:
+    """Whether the last session of a run trained it to its end, and to the length that `recipe` states."""
+    lines, own = Sessions(run).lines(), Run(run).recipe().train
+    whole = (own.epochs, own.max_steps) == (recipe.train.epochs, recipe.train.max_steps)
+    return whole and bool(lines) and lines[-1].get("ended") == FINISHED
 
 
 def is_evaluated(run: Path, datasets: Sequence[str]) -> bool:
-    """Whether a run was evaluated on the test split of all `datasets`, foreign ones also with fitted references."""
+    """Whether the best checkpoint of a run was evaluated on the test split of all `datasets`, foreign ones also with
+    fitted references."""
     file = evaluation_folder(run) / ERRORS
     if not file.is_file():
         return False
     try:
-        content = read_json(file)
+        content, best = read_json(file), read_pointers(run / "checkpoints").get("best")
         rows = content["rows"]
         foreign = [row for row in rows if row["dataset"] not in content["branch_of"]]
         complete = content["split"] == "test" and {row["dataset"] for row in rows} >= set(datasets)
-        return complete and all(PREFIX + mae("energy") in row for row in foreign)
-    except (RamifyError, KeyError, TypeError):
+        latest = best in (None, f"step-{content['step']:08d}")
+        return complete and latest and all(PREFIX + mae("energy") in row for row in foreign)
+    except (RamifyError, KeyError, TypeError, ValueError):
         return False
 
 

@@ -53,7 +53,8 @@ def add_tasks(
     manifests: Mapping[str, Manifest],
     measure: Callable[[Recipe, Mapping[str, Path]], float] = step_seconds,
 ) -> list[str]:
-    """Adds the requested tasks to the table and returns their names; tasks that it has already are kept.
+    """Adds the requested tasks to the table and returns their names; tasks that it has already are kept, and lengthened
+    if the recipe is longer than before.
 
     Args:
         study: the study, locked by this process.
@@ -62,16 +63,21 @@ def add_tasks(
         measure: returns the seconds per step of a recipe with its stores, for `--equal time`.
     """
     structures = {name: manifest.splits["train"].structures for name, manifest in manifests.items()}
-    wanted, first = [], request.recipe.train.seed
-    for model in chosen(study.models(), request.models):
-        for seed in range(first, first + request.seeds):
-            known = next((t.budget for t in study.tasks if t.model == model.name), None)
-            if known is None:
-                seconds = _seconds(study, model, measure)
-                known = budget_of(model, study.recipe.train, study.first_datasets, structures, request.equal, seconds)
-            steps = steps_of(model.recipe(study.recipe, seed, known), structures)
+    requested, first, wanted = chosen(study.models(), request.models), request.recipe.train.seed, []
+    for model in study.models():
+        own = [task for task in study.tasks if task.model == model.name]
+        if not own and model not in requested:
+            continue
+        seconds = _seconds(study, model, measure)
+        budget = budget_of(model, study.recipe.train, study.first_datasets, structures, request.equal, seconds)
+        steps = steps_of(model.recipe(study.recipe, first, budget), structures)
+        if own and steps <= own[0].steps:
+            budget, steps = own[0].budget, own[0].steps
+        for task in own:
+            task.lengthen(budget, steps)
+        for seed in range(first, first + request.seeds) if model in requested else ():
             task = Task(
-                model=model.name, kind=model.kind, datasets=[*model.datasets], seed=seed, budget=known, steps=steps
+                model=model.name, kind=model.kind, datasets=[*model.datasets], seed=seed, budget=budget, steps=steps
             )
             study.add(task)
             wanted.append(task.name)

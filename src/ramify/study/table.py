@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ramify.errors import RamifyError
 from ramify.files import read_json, write_json
-from ramify.recipe import Recipe, parse_recipe
+from ramify.recipe import Recipe, TrainOptions, parse_recipe
 from ramify.run.changes import FREE, differing_keys
 from ramify.study.models import Equal, Kind, Model, models_of, without_empty
 from ramify.untrusted import Name, check_version, parsed
@@ -23,6 +23,9 @@ State = Literal["waiting", "training", "trained", "evaluating", "done", "stopped
 
 ANY_TIME = (*FREE, "train.seed")
 """Keys of the recipe that may change between two calls; each task states its seed."""
+
+LENGTH = ("train.epochs", "train.max_steps", "train.evaluate_every")
+"""Keys that may change together, to lengthen all trainings."""
 
 
 class Process(BaseModel):
@@ -58,6 +61,12 @@ class Task(BaseModel):
     def name(self) -> str:
         """Name of the run."""
         return self.as_model.run(self.seed)
+
+    def lengthen(self, budget: dict[str, Any], steps: int) -> None:
+        """Takes a greater length; a task that was done is to be continued."""
+        if steps > self.steps:
+            self.budget, self.steps = budget, steps
+            self.state = "waiting" if self.state == "waiting" else "stopped"
 
 
 class Content(BaseModel):
@@ -115,7 +124,7 @@ class Study:
         return cls(path, Content(recipe=recipe.model_dump(mode="json"), equal=equal, generations=[[*recipe.datasets]]))
 
     def extend(self, recipe: Recipe, equal: Equal, where: str) -> None:
-        """Continues with a recipe, which may have more datasets than before.
+        """Continues with a recipe, which may have more datasets than before, and longer trainings.
 
         Raises:
             RamifyError: naming every other difference.
@@ -126,7 +135,8 @@ class Study:
         if refused:
             raise RamifyError(
                 f"{where} is not the recipe of the study in {self.path} ({'; '.join(refused)})",
-                fix="restore these keys, or choose another --out folder; only datasets may be added",
+                fix="restore these keys, or choose another --out folder; only datasets may be added, and train.epochs "
+                "or train.max_steps raised",
             )
         known = self._content.generations[-1]
         if added := [name for name in recipe.datasets if name not in known]:
@@ -184,18 +194,27 @@ class Study:
 
 
 def differences(before: Recipe, now: Recipe) -> list[str]:
-    """The keys by which a recipe differs from that of a study, apart from `ANY_TIME` and added datasets."""
+    """The keys by which a recipe differs from that of a study, apart from `ANY_TIME`, added datasets and a greater
+    length."""
     missing = [f"datasets.{name}: missing" for name in before.datasets if name not in now.datasets]
     added = [name for name in now.datasets if name not in before.datasets]
     old, new = _groups(before, before.datasets), _groups(now, before.datasets)
     moved = [f"branches: {old}, now {new}"] if old != new and not missing else []
-    keys: Mapping[str, Sequence[Any]] = differing_keys(before, now, added=added, free=(*ANY_TIME, "branches"))
+    free = (*ANY_TIME, "branches", *(LENGTH if _is_longer(before.train, now.train) else ()))
+    keys: Mapping[str, Sequence[Any]] = differing_keys(before, now, added=added, free=free)
     lost = tuple(f"datasets.{name}." for name in before.datasets if name not in now.datasets)
     return [
         *missing,
         *moved,
         *(f"{key}: {was}, now {is_}" for key, (was, is_) in keys.items() if not key.startswith(lost)),
     ]
+
+
+def _is_longer(before: TrainOptions, now: TrainOptions) -> bool:
+    """Whether trainings become longer: by passes, or by steps if both recipes state those."""
+    if before.max_steps is None or now.max_steps is None:
+        return before.max_steps == now.max_steps and now.epochs > before.epochs
+    return now.max_steps > before.max_steps
 
 
 def _groups(recipe: Recipe, datasets: Mapping[str, Any]) -> dict[str, list[str]]:

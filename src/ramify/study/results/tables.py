@@ -11,6 +11,7 @@ from typing import Any
 from ramify.evaluate.results import Results
 from ramify.labels import LABELS, measurable
 from ramify.report.table_format import QUANTITIES, TRIVIAL, Quantity, bold_rule
+from ramify.run.sessions import Sessions
 from ramify.store.manifest import Manifest
 from ramify.study.models import Kind
 from ramify.study.table import Study, Task
@@ -217,12 +218,29 @@ def _footnotes(by_model: Mapping[str, Sequence[Trained]], manifests: Mapping[str
         "Energies are compared after the reference energies of each dataset. Refitted: of a model that was not trained "
         "on the dataset, after one energy per element was fitted to label minus prediction on its training split."
     )
-    lines += _branches_taken(by_model, manifests)
+    lines += [*_lengthened(by_model), *_branches_taken(by_model, manifests)]
     for model, runs in by_model.items():
         task = runs[0].task
         if task.kind != "single" and len(task.datasets) < len(manifests):
             lines.append(f"{model} was trained on {len(task.datasets)} datasets: {', '.join(task.datasets)}.")
     return lines
+
+
+def _lengthened(by_model: Mapping[str, Sequence[Trained]]) -> list[str]:
+    """A line on runs that were continued to a greater length, whose schedule began anew in its middle."""
+    runs = [run for found in by_model.values() for run in found]
+    names = [run.task.name for run in runs if any(_has_new_length(line) for line in Sessions(run.results.path).lines())]
+    if not names:
+        return []
+    which = "All trainings" if len(names) == len(runs) else ", ".join(names)
+    return [
+        f"{which} had ended at a smaller length and were continued with a higher learning rate: their errors are not "
+        "those of trainings that had this length from the start."
+    ]
+
+
+def _has_new_length(session: Mapping[str, Any]) -> bool:
+    return not {"train.epochs", "train.max_steps"}.isdisjoint(session.get("changed", {}))
 
 
 def _branches_taken(by_model: Mapping[str, Sequence[Trained]], manifests: Mapping[str, Manifest]) -> list[str]:
