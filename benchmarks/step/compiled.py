@@ -47,6 +47,22 @@ def make(recipe: Recipe, mode: str) -> Trainer:
     return make_trainer(changed, stores, Layout.alone(list(recipe.datasets_of_branches()), alone(changed).device))
 
 
+def steps_in_turn(
+    trainers: dict[str, Trainer], loaders: dict[str, Iterator[StepBatches]], steps: int
+) -> Iterator[tuple[str, StepBatches, float]]:
+    """Takes steps of all trainers in turn; yields the name of each, its batches, and its seconds: of the processor, or
+    with an accelerator by the clock."""
+    for _ in range(steps):
+        for name, trainer in trainers.items():
+            device = trainer.layout.device
+            clock = time.process_time if device.type == "cpu" else time.perf_counter
+            work = next(loaders[name])
+            began = clock()
+            trainer.step(work)
+            wait_for(device)
+            yield name, work, clock() - began
+
+
 def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:
     """Seconds of every mode with alternating steps, and the fraction of padding."""
     trainers = {mode: make(recipe, mode) for mode in modes}
@@ -56,18 +72,13 @@ def measure(recipe: Recipe, modes: list[str], steps: int) -> dict[str, Any]:
     real, rows = {"atoms": 0, "edges": 0}, {mode: {"atoms": 0, "edges": 0} for mode in modes}
     with ExitStack() as stack:
         loaders = {mode: stack.enter_context(trainer.loader()) for mode, trainer in trainers.items()}
-        for _ in range(WARMUP + steps):
-            for mode, trainer in trainers.items():
-                work = next(loaders[mode])
-                began = time.perf_counter()
-                trainer.step(work)
-                wait_for(trainer.layout.device)
-                seconds[mode].append(time.perf_counter() - began)
-                for batch in work.batches:
-                    rows[mode]["atoms"] += len(batch.numbers)
-                    rows[mode]["edges"] += len(batch.receiver)
-                    for of in real if mode == modes[0] else ():
-                        real[of] += amounts(batch, cost)[of]
+        for mode, work, taken in steps_in_turn(trainers, loaders, WARMUP + steps):
+            seconds[mode].append(taken)
+            for batch in work.batches:
+                rows[mode]["atoms"] += len(batch.numbers)
+                rows[mode]["edges"] += len(batch.receiver)
+                for of in real if mode == modes[0] else ():
+                    real[of] += amounts(batch, cost)[of]
         profiles = {mode: profiled(trainer, loaders[mode]) for mode, trainer in trainers.items()}
     plain, *others = (trainer.model.state_dict() for trainer in trainers.values())
     apart = [max(float((a - b).abs().max()) for a, b in zip(plain.values(), o.values(), strict=True)) for o in others]

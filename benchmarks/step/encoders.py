@@ -4,8 +4,8 @@
         '{kind: egnn, vector_channels: 16, message_layers: 1}' '{kind: many_body}' --modes none default
 
 Ratios are to the first encoder with the first mode: medians over steps of the time on the same batch. Times are of the
-processor. Memory is the largest amount that a step adds to what the process holds between steps (weights, optimizer,
-compiled programs), each in a process of its own.
+processor (on an accelerator, by the clock). Memory is the largest amount that a step adds to what the process holds
+between steps (weights, optimizer, compiled programs), each in a process of its own.
 """
 
 import argparse
@@ -13,13 +13,12 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 import yaml
-from compiled import WARMUP, make
+from compiled import WARMUP, make, steps_in_turn
 
 from ramify.bench.profiling.resident import forget_peak, peak_bytes
 from ramify.recipe import Recipe, load_recipe, parse_recipe
@@ -44,25 +43,12 @@ def memory_of(trainer: Trainer) -> int:
         for _ in range(WARMUP):
             trainer.step(next(loader))
         work = [next(loader) for _ in range(MEASURED)]
-        before = process_memory()
+        device = trainer.layout.device
+        before = process_memory() if device.type == "cpu" else int(torch.get_device_module(device).memory_allocated())
         forget_peak()
         for one in work:
             trainer.step(one)
-    return peak_bytes(torch.device("cpu")) - before
-
-
-def alternate(trainers: dict[str, Trainer], steps: int) -> dict[str, list[float]]:
-    """Processor seconds of the steps of every trainer, in turn, warm-up included."""
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    with ExitStack() as stack:
-        loaders = {name: stack.enter_context(trainer.loader()) for name, trainer in trainers.items()}
-        for _ in range(WARMUP + steps):
-            for name, trainer in trainers.items():
-                work = next(loaders[name])
-                began = time.process_time()
-                trainer.step(work)
-                seconds[name].append(time.process_time() - began)
-    return seconds
+    return peak_bytes(device) - before
 
 
 def main() -> None:
@@ -82,17 +68,21 @@ def main() -> None:
         return
     cases = {f"{text} {mode}": (text, mode) for text in given.encoders for mode in given.modes}
     trainers = {name: make(with_encoder(recipe, yaml.safe_load(text)), mode) for name, (text, mode) in cases.items()}
-    seconds = alternate(trainers, given.steps)
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    with ExitStack() as stack:
+        loaders = {name: stack.enter_context(trainer.loader()) for name, trainer in trainers.items()}
+        for name, _, taken in steps_in_turn(trainers, loaders, WARMUP + given.steps):
+            seconds[name].append(taken)
     first = next(iter(seconds.values()))[WARMUP:]
     result = {}
     for name, (text, mode) in cases.items():
         own = [sys.executable, __file__, given.recipe, text, "--stores", given.stores, "--modes", mode, "--memory-only"]
         done = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True)
-        taken = seconds[name][WARMUP:]
+        counted = seconds[name][WARMUP:]
         result[name] = {
             "parameters": sum(p.numel() for p in trainers[name].model.encoder.parameters()),
-            "seconds": statistics.median(taken),
-            "ratio": statistics.median(a / b for a, b in zip(taken, first, strict=True)),
+            "seconds": statistics.median(counted),
+            "ratio": statistics.median(a / b for a, b in zip(counted, first, strict=True)),
             "first_step": seconds[name][0],
             "memory": int(done.stdout.split()[-1]),
         }

@@ -152,6 +152,9 @@ def test_longer_trainings_continue_those_that_stand(finished: Path, recipe: Reci
     content = json.loads((request.out / "results.json").read_text())
     assert [row["model"] for row in content["tables"][0]["rows"]] == ["MTL-All"]
     assert any(line.startswith("All trainings had ended at a smaller length") for line in content["footnotes"])
+    assert content["footnotes"][-1].endswith(
+        "evaluated: Model-aluminium-seed0, Model-nickel-seed0, Baseline-All-seed0."
+    )
     keys = [*(f"train.{key}" for key in ("max_steps=32", "evaluate_every=1.0")), "train.threads=1"]
     command = [sys.executable, "-m", "ramify", "train", "--resume", str(by_hand), *keys]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -164,6 +167,7 @@ def test_longer_trainings_continue_those_that_stand(finished: Path, recipe: Reci
     Conducted(replace(request, models=["single", "baseline", "mtl"])).end()
     assert sessions(request.out) == {f"{model}-seed0": 2 for model in MODELS}
     content = json.loads((request.out / "results.json").read_text())
+    assert not any("Not in the tables" in line for line in content["footnotes"])
     assert {cost["model"]: cost["steps"] for cost in content["costs"]} == {
         "Model-aluminium": 16, "Model-nickel": 16, "Baseline-All": 32, "MTL-All": 32
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,9 @@ def outcome_of(study: Study) -> Outcome | None:
         return None
     runs, manifests = trained_runs(study), manifests_of(study)
     tables = make_tables(runs, manifests)
+    if missing := [task.name for task in study.tasks if task.state != "done"]:
+        left_out = f"Not in the tables, as they are not trained to the end or not evaluated: {', '.join(missing)}."
+        tables = replace(tables, footnotes=(*tables.footnotes, left_out))
     return Outcome(runs, tables, conclusions(tables), costs_of(runs), manifests)
 
 
