@@ -185,13 +185,16 @@ def test_transition1x_split_covers_every_reaction_once() -> None:
         names = {part: {f"{f}/{r}" for f in file[part] for r in file[part][f]} for part in file}
         assert {part: len(n) for part, n in names.items()} == {"data": 9, "train": 6, "val": 2, "test": 1}
         assert names["train"] | names["val"] | names["test"] == names["data"]
+        formulas = [{name.split("/")[0] for name in names[part]} for part in ("train", "val", "test")]
+        assert sum(map(len, formulas)) == len(set().union(*formulas)), "a formula is in one part only"
         for name in names["test"]:
             assert file[f"test/{name}"] == file[f"data/{name}"], "the parts are links, not copies"
         for name in names["data"]:
             reaction = file[f"data/{name}"]
             energy = reaction["wB97x_6-31G(d).energy"][()]
+            images = 3 if len(energy) == 8 else 8
             ends = [reaction[f"{end}/wB97x_6-31G(d).energy"][0] for end in ("reactant", "product", "transition_state")]
-            assert ends == [energy[0], energy[9], energy[-8:].max()]
+            assert ends == [energy[0], energy[images + 1], energy[-images:].max()]
 
 
 @pytest.mark.parametrize("name", READERS)

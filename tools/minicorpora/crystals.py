@@ -3,7 +3,10 @@
 Lattice constants are starting values (Å) near the known experimental ones.
 """
 
+import bz2
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
@@ -14,6 +17,10 @@ KPOINT_DENSITY = {"i": 1.25, "s": 1.5, "m": 1.95, "f": 1.95}
 SPIN_POLARISED = "f"
 METALS = "mf"
 
+FILES = {
+    "mptrj": Path("mptrj_mini/MPtrj_mini.json"),
+    "alexandria": Path("alexandria_mini/alexandria_mini_000.json.bz2"),
+}
 Points = list[tuple[float, float, float]]
 Q, H = 0.25, 0.5
 CENTRED: Points = [(0, 0, 0), (H, H, H)]
@@ -70,6 +77,19 @@ class Crystal:
         """The Gamma-centred mesh of the starting cell, kept for all structures of the material."""
         reciprocal = 2 * np.pi * np.linalg.norm(np.linalg.inv(self.atoms().cell.array).T, axis=1)
         return tuple(int(max(1, np.ceil(KPOINT_DENSITY[self.kind] * b - 0.05))) for b in reciprocal)
+
+
+def missing(corpus: str, crystals: list[Crystal], earlier: Path | None) -> list[Crystal]:
+    """The crystals of a corpus that its file in the folder `earlier` does not hold: it names them by their place."""
+    if earlier is None:
+        return crystals
+    content = (earlier / FILES[corpus]).read_bytes()
+    if corpus == "mptrj":
+        held = {int(name.removeprefix("rm-")) for name in json.loads(content)}
+    else:
+        entries = json.loads(bz2.decompress(content))["entries"]
+        held = {int(entry["data"]["parent_id"].removeprefix("rmagm")) for entry in entries}
+    return [crystal for i, crystal in enumerate(crystals, 1) if i not in held]
 
 
 def _periodic(symbols: list[str], points: Points, cell: np.ndarray) -> Atoms:
@@ -207,6 +227,66 @@ cscl Zr-Cu 3.26 m
 cscl Ti-Zn 3.15 m
 zincblende W-C 4.55 m
 rocksalt W-C 4.38 m
+rocksalt Na-I 6.47 i
+rocksalt K-F 5.34 i
+rocksalt Rb-Cl 6.58 i
+rocksalt Rb-I 7.34 i
+rocksalt Cs-F 6.01 i
+rocksalt Li-I 6.00 i
+rocksalt K-H 5.70 i
+rocksalt Na-H 4.88 i
+rocksalt Mg-Se 5.46 i
+rocksalt Ca-Te 6.35 i
+rocksalt Sr-Se 6.23 i
+rocksalt Ba-Te 7.00 i
+rocksalt Pb-Se 6.12 s
+rocksalt Sn-S 5.80 s
+rocksalt Ge-Te 5.99 s
+rocksalt Y-P 5.66 m
+rocksalt Hf-C 4.63 m
+rocksalt Nb-N 4.39 m
+zincblende Be-Te 5.62 s
+zincblende Be-S 4.87 s
+zincblende Zn-Se 5.67 s
+zincblende Cd-Se 6.05 s
+zincblende Ga-Sb 6.10 s
+zincblende In-Sb 6.48 s
+zincblende Hg-Se 6.08 s
+zincblende Cu-I 6.05 s
+zincblende Ag-I 6.47 s
+fluorite Se-Li 6.00 i
+fluorite Te-Na 7.31 i
+fluorite S-K 7.39 i
+fluorite O-Rb 6.74 i
+fluorite Pb-F 5.94 i
+fluorite Ba-Cl 7.34 i
+fluorite C-Be 4.34 s
+fluorite Pb-Mg 6.81 s
+fluorite Au-Al 6.00 m
+cscl Cs-I 4.57 i
+cscl Tl-I 4.20 i
+cscl Li-Hg 3.29 m
+cscl Mg-Tl 3.63 m
+cscl Mg-Au 3.26 m
+cscl Be-Cu 2.70 m
+cscl Sc-Ag 3.41 m
+cscl Y-Zn 3.58 m
+cscl Y-Cu 3.48 m
+cscl Zr-Zn 3.34 m
+cscl Al-Co 2.86 m
+halfheusler Li-As-Zn 5.94 s
+halfheusler Li-P-Mg 6.02 s
+halfheusler Li-N-Zn 4.88 s
+perovskite K-Ca-F 4.41 i
+fcc2 Pd 3.89 m
+fcc2 Pt 3.92 m
+fcc2 Ca 5.58 m
+fcc2 Ni 3.52 f
+bcc2 Mo 3.15 m
+bcc2 Ta 3.30 m
+bcc2 K 5.33 m
+bcc2 Ba 5.02 m
+cscl Fe-Co 2.85 f
 """)
 
 ALEXANDRIA = _parse("""
@@ -286,4 +366,101 @@ cscl Hg-Li 3.28 m
 rocksalt Zr-N 4.57 m
 perovskite Rb-Ca-F 4.45 i
 bcc2 Li 3.48 m
+rocksalt Li-Br 5.49 i
+rocksalt Li-I 6.00 i
+rocksalt Na-F 4.61 i
+rocksalt Na-Cl 5.61 i
+rocksalt Na-I 6.45 i
+rocksalt K-Br 6.57 i
+rocksalt K-I 7.04 i
+rocksalt Rb-F 5.63 i
+rocksalt Rb-Br 6.83 i
+rocksalt Cs-F 5.98 i
+rocksalt Cs-Cl 6.97 i
+rocksalt Ag-Cl 5.52 i
+rocksalt Ag-Br 5.73 i
+rocksalt K-H 5.66 i
+rocksalt Li-H 4.02 i
+rocksalt Mg-S 5.18 i
+rocksalt Mg-Te 5.93 i
+rocksalt Ca-O 4.78 i
+rocksalt Ca-Te 6.32 i
+rocksalt Sr-S 5.99 i
+rocksalt Sr-Se 6.21 i
+rocksalt Sr-Te 6.63 i
+rocksalt Ba-O 5.53 i
+rocksalt Ba-Se 6.57 i
+rocksalt Ba-Te 6.98 i
+rocksalt Pb-S 5.91 s
+rocksalt Pb-Se 6.10 s
+rocksalt Sn-Te 6.31 s
+rocksalt Ge-Te 5.97 s
+rocksalt Sc-As 5.46 m
+rocksalt Y-As 5.76 m
+rocksalt Ti-N 4.23 m
+rocksalt Ti-C 4.32 m
+rocksalt Hf-C 4.61 m
+zincblende B-P 4.53 s
+zincblende B-N 3.61 s
+zincblende Al-P 5.46 s
+zincblende Ga-P 5.45 s
+zincblende In-P 5.88 s
+zincblende In-As 6.07 s
+zincblende Si-C 4.36 s
+zincblende Be-Se 5.15 s
+zincblende Be-Te 5.61 s
+zincblende Mg-Te 6.40 s
+zincblende Zn-S 5.40 s
+zincblende Zn-Te 6.08 s
+zincblende Cd-Se 6.05 s
+zincblende Cd-Te 6.48 s
+zincblende Hg-Se 6.09 s
+zincblende Cu-Cl 5.39 s
+zincblende Cu-I 6.02 s
+zincblende Ag-I 6.45 s
+fluorite Ca-F 5.45 i
+fluorite Sr-Cl 6.95 i
+fluorite Ba-Cl 7.30 i
+fluorite O-Li 4.60 i
+fluorite O-Rb 6.72 i
+fluorite S-Na 6.52 i
+fluorite Se-Li 5.98 i
+fluorite Se-Na 6.79 i
+fluorite Se-K 7.67 i
+fluorite Te-Li 6.48 i
+fluorite Te-Na 7.28 i
+fluorite Te-K 8.13 i
+fluorite Si-Mg 6.34 s
+fluorite Pb-Mg 6.80 s
+cscl Cs-Cl 4.10 i
+cscl Tl-Cl 3.82 i
+cscl Tl-Br 3.97 i
+cscl Cs-Au 4.26 s
+cscl Mg-Ag 3.29 m
+cscl Mg-Au 3.23 m
+cscl Sc-Ag 3.38 m
+cscl Ca-Tl 3.81 m
+cscl Sr-Tl 3.98 m
+cscl Y-Cu 3.44 m
+cscl Y-Zn 3.55 m
+cscl Zr-Zn 3.31 m
+cscl Cu-Zn 2.91 m
+cscl Ag-Cd 3.28 m
+halfheusler Li-P-Mg 6.00 s
+halfheusler Li-As-Mg 6.17 s
+halfheusler Li-As-Zn 5.92 s
+halfheusler Li-As-Cd 6.25 s
+perovskite K-Mg-F 3.98 i
+perovskite Cs-Ca-F 4.51 i
+bcc2 V 2.96 m
+bcc2 Ta 3.29 m
+bcc2 W 3.16 m
+bcc2 K 5.28 m
+bcc2 Ba 4.99 m
+fcc2 Al 4.02 m
+fcc2 Cu 3.57 m
+fcc2 Au 4.09 m
+fcc2 Pt 3.92 m
+fcc2 Sr 5.95 m
+fcc2 Pb 4.93 m
 """)

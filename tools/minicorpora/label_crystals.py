@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.dft.bandgap import bandgap
-from crystals import ALEXANDRIA, METALS, MPTRJ, SPIN_POLARISED, Crystal
+from crystals import ALEXANDRIA, METALS, MPTRJ, SPIN_POLARISED, Crystal, missing
 from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
 from gpaw.xc import XC
 from tasks import Arrays, parser, run_tasks, seed_of
@@ -264,7 +264,8 @@ def main() -> None:
     options = parser(__doc__, assembles=False)
     options.add_argument("corpus", choices=CORPORA)
     args = options.parse_args()
-    tasks = [Labelling(args.corpus, crystal) for crystal in sorted(CORPORA[args.corpus].crystals, key=cost)]
+    crystals = sorted(missing(args.corpus, CORPORA[args.corpus].crystals, args.earlier), key=cost)
+    tasks = [Labelling(args.corpus, crystal) for crystal in crystals]
     run_tasks(label_crystal, tasks[: args.limit], args.out / "work" / args.corpus, args.workers)
 
 

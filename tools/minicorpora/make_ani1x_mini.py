@@ -13,18 +13,25 @@ from pathlib import Path
 import h5py
 import numpy as np
 from ase.data import chemical_symbols
-from molecules import WB97X, Array, from_smiles, is_sane, label, normal_modes, thermal
+from molecules import WB97X, Array, from_smiles, is_sane, label, missing, names_in, normal_modes, thermal
 from tasks import Arrays, load_result, parser, run_tasks, seed_of
 
-CONFORMERS_SMALL, CONFORMERS = 16, 10  # the first SMALL molecules get more
-SMALL = 21
+FILE = "ani1x_mini/ani1x-mini.h5"
+CONFORMERS = {0: 16, 21: 10, 50: 6}  # of the molecules from this place of the list on: fewer of the larger ones
 MAX_FORCE = 1.0  # Hartree/Å, on any component: the few more strained geometries are dropped
 UNLABELLED_GROUPS = (5, 15, 25)  # get one row of NaN each, as the release has them
 SMILES = """C N O CC C=C C#C CN CO C=O C#N NN OO N=N C=N NO [C-]#[O+] N#N
 CCC CC=C CC#C C1CC1 C=C=C C1=CC1 CCN CNC CCO COC CC=O C=CO C1CO1 CC#N [C-]#[N+]C OC=O NC=O OCO O=C=O
 CC=N C=CN C1CN1 C=NC NCN NCO CNN CON N#CN C=NO C=C=O CNO NC=N O=NO NN=O N=C=O C=[N+]=[N-]
 CC(=O)C CCC=O CC(=O)O COC=O OCC=O CC(N)=O CNC=O NCC=O NC(N)=O CCCO COCC CC(O)C CCCN CC(C)N CN(C)C CCNC
-CCCC CC(C)C C1CCC1 C=CC=C C=CC=O O=CC=O C=CC#N C1CCO1 CCC#N CC=NO C=C(O)C NCCO OCCO"""
+CCCC CC(C)C C1CCC1 C=CC=C C=CC=O O=CC=O C=CC#N C1CCO1 CCC#N CC=NO C=C(O)C NCCO OCCO
+N#CO C=NN N#CCO N#CCN N=CNO N=CCN C#CC=O C=NNC CC(C)=N C#CCC CON=O C=CC=N C=CNC N=C=NN COC#N N=CNN CN=C=N N#CC=O
+NN=C=O NC(=O)O N#CC=N C#CCO CCNO N#CON NC=NN C#CC#N C#CC=C C#CC#C N#CC#N C#CC=N O=C(O)O NC(=O)C=O N=C=CCN C#CC(=N)O
+N=CC(=N)N CC(=N)C=N NN=C(O)O COC=NN CC(=O)NN COCC#N O=C=NC=O C#CCN=C COCC=O CC=NC=O C=CN=C=O C=COC=O N=C(N)ON C=NN=CO
+N=CC=NN N=CN=C=O C=C(C)C=O C=CC(=O)O C=C=NC=N N#COC=O CNOC=O N#CC(=N)O CC#CC#N C=NC(=O)O O=CC(=O)O C=NNC=O C=C=NN=C
+NCC(=O)O NOC(N)=O NN=C=NN NN=C(N)O O=COC=O C=CCC#N C=CCC=O CCOC=O O=C(O)NO NN=CNN N#COC#N C#CCC=O N=C(N)NN
+c1n[nH][nH]1 C#CC=CC N#CC=C=N N#CC(=N)N C=NN=C=N C#CCC#N C#CC#CC O=C(O)CO CC#CC=O C=CC#CC N#CON=O C#CC(=O)O N#CCC#N
+C#CCC#C COC(=O)O NOC(=O)O"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ class Molecule:
 
 
 MOLECULES = [
-    Molecule(f"{i:03d}", s, CONFORMERS_SMALL if i < SMALL else CONFORMERS) for i, s in enumerate(SMILES.split())
+    Molecule(f"{i:03d}", s, CONFORMERS[max(first for first in CONFORMERS if first <= i)])
+    for i, s in enumerate(SMILES.split())
 ]
 
 
@@ -102,11 +110,24 @@ def write_group(group: h5py.Group, isomers: list[Arrays], with_unlabelled: bool)
     return len(energy)
 
 
-def assemble(work: Path, path: Path) -> None:
-    """Writes the file at `path` from the finished tasks in `work`."""
+def earlier_group(group: h5py.Group) -> Arrays:
+    """The rows of a composition in an earlier file, unlabelled ones too."""
+    return {
+        "numbers": group["atomic_numbers"][...],
+        "positions": group["coordinates"][...],
+        "energy": group["wb97x_dz.energy"][...],
+        "forces": group["wb97x_dz.forces"][...],
+    }
+
+
+def assemble(work: Path, path: Path, earlier: Path | None) -> None:
+    """Writes the file at `path` from an earlier one and the finished tasks in `work`."""
     groups: dict[str, list[Arrays]] = defaultdict(list)
-    used, rows = [], 0
-    for task in MOLECULES:
+    used, rows = names_in(earlier, "smiles"), 0
+    if earlier is not None:
+        with h5py.File(earlier) as file:
+            groups.update({name: [earlier_group(group)] for name, group in file.items()})
+    for task in missing(MOLECULES, earlier, "smiles"):
         result = load_result(work, task.key)
         if result is not None:
             used.append(task.smiles)
@@ -116,17 +137,18 @@ def assemble(work: Path, path: Path) -> None:
         made_by, level = "tools/minicorpora/make_ani1x_mini.py", f"RKS-{WB97X.name}, density fitting"
         file.attrs["provenance"] = json.dumps({"made_by": made_by, "level": level, "code": "PySCF", "smiles": used})
         for k, (name, isomers) in enumerate(sorted(groups.items())):
-            rows += write_group(file.create_group(name), isomers, k in UNLABELLED_GROUPS)
+            rows += write_group(file.create_group(name), isomers, earlier is None and k in UNLABELLED_GROUPS)
     print(f"{path}: {len(groups)} groups, {len(used)} molecules, {rows} rows")
 
 
 def main() -> None:
     """Labels the missing tasks and writes the file."""
     args = parser(__doc__).parse_args()
+    earlier = args.earlier and args.earlier / FILE
     work = args.out / "work" / "ani1x"
     if not args.assemble_only:
-        run_tasks(label_molecule, MOLECULES[: args.limit], work, args.workers)
-    assemble(work, args.out / "ani1x_mini" / "ani1x-mini.h5")
+        run_tasks(label_molecule, missing(MOLECULES, earlier, "smiles")[: args.limit], work, args.workers)
+    assemble(work, args.out / FILE, earlier)
 
 
 if __name__ == "__main__":

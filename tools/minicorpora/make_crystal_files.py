@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from crystals import ALEXANDRIA, MPTRJ, Crystal
+from crystals import ALEXANDRIA, FILES, MPTRJ, Crystal
 from pymatgen.core import Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
@@ -99,11 +99,11 @@ def alexandria_entry(
 
 
 def write_mptrj(work: Path, path: Path, earlier: Path | None) -> None:
-    """Writes the JSON file of all finished materials, and of the others in an earlier file."""
+    """Writes the JSON file of an earlier one, whose materials stay as they are, and of all finished materials."""
     materials = json.loads(earlier.read_text()) if earlier else {}
     for i, crystal in enumerate(MPTRJ, 1):
         result = load_result(work, crystal.name)
-        if result is None:
+        if result is None or f"rm-{i}" in materials:
             continue
         if abs(np.trace(result["stress"][-1])) / 3 > MAX_PRESSURE_AS_LISTED:
             print(f"{crystal.name} is left out: its lattice constants are not relaxed")
@@ -115,9 +115,10 @@ def write_mptrj(work: Path, path: Path, earlier: Path | None) -> None:
     print(f"{path}: {len(materials)} materials, {sum(map(len, materials.values()))} structures")
 
 
-def write_alexandria(work: Path, path: Path, shift: dict[str, float]) -> None:
-    """Writes the compressed JSON file of all finished materials whose volume search has converged."""
-    entries, parents = [], set()
+def write_alexandria(work: Path, path: Path, shift: dict[str, float], earlier: Path | None) -> None:
+    """Writes the compressed JSON file of an earlier one and of all finished materials with a converged volume."""
+    entries: list[dict[str, Any]] = json.loads(bz2.decompress(earlier.read_bytes()))["entries"] if earlier else []
+    parents = {entry["data"]["parent_id"] for entry in entries}
     for i, crystal in enumerate(ALEXANDRIA, 1):
         result = load_result(work, crystal.name)
         if result is None:
@@ -126,9 +127,12 @@ def write_alexandria(work: Path, path: Path, shift: dict[str, float]) -> None:
             print(f"{crystal.name} is left out: the search for its volume has not converged")
             continue
         parent = f"rmagm{i:04d}"
+        if parent in parents:
+            continue
         parents.add(parent)
-        entries += [alexandria_entry(result, k, crystal, parent, shift) for k in range(len(result["energy"]))]
-    text = json.dumps({"entries": [e.as_dict() for e in entries]}, separators=(",", ":"), default=float)
+        entries += [alexandria_entry(result, k, crystal, parent, shift).as_dict() for k in range(len(result["energy"]))]
+    entries.sort(key=lambda entry: entry["data"]["parent_id"])
+    text = json.dumps({"entries": entries}, separators=(",", ":"), default=float)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bz2.compress(text.encode()))
     print(f"{path}: {len(parents)} materials, {len(entries)} structures")
@@ -138,13 +142,14 @@ def main() -> None:
     """Writes both files."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, required=True, help="folder that label_crystals.py was given")
-    options.add_argument("--earlier", type=Path, help="an MPtrj_mini.json: its materials fill gaps")
+    options.add_argument("--earlier", type=Path, help="folder of the earlier corpora: their materials are kept")
     options.add_argument("--shift", type=Path, default=SHIFT, help="file of atom_shift.py")
     args = options.parse_args()
-    write_mptrj(args.out / "work" / "mptrj", args.out / "mptrj_mini" / "MPtrj_mini.json", args.earlier)
     shift = json.loads(args.shift.read_text())["shift_eV"]
-    path = args.out / "alexandria_mini" / "alexandria_mini_000.json.bz2"
-    write_alexandria(args.out / "work" / "alexandria", path, shift)
+    work, earlier = args.out / "work", args.earlier
+    mptrj, alexandria = FILES["mptrj"], FILES["alexandria"]
+    write_mptrj(work / "mptrj", args.out / mptrj, earlier and earlier / mptrj)
+    write_alexandria(work / "alexandria", args.out / alexandria, shift, earlier and earlier / alexandria)
 
 
 if __name__ == "__main__":

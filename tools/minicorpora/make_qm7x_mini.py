@@ -12,13 +12,24 @@ from pathlib import Path
 import h5py
 import numpy as np
 from ase.units import Hartree
-from molecules import PBE0, from_smiles, is_sane, label, normal_modes, thermal
+from molecules import PBE0, from_smiles, is_sane, label, missing, names_in, normal_modes, thermal
 from tasks import Arrays, load_result, parser, run_tasks, seed_of
 
-DISPLACED = 11
+FILE = "qm7x_mini/1000.hdf5"
+DISPLACED = {1: 11, 31: 5}  # geometries of the molecules from this number on: fewer of the larger ones
 SMILES = """C N O S Cl CC CO CN CS CCl C=O C=S C#N C=C C#C OCl NN
 CCO CCN CCS CCCl CSC COC CC=O CC#N ClCCl CS=O O=S=O O=C=S SC=O NC=S OCS ClC=C N#CCl CC=S C1CS1 ClC=O
-CC(=O)C CC(=O)O CC(=S)N CS(=O)C C=CC#N NC(N)=S NCC=O ClCCO CC(=O)Cl C1CCO1 N#CC#N OCC=O"""
+CC(=O)C CC(=O)O CC(=S)N CS(=O)C C=CC#N NC(N)=S NCC=O ClCCO CC(=O)Cl C1CCO1 N#CC#N OCC=O
+NO C=N CC=N NCCl C=C=S NCS NC=O N=C=O SCS CON OCCl S=C=S O=C=O CCC SCCl N=CN CNN C=CC O=NO C#CC O=CO N=C=S N=C=N N=CCl
+NOCCl C=CNC NNCCl N=CNO CC#CC CN=C=N NC(Cl)Cl CCCCl CCC#N N=C=NN N#CC=O ClC=CCl SC=CS NCCO C=NNC C=C(C)S N=C=CS CC=CCl
+O=C(Cl)Cl N=C(S)S COC#N O=C(S)S ONCS C=C(S)Cl OC(=S)Cl CNCS O=CCS NC(S)Cl NC(=S)Cl SCCS O=C(O)O C#CCS C#CCO C#CC=O
+N=C(N)Cl CN=CCl O=C(O)S N=C(Cl)Cl N=CNN NC(O)=S CC(N)Cl OCCO SC(S)Cl SC(Cl)Cl N=C(O)Cl SCCCl C#CC#N NN=C=O ClC(Cl)Cl
+N=C(O)O NNCS ClCCCl OC(Cl)Cl NN=C=S N#CC=N C#CC=C N#CCCl S=C=C=S NC(S)S C#CC#C SC(S)S C#CCCl O=C(O)Cl COC(=N)O S=CNCS
+ClC=CCCl N=C(N)CCl CN(N)C=O COC(=S)S C=NC(=N)Cl O=CC(S)Cl N=C=NC=O OC(Cl)CCl O=CCCO C=C(S)NN C=C(Cl)OC c1css1
+SC(S)(Cl)Cl N#COC#N C#CCC=C C=CC(=O)S O=C=NCS N#CC=CCl C=CN=C=S N#CCCCl COC(=O)O CNOCCl CNOC=S C=CC(S)S C=CC(=N)O
+N=COCCl O=COCCl C=NC(Cl)Cl SC=C(S)S C#CC(=N)N NN=C(N)O O=CC(=O)O N=C=CC=O N=C(S)NO ONC(S)S N#CCNO SC=C(Cl)Cl
+CC(S)(Cl)Cl NN=C(N)Cl N#CC(S)Cl OC(Cl)CS CNC=C=N N#CCCS CCC(Cl)Cl C#CC(=O)O C=C(C)C=O N=C=NCS N=CC(=N)N CC(S)(S)S
+N=C(S)NN O=CN=CCl O=C(S)NO"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,11 @@ class Molecule:
 
     number: int
     smiles: str
+
+    @property
+    def displaced(self) -> int:
+        """Number of displaced geometries."""
+        return DISPLACED[max(first for first in DISPLACED if first <= self.number)]
 
     @property
     def key(self) -> str:
@@ -43,7 +59,7 @@ def label_molecule(task: Molecule) -> Arrays:
     minimum = from_smiles(task.smiles)
     modes, numbers = normal_modes(minimum), minimum.numbers
     positions = [minimum.positions - minimum.positions.mean(0)]
-    while len(positions) < DISPLACED + 1:
+    while len(positions) < task.displaced + 1:
         moved = thermal(minimum, modes, 1500.0, rng)
         if is_sane(numbers, moved):
             positions.append(moved)
@@ -67,12 +83,21 @@ def write_molecule(file: h5py.File, molecule: int, result: Arrays) -> int:
     return len(result["energy"])
 
 
-def assemble(work: Path, path: Path) -> None:
-    """Writes the file at `path` from the finished tasks in `work`."""
-    used, structures = [], 0
+def copy_molecules(earlier: Path, file: h5py.File) -> int:
+    """Copies all molecules of an earlier file; returns the number of their geometries."""
+    with h5py.File(earlier) as old:
+        for name in old:
+            old.copy(name, file)
+        return sum(len(group) for group in old.values())
+
+
+def assemble(work: Path, path: Path, earlier: Path | None) -> None:
+    """Writes the file at `path` from an earlier one and the finished tasks in `work`."""
+    used = names_in(earlier, "smiles")
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
-        for task in MOLECULES:
+        structures = copy_molecules(earlier, file) if earlier else 0
+        for task in missing(MOLECULES, earlier, "smiles"):
             result = load_result(work, task.key)
             if result is not None:
                 structures += write_molecule(file, task.number, result)
@@ -85,10 +110,11 @@ def assemble(work: Path, path: Path) -> None:
 def main() -> None:
     """Labels the missing tasks and writes the file."""
     args = parser(__doc__).parse_args()
+    earlier = args.earlier and args.earlier / FILE
     work = args.out / "work" / "qm7x"
     if not args.assemble_only:
-        run_tasks(label_molecule, MOLECULES[: args.limit], work, args.workers)
-    assemble(work, args.out / "qm7x_mini" / "1000.hdf5")
+        run_tasks(label_molecule, missing(MOLECULES, earlier, "smiles")[: args.limit], work, args.workers)
+    assemble(work, args.out / FILE, earlier)
 
 
 if __name__ == "__main__":

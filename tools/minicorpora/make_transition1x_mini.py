@@ -19,14 +19,17 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from ase.units import Hartree
-from molecules import WB97X, Array, embed, label, xtb
+from molecules import WB97X, Array, embed, label, missing, names_in, xtb
 from rdkit import Chem
 from tasks import Arrays, load_result, parser, run_tasks
 
-IMAGES = 8  # between the end points
+FILE = "transition1x_mini/Transition1x-mini.h5"
+IMAGES, IMAGES_OF_A_PATH = 8, 3  # between the end points
 DFT_ITERATIONS = 3
+REFINED = 9  # the first reactions of the list: their bands are moved with DFT
 XTB_STAGES = (8, 150)  # optimiser steps of the early stage and of the rest
 FRAGMENT_DISTANCE = 2.6  # Å, smallest distance between separate fragments before they relax
+PARTS = ("train", "val", "test")
 KEY = "wB97x_6-31G(d)."
 # reactant and product as fully mapped SMILES; "mirror" is the umbrella inversion of the reactant
 REACTIONS = [
@@ -47,16 +50,33 @@ REACTIONS = [
     ("[H:4][C:1]1([H:5])[C:2]([H:6])([H:7])[O:3]1", "[H:4][C:1]([H:5])([H:6])[C:2]([H:7])=[O:3]"),
     ("[H:4][C:1]([H:5])([H:6])[C:2]([H:7])=[O:3]", "[H:4][C:1]([H:5])([H:6])[H:7].[C-:2]#[O+:3]"),
 ]
-SPLIT = {"val": (3, 8), "test": (5, 9)}  # reactions by number; the rest is train
+PATHS = Path(__file__).with_name("transition1x_paths.txt")
+"""More reactions, one `reactant>>product` a line."""
+SPLIT = {
+    "val": ("CHNO", "H2N2", "C2H4O2", "CH3N3", "C2H2O2", "CH6N2"),
+    "test": ("C2H3N", "C2H4N2", "C2H4O", "C3H4O", "CH4N2"),
+}
+"""Parts by formula, so that no molecule is in two of them; the other formulas are train."""
 
 
 @dataclass(frozen=True)
 class Reaction:
-    """One task: reaction `number` of the list."""
+    """One task: reaction `number` of the list; `refined` moves its band with DFT."""
 
     number: int
     reactant: str
     product: str
+    refined: bool
+
+    @property
+    def smiles(self) -> str:
+        """The name of the reaction in the provenance of the file."""
+        return f"{self.reactant}>>{self.product}"
+
+    @property
+    def images(self) -> int:
+        """Number of images between the end points."""
+        return IMAGES if self.refined else IMAGES_OF_A_PATH
 
     @property
     def key(self) -> str:
@@ -64,7 +84,8 @@ class Reaction:
         return f"{self.number:02d}"
 
 
-TASKS = [Reaction(i, *ends) for i, ends in enumerate(REACTIONS)]
+ENDS = [*REACTIONS, *(tuple(line.split(">>")) for line in PATHS.read_text().splitlines())]
+TASKS = [Reaction(i, reactant, product, i < REFINED) for i, (reactant, product) in enumerate(ENDS)]
 
 
 class DFT(Calculator):
@@ -95,6 +116,11 @@ class Labelled:
         self.positions.append(atoms.positions.copy())
         self.energy.append(atoms.get_potential_energy())
         self.forces.append(atoms.get_forces())
+
+    def add_images(self, end: Atoms, images: list[Array], calculators: list[DFT]) -> None:
+        """Labels the positions of all `images` between the end points of a band."""
+        for positions, calculator in zip(images, calculators, strict=True):
+            self.add(Atoms(end.numbers, positions, calculator=calculator))
 
 
 def from_mapped(smiles: str) -> Atoms:
@@ -141,16 +167,16 @@ def aligned(positions: Array, reference: Array) -> Array:
 
 
 def end_points(task: Reaction) -> tuple[Atoms, Atoms]:
-    """Reactant and product after a short relaxation with DFT, the product rotated onto the reactant."""
+    """Reactant and product, rotated onto the reactant; those of a refined reaction relax a little with DFT."""
     reactant = from_mapped(task.reactant)
     product = mirrored(reactant) if task.product == "mirror" else from_mapped(task.product)
     for atoms in (reactant, product):
         atoms.calc = DFT()
-        BFGS(atoms, logfile=None).run(fmax=0.05, steps=12)
+        if task.refined:
+            BFGS(atoms, logfile=None).run(fmax=0.05, steps=12)
+            atoms.calc.reset()
     product.positions = aligned(product.positions, reactant.positions)
     reactant.positions -= reactant.positions.mean(0)
-    product.calc.reset()
-    reactant.calc.reset()
     return reactant, product
 
 
@@ -169,24 +195,39 @@ def xtb_band(images: list[Atoms]) -> list[list[Array]]:
 def label_reaction(task: Reaction) -> Arrays:
     """Labelled structures of one reaction, the index `ts` of its highest last image, and the last force on the band."""
     reactant, product = end_points(task)
-    images = [reactant.copy() for _ in range(IMAGES + 1)] + [product.copy()]
+    images = [reactant.copy() for _ in range(task.images + 1)] + [product.copy()]
     straight = "linear" if task.product == "mirror" else "idpp"
     NEB(images, method="improvedtangent").interpolate(straight)
     interpolated = [image.positions.copy() for image in images[1:-1]]
-    early, _ = xtb_band(images)
+    early, converged = xtb_band(images)
 
     kept = Labelled()
-    calculators = [DFT() for _ in range(IMAGES)]
+    calculators = [DFT() for _ in range(task.images)]
     kept.add(reactant)
-    for calculator, positions in zip(calculators, interpolated, strict=True):
-        kept.add(Atoms(reactant.numbers, positions, calculator=calculator))
+    kept.add_images(reactant, interpolated, calculators)
     kept.add(product)
-    for calculator, positions in zip(calculators, early, strict=True):
-        kept.add(Atoms(reactant.numbers, positions, calculator=calculator))
+    if task.refined:
+        kept.add_images(reactant, early, calculators)
+        largest_force = refine([reactant, *images[1:-1], product], calculators, kept)
+    else:
+        kept.add_images(reactant, converged, calculators)
+        largest_force = np.nan
+    top = len(kept.energy) - task.images + int(np.argmax(kept.energy[-task.images :]))
+    return {
+        "numbers": reactant.numbers,
+        "positions": kept.positions,
+        "energy": kept.energy,
+        "forces": kept.forces,
+        "ts": top,
+        "neb_force": largest_force,
+    }
 
+
+def refine(images: list[Atoms], calculators: list[DFT], kept: Labelled) -> float:
+    """Moves the converged GFN2-xTB band with DFT and keeps the images of each iteration; the last force on it, eV/Å."""
     for image, calculator in zip(images[1:-1], calculators, strict=True):
         image.calc = calculator
-    band: Any = NEB([reactant, *images[1:-1], product], k=1.0, method="improvedtangent")
+    band: Any = NEB(images, k=1.0, method="improvedtangent")
     optimizer = BFGS(band, logfile=None, alpha=100, maxstep=0.04)
     for iteration in range(DFT_ITERATIONS + 1):  # iteration 0 is the converged xTB path
         if iteration:
@@ -195,15 +236,7 @@ def label_reaction(task: Reaction) -> Arrays:
                 break  # converged: there is nothing new to keep
         for image in images[1:-1]:
             kept.add(image)
-    top = len(kept.energy) - IMAGES + int(np.argmax(kept.energy[-IMAGES:]))
-    return {
-        "numbers": reactant.numbers,
-        "positions": kept.positions,
-        "energy": kept.energy,
-        "forces": kept.forces,
-        "ts": top,
-        "neb_force": np.abs(band.get_forces()).max(),
-    }
+    return float(np.abs(band.get_forces()).max())
 
 
 def fill(group: h5py.Group, result: Arrays, rows: slice) -> None:
@@ -221,31 +254,50 @@ def write_reaction(file: h5py.File, task: Reaction, result: Arrays) -> None:
     group = file.create_group("data/" + name)
     fill(group, result, slice(None))
     top = int(result["ts"])
-    for kind, k in (("reactant", 0), ("product", IMAGES + 1), ("transition_state", top)):
+    for kind, k in (("reactant", 0), ("product", task.images + 1), ("transition_state", top)):
         fill(group.create_group(kind), result, slice(k, k + 1))
-    part = next((p for p, numbers in SPLIT.items() if task.number in numbers), "train")
-    file[part].require_group(formula)
-    file[f"{part}/{name}"] = group  # a hard link: the same reaction, stored once
+    link(file, name)
     energy = result["energy"]
     print(
-        f"{name} ({part}): {len(energy)} structures, barrier {energy[top] - energy[0]:.2f} eV,",
-        f"reaction {energy[IMAGES + 1] - energy[0]:.2f} eV, force on the band {float(result['neb_force']):.2f} eV/Å",
+        f"{name}: {len(energy)} structures, barrier {energy[top] - energy[0]:.2f} eV,",
+        f"reaction {energy[task.images + 1] - energy[0]:.2f} eV",
     )
 
 
-def assemble(work: Path, path: Path) -> None:
-    """Writes the file at `path` from the finished tasks in `work`."""
-    used, structures = [], 0
+def link(file: h5py.File, name: str) -> None:
+    """Links reaction `name`, formula/number, into its part of the split: a hard link, the same reaction stored once."""
+    formula = name.split("/")[0]
+    part = next((part for part, formulas in SPLIT.items() if formula in formulas), "train")
+    file[part].require_group(formula)
+    file[f"{part}/{name}"] = file[f"data/{name}"]
+
+
+def copy_reactions(earlier: Path, file: h5py.File) -> int:
+    """Copies all reactions of an earlier file; returns the number of their structures."""
+    structures = 0
+    with h5py.File(earlier) as old:
+        for formula, reactions in old["data"].items():
+            for number, reaction in reactions.items():
+                old.copy(reaction, file, f"data/{formula}/{number}")
+                link(file, f"{formula}/{number}")
+                structures += len(reaction["positions"])
+    return structures
+
+
+def assemble(work: Path, path: Path, earlier: Path | None) -> None:
+    """Writes the file at `path` from an earlier one and the finished tasks in `work`."""
+    used = names_in(earlier, "reactions")
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
-        for top in ("data", "train", "val", "test"):
+        for top in ("data", *PARTS):
             file.create_group(top)
-        for task in TASKS:
+        structures = copy_reactions(earlier, file) if earlier else 0
+        for task in missing(TASKS, earlier, "reactions"):
             result = load_result(work, task.key)
             if result is not None:
                 write_reaction(file, task, result)
                 structures += len(result["energy"])
-                used.append(f"{task.reactant}>>{task.product}")
+                used.append(task.smiles)
         made_by, level = "tools/minicorpora/make_transition1x_mini.py", f"RKS-{WB97X.name}, density fitting"
         file.attrs["provenance"] = json.dumps({"made_by": made_by, "level": level, "code": "PySCF", "reactions": used})
     print(f"{path}: {len(used)} reactions, {structures} structures")
@@ -254,10 +306,11 @@ def assemble(work: Path, path: Path) -> None:
 def main() -> None:
     """Labels the missing tasks and writes the file."""
     args = parser(__doc__).parse_args()
+    earlier = args.earlier and args.earlier / FILE
     work = args.out / "work" / "t1x"
     if not args.assemble_only:
-        run_tasks(label_reaction, TASKS[: args.limit], work, args.workers)
-    assemble(work, args.out / "transition1x_mini" / "Transition1x-mini.h5")
+        run_tasks(label_reaction, missing(TASKS, earlier, "reactions")[: args.limit], work, args.workers)
+    assemble(work, args.out / FILE, earlier)
 
 
 if __name__ == "__main__":

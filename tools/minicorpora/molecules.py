@@ -5,8 +5,13 @@ sampling: thermal displacements along the normal modes, and Gaussian rattle
 labels:   PySCF restricted Kohn-Sham with density fitting, energy and analytic gradient with grid response
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
 
+import h5py
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
@@ -21,8 +26,21 @@ from tblite.ase import TBLite
 Array = NDArray[np.float64]
 GRID_LEVEL = 2
 CONVERGENCE = 1e-9  # Hartree
+START_LEVEL, START_CONVERGENCE = 0, 1e-4  # of the cheap field that gives the starting density: a third less time
 SOFTEST_MODE = 0.05  # eV/Å²/amu, 117 1/cm: softer modes are stiffened to this, or they would overshoot
 ZERO_MODE = 0.005  # eV/Å²/amu: softer modes are translations or rotations
+
+
+class System(Protocol):
+    """Anything made from a SMILES."""
+
+    @property
+    def smiles(self) -> str:
+        """Of a reaction: reactant>>product."""
+        ...
+
+
+S = TypeVar("S", bound=System)
 
 
 @dataclass(frozen=True)
@@ -62,8 +80,11 @@ def label(
     """
     lib.num_threads(1)
     molecule = gto.M(atom=[(int(z), p) for z, p in zip(numbers, positions, strict=True)], basis=theory.basis, verbose=0)
-    field = dft.RKS(molecule, xc=theory.xc).density_fit()
-    field.grids.level, field.conv_tol, field.max_cycle = GRID_LEVEL, CONVERGENCE, 80
+    start = kohn_sham(molecule, theory, START_LEVEL, START_CONVERGENCE)
+    start.kernel(guess)
+    if start.converged:
+        guess = start.make_rdm1()
+    field = kohn_sham(molecule, theory, GRID_LEVEL, CONVERGENCE)
     energy = field.kernel(guess)
     if not field.converged:  # second-order solver first, then finish with the plain one
         second_order = field.newton()
@@ -74,6 +95,13 @@ def label(
     gradient = field.nuc_grad_method()
     gradient.grid_response = True
     return float(energy), -np.asarray(gradient.kernel()) / Bohr, field.make_rdm1()
+
+
+def kohn_sham(molecule: gto.Mole, theory: Theory, level: int, convergence: float) -> dft.rks.RKS:
+    """Restricted Kohn-Sham with density fitting, integration grid of `level`, energy to `convergence` Hartree."""
+    field = dft.RKS(molecule, xc=theory.xc).density_fit()
+    field.grids.level, field.conv_tol, field.max_cycle = level, convergence, 80
+    return field
 
 
 def atom_energy(number: int, unpaired: int, theory: Theory) -> float:
@@ -142,3 +170,26 @@ def is_sane(numbers: NDArray[np.integer], positions: Array) -> bool:
     """Whether no two atoms are closer than 0.6 times the sum of their covalent radii."""
     distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + 99 * np.eye(len(positions))
     return bool((distance > 0.6 * (covalent_radii[numbers][:, None] + covalent_radii[numbers][None])).all())
+
+
+def names_in(earlier: Path | None, kind: str) -> list[str]:
+    """The systems that an earlier file of a corpus holds: the list `kind` of its provenance; empty without a file."""
+    if earlier is None:
+        return []
+    with h5py.File(earlier) as file:
+        return list(json.loads(file.attrs["provenance"])[kind])
+
+
+def missing(systems: Sequence[S], earlier: Path | None, kind: str) -> list[S]:
+    """The systems that an earlier file does not hold, small ones first."""
+    held = set(names_in(earlier, kind))
+    return sorted((s for s in systems if s.smiles not in held), key=lambda s: basis_functions(s.smiles))
+
+
+def basis_functions(smiles: str) -> int:
+    """Of a molecule, about: 2 for a hydrogen, 15 for an atom of the second period, 19 for one of the third."""
+    reactant = smiles.split(">>")[0]
+    options = Chem.SmilesParserParams()
+    options.removeHs = False
+    numbers = [atom.GetAtomicNum() for atom in Chem.AddHs(Chem.MolFromSmiles(reactant, options)).GetAtoms()]
+    return sum(2 if z == 1 else 15 if z < 11 else 19 for z in numbers)

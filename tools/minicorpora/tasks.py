@@ -42,6 +42,7 @@ def parser(description: str | None, *, assembles: bool = True) -> argparse.Argum
     made.add_argument("--out", type=Path, required=True, help="folder for the corpora: OUT/<corpus>/<file>, OUT/work/")
     made.add_argument("--workers", type=int, default=1, help="worker processes, one thread each")
     made.add_argument("--limit", type=int, help="only the first LIMIT tasks")
+    made.add_argument("--earlier", type=Path, help="folder of the earlier corpora: what they hold is not repeated")
     if assembles:
         made.add_argument("--assemble-only", action="store_true", help="write the file from the finished tasks")
     return made

@@ -194,37 +194,41 @@ class _MetatomicModel(torch.nn.Module):
             numbers, torch.cat(receivers), torch.cat(senders), torch.cat(vectors), torch.cat(conditions)
         )
 
-        chosen = torch.ones([n_atoms], dtype=torch.bool, device=device)
-        if selected_atoms is not None:
-            first = torch.tensor(firsts, dtype=torch.int64, device=device)
-            rows = selected_atoms.values.to(torch.int64)
-            chosen = torch.zeros([n_atoms], dtype=torch.bool, device=device)
-            chosen[first[rows[:, 0]] + rows[:, 1]] = True
+        chosen = self.chosen_atoms(selected_atoms, firsts, owner)
         atoms = Labels(["system", "atom"], torch.stack([owner, place], 1)[chosen].to(torch.int32))
+        whole = torch.arange(len(systems), dtype=torch.int32, device=device)
+        per_system = Labels(["system"], whole.reshape(-1, 1))
         nothing: list[Labels] = []
         results: dict[str, TensorMap] = {}
         for name, output in outputs.items():
+            by_system = output.sample_kind == "system"
             if name == "energy":
-                labels, values = atoms, energy[chosen]
-                if output.sample_kind == "system":
-                    whole = torch.arange(len(systems), dtype=torch.int32, device=device)
-                    labels = Labels(["system"], whole.reshape(-1, 1))
+                values = energy[chosen]
+                if by_system:
                     values = torch.zeros([len(systems)], dtype=energy.dtype, device=device)
                     values = values.index_add(0, owner[chosen], energy[chosen])
+                labels = per_system if by_system else atoms
                 results[name] = self.one_block(values.reshape(-1, 1), labels, nothing, "energy")
             elif name == "energy_uncertainty":
                 by_atom = output.sample_kind == "atom"
                 std = self.standard_deviations(last, numbers, owner, len(systems), by_atom)
-                labels, values = atoms, std[chosen] if by_atom else std
-                if not by_atom:
-                    whole = torch.arange(len(systems), dtype=torch.int32, device=device)
-                    labels = Labels(["system"], whole.reshape(-1, 1))
+                labels, values = (atoms, std[chosen]) if by_atom else (per_system, std)
                 results[name] = self.one_block(values.reshape(-1, 1), labels, nothing, "energy")
             else:
                 axes = [Labels(["xyz"], torch.arange(3, dtype=torch.int32, device=device).reshape(-1, 1))]
                 values = forces[chosen].reshape(-1, 3, 1)
                 results[name] = self.one_block(values, atoms, axes, "non_conservative_force")
         return results
+
+    def chosen_atoms(self, selected_atoms: Optional[Labels], firsts: list[int], owner: Tensor) -> Tensor:
+        """(N,) bool: the atoms whose outputs are wanted; `firsts` is the first atom of each system."""
+        if selected_atoms is None:
+            return torch.ones([len(owner)], dtype=torch.bool, device=owner.device)
+        first = torch.tensor(firsts, dtype=torch.int64, device=owner.device)
+        rows = selected_atoms.values.to(torch.int64)
+        chosen = torch.zeros([len(owner)], dtype=torch.bool, device=owner.device)
+        chosen[first[rows[:, 0]] + rows[:, 1]] = True
+        return chosen
 
     def standard_deviations(
         self, last: Tensor, numbers: Tensor, owner: Tensor, n_systems: int, by_atom: bool
