@@ -28,7 +28,7 @@ def search(folder: Path, settings: dict[str, Any], trials: int, jobs: int = 1, *
         found,
         space,
         journal,
-        Estimates(recipe, 1),
+        Estimates(recipe, 1, options.pop("pace", None)),
         trials,
         jobs,
         options.pop("start", start),

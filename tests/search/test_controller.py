@@ -17,8 +17,9 @@ import torch
 import yaml
 
 from ramify.errors import RamifyError
-from ramify.recipe import load_recipe
+from ramify.recipe import load_recipe, parse_recipe
 from ramify.run.run import Run
+from ramify.search.lengths import Pace
 from ramify.search.rungs import best_trials, rung_steps
 from ramify.search.runs import arguments
 from ramify.search.search import Search, open_search
@@ -212,6 +213,31 @@ def test_sql_storage_and_several_objectives(opened: Any, tmp_path: Path) -> None
     assert all(trial.memory is not None and trial.memory > 0 for trial in trials)
     with pytest.raises(RamifyError, match="nothing-of-this-kind"):
         opened(storage="nothing-of-this-kind://x")
+
+
+def test_trials_of_equal_time(settings: Settings, tmp_path: Path) -> None:
+    """A trial has the steps that its time per step leaves it, here that of a model twice as wide for a step of 2 s."""
+    recipe, kept = parse_recipe(settings["recipe"], "the recipe"), tmp_path / "pace.json"
+    width = recipe.model.encoder.width
+    pace = Pace(recipe, kept, lambda trial, stores: 2 * trial.model.encoder.width / width)
+    space = {"model.encoder.width": [width // 2, width, 2 * width]}
+    options = settings | {"space": space, "sampler": "grid", "rungs": 1, "equal": "time"}
+    searched = controllers.search(tmp_path / "search", options, 3, pace=pace)
+    searched.run()
+    trials = searched.journal.trials()
+    assert {t.params["model.encoder.width"]: t.steps for t in trials} == {width // 2: 16, width: 8, 2 * width: 4}
+    for trial in trials:
+        run = Run(tmp_path / "search" / "trials" / str(trial.number))
+        assert run.evaluations()[-1]["step"] == trial.steps == trial.results[-1].step
+        assert 4 <= len(run.evaluations()) <= 6  # as the recipe of the search, to rounding
+    assert json.loads(kept.read_text()) == {"seconds_per_step": 2.0}
+    assert Pace(recipe, kept, lambda trial, stores: 0.0).reference == 2.0  # another controller measures nothing
+
+
+def test_equal_time_sets_the_length_alone(opened: Any, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("train.epochs: [1, 2]")
+    with pytest.raises(RamifyError, match=r"the space has train\.epochs"):
+        opened(equal="time")
 
 
 def test_a_rung_before_the_first_evaluation(opened: Any) -> None:

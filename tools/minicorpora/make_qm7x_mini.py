@@ -16,7 +16,7 @@ from molecules import PBE0, from_smiles, is_sane, label, missing, names_in, norm
 from tasks import Arrays, load_result, parser, run_tasks, seed_of
 
 FILE = "qm7x_mini/1000.hdf5"
-DISPLACED = {1: 11, 31: 5}  # geometries of the molecules from this number on: fewer of the larger ones
+DISPLACED = {1: 11, 31: 4}  # geometries of the molecules from this number on: fewer of the larger ones
 SMILES = """C N O S Cl CC CO CN CS CCl C=O C=S C#N C=C C#C OCl NN
 CCO CCN CCS CCCl CSC COC CC=O CC#N ClCCl CS=O O=S=O O=C=S SC=O NC=S OCS ClC=C N#CCl CC=S C1CS1 ClC=O
 CC(=O)C CC(=O)O CC(=S)N CS(=O)C C=CC#N NC(N)=S NCC=O ClCCO CC(=O)Cl C1CCO1 N#CC#N OCC=O

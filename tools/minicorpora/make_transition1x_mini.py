@@ -24,7 +24,7 @@ from rdkit import Chem
 from tasks import Arrays, load_result, parser, run_tasks
 
 FILE = "transition1x_mini/Transition1x-mini.h5"
-IMAGES, IMAGES_OF_A_PATH = 8, 3  # between the end points
+IMAGES, IMAGES_OF_A_PATH = 8, 2  # between the end points
 DFT_ITERATIONS = 3
 REFINED = 9  # the first reactions of the list: their bands are moved with DFT
 XTB_STAGES = (8, 150)  # optimiser steps of the early stage and of the rest

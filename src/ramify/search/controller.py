@@ -177,11 +177,14 @@ class Controller:
             return trial
         why = f"needs {memory:.2f} GB, the limit is 90 % of {recipe.parallel.memory:g} GB" if excess else ""
         trial = self.journal.add(*sampled, steps=steps, memory=memory, excess=excess, reason=why)
-        self.noted(f"trial {trial.number}: " + (f"refused, {why}" if why else _text(self.space.values(params))))
+        length = f", {steps} steps" if options.equal == "time" else ""
+        self.noted(
+            f"trial {trial.number}: " + (f"refused, {why}" if why else _text(self.space.values(params)) + length)
+        )
         return trial
 
     def recipe(self, params: dict[str, Any]) -> Recipe:
-        """The recipe of a trial, of its full length.
+        """The recipe of a trial with the keys of the space; its length may change, see `Estimates.with_length`.
 
         Raises:
             RamifyError: it is not valid.
@@ -206,7 +209,8 @@ class Controller:
         training: Training | None = self._orphan(number)
         try:
             if training is None:
-                write_whole(recipe, self.recipe(trial.params).to_yaml())
+                whole = self.estimates.with_length(self.recipe(trial.params), trial.steps)
+                write_whole(recipe, whole.to_yaml())
                 stop_after = rung_steps(trial.steps, self.settings.rungs, self.settings.reduction)[trial.target]
                 words = arguments(recipe, run, stop_after if trial.target < self.settings.rungs - 1 else None)
                 training = started = self.start(words, log, slot=slot, name=f"trial-{number}")

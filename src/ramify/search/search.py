@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ramify.errors import RamifyError
 from ramify.recipe import Recipe, load_recipe
 from ramify.run.launcher import Launcher
 from ramify.search.controller import Controller
 from ramify.search.journal import Journal
-from ramify.search.lengths import Estimates, check_rungs
+from ramify.search.lengths import LENGTHS, Estimates, Pace, check_rungs
 from ramify.search.results.publish import write_best, write_board
 from ramify.search.samplers import check_sampler
 from ramify.search.settings import SearchFolder, Settings
@@ -41,7 +42,8 @@ class Search:
         Raises:
             RamifyError: a store is missing, or a rung has no evaluation.
         """
-        estimates = Estimates(self.recipe, ranks)
+        pace = Pace(self.recipe, self.folder.pace) if self.settings.equal == "time" else None
+        estimates = Estimates(self.recipe, ranks, pace)
         check_rungs(estimates, self.recipe, self.settings.rungs, self.settings.reduction)
         options = {"start": launcher.start} | options
         return Controller(
@@ -68,7 +70,7 @@ def open_search(out: Path, recipe: str | Path, overrides: Sequence[str], space: 
         recipe: path or name.
         overrides: recipe keys.
         space: path or name.
-        options: of `Settings`: sampler, seed, rungs, reduction, objectives, storage.
+        options: of `Settings`: sampler, seed, rungs, reduction, objectives, equal, storage.
 
     Raises:
         RamifyError: the recipe, the space or an option is not valid, or `out` holds another search.
@@ -78,6 +80,11 @@ def open_search(out: Path, recipe: str | Path, overrides: Sequence[str], space: 
     checked = read_space(space, content)
     settings = Settings(recipe=content, space=checked.content, **options)
     check_sampler(settings.sampler, checked, settings.objectives)
+    if settings.equal == "time" and (both := [key.name for key in checked.keys if key.name in LENGTHS]):
+        raise RamifyError(
+            f"--equal time sets the length of each trial, but the space has {', '.join(both)}",
+            fix="remove it from the space, or use --equal passes",
+        )
     folder = SearchFolder(out)
     settings = folder.open(settings)
     journal = Journal(out, settings.storage, settings.study, settings.objectives, settings.rungs)

@@ -11,7 +11,7 @@ from pydantic import Field
 from ramify.errors import RamifyError, nearest
 from ramify.files import create_whole, read_json
 from ramify.recipe.base import Keys
-from ramify.search.trials import ERRORS, GEOMETRIC, OBJECTIVES
+from ramify.search.trials import ERRORS, GEOMETRIC, OBJECTIVES, Equal
 
 NAME = "search.json"
 VERSION = 1
@@ -36,6 +36,8 @@ class Settings(Keys):
     """One of so many trials at a rung is continued, to so many times its steps."""
     objectives: list[str] = Field([GEOMETRIC])
     """Values to minimise; the first is an error."""
+    equal: Equal = "passes"
+    """What all trials have in common."""
     storage: str = ""
     """URL of an SQL database; empty: a journal file."""
     study: str = ""
@@ -85,6 +87,11 @@ class SearchFolder:
     def _foreign(self) -> Iterator[Path]:
         """What the folder holds, except a file of settings that another controller is about to create."""
         return (path for path in self.path.iterdir() if not path.name.startswith(f".{NAME}."))
+
+    @property
+    def pace(self) -> Path:
+        """Seconds per step of the recipe of the search, for trials of equal time."""
+        return self.path / "pace.json"
 
     def run(self, number: int) -> Path:
         """Run directory of a trial."""

@@ -8,6 +8,10 @@ State = Literal["active", "paused", "complete", "failed", "refused"]
 """active: to be trained to its target rung; paused: at a rung, its checkpoint is kept; complete: trained to the last
 rung; failed: ended with an error; refused: never started, because a plan says that it does not fit into memory."""
 
+Equal = Literal["passes", "time"]
+EQUAL: tuple[Equal, ...] = ("passes", "time")
+"""What all trials have in common: the length that the recipe states, or the training time of the recipe."""
+
 GEOMETRIC, METRIC, TIME, MEMORY = "geometric", "metric", "time", "memory"
 ERRORS = (GEOMETRIC, METRIC)
 """The first objective is one of these."""

@@ -44,6 +44,13 @@ def search(
             "both for a Pareto front, e.g. geometric,time."
         ),
     ] = "geometric",
+    equal: Annotated[
+        str,
+        typer.Option(
+            help="What all trials have in common: passes (the length that the recipe states) or time (each takes the "
+            "steps that fit into the training time of the recipe, by the measured time of a step)."
+        ),
+    ] = "passes",
     jobs: Annotated[int, typer.Option(help="Trainings at the same time.", min=1)] = 1,
     launcher: Annotated[
         str, typer.Option(help="Command line that starts a training, e.g. 'srun -N 4 {command}'; see docs/search.md.")
@@ -67,11 +74,15 @@ def search(
     from ramify.run.stop import Stop, exit_status
     from ramify.search.search import open_search
     from ramify.search.settings import parse_objectives
+    from ramify.search.trials import EQUAL
 
+    if equal not in EQUAL:
+        raise RamifyError(f"--equal {equal}: accepted are {', '.join(EQUAL)}")
     changed = [*(overrides or []), *([f"parallel.memory={gigabytes(memory)}"] if memory else [])]
     started = Launcher(launcher, jobs)
     objectives = parse_objectives(objective)
     options = {"rungs": rungs, "reduction": reduction, "sampler": sampler, "seed": seed, "storage": storage}
+    options |= {"equal": equal}
     found = open_search(out, recipe, changed, space, objectives=objectives, **options)
 
     def noted(text: str) -> None:

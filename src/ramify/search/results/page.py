@@ -78,6 +78,8 @@ def verdict(settings: Settings, trials: Sequence[Trial], best: Sequence[Trial]) 
     if saved:
         share = 100 * saved / (spent + saved)
         text += f" Rungs saved about {share:.0f} % of the training time of {tried} whole trainings."
+    if settings.equal == "time":
+        text += " Each trial has as many steps as fit into the training time of the search's recipe."
     return text
 
 
