@@ -33,10 +33,25 @@ MODEL = {
     "energy_head": {"layers": 1, "width": 8},
     "force_head": {"layers": 1, "width": 8, "kind": "direct"},
 }
+COMPOSITIONS = (
+    "C1H1N1 C1H2N2 C1H2O1 C1H2O2 C1H3N1 C1H3N1O1 C1H4 C1H4O1 C1H4O2 C1H5N1 C1H5N1O1 C1H6N2 C1O1 C1O2 C2H2 C2H2O1 "
+    "C2H2O2 C2H3N1 C2H4 C2H4O1 C2H4O2 C2H5N1 C2H6 C2H6O1 C2H7N1 C3H4 C3H6 C3H8 H2N2 H2O1 H2O2 H3N1 H3N1O1 H4N2 N2"
+)
+MOLECULES, MATERIALS = range(1, 31), range(1, 108)
+"""Parts of the embedded corpora that stay as they are when the corpora grow."""
 ENTRIES: dict[str, dict[str, Any]] = {
-    "ani1x": {"format": "ani1x", "path": str(FILES["ani1x_mini"])},
-    "qm7x": {"format": "qm7x", "path": str(FILES["qm7x_mini"]), "labels": "pbe0"},
-    "mptrj": {"format": "mptrj", "path": str(FILES["mptrj_mini"])},
+    "ani1x": {"format": "ani1x", "path": str(FILES["ani1x_mini"]), "where": {"group": COMPOSITIONS.split()}},
+    "qm7x": {
+        "format": "qm7x",
+        "path": str(FILES["qm7x_mini"]),
+        "labels": "pbe0",
+        "where": {"group": [str(n) for n in MOLECULES]},
+    },
+    "mptrj": {
+        "format": "mptrj",
+        "path": str(FILES["mptrj_mini"]),
+        "where": {"group": [f"rm-{n}" for n in MATERIALS if n != 29]},  # 29 was added later
+    },
 }
 """Molecules, molecules of more elements, periodic crystals with stress. `bare` is added by `prepare_stores`."""
 

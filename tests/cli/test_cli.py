@@ -16,9 +16,13 @@ from ramify.checkpoint.pointers import resolve
 from ramify.cli.compare.demo import free_path
 from ramify.errors import RamifyError
 from ramify.train.loop import Trainer
-from tests.small import ENTRIES, MODEL, metrics
+from tests.corpora import HELD
+from tests.small import ENTRIES, MODEL, MOLECULES, metrics
 
 from .conftest import ONE_THREAD, Ramify, recipe, refused
+
+QM7X = 12 * len(MOLECULES)
+"""Structures of its molecules."""
 
 
 def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +30,7 @@ def test_the_whole_way(ramify: Ramify, tmp_path: Path, monkeypatch: pytest.Monke
     path = recipe(tmp_path)
     said = ramify("prepare", path)
     assert (said.status, said.err) == (0, "")
-    assert re.search(r"qm7x +288 / 36 / 36 +", said.out)
+    assert re.search(r"qm7x +\d+ / \d+ / \d+ +", said.out)
     step = Trainer.step
 
     def interrupted(trainer: Trainer, batch: Any) -> Any:
@@ -91,13 +95,14 @@ def test_json(ramify: Ramify, finished: Path) -> None:
         assert (said.status, said.err) == (0, "")
         return json.loads(said.out)
 
-    assert parsed("prepare", finished / "recipe.yaml")["qm7x"]["splits"]["train"]["structures"] == 288
+    splits = parsed("prepare", finished / "recipe.yaml")["qm7x"]["splits"]
+    assert sum(split["structures"] for split in splits.values()) == QM7X
     evaluation = parsed("evaluate", run)
     assert evaluation == json.loads((run / "evaluation.json").read_text())
     tables = parsed("tables", run)
     own = next(r for r in evaluation["rows"] if r["branch"] == r["dataset"] == "mptrj")
     assert tables["tables"][0]["rows"][0]["cells"]["mptrj"]["mae"] == own["energy_mae"]
-    assert parsed("inspect", finished / "stores" / "qm7x")["labels"] == {"energy": 360, "forces": 360, "stress": 0}
+    assert parsed("inspect", finished / "stores" / "qm7x")["labels"] == {"energy": QM7X, "forces": QM7X, "stress": 0}
     facts = parsed("inspect", run, "--verify")
     assert facts["latest"]["step"] == 20
     checkpoint = parsed("inspect", run / "checkpoints" / "latest")
@@ -113,7 +118,7 @@ def test_forms_and_workers(ramify: Ramify, finished: Path, tmp_path: Path) -> No
     store = tmp_path / "stores" / "qm7x"
     said = ramify("prepare", recipe(tmp_path, qm7x=ENTRIES["qm7x"]), "--store", "adios", "--workers", 2)
     assert (said.status, said.err) == (0, "")
-    assert re.search(r"qm7x +288 / 36 / 36 +", said.out)
+    assert re.search(r"qm7x +\d+ / \d+ / \d+ +", said.out)
     assert not list(store.glob("*.npy"))
     said = ramify("convert", store, "--to", "mapped", "--out", tmp_path / "mapped")
     assert "convert qm7x" in said.out
@@ -242,12 +247,12 @@ def test_look_prints_a_recipe_that_prepares(ramify: Ramify, tmp_path: Path) -> N
     assert (said.status, said.err) == (0, "")
     facts = {line[:12].strip(): line[12:] for line in said.out.splitlines()}
     assert facts["format"].startswith("qm7x, PBE0")
-    assert facts["structures"].startswith("360, the whole file; ")
+    assert facts["structures"].startswith(f"{HELD['qm7x_mini'].structures}, the whole file; ")
     assert any("ePBE0: " in line for line in said.out.splitlines())
     found = json.loads(ramify("look", file, "--json").out)
     (entry,) = yaml.safe_load(found["recipe"])["datasets"].values()
     assert entry["format"] == "qm7x"
     assert entry["path"] == str(file)
     assert entry["labels"] == "pbe0"  # the only pair that it has
-    assert found["structures"] == 360
+    assert found["structures"] == HELD["qm7x_mini"].structures
     refused(ramify("look", tmp_path / "none"), "does not exist")

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from ramify import cli
+from tests.corpora import HELD
 from tests.processes.forked import apart
 
 SMALL = (
@@ -35,7 +37,9 @@ def test_the_demo_is_a_study_with_a_short_output(tmp_path: Path) -> None:
     first, second = ((tmp_path / name).read_text() for name in ("first", "second"))
     lines = [line for line in first.splitlines() if line.strip()]
     assert [line.split(":")[0] for line in lines[:5]] == ["ani1x", "qm7x", "transition1x", "mptrj", "alexandria"]
-    assert lines[0] == "ani1x: 477 / 63 / 66 structures (train / val / test), 4 elements, wB97X/6-31G(d), PySCF"
+    sizes = r"ani1x: (\d+) / (\d+) / (\d+) structures \(train / val / test\), 4 elements, wB97X/6-31G\(d\), PySCF"
+    assert (found := re.fullmatch(sizes, lines[0]))
+    assert sum(map(int, found.groups())) == HELD["ani1x_mini"].structures
     assert lines[-1] == "study: demo-study/study.html"
     assert sum(line.startswith("Table") for line in lines) == 2
     assert first.count("MTL-All ") >= 3  # a row in both tables, and the conclusion

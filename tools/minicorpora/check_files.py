@@ -47,6 +47,7 @@ class System:
         energy: (S,) eV.
         forces: (S, N, 3) eV/Å.
         unlabelled: rows that were left out because their labels are NaN.
+        ends: end points of a reaction; others may begin or end with the same molecule.
     """
 
     name: str
@@ -56,6 +57,7 @@ class System:
     energy: np.ndarray
     forces: np.ndarray
     unlabelled: int = 0
+    ends: tuple[int, ...] = ()
 
 
 def ani1x(path: Path) -> Iterator[System]:
@@ -92,9 +94,9 @@ def transition1x(path: Path) -> Iterator[System]:
             energy = group[key + "energy"][()]
             for end in ("reactant", "product", "transition_state"):
                 require(group[end][key + "energy"][0] in energy, f"{name}: the {end} is not one of the structures")
-            yield System(
-                name, group["atomic_numbers"][()], None, group["positions"][()], energy, group[key + "forces"][()]
-            )
+            ends = [energy.tolist().index(group[end][key + "energy"][0]) for end in ("reactant", "product")]
+            columns = group["positions"][()], energy, group[key + "forces"][()]
+            yield System(name, group["atomic_numbers"][()], None, *columns, ends=tuple(ends))
 
 
 def crystal(name: str, rows: list[tuple[dict[str, Any], float, Any]]) -> System:
@@ -207,7 +209,7 @@ class Report:
             self.closest.append(closest_pair(positions, cell))
             box = b"" if cell is None else np.round(cell, 5).tobytes()
             record = (system.numbers.tobytes(), np.round(positions, 5).tobytes(), box)
-            self.duplicates += record in self.seen
+            self.duplicates += record in self.seen and k not in system.ends
             self.seen.add(record)
 
     def summary(self) -> dict[str, Any]:
