@@ -26,7 +26,7 @@ from tblite.ase import TBLite
 Array = NDArray[np.float64]
 GRID_LEVEL = 2
 CONVERGENCE = 1e-9  # Hartree
-START_LEVEL, START_CONVERGENCE = 0, 1e-4  # of the cheap field that gives the starting density: a third less time
+START_LEVEL, START_CONVERGENCE = 0, 1e-4  # of the cheap field that gives the starting density: a tenth less time
 SOFTEST_MODE = 0.05  # eV/Å²/amu, 117 1/cm: softer modes are stiffened to this, or they would overshoot
 ZERO_MODE = 0.005  # eV/Å²/amu: softer modes are translations or rotations
 

@@ -177,10 +177,8 @@ class Controller:
             return trial
         why = f"needs {memory:.2f} GB, the limit is 90 % of {recipe.parallel.memory:g} GB" if excess else ""
         trial = self.journal.add(*sampled, steps=steps, memory=memory, excess=excess, reason=why)
-        length = f", {steps} steps" if options.equal == "time" else ""
-        self.noted(
-            f"trial {trial.number}: " + (f"refused, {why}" if why else _text(self.space.values(params)) + length)
-        )
+        said = _text(self.space.values(params)) + (f", {steps} steps" if options.equal == "time" else "")
+        self.noted(f"trial {trial.number}: " + (f"refused, {why}" if why else said))
         return trial
 
     def recipe(self, params: dict[str, Any]) -> Recipe:
