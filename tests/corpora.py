@@ -18,7 +18,7 @@ class Held(NamedTuple):
 
 
 HELD: dict[str, Held] = {
-    "ani1x_mini": Held(1182, 88, 8567, 2, 14, 26.617),
+    "ani1x_mini": Held(1179, 88, 8539, 2, 14, 26.617),
     "qm7x_mini": Held(800, 118, 5033, 2, 11, 15.925),
     "transition1x_mini": Held(868, 80, 4914, 3, 9, 18.348),
     "mptrj_mini": Held(1032, 129, 2512, 2, 6, 2.894),
