@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,23 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest | {"version": VERSION + 1}))
     with pytest.raises(RamifyError, match=rf"has format version {VERSION + 1}, this program reads up to {VERSION}"):
         open_checkpoint(path)
+
+
+def test_a_folder_that_is_moved_while_a_checkpoint_is_written_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, make = tmp_path / "run", Path.mkdir
+    (run / "checkpoints").mkdir(parents=True)
+
+    def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+        make(path, *arguments, **options)
+        if run.exists():
+            run.rename(tmp_path / "moved")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(RamifyError, match="step-00000001"):
+        save_checkpoint(run / "checkpoints", 1, *tensors(1), ABOUT, best=False)
+    assert not run.exists()
 
 
 def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path) -> None:

@@ -229,8 +229,8 @@ def _writing(target: Path, name: str = "") -> AbstractContextManager[None]:
 def _make_empty(target: Path, partial: Path) -> None:
     with _writing(target):
         partial.mkdir()
-        for folder in ("branches", "training/branches"):
-            (partial / folder).mkdir(parents=True)
+        for folder in ("branches", "training", "training/branches"):
+            (partial / folder).mkdir()  # without parents: a run that has just been moved is not made again
 
 
 def _write_parts(target: Path, partial: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
