@@ -202,6 +202,26 @@ def test_molecules_are_bound(name: str, corpora: dict[str, list[Frame]]) -> None
     assert max(bound) < -1.5
 
 
+@pytest.mark.parametrize("name", ["mptrj_mini", "alexandria_mini"])
+def test_crystals_are_bound(name: str, corpora: dict[str, list[Frame]]) -> None:
+    """Relative to atoms without spin: 1 (K) to 14 (W) eV per atom. A shift to PBEsol atoms with the wrong sign would be
+    off by twice 0.2 (H) to 150 eV (Pb)."""
+    per_atom = [f.energy / len(f.numbers) for f in corpora[name]]
+    assert min(per_atom) > -15
+    assert max(per_atom) < -1
+
+
+def test_moments_of_ferromagnets() -> None:
+    """Measured at equilibrium: 2.2 Bohr magnetons per atom of iron, 0.6 of nickel (Kittel, Introduction to Solid State
+    Physics, table of ferromagnetic crystals)."""
+    rows = json.loads(FILES["mptrj_mini"].read_text()).values()
+    last = [list(material.values())[-1] for material in rows]
+    moments = {row["structure"]["sites"][0]["species"][0]["element"]: row["magmom"] for row in last if row["magmom"]}
+    assert sorted(moments) == ["Fe", "Ni"]
+    assert np.mean(moments["Fe"]) == pytest.approx(2.2, abs=0.15)
+    assert np.mean(moments["Ni"]) == pytest.approx(0.6, abs=0.1)
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_net_force_vanishes(name: str, corpora: dict[str, list[Frame]]) -> None:
     limit = 1e-5 if name == "ani1x_mini" else 1e-6  # single precision there

@@ -7,7 +7,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import torch
 import yaml
 
 from ramify.errors import RamifyError
-from ramify.recipe import load_recipe, parse_recipe
+from ramify.recipe import Recipe, load_recipe, parse_recipe
 from ramify.run.run import Run
+from ramify.run.stop import Stop
 from ramify.search.lengths import Pace
 from ramify.search.rungs import best_trials, rung_steps
 from ramify.search.runs import arguments
@@ -46,6 +47,12 @@ def searched(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("reference") / "search"
     controllers.run(folder, settings, 4)
     return folder
+
+
+class Interrupted(Stop):
+    """A stop whose reason is set by the test."""
+
+    reason = ""  # type: ignore[assignment]
 
 
 def by_hand(datasets: Iterable[dict[str, Any]]) -> float:
@@ -231,7 +238,44 @@ def test_trials_of_equal_time(settings: Settings, tmp_path: Path) -> None:
         assert run.evaluations()[-1]["step"] == trial.steps == trial.results[-1].step
         assert 4 <= len(run.evaluations()) <= 6  # as the recipe of the search, to rounding
     assert json.loads(kept.read_text()) == {"seconds_per_step": 2.0}
-    assert Pace(recipe, kept, lambda trial, stores: 0.0).reference == 2.0  # another controller measures nothing
+    assert Pace(recipe, kept, lambda trial, stores: 0.0).reference() == 2.0  # another controller measures nothing
+
+
+def test_a_signal_while_a_step_is_measured_leaves_no_trial(settings: Settings, tmp_path: Path) -> None:
+    """It ends the measurement as well, which says nothing about the trial."""
+    recipe, stop = parse_recipe(settings["recipe"], "the recipe"), Interrupted()
+
+    def measure(trial: Recipe, stores: Mapping[str, Path]) -> float:
+        if not (tmp_path / "pace.json").exists():
+            return 1.0
+        stop.reason = "SIGINT"
+        raise RamifyError("rank 0 of 1 ended with status -2")
+
+    pace = Pace(recipe, tmp_path / "pace.json", measure)
+    searched = controllers.search(tmp_path / "search", settings | {"equal": "time"}, 3, pace=pace, stop=stop)
+    assert searched.run() == "SIGINT"
+    assert searched.journal.trials() == []
+
+
+def test_a_step_that_cannot_be_measured_is_a_failed_trial(settings: Settings, tmp_path: Path) -> None:
+    recipe, said = parse_recipe(settings["recipe"], "the recipe"), []
+    (tmp_path / "pace.json").write_text('{"seconds_per_step": 1.0}')
+
+    def measure(trial: Recipe, stores: Mapping[str, Path]) -> float:
+        raise RamifyError("out of memory")
+
+    pace = Pace(recipe, tmp_path / "pace.json", measure)
+    options = settings | {"equal": "time"}
+    controllers.search(tmp_path / "search", options, 1, pace=pace, noted=said.append).run()
+    assert said[0] == "trial 0: it cannot be trained: out of memory"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"seconds_per_step": 0}', '{"seconds_per_step": NaN}', "{}"])
+def test_a_damaged_pace_is_named(settings: Settings, tmp_path: Path, content: str) -> None:
+    (tmp_path / "pace.json").write_text(content)
+    recipe = parse_recipe(settings["recipe"], "the recipe")
+    with pytest.raises(RamifyError, match=r"(?s)pace\.json.*fix: remove .*pace\.json"):
+        Pace(recipe, tmp_path / "pace.json").reference()
 
 
 def test_equal_time_sets_the_length_alone(opened: Any, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ REACTIONS = [
     ("[H:4][C:1]1([H:5])[C:2]([H:6])([H:7])[O:3]1", "[H:4][C:1]([H:5])([H:6])[C:2]([H:7])=[O:3]"),
     ("[H:4][C:1]([H:5])([H:6])[C:2]([H:7])=[O:3]", "[H:4][C:1]([H:5])([H:6])[H:7].[C-:2]#[O+:3]"),
 ]
-PATHS = Path(__file__).with_name("transition1x_paths.txt")
+PATHS = Path(__file__).with_name("lists") / "transition1x.txt"
 """More reactions, one `reactant>>product` a line."""
 SPLIT = {
     "val": ("CHNO", "H2N2", "C2H4O2", "CH3N3", "C2H2O2", "CH6N2"),

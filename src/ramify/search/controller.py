@@ -139,10 +139,10 @@ class Controller:
         if (promoted := to_promote(known, options.rungs, options.reduction, options.objectives)) is not None:
             return self._promote(promoted), True
         while sum(not _unsuitable(t) for t in known) < self.trials and not self._is_exhausted(known):
-            trial = self._sample(known)
-            if trial.state == "active":
-                return trial, True
-            known.append(trial)
+            sampled = self._sample(known)
+            if sampled is None or sampled.state == "active":
+                return sampled, True
+            known.append(sampled)
         if active:
             return None, True
         if (last := to_finish(known, options.rungs, options.objectives)) is not None:
@@ -160,8 +160,11 @@ class Controller:
         self.noted(f"trial {trial.number}: promoted to rung {found.target + 1} of {self.settings.rungs}")
         return found
 
-    def _sample(self, known: Sequence[Trial]) -> Trial:
-        """Samples a trial and adds it to the table: active, refused, or failed where its recipe is not valid."""
+    def _sample(self, known: Sequence[Trial]) -> Trial | None:
+        """Samples a trial and adds it to the table: active, refused, or failed where its recipe is not valid.
+
+        None if a signal came meanwhile, which may have ended the measurement of its step: it is sampled again.
+        """
         options = self.settings
         params, distributions, attributes = sample(options.sampler, options.seed, self.space, known, options.objectives)
         sampled = (params, distributions, attributes)
@@ -172,8 +175,10 @@ class Controller:
             if recipe.parallel.memory is not None or MEMORY in options.objectives:
                 memory, excess = self.estimates.memory(recipe)
         except RamifyError as error:
+            if self.stop.reason:
+                return None
             trial = self.journal.add(*sampled, steps=0, reason=_one_line(str(error)))
-            self.noted(f"trial {trial.number}: its recipe is not valid: {trial.reason}")
+            self.noted(f"trial {trial.number}: it cannot be trained: {trial.reason}")
             return trial
         why = f"needs {memory:.2f} GB, the limit is 90 % of {recipe.parallel.memory:g} GB" if excess else ""
         trial = self.journal.add(*sampled, steps=steps, memory=memory, excess=excess, reason=why)

@@ -32,8 +32,9 @@ PROGRESS = "progress"
 GRACE = 5
 """Seconds after which Optuna's lock of the journal counts as left behind by a killed process. A line takes
 milliseconds, and controllers also hold the lock of the search; Optuna's default is 30."""
-WAIT = 300.0
-"""Seconds to wait for other controllers, which hold the lock while they sample and plan a trial."""
+WAIT = 900.0
+"""Seconds to wait for other controllers, which hold the lock while they sample and plan a trial, and with
+`--equal time` measure its step: for at most 600 s, see `ramify.bench.spawn`."""
 
 
 class Journal:

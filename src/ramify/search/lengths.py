@@ -1,6 +1,7 @@
 """Length and memory of a trial before it starts."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from ramify.search.rungs import rung_steps
 from ramify.study.budget import step_seconds
 from ramify.train.continuation import run_length
 
+SECONDS = "seconds_per_step"
 LENGTHS = ("train.epochs", "train.max_steps")
 """Keys that `--equal time` sets."""
 
@@ -34,12 +36,20 @@ class Pace:
     kept: Path
     measure: Callable[[Recipe, Mapping[str, Path]], float] = step_seconds
 
-    @cached_property
     def reference(self) -> float:
-        """Of the recipe of the search."""
+        """Of the recipe of the search.
+
+        Raises:
+            RamifyError: a step cannot be measured, or the file is damaged.
+        """
         if not self.kept.exists():
-            create_whole(self.kept, json.dumps({"seconds_per_step": self.seconds(self.recipe)}) + "\n")
-        return float(read_json(self.kept)["seconds_per_step"])
+            create_whole(self.kept, json.dumps({SECONDS: self.seconds(self.recipe)}) + "\n")
+        fix = f"remove {self.kept}: it is measured again"
+        found = read_json(self.kept, fix=fix)
+        seconds = found.get(SECONDS) if isinstance(found, dict) else None
+        if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise RamifyError(f"{self.kept}: {SECONDS} is {seconds!r}, a number above 0 is expected", fix=fix)
+        return seconds
 
     def seconds(self, recipe: Recipe) -> float:
         """Of any recipe, measured now."""
@@ -55,11 +65,12 @@ class Estimates:
         pace: gives all trials the same training time; None: each has the length that its recipe states.
 
     Raises:
-        RamifyError: a store is missing, or does not fit the recipe.
+        RamifyError: a store is missing, or does not fit the recipe; or a step cannot be measured.
     """
 
     def __init__(self, recipe: Recipe, ranks: int, pace: Pace | None = None) -> None:
         self._recipe, self._ranks, self._pace = recipe, ranks, pace
+        self._seconds = 0.0 if pace is None else pace.reference()  # now: an error is that of the search, not of a trial
         manifests = [store.manifest for store in open_stores(recipe).values()]
         self._structures = sum(manifest.splits["train"].structures for manifest in manifests)
         self.validates = any(manifest.splits["val"].structures for manifest in manifests)
@@ -69,7 +80,7 @@ class Estimates:
         """Number of steps of the whole run of a trial."""
         if self._pace is None:
             return self.stated_steps(recipe)
-        return max(1, round(self.stated_steps(self._recipe) * self._pace.reference / self._pace.seconds(recipe)))
+        return max(1, round(self.stated_steps(self._recipe) * self._seconds / self._pace.seconds(recipe)))
 
     def stated_steps(self, recipe: Recipe) -> int:
         """Number of steps by the keys of a recipe."""

@@ -210,9 +210,8 @@ class _MetatomicModel(torch.nn.Module):
                 labels = per_system if by_system else atoms
                 results[name] = self.one_block(values.reshape(-1, 1), labels, nothing, "energy")
             elif name == "energy_uncertainty":
-                by_atom = output.sample_kind == "atom"
-                std = self.standard_deviations(last, numbers, owner, len(systems), by_atom)
-                labels, values = (atoms, std[chosen]) if by_atom else (per_system, std)
+                std = self.standard_deviations(last, numbers, owner, len(systems), not by_system)
+                labels, values = (per_system, std) if by_system else (atoms, std[chosen])
                 results[name] = self.one_block(values.reshape(-1, 1), labels, nothing, "energy")
             else:
                 axes = [Labels(["xyz"], torch.arange(3, dtype=torch.int32, device=device).reshape(-1, 1))]
