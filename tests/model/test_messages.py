@@ -1,6 +1,7 @@
 """Fast forms of the encoder's layer against plain ones: values and derivatives, in float64 to 1e-10."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -43,25 +44,107 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "BLOCK", 10)
 
 
+@dataclass
+class Inputs:
+    """Random arguments of `plain` and `blockwise`, float64."""
+
+    on_edges: list[Tensor]
+    weights: MessageWeights
+    receiver: Tensor
+    sender: Tensor
+
+    @staticmethod
+    def random(layers: int) -> "Inputs":
+        torch.manual_seed(0)
+
+        def real(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=torch.float64).requires_grad_()
+
+        hidden, bias = (real(WIDTH, WIDTH), real(WIDTH)) if layers == 2 else (None, None)
+        return Inputs(
+            [real(ATOMS, WIDTH), real(ATOMS, WIDTH), real(EDGES, 7), real(EDGES, 5)],
+            MessageWeights(real(7, WIDTH), hidden, bias, real(5, WIDTH), real(6, WIDTH)),
+            torch.randint(0, ATOMS, (EDGES,)).sort().values,
+            torch.randint(0, ATOMS, (EDGES,)),
+        )
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """All that have a gradient."""
+        w = self.weights
+        second = [] if w.hidden is None or w.bias is None else [w.hidden, w.bias]
+        return [*self.on_edges, w.inputs, w.radial, w.gates, *second]
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        return plain(*self.on_edges, self.weights, self.receiver, self.sender)
+
+    def blockwise(self) -> tuple[Tensor, Tensor]:
+        return blockwise(*self.on_edges, self.weights, self.receiver, self.sender, torch.float64)
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_give_what_plain_operations_give(layers: int) -> None:
-    torch.manual_seed(0)
-
-    def real(*shape: int, grad: bool = True) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64).requires_grad_(grad)
-
-    receiver, sender = torch.randint(0, ATOMS, (EDGES,)).sort().values, torch.randint(0, ATOMS, (EDGES,))
-    a, b, x, basis = real(ATOMS, WIDTH), real(ATOMS, WIDTH), real(EDGES, 7), real(EDGES, 5, grad=False)
-    hidden, bias = (real(WIDTH, WIDTH), real(WIDTH)) if layers == 2 else (None, None)
-    weights = MessageWeights(real(7, WIDTH), hidden, bias, real(5, WIDTH), real(6, WIDTH))
-    leaves = [a, b, x, weights.inputs, weights.radial, weights.gates]
-    leaves += [] if hidden is None or bias is None else [hidden, bias]
-    fast = blockwise(a, b, x, basis, weights, receiver, sender, torch.float64)
-    slow = plain(a, b, x, basis, weights, receiver, sender)
+    given = Inputs.random(layers)
+    fast, slow = given.blockwise(), given.plain()
     same(list(fast), list(slow))
     to = [torch.randn_like(s) for s in slow]
-    same(list(torch.autograd.grad(fast, leaves, to)), list(torch.autograd.grad(slow, leaves, to)))
+    same(list(torch.autograd.grad(fast, given.leaves, to)), list(torch.autograd.grad(slow, given.leaves, to)))
+
+
+@pytest.mark.parametrize("used", [[0], [1], [0, 1]], ids=["sums", "gates", "both"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.usefixtures("small_blocks")
+def test_second_derivatives_are_those_of_plain_operations(layers: int, used: list[int]) -> None:
+    """Of a loss that contains the results and their derivatives by a, b, x and r, as that of conservative forces."""
+    given = Inputs.random(layers)
+    to = [torch.randn_like(t, requires_grad=True) for t in given.plain()]
+
+    def loss(results: tuple[Tensor, Tensor]) -> Tensor:
+        value = sum((results[k] * to[k]).sum() for k in used)
+        slopes = torch.autograd.grad(value, given.on_edges, create_graph=True)
+        return value.square() + sum((s * torch.linspace(1, 2, s.numel()).view_as(s)).square().sum() for s in slopes)
+
+    leaves = [*given.leaves, *(to[k] for k in used)]
+    found, expected = (
+        torch.autograd.grad(loss(results), leaves, allow_unused=True, materialize_grads=True)
+        for results in (given.blockwise(), given.plain())
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12 * float(other.abs().max()))
+
+
+def test_finite_differences_confirm_both_derivatives() -> None:
+    given = Inputs.random(layers=2)
+
+    def of(*on_edges: Tensor) -> tuple[Tensor, ...]:
+        return blockwise(*on_edges, given.weights, given.receiver, given.sender, torch.float64)
+
+    torch.autograd.gradcheck(of, given.on_edges)
+    torch.autograd.gradgradcheck(of, given.on_edges)
+
+
+def test_second_derivatives_in_weights_are_refused() -> None:
+    given = Inputs.random(layers=2)
+    with pytest.raises(RuntimeError, match="no second derivatives in weights"):
+        torch.autograd.grad(given.blockwise()[0].sum(), given.leaves, create_graph=True)
+
+
+def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forces need the gradients of positions: those of weights would take a third of the time."""
+    given, sums = Inputs.random(layers=2), 0
+    add_product = messages._add_product
+
+    def counted(*args: Tensor) -> None:
+        nonlocal sums
+        sums += 1
+        add_product(*args)
+
+    monkeypatch.setattr(messages, "_add_product", counted)
+    torch.autograd.grad(given.blockwise()[0].sum(), given.on_edges)
+    assert sums == 0
+    torch.autograd.grad(given.blockwise()[0].sum(), given.leaves)
+    assert sums == 4
 
 
 @pytest.mark.parametrize("forces", ["direct", "conservative"])

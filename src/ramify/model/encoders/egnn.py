@@ -96,14 +96,13 @@ class EGNNLayer(nn.Module):
             gates=padded(weight_of(self.vector_gates), self.vector_gates.out_features, full),
         )
         ends = aligned_linear(self.from_receiver, h), aligned_linear(self.from_sender, h)
-        # conservative forces need second derivatives in training, a trace cannot contain Python code, and a compiler
-        # selects fused operations and saved tensors itself
+        kind = basis.device.type
+        products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else basis.dtype
+        # a trace cannot contain Python code, and a compiler selects fused operations and saved tensors itself
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if basis.requires_grad or is_counting() or is_traced:
+        if is_traced or is_counting() or (basis.requires_grad and products != basis.dtype):
             collected, gates = plain(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender)
         else:
-            kind = basis.device.type
-            products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else basis.dtype
             collected, gates = blockwise(*ends, edge_inputs, basis, weights, graph.receiver, graph.sender, products)
         return collected[:, : self.width], gates
 
