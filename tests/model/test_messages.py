@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ramify.batches.batch import Batch
 from ramify.model.encoders.egnn import EGNN
-from ramify.model.kernels import messages
+from ramify.model.kernels import message_derivatives
 from ramify.model.kernels.aligned import aligned, aligned_linear, padded
 from ramify.model.kernels.counting import counting
 from ramify.model.kernels.messages import MessageWeights, blockwise, plain
@@ -41,7 +41,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks, the last of them not full."""
-    monkeypatch.setattr(messages, "BLOCK", 10)
+    monkeypatch.setattr(message_derivatives, "BLOCK", 10)
 
 
 @dataclass
@@ -133,14 +133,14 @@ def test_second_derivatives_in_weights_are_refused() -> None:
 def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forces need the gradients of positions: those of weights would take a third of the time."""
     given, sums = Inputs.random(layers=2), 0
-    add_product = messages._add_product
+    add_product = message_derivatives.add_product
 
     def counted(*args: Tensor) -> None:
         nonlocal sums
         sums += 1
         add_product(*args)
 
-    monkeypatch.setattr(messages, "_add_product", counted)
+    monkeypatch.setattr(message_derivatives, "add_product", counted)
     torch.autograd.grad(given.blockwise()[0].sum(), given.on_edges)
     assert sums == 0
     torch.autograd.grad(given.blockwise()[0].sum(), given.leaves)

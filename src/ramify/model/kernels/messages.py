@@ -3,16 +3,7 @@
 With a_i and b_j computed on atoms, x_ij and the radial functions r_ij on edges:
     z_ij = a_i + b_j + x_ij X,    y_ij = W s(z_ij) + w,    m_ij = s(y_ij) * f_ij,    f_ij = r_ij R,    s = silu
     M_i  = Σ_j m_ij,              g_ij = m_ij G
-Without the second layer, y is z. With gradients M' of M and g' of g, the first derivatives are
-    μ_ij = M'_i + g'_ij G,    f' = μ * s(y),    y' = μ * f * s'(y),    z' = (y' W) * s'(z)
-    a'_i = Σ_j z'_ij,    b'_j = Σ_i z'_ij,    x' = z' Xᵀ,    r' = f' Rᵀ
-A loss that contains forces depends on a', b', x' and r'. With its gradients in them, α, β, ξ and ρ, the tangents
-    ż = α_i + β_j + ξ X,    ẏ = W (s'(z) * ż),    ḟ = ρ R,    ṁ = s'(y) * ẏ * f + s(y) * ḟ
-are those of a forward pass in that direction, and the loss changes by Σ μ·ṁ. Its gradients in all inputs follow by the
-chain rule; in z and y, apart from their own products, they are
-    (y' W) * s''(z) * ż    and    μ * (f * s''(y) * ẏ + ḟ * s'(y))
-These go back to the node of the first pass, which adds them to those that arrive there: with two derivatives, training
-needs six products by W and its transpose, as plain operations do.
+Without the second layer, y is z.
 
 `blockwise` processes the edges in blocks that fit into the caches. It saves z and y, and for second derivatives y' W;
 plain operations save some fifteen tensors of that size. Activations are recomputed, products are not. Where products
@@ -20,7 +11,6 @@ are less precise than sums, it also saves the activations, with no more bytes in
 rounding. `blockwise` has first derivatives in everything, and second derivatives except those in the weights alone.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ramify.model.kernels.activation import silu, silu_derivatives
-
-BLOCK = 1024
-"""Edges of a block on a CPU, per thread: 0.5 MB at a width of 128 and 3.5 MB at 866, so that the data of a block stay
-in the second or third-level cache. An accelerator processes all edges at once."""
+from ramify.model.kernels.activation import silu
+from ramify.model.kernels.message_derivatives import Change, Gradient, Pairs, Saved, blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +101,8 @@ class _Messages(torch.autograd.Function):
         sums, found = torch.zeros_like(a, dtype=sums_type), a.new_empty(len(receiver), len(gates))
         before = [a.new_empty(shape) for _ in range(2 if second else 1)]
         after = [a.new_empty(shape) for _ in before] if products != sums_type else []
-        pairs = _Pairs(a, b, receiver, sender)
-        for rows in _blocks(before[0]):
+        pairs = Pairs(a, b, receiver, sender)
+        for rows in blocks(before[0]):
             before[0][rows] = pairs.sums(rows).addmm_(x[rows], inputs)
             activated = [torch.nn.functional.silu(before[0][rows])]
             if second:
@@ -134,7 +121,7 @@ class _Messages(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_sums: Tensor | None, to_gates: Tensor | None, *to_before: Tensor | None) -> Any:
         tensors, (shape, sums_type) = ctx.saved_tensors, ctx.sums
-        saved = _Saved.of(tensors, len(to_before))
+        saved = Saved.of(tensors, len(to_before))
         products, wanted = saved.r.dtype, _wanted(ctx)
         to_sums = saved.r.new_zeros(shape) if to_sums is None else to_sums.to(products)
         to_gates = saved.r.new_zeros(len(saved.r), len(saved.gates)) if to_gates is None else to_gates.to(products)
@@ -144,11 +131,12 @@ class _Messages(torch.autograd.Function):
                 raise RuntimeError("blockwise messages have no second derivatives in weights or in mixed precision")
             found = _Gradients.apply(len(to_before), to_sums, to_gates, *tensors)
             return None, *found, *[None] * (len(wanted) - 4)
-        gradient = _Gradient(saved, shape, sums_type, of_basis=wanted[3], of_weights=of_weights)
-        for rows in _blocks(saved.before[0]):
+        gradient = Gradient(saved, shape, sums_type, of_basis=wanted[3], of_weights=of_weights)
+        for rows in blocks(saved.before[0]):
             gradient.add(rows, to_sums, to_gates, to_before)
         ends = [t.to(of) for t, of in zip((gradient.a, gradient.b, gradient.x), ctx.types, strict=True)]
-        inputs, radial, gates, *second = gradient.weights or [None] * (len(wanted) - 6)
+        unwanted: list[Tensor | None] = [None] * (len(wanted) - 6)
+        inputs, radial, gates, *second = gradient.weights or unwanted
         return None, *ends, gradient.r, inputs, radial, gates, None, None, *second
 
 
@@ -157,10 +145,10 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layers: int, to_sums: Tensor, to_gates: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        saved = _Saved.of(given, layers)
-        gradient = _Gradient(saved, to_sums.shape, to_sums.dtype, of_basis=True, of_weights=False)
+        saved = Saved.of(given, layers)
+        gradient = Gradient(saved, to_sums.shape, to_sums.dtype, of_basis=True, of_weights=False)
         to_first = [torch.empty_like(saved.before[0])] if layers == 2 else []
-        for rows in _blocks(saved.before[0]):
+        for rows in blocks(saved.before[0]):
             gradient.add(rows, to_sums, to_gates, [None] * layers, *(t[rows] for t in to_first))
         ctx.save_for_backward(to_sums, to_gates, *given, *to_first)
         ctx.layers = layers
@@ -170,9 +158,9 @@ class _Gradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *directions: Tensor) -> Any:
         to_sums, to_gates, *given = ctx.saved_tensors
-        saved = _Saved.of(given[: 8 if ctx.layers == 1 else 10], ctx.layers)
-        change = _Change(saved, to_sums, to_gates, given[-1] if ctx.layers == 2 else None, directions)
-        for rows in _blocks(saved.before[0]):
+        saved = Saved.of(given[: 8 if ctx.layers == 1 else 10], ctx.layers)
+        change = Change(saved, to_sums, to_gates, given[-1] if ctx.layers == 2 else None, directions)
+        for rows in blocks(saved.before[0]):
             change.add(rows)
         inputs, radial, gates, *second = change.weights
         return (
@@ -191,177 +179,6 @@ class _Gradients(torch.autograd.Function):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Saved:
-    """What derivatives need; `after` is s(z) and s(y), or empty where they are recomputed."""
-
-    x: Tensor
-    r: Tensor
-    receiver: Tensor
-    sender: Tensor
-    inputs: Tensor
-    radial: Tensor
-    gates: Tensor
-    hidden: Tensor | None
-    before: list[Tensor]
-    after: list[Tensor]
-
-    @staticmethod
-    def of(tensors: Sequence[Tensor], layers: int) -> "_Saved":
-        first, rest = tensors[:7], list(tensors[7:])
-        hidden = rest.pop(0) if layers == 2 else None
-        return _Saved(*first, hidden, rest[:layers], rest[layers:])
-
-    @property
-    def weights(self) -> list[Tensor]:
-        return [self.inputs, self.radial, self.gates, *([] if self.hidden is None else [self.hidden])]
-
-
-class _Gradient:
-    """First derivatives, summed block by block.
-
-    Attributes:
-        a, b: a', b' (N, F).
-        x: x' (E, I).
-        r: r' (E, radial), or None.
-        weights: those of X, R, G and, with a second layer, of W and w; empty if they are not needed.
-    """
-
-    def __init__(
-        self, saved: _Saved, shape: torch.Size, sums_type: torch.dtype, *, of_basis: bool, of_weights: bool
-    ) -> None:
-        self.saved = saved
-        self.a, self.b = (saved.r.new_zeros(shape, dtype=sums_type) for _ in range(2))
-        self.x = torch.empty_like(saved.x)
-        self.r = torch.empty_like(saved.r) if of_basis else None
-        self.weights = [torch.zeros_like(w, dtype=sums_type) for w in saved.weights] if of_weights else []
-        if of_weights and saved.hidden is not None:
-            self.weights.append(self.a.new_zeros(shape[1]))
-
-    def add(
-        self,
-        rows: slice,
-        to_sums: Tensor,
-        to_gates: Tensor,
-        to_before: Sequence[Tensor | None],
-        to_first: Tensor | None = None,
-    ) -> None:
-        """Adds a block.
-
-        Args:
-            rows: the edges.
-            to_sums, to_gates: M' (N, F) and g' (E, K).
-            to_before: further gradients of z and y (E, F).
-            to_first: receives y' W of the block.
-        """
-        saved, hidden = self.saved, self.saved.hidden
-        before = [t[rows] for t in saved.before]
-        after = [t[rows] for t in saved.after] or [torch.nn.functional.silu(t) for t in before]
-        filters = saved.r[rows] @ saved.radial
-        delta = to_sums.index_select(0, saved.receiver[rows]).addmm_(to_gates[rows], saved.gates)
-        if self.r is not None or self.weights:
-            to_filters = after[-1] * delta
-        if self.r is not None:
-            torch.mm(to_filters, saved.radial.t(), out=self.r[rows])
-        if self.weights:
-            _add_product(self.weights[1], saved.r[rows].t(), to_filters)
-            _add_product(self.weights[2], to_gates[rows].t(), after[-1] * filters)
-        delta = torch.ops.aten.silu_backward(delta.mul_(filters), before[-1])
-        if to_before[-1] is not None:
-            delta += to_before[-1][rows]
-        if hidden is not None:
-            if self.weights:
-                _add_product(self.weights[3], delta.t(), after[0])
-                self.weights[4].add_(delta.sum(0))
-            delta = torch.mm(delta, hidden, out=to_first)
-            delta = torch.ops.aten.silu_backward(delta, before[0])
-            if to_before[0] is not None:
-                delta += to_before[0][rows]
-        if self.weights:
-            _add_product(self.weights[0], saved.x[rows].t(), delta)
-        torch.mm(delta, saved.inputs.t(), out=self.x[rows])
-        delta = delta.to(self.a.dtype)
-        self.a.index_add_(0, saved.receiver[rows], delta)
-        self.b.index_add_(0, saved.sender[rows], delta)
-
-
-class _Change:
-    """Gradients of Σ μ·ṁ, summed block by block; see the module's docstring.
-
-    Attributes:
-        sums, gates: those of M' (N, F) and g' (E, K).
-        r: (E, radial).
-        weights: those of X, R, G and, with a second layer, of W.
-        before: those of z and, with a second layer, of y (E, F).
-    """
-
-    def __init__(
-        self,
-        saved: _Saved,
-        to_sums: Tensor,
-        to_gates: Tensor,
-        to_first: Tensor | None,
-        directions: Sequence[Tensor],
-    ) -> None:
-        self.saved, self.to_sums, self.to_gates, self.to_first = saved, to_sums, to_gates, to_first
-        of_receiver, of_sender, self.to_x, self.to_r = directions
-        self.pairs = _Pairs(of_receiver, of_sender, saved.receiver, saved.sender)
-        self.sums, self.gates, self.r = torch.zeros_like(to_sums), torch.empty_like(to_gates), torch.empty_like(saved.r)
-        self.weights = [torch.zeros_like(w) for w in saved.weights]
-        self.before = [torch.empty_like(t) for t in saved.before]
-
-    def add(self, rows: slice) -> None:
-        """Adds the edges `rows`."""
-        saved, hidden = self.saved, self.saved.hidden
-        r, to_gates, to_r, to_x = saved.r[rows], self.to_gates[rows], self.to_r[rows], self.to_x[rows]
-        filters, moved_filters = r @ saved.radial, to_r @ saved.radial
-        mu = self.to_sums.index_select(0, saved.receiver[rows]).addmm_(to_gates, saved.gates)
-        moved = self.pairs.sums(rows).addmm_(to_x, saved.inputs)  # of z
-        value, slope, curvature = silu_derivatives(saved.before[-1][rows])
-        to_y = mu * filters
-        if hidden is not None and self.to_first is not None:
-            _, first_slope, first_curvature = silu_derivatives(saved.before[0][rows])
-            to_first = self.to_first[rows]
-            torch.mul(first_curvature.mul_(moved), to_first, out=self.before[0][rows])
-            to_z = first_slope * to_first
-            moved = moved.mul_(first_slope)
-            self.weights[3].addmm_((to_y * slope).t(), moved)
-            moved = moved @ hidden.t()  # of y
-        else:
-            to_z = to_y * slope
-        self.weights[0].addmm_(to_x.t(), to_z)
-        torch.mul(curvature.mul_(moved), to_y, out=self.before[-1][rows])
-        self.before[-1][rows].addcmul_(mu * moved_filters, slope)
-        moved = moved.mul_(slope)  # of s(y)
-        message = (moved * filters).addcmul_(value, moved_filters)
-        self.sums.index_add_(0, saved.receiver[rows], message)
-        torch.mm(message, saved.gates.t(), out=self.gates[rows])
-        self.weights[2].addmm_(to_gates.t(), message)
-        moved = moved.mul_(mu)
-        torch.mm(moved, saved.radial.t(), out=self.r[rows])
-        self.weights[1].addmm_(r.t(), moved).addmm_(to_r.t(), value.mul_(mu))
-
-
-class _Pairs:
-    """Sums a_i + b_j of values (N, F) on the atoms of each edge."""
-
-    def __init__(self, of_receiver: Tensor, of_sender: Tensor, receiver: Tensor, sender: Tensor) -> None:
-        self.both = torch.cat([of_receiver, of_sender])
-        self.ends = torch.stack([receiver, sender + len(of_receiver)], dim=1)
-
-    def sums(self, rows: slice) -> Tensor:
-        """(edges, F); two rows are added in one pass."""
-        return torch.nn.functional.embedding_bag(self.ends[rows], self.both, mode="sum")
-
-
-def _blocks(on_edges: Tensor) -> Iterator[slice]:
-    """Parts of the rows of a tensor (E, F)."""
-    edges = len(on_edges)
-    size = BLOCK * torch.get_num_threads() if on_edges.device.type == "cpu" else max(1, edges)
-    for first in range(0, edges, size):
-        yield slice(first, first + size)
-
-
 def _wanted(ctx: Any) -> list[bool]:
     """Of each tensor given to the function: whether this differentiation needs its gradient.
 
@@ -374,11 +191,3 @@ def _wanted(ctx: Any) -> list[bool]:
         except RuntimeError:  # PyTorch cannot say it of a leaf that `torch.autograd.grad` was asked for
             wanted.append(True)
     return wanted
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, with the sum in the data type of `total`."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total.add_(a @ b)
