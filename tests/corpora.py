@@ -19,9 +19,9 @@ class Held(NamedTuple):
 
 HELD: dict[str, Held] = {
     "ani1x_mini": Held(1179, 88, 8539, 2, 14, 26.617),
-    "qm7x_mini": Held(800, 118, 5033, 2, 11, 15.925),
-    "transition1x_mini": Held(868, 80, 4914, 3, 9, 18.348),
-    "mptrj_mini": Held(1032, 129, 2512, 2, 6, 2.894),
+    "qm7x_mini": Held(975, 153, 6483, 2, 11, 15.925),
+    "transition1x_mini": Held(1288, 150, 8094, 3, 9, 18.348),
+    "mptrj_mini": Held(1208, 151, 2912, 2, 6, 2.894),
     "alexandria_mini": Held(492, 123, 1156, 2, 5, 0.725),
 }
 
@@ -30,8 +30,8 @@ ELEMENTS = {
     "ani1x_mini": "H C N O",
     "qm7x_mini": "H C N O S Cl",
     "transition1x_mini": "H C N O",
-    "mptrj_mini": "H Li Be B C N O F Na Mg Al Si P S Cl K Ca Sc Ti V Fe Ni Cu Zn Ga Ge As Se Br Rb Sr Zr Ag "
-    "Cd In Sn Sb Te I Cs Ba W Au Hg Tl Pb",
+    "mptrj_mini": "H Li Be B C N O F Na Mg Al Si P S Cl K Ca Sc Ti V Fe Ni Cu Zn Ga Ge As Se Br Rb Sr Y Zr Mo "
+    "Pd Ag Cd In Sn Sb Te I Cs Ba Ta W Pt Au Hg Tl Pb",
     "alexandria_mini": "H Li Be B C N O F Na Mg Al Si P S Cl K Ca Ti Ni Cu Zn Ga Ge As Se Br Rb Sr Y Zr Nb Mo Ru "
     "Pd Ag Cd In Sn Sb Te I Cs Ba Hf Ta W Au Hg Tl Pb",
 }

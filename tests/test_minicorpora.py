@@ -171,7 +171,7 @@ def test_ani1x_has_three_rows_without_labels() -> None:
 def test_transition1x_split_covers_every_reaction_once() -> None:
     with h5py.File(FILES["transition1x_mini"]) as file:
         names = {part: {f"{f}/{r}" for f in file[part] for r in file[part][f]} for part in file}
-        assert {part: len(n) for part, n in names.items()} == {"data": 80, "train": 59, "val": 8, "test": 13}
+        assert {part: len(n) for part, n in names.items()} == {"data": 150, "train": 98, "val": 23, "test": 29}
         assert names["train"] | names["val"] | names["test"] == names["data"]
         formulas = [{name.split("/")[0] for name in names[part]} for part in ("train", "val", "test")]
         assert sum(map(len, formulas)) == len(set().union(*formulas)), "a formula is in one part only"
@@ -224,7 +224,7 @@ def test_moments_of_ferromagnets() -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_net_force_vanishes(name: str, corpora: dict[str, list[Frame]]) -> None:
-    limit = 1e-5 if name == "ani1x_mini" else 1e-6  # single precision there
+    limit = 1e-5 if name == "ani1x_mini" else 2e-6  # single precision there
     assert max(np.abs(f.forces.sum(0)).max() for f in corpora[name]) < limit
 
 

@@ -264,7 +264,7 @@ def test_official_splits_of_a_file_are_honoured(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         taken = store.take(store.range(part))
         assert {taken.origin_names[o].split("/")[1] for o in taken.origin} == {part}
-    assert {k: v.groups for k, v in manifest.splits.items()} == {"train": 59, "val": 8, "test": 13}
+    assert {k: v.groups for k, v in manifest.splits.items()} == {"train": 98, "val": 23, "test": 29}
     assert manifest.shared_groups == 0
     contrary = options("transition1x", path={"test": str(FILES["transition1x_mini"])})
     with pytest.raises(RamifyError, match=r"into the test split, but the file itself puts .*rxn.* into train"):
