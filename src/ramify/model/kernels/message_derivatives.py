@@ -56,17 +56,16 @@ class Gradient:
 
     Attributes:
         a, b: a', b' (N, F).
-        x: x' (E, I).
-        r: r' (E, radial), or None.
+        x, r: x' (E, I) and r' (E, radial), or None if they are not needed.
         weights: those of X, R, G and, with a second layer, of W and w; empty if they are not needed.
     """
 
     def __init__(
-        self, saved: Saved, shape: torch.Size, sums_type: torch.dtype, *, of_basis: bool, of_weights: bool
+        self, saved: Saved, shape: torch.Size, sums_type: torch.dtype, *, of_x: bool, of_basis: bool, of_weights: bool
     ) -> None:
         self.saved = saved
         self.a, self.b = (saved.r.new_zeros(shape, dtype=sums_type) for _ in range(2))
-        self.x = torch.empty_like(saved.x)
+        self.x = torch.empty_like(saved.x) if of_x else None
         self.r = torch.empty_like(saved.r) if of_basis else None
         self.weights = [torch.zeros_like(w, dtype=sums_type) for w in saved.weights] if of_weights else []
         if of_weights and saved.hidden is not None:
@@ -113,7 +112,8 @@ class Gradient:
                 delta += to_before[0][rows]
         if self.weights:
             add_product(self.weights[0], saved.x[rows].t(), delta)
-        torch.mm(delta, saved.inputs.t(), out=self.x[rows])
+        if self.x is not None:
+            torch.mm(delta, saved.inputs.t(), out=self.x[rows])
         delta = delta.to(self.a.dtype)
         self.a.index_add_(0, saved.receiver[rows], delta)
         self.b.index_add_(0, saved.sender[rows], delta)

@@ -131,13 +131,14 @@ class _Messages(torch.autograd.Function):
                 raise RuntimeError("blockwise messages have no second derivatives in weights or in mixed precision")
             found = _Gradients.apply(len(to_before), to_sums, to_gates, *tensors)
             return None, *found, *[None] * (len(wanted) - 4)
-        gradient = Gradient(saved, shape, sums_type, of_basis=wanted[3], of_weights=of_weights)
+        of_x, of_basis = wanted[2:4]
+        gradient = Gradient(saved, shape, sums_type, of_x=of_x, of_basis=of_basis, of_weights=of_weights)
         for rows in blocks(saved.before[0]):
             gradient.add(rows, to_sums, to_gates, to_before)
-        ends = [t.to(of) for t, of in zip((gradient.a, gradient.b, gradient.x), ctx.types, strict=True)]
-        unwanted: list[Tensor | None] = [None] * (len(wanted) - 6)
-        inputs, radial, gates, *second = gradient.weights or unwanted
-        return None, *ends, gradient.r, inputs, radial, gates, None, None, *second
+        to = (gradient.a, gradient.b, gradient.x)
+        ends = [None if t is None else t.to(kind) for t, kind in zip(to, ctx.types, strict=True)]
+        weights: list[Any] = gradient.weights or [None] * (len(wanted) - 6)
+        return None, *ends, gradient.r, *weights[:3], None, None, *weights[3:]
 
 
 class _Gradients(torch.autograd.Function):
@@ -146,7 +147,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layers: int, to_sums: Tensor, to_gates: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         saved = Saved.of(given, layers)
-        gradient = Gradient(saved, to_sums.shape, to_sums.dtype, of_basis=True, of_weights=False)
+        gradient = Gradient(saved, to_sums.shape, to_sums.dtype, of_x=True, of_basis=True, of_weights=False)
         to_first = [torch.empty_like(saved.before[0])] if layers == 2 else []
         for rows in blocks(saved.before[0]):
             gradient.add(rows, to_sums, to_gates, [None] * layers, *(t[rows] for t in to_first))
@@ -162,21 +163,8 @@ class _Gradients(torch.autograd.Function):
         change = Change(saved, to_sums, to_gates, given[-1] if ctx.layers == 2 else None, directions)
         for rows in blocks(saved.before[0]):
             change.add(rows)
-        inputs, radial, gates, *second = change.weights
-        return (
-            None,
-            change.sums,
-            change.gates,
-            None,
-            change.r,
-            None,
-            None,
-            inputs,
-            radial,
-            gates,
-            *second,
-            *change.before,
-        )
+        of_given = (None, change.r, None, None, *change.weights, *change.before)
+        return None, change.sums, change.gates, *of_given
 
 
 def _wanted(ctx: Any) -> list[bool]:
