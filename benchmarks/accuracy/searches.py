@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ramify.recipe import load_recipe
 from ramify.run.run import Run
 from ramify.search.runs import geometric_mean
 
@@ -52,7 +53,7 @@ def measured(words: Sequence[str], out: Path) -> float:
 
 def keys(steps: int, structures: float) -> list[str]:
     """Keys that trials and the recipe itself share: eleven evaluations, the first before the first rung."""
-    every = steps * 8 / structures / 11
+    every = steps * load_recipe("five").train.batch / structures / 11
     return [
         f"train.max_steps={steps}",
         f"train.evaluate_every={every:.5f}",
@@ -84,21 +85,15 @@ def of_search(out: Path, sampler: str, seed: int, trials: int, shared: list[str]
         kept.write_text(json.dumps(json.loads(printed.read_text()) | {"processor_s": seconds}))
     found = json.loads(kept.read_text())
     best = found["trials"][found["best"][0]]
-    training = sum(trial["results"][-1]["seconds"] for trial in found["trials"] if trial["results"])
     complete = [trial for trial in found["trials"] if trial["state"] == "complete"]
-    saved = sum(
-        last["seconds"] * (trial["steps"] - last["step"]) / last["step"]
-        for trial in found["trials"]
-        if trial["state"] == "paused" and (last := trial["results"][-1])
-    )
     return {
         "name": sampler,
         "seed": seed,
         "error": best["results"][-1]["metric"],
         "processor_s": found["processor_s"],
         "complete": len(complete),
-        "training_s": training,
-        "saved_s": saved,
+        "training_s": found["training_seconds"],
+        "saved_s": found["saved_seconds"],
         "values": best["values"],
     }
 

@@ -111,6 +111,8 @@ def _as_data(search: "Search", trials: "list[Trial]", stopped: str) -> dict[str,
         "stopped": stopped,
         "objectives": search.settings.objectives,
         "best": [trial.number for trial in best_trials(trials, search.settings.objectives)],
+        "training_seconds": sum(trial.processor_seconds for trial in trials),
+        "saved_seconds": sum(trial.saved_seconds for trial in trials),
         "trials": [asdict(trial) | {"values": search.space.values(trial.params)} for trial in trials],
     }
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def _bend(x: Tensor, sigmoid: Tensor) -> Tensor:
+def _curvature_factor(x: Tensor, sigmoid: Tensor) -> Tensor:
     """2 + x (1 - 2 σ): silu'' is σ (1 - σ) times this, and sigmoid_backward(g, σ) is g σ (1 - σ) in one operation."""
     return (x + 2.0).addcmul_(x, sigmoid, value=-2.0)
 
@@ -20,7 +20,7 @@ def silu_derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """silu(x), silu'(x) = σ + x σ (1 - σ) and silu''(x), elementwise, without a graph."""
     sigmoid = torch.sigmoid(x)
     value, rest = x * sigmoid, 1.0 - sigmoid
-    return value, torch.addcmul(sigmoid, value, rest), _bend(x, sigmoid).mul_(sigmoid).mul_(rest)
+    return value, torch.addcmul(sigmoid, value, rest), _curvature_factor(x, sigmoid).mul_(sigmoid).mul_(rest)
 
 
 class _SiLUBackward(torch.autograd.Function):
@@ -34,7 +34,7 @@ class _SiLUBackward(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
         gradient, x = ctx.saved_tensors
         sigmoid = torch.sigmoid(x)
-        to_x = torch.ops.aten.sigmoid_backward(outer * gradient, sigmoid).mul_(_bend(x, sigmoid))
+        to_x = torch.ops.aten.sigmoid_backward(outer * gradient, sigmoid).mul_(_curvature_factor(x, sigmoid))
         return torch.ops.aten.silu_backward(outer, x), to_x
 
 

@@ -51,7 +51,7 @@ class Saved:
         return [self.inputs, self.radial, self.gates, *([] if self.hidden is None else [self.hidden])]
 
 
-class Gradient:
+class FirstDerivatives:
     """First derivatives, summed block by block.
 
     Attributes:
@@ -119,7 +119,7 @@ class Gradient:
         self.b.index_add_(0, saved.sender[rows], delta)
 
 
-class Change:
+class SecondDerivatives:
     """Gradients of Σ μ·ṁ, summed block by block; see the module's docstring.
 
     Attributes:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ramify.model.kernels.activation import silu
-from ramify.model.kernels.message_derivatives import Change, Gradient, Pairs, Saved, blocks
+from ramify.model.kernels.message_derivatives import FirstDerivatives, Pairs, Saved, SecondDerivatives, blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class _Messages(torch.autograd.Function):
             found = _Gradients.apply(len(to_before), to_sums, to_gates, *tensors)
             return None, *found, *[None] * (len(wanted) - 4)
         of_x, of_basis = wanted[2:4]
-        gradient = Gradient(saved, shape, sums_type, of_x=of_x, of_basis=of_basis, of_weights=of_weights)
+        gradient = FirstDerivatives(saved, shape, sums_type, of_x=of_x, of_basis=of_basis, of_weights=of_weights)
         for rows in blocks(saved.before[0]):
             gradient.add(rows, to_sums, to_gates, to_before)
         to = (gradient.a, gradient.b, gradient.x)
@@ -147,7 +147,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layers: int, to_sums: Tensor, to_gates: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         saved = Saved.of(given, layers)
-        gradient = Gradient(saved, to_sums.shape, to_sums.dtype, of_x=True, of_basis=True, of_weights=False)
+        gradient = FirstDerivatives(saved, to_sums.shape, to_sums.dtype, of_x=True, of_basis=True, of_weights=False)
         to_first = [torch.empty_like(saved.before[0])] if layers == 2 else []
         for rows in blocks(saved.before[0]):
             gradient.add(rows, to_sums, to_gates, [None] * layers, *(t[rows] for t in to_first))
@@ -160,7 +160,7 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *directions: Tensor) -> Any:
         to_sums, to_gates, *given = ctx.saved_tensors
         saved = Saved.of(given[: 8 if ctx.layers == 1 else 10], ctx.layers)
-        change = Change(saved, to_sums, to_gates, given[-1] if ctx.layers == 2 else None, directions)
+        change = SecondDerivatives(saved, to_sums, to_gates, given[-1] if ctx.layers == 2 else None, directions)
         for rows in blocks(saved.before[0]):
             change.add(rows)
         of_given = (None, change.r, None, None, *change.weights, *change.before)
