@@ -2,7 +2,8 @@
 
     python tools/minicorpora/make_ani1x_mini.py --out OUT --workers 2
 
-Groups of the file are compositions; isomers share one.
+Groups of the file are compositions; isomers share one. A second round (`--second-round`) adds conformers to molecules
+of an earlier file.
 """
 
 import json
@@ -13,13 +14,28 @@ from pathlib import Path
 import h5py
 import numpy as np
 from ase.data import chemical_symbols
-from molecules import WB97X, Array, from_smiles, is_sane, label, missing, names_in, normal_modes, thermal
-from tasks import Arrays, load_result, parser, run_tasks, seed_of
+from molecules import (
+    SECOND_ROUND,
+    WB97X,
+    Array,
+    chosen,
+    from_smiles,
+    is_sane,
+    label,
+    missing,
+    molecule_parser,
+    names_in,
+    normal_modes,
+    thermal,
+    with_one_round,
+)
+from tasks import Arrays, load_result, run_tasks, seed_of
 
 FILE = "ani1x_mini/ani1x-mini.h5"
 CONFORMERS = {0: 16, 21: 10, 50: 6}  # of the molecules from this place of the list on: fewer of the larger ones
+MORE = (50, 8)  # the second round: from this place of the list on, so many conformers
 MAX_FORCE = 1.0  # Hartree/Å, on any component: the few more strained geometries are dropped
-MAX_STRAIN = 0.4  # Hartree above the lowest geometry of the molecule, 10.9 eV: so are these
+MAX_STRAIN = 0.4  # Hartree above the lowest geometry of the molecule in its round, 10.9 eV: so are these
 UNLABELLED_GROUPS = (5, 15, 25)  # get one row of NaN each, as the release has them
 SMILES = """C N O CC C=C C#C CN CO C=O C#N NN OO N=N C=N NO [C-]#[O+] N#N
 CCC CC=C CC#C C1CC1 C=C=C C1=CC1 CCN CNC CCO COC CC=O C=CO C1CO1 CC#N [C-]#[N+]C OC=O NC=O OCO O=C=O
@@ -42,17 +58,19 @@ class Molecule:
     key: str
     smiles: str
     conformers: int
+    seed: int
 
 
 MOLECULES = [
-    Molecule(f"{i:03d}", s, CONFORMERS[max(first for first in CONFORMERS if first <= i)])
+    Molecule(f"{i:03d}", s, CONFORMERS[max(first for first in CONFORMERS if first <= i)], seed_of("ani1x", s))
     for i, s in enumerate(SMILES.split())
 ]
+SECOND = [Molecule(f"{m.key}-2", m.smiles, MORE[1], seed_of("ani1x", m.smiles, 2)) for m in MOLECULES[MORE[0] :]]
 
 
 def label_molecule(task: Molecule) -> Arrays:
     """Labelled conformers of one molecule and one unlabelled spare; Å, Hartree, Hartree/Å."""
-    rng = np.random.default_rng(seed_of("ani1x", task.smiles))
+    rng = np.random.default_rng(task.seed)
     minimum = from_smiles(task.smiles)
     modes, numbers = normal_modes(minimum), minimum.numbers
     positions: list[Array] = []
@@ -125,19 +143,22 @@ def earlier_group(group: h5py.Group) -> Arrays:
 def assemble(work: Path, path: Path, earlier: Path | None) -> None:
     """Writes the file at `path` from an earlier one and the finished tasks in `work`."""
     groups: dict[str, list[Arrays]] = defaultdict(list)
-    used, rows = names_in(earlier, "smiles"), 0
+    used, used_twice, rows = names_in(earlier, "smiles"), names_in(earlier, SECOND_ROUND), 0
     if earlier is not None:
         with h5py.File(earlier) as file:
             groups.update({name: [earlier_group(group)] for name, group in file.items()})
-    for task in missing(MOLECULES, earlier, "smiles"):
+    tasks = [(task, used) for task in missing(MOLECULES, earlier, "smiles")]
+    tasks += [(task, used_twice) for task in with_one_round(SECOND, earlier, "smiles")]
+    for task, names in tasks:
         result = load_result(work, task.key)
         if result is not None:
-            used.append(task.smiles)
+            names.append(task.smiles)
             groups[composition(result["numbers"])].append(in_file_order(result))
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         made_by, level = "tools/minicorpora/make_ani1x_mini.py", f"RKS-{WB97X.name}, density fitting"
-        file.attrs["provenance"] = json.dumps({"made_by": made_by, "level": level, "code": "PySCF", "smiles": used})
+        source = {"made_by": made_by, "level": level, "code": "PySCF", "smiles": used, SECOND_ROUND: used_twice}
+        file.attrs["provenance"] = json.dumps(source)
         for k, (name, isomers) in enumerate(sorted(groups.items())):
             rows += write_group(file.create_group(name), isomers, earlier is None and k in UNLABELLED_GROUPS)
     print(f"{path}: {len(groups)} groups, {len(used)} molecules, {rows} rows")
@@ -145,11 +166,11 @@ def assemble(work: Path, path: Path, earlier: Path | None) -> None:
 
 def main() -> None:
     """Labels the missing tasks and writes the file."""
-    args = parser(__doc__).parse_args()
+    args = molecule_parser(__doc__).parse_args()
     earlier = args.earlier and args.earlier / FILE
     work = args.out / "work" / "ani1x"
     if not args.assemble_only:
-        run_tasks(label_molecule, missing(MOLECULES, earlier, "smiles")[: args.limit], work, args.workers)
+        run_tasks(label_molecule, chosen(args, MOLECULES, SECOND, earlier, "smiles"), work, args.workers)
     assemble(work, args.out / FILE, earlier)
 
 

@@ -2,7 +2,8 @@
 
     python tools/minicorpora/make_qm7x_mini.py --out OUT --workers 2
 
-A group is a molecule; its sub-groups are Geom-m<M>-i1-c1-opt (GFN2-xTB minimum) and ...-d<k> (1500 K normal modes).
+A group is a molecule; its sub-groups are Geom-m<M>-i1-c1-opt (GFN2-xTB minimum) and ...-d<k> (1500 K normal modes). A
+second round (`--second-round`) adds displaced geometries to molecules of an earlier file.
 """
 
 import json
@@ -12,11 +13,25 @@ from pathlib import Path
 import h5py
 import numpy as np
 from ase.units import Hartree
-from molecules import PBE0, from_smiles, is_sane, label, missing, names_in, normal_modes, thermal
-from tasks import Arrays, load_result, parser, run_tasks, seed_of
+from molecules import (
+    PBE0,
+    SECOND_ROUND,
+    chosen,
+    from_smiles,
+    is_sane,
+    label,
+    missing,
+    molecule_parser,
+    names_in,
+    normal_modes,
+    thermal,
+    with_one_round,
+)
+from tasks import Arrays, load_result, run_tasks, seed_of
 
 FILE = "qm7x_mini/1000.hdf5"
 DISPLACED = {1: 11, 31: 4}  # geometries of the molecules from this number on: fewer of the larger ones
+MORE = (31, 8)  # the second round: of the molecules from this number on, so many geometries
 SMILES = """C N O S Cl CC CO CN CS CCl C=O C=S C#N C=C C#C OCl NN
 CCO CCN CCS CCCl CSC COC CC=O CC#N ClCCl CS=O O=S=O O=C=S SC=O NC=S OCS ClC=C N#CCl CC=S C1CS1 ClC=O
 CC(=O)C CC(=O)O CC(=S)N CS(=O)C C=CC#N NC(N)=S NCC=O ClCCO CC(=O)Cl C1CCO1 N#CC#N OCC=O
@@ -34,32 +49,37 @@ N=C(S)NN O=CN=CCl O=C(S)NO"""
 
 @dataclass(frozen=True)
 class Molecule:
-    """One task: the molecule that the file calls `number`."""
+    """One task: the molecule that the file calls `number`; the second round has no minimum."""
 
     number: int
     smiles: str
-
-    @property
-    def displaced(self) -> int:
-        """Number of displaced geometries."""
-        return DISPLACED[max(first for first in DISPLACED if first <= self.number)]
+    displaced: int
+    second: bool = False
 
     @property
     def key(self) -> str:
         """Name of the result file."""
-        return f"{self.number:03d}"
+        return f"{self.number:03d}-2" if self.second else f"{self.number:03d}"
+
+    @property
+    def seed(self) -> int:
+        """Of the displacements."""
+        return seed_of("qm7x", self.smiles, *([2] if self.second else []))
 
 
-MOLECULES = [Molecule(i, s) for i, s in enumerate(SMILES.split(), 1)]
+MOLECULES = [
+    Molecule(i, s, DISPLACED[max(first for first in DISPLACED if first <= i)]) for i, s in enumerate(SMILES.split(), 1)
+]
+SECOND = [Molecule(m.number, m.smiles, MORE[1], second=True) for m in MOLECULES if m.number >= MORE[0]]
 
 
 def label_molecule(task: Molecule) -> Arrays:
-    """The minimum and its displaced geometries; Å, Hartree, Hartree/Å."""
-    rng = np.random.default_rng(seed_of("qm7x", task.smiles))
+    """The displaced geometries, before them the minimum in the first round; Å, Hartree, Hartree/Å."""
+    rng = np.random.default_rng(task.seed)
     minimum = from_smiles(task.smiles)
     modes, numbers = normal_modes(minimum), minimum.numbers
-    positions = [minimum.positions - minimum.positions.mean(0)]
-    while len(positions) < task.displaced + 1:
+    positions = [] if task.second else [minimum.positions - minimum.positions.mean(0)]
+    while len(positions) < task.displaced + (not task.second):
         moved = thermal(minimum, modes, 1500.0, rng)
         if is_sane(numbers, moved):
             positions.append(moved)
@@ -72,9 +92,10 @@ def label_molecule(task: Molecule) -> Arrays:
 
 
 def write_molecule(file: h5py.File, molecule: int, result: Arrays) -> int:
-    """Writes all geometries of one molecule, in eV and eV/Å; returns their number."""
+    """Writes the geometries of one task after those that the molecule has, in eV and eV/Å; returns their number."""
     geometries = zip(result["positions"], result["energy"], result["forces"], strict=True)
-    for k, (positions, energy, forces) in enumerate(geometries):
+    held = len(file.require_group(str(molecule)))
+    for k, (positions, energy, forces) in enumerate(geometries, held):
         group = file.create_group(f"{molecule}/Geom-m{molecule}-i1-c1-" + (f"d{k}" if k else "opt"))
         group["atNUM"] = result["numbers"].astype("i8")
         group["atXYZ"] = positions
@@ -93,27 +114,30 @@ def copy_molecules(earlier: Path, file: h5py.File) -> int:
 
 def assemble(work: Path, path: Path, earlier: Path | None) -> None:
     """Writes the file at `path` from an earlier one and the finished tasks in `work`."""
-    used = names_in(earlier, "smiles")
+    used, used_twice = names_in(earlier, "smiles"), names_in(earlier, SECOND_ROUND)
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         structures = copy_molecules(earlier, file) if earlier else 0
-        for task in missing(MOLECULES, earlier, "smiles"):
+        tasks = [(task, used) for task in missing(MOLECULES, earlier, "smiles")]
+        tasks += [(task, used_twice) for task in with_one_round(SECOND, earlier, "smiles")]
+        for task, names in tasks:
             result = load_result(work, task.key)
             if result is not None:
                 structures += write_molecule(file, task.number, result)
-                used.append(task.smiles)
+                names.append(task.smiles)
         made_by, level = "tools/minicorpora/make_qm7x_mini.py", f"RKS-{PBE0.name}, density fitting"
-        file.attrs["provenance"] = json.dumps({"made_by": made_by, "level": level, "code": "PySCF", "smiles": used})
+        source = {"made_by": made_by, "level": level, "code": "PySCF", "smiles": used, SECOND_ROUND: used_twice}
+        file.attrs["provenance"] = json.dumps(source)
     print(f"{path}: {len(used)} molecules, {structures} structures")
 
 
 def main() -> None:
     """Labels the missing tasks and writes the file."""
-    args = parser(__doc__).parse_args()
+    args = molecule_parser(__doc__).parse_args()
     earlier = args.earlier and args.earlier / FILE
     work = args.out / "work" / "qm7x"
     if not args.assemble_only:
-        run_tasks(label_molecule, missing(MOLECULES, earlier, "smiles")[: args.limit], work, args.workers)
+        run_tasks(label_molecule, chosen(args, MOLECULES, SECOND, earlier, "smiles"), work, args.workers)
     assemble(work, args.out / FILE, earlier)
 
 

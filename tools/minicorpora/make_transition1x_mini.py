@@ -3,7 +3,9 @@
     python tools/minicorpora/make_transition1x_mini.py --out OUT --workers 2
 
 Each reaction: end points relaxed with DFT; 8 IDPP images between them; 8 images of an early stage of a GFN2-xTB band; 8
-of its converged path; 8 of each of up to 3 band iterations with DFT. That makes 10 + 8 k structures.
+of its converged path; 8 of each of up to 3 band iterations with DFT. That makes 10 + 8 k structures. The reactions
+after the first 9 are not refined with DFT: end points, 2 IDPP images and 2 of the converged path. A second round
+(`--second-round`) adds 3 and 3 images between the same end points to those of an earlier file.
 """
 
 import json
@@ -19,18 +21,32 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from ase.units import Hartree
-from molecules import WB97X, Array, embed, label, missing, names_in, xtb
+from molecules import (
+    SECOND_ROUND,
+    WB97X,
+    Array,
+    chosen,
+    embed,
+    label,
+    missing,
+    molecule_parser,
+    names_in,
+    with_one_round,
+    xtb,
+)
 from rdkit import Chem
-from tasks import Arrays, load_result, parser, run_tasks
+from tasks import Arrays, load_result, run_tasks
 
 FILE = "transition1x_mini/Transition1x-mini.h5"
-IMAGES, IMAGES_OF_A_PATH = 8, 2  # between the end points
+IMAGES, IMAGES_OF_A_PATH, IMAGES_OF_A_SECOND_PATH = 8, 2, 3  # between the end points
 DFT_ITERATIONS = 3
 REFINED = 9  # the first reactions of the list: their bands are moved with DFT
 XTB_STAGES = (8, 150)  # optimiser steps of the early stage and of the rest
 FRAGMENT_DISTANCE = 2.6  # Å, smallest distance between separate fragments before they relax
 PARTS = ("train", "val", "test")
 KEY = "wB97x_6-31G(d)."
+COLUMNS = {"positions": "positions", KEY + "energy": "energy", KEY + "forces": "forces"}
+"""Columns of a reaction in the file, and their names in a result."""
 # reactant and product as fully mapped SMILES; "mirror" is the umbrella inversion of the reactant
 REACTIONS = [
     ("[H:3][C:1]#[N:2]", "[H:3][N+:2]#[C-:1]"),
@@ -61,12 +77,13 @@ SPLIT = {
 
 @dataclass(frozen=True)
 class Reaction:
-    """One task: reaction `number` of the list; `refined` moves its band with DFT."""
+    """One task: reaction `number` of the list; `refined` moves its band with DFT; `second` has no end points."""
 
     number: int
     reactant: str
     product: str
-    refined: bool
+    refined: bool = False
+    second: bool = False
 
     @property
     def smiles(self) -> str:
@@ -74,18 +91,26 @@ class Reaction:
         return f"{self.reactant}>>{self.product}"
 
     @property
+    def name(self) -> str:
+        """The name of the reaction in its formula."""
+        return f"rxn{self.number:04d}"
+
+    @property
     def images(self) -> int:
         """Number of images between the end points."""
+        if self.second:
+            return IMAGES_OF_A_SECOND_PATH
         return IMAGES if self.refined else IMAGES_OF_A_PATH
 
     @property
     def key(self) -> str:
         """Name of the result file."""
-        return f"{self.number:02d}"
+        return f"{self.number:02d}-2" if self.second else f"{self.number:02d}"
 
 
 ENDS = [*REACTIONS, *(tuple(line.split(">>")) for line in PATHS.read_text().splitlines())]
-TASKS = [Reaction(i, reactant, product, i < REFINED) for i, (reactant, product) in enumerate(ENDS)]
+TASKS = [Reaction(i, reactant, product, refined=i < REFINED) for i, (reactant, product) in enumerate(ENDS)]
+SECOND = [Reaction(t.number, t.reactant, t.product, second=True) for t in TASKS if not t.refined]
 
 
 class DFT(Calculator):
@@ -203,9 +228,11 @@ def label_reaction(task: Reaction) -> Arrays:
 
     kept = Labelled()
     calculators = [DFT() for _ in range(task.images)]
-    kept.add(reactant)
+    if not task.second:
+        kept.add(reactant)
     kept.add_images(reactant, interpolated, calculators)
-    kept.add(product)
+    if not task.second:
+        kept.add(product)
     if task.refined:
         kept.add_images(reactant, early, calculators)
         largest_force = refine([reactant, *images[1:-1], product], calculators, kept)
@@ -242,15 +269,24 @@ def refine(images: list[Atoms], calculators: list[DFT], kept: Labelled) -> float
 def fill(group: h5py.Group, result: Arrays, rows: slice) -> None:
     """Writes `rows` of a result in the columns of the layout."""
     group["atomic_numbers"] = result["numbers"].astype("i8")
-    group["positions"] = result["positions"][rows]
-    group[KEY + "energy"] = result["energy"][rows]
-    group[KEY + "forces"] = result["forces"][rows]
+    for column, name in COLUMNS.items():
+        group[column] = result[name][rows]
+
+
+def copy_reaction(old: h5py.Group, group: h5py.Group, second: Arrays | None) -> None:
+    """Copies a reaction, and writes the structures of its second round after those of the first."""
+    for name in old:
+        if second is None or name not in COLUMNS:
+            old.copy(name, group)
+    if second is not None:
+        for column, name in COLUMNS.items():
+            group[column] = np.concatenate([old[column][...], second[name]])
 
 
 def write_reaction(file: h5py.File, task: Reaction, result: Arrays) -> None:
     """Writes one reaction to `data` and links it into its part of the split."""
     formula = Atoms(result["numbers"]).get_chemical_formula()
-    name = f"{formula}/rxn{task.number:04d}"
+    name = f"{formula}/{task.name}"
     group = file.create_group("data/" + name)
     fill(group, result, slice(None))
     top = int(result["ts"])
@@ -272,26 +308,31 @@ def link(file: h5py.File, name: str) -> None:
     file[f"{part}/{name}"] = file[f"data/{name}"]
 
 
-def copy_reactions(earlier: Path, file: h5py.File) -> int:
-    """Copies all reactions of an earlier file; returns the number of their structures."""
+def copy_reactions(earlier: Path, file: h5py.File, second: dict[str, Arrays]) -> int:
+    """Copies all reactions of an earlier file with results of their second round; returns the number of structures."""
     structures = 0
     with h5py.File(earlier) as old:
         for formula, reactions in old["data"].items():
             for number, reaction in reactions.items():
-                old.copy(reaction, file, f"data/{formula}/{number}")
+                copied = file.create_group(f"data/{formula}/{number}")
+                copy_reaction(reaction, copied, second.get(number))
                 link(file, f"{formula}/{number}")
-                structures += len(reaction["positions"])
+                structures += len(copied["positions"])
     return structures
 
 
 def assemble(work: Path, path: Path, earlier: Path | None) -> None:
     """Writes the file at `path` from an earlier one and the finished tasks in `work`."""
-    used = names_in(earlier, "reactions")
+    used, used_twice = names_in(earlier, "reactions"), names_in(earlier, SECOND_ROUND)
+    second = {task: load_result(work, task.key) for task in with_one_round(SECOND, earlier, "reactions")}
+    done = {task: result for task, result in second.items() if result is not None}
+    used_twice += [task.smiles for task in done]
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         for top in ("data", *PARTS):
             file.create_group(top)
-        structures = copy_reactions(earlier, file) if earlier else 0
+        more = {task.name: result for task, result in done.items()}
+        structures = copy_reactions(earlier, file, more) if earlier else 0
         for task in missing(TASKS, earlier, "reactions"):
             result = load_result(work, task.key)
             if result is not None:
@@ -299,17 +340,18 @@ def assemble(work: Path, path: Path, earlier: Path | None) -> None:
                 structures += len(result["energy"])
                 used.append(task.smiles)
         made_by, level = "tools/minicorpora/make_transition1x_mini.py", f"RKS-{WB97X.name}, density fitting"
-        file.attrs["provenance"] = json.dumps({"made_by": made_by, "level": level, "code": "PySCF", "reactions": used})
+        source = {"made_by": made_by, "level": level, "code": "PySCF", "reactions": used, SECOND_ROUND: used_twice}
+        file.attrs["provenance"] = json.dumps(source)
     print(f"{path}: {len(used)} reactions, {structures} structures")
 
 
 def main() -> None:
     """Labels the missing tasks and writes the file."""
-    args = parser(__doc__).parse_args()
+    args = molecule_parser(__doc__).parse_args()
     earlier = args.earlier and args.earlier / FILE
     work = args.out / "work" / "t1x"
     if not args.assemble_only:
-        run_tasks(label_reaction, missing(TASKS, earlier, "reactions")[: args.limit], work, args.workers)
+        run_tasks(label_reaction, chosen(args, TASKS, SECOND, earlier, "reactions"), work, args.workers)
     assemble(work, args.out / FILE, earlier)
 
 

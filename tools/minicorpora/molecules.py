@@ -6,6 +6,7 @@ labels:   PySCF restricted Kohn-Sham with density fitting, energy and analytic g
 """
 
 import json
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from pyscf import dft, gto, lib
 from rdkit import Chem
 from rdkit.Chem import AllChem
+from tasks import parser
 from tblite.ase import TBLite
 
 Array = NDArray[np.float64]
@@ -29,6 +31,10 @@ CONVERGENCE = 1e-9  # Hartree
 START_LEVEL, START_CONVERGENCE = 0, 1e-4  # of the cheap field that gives the starting density: a tenth less time
 SOFTEST_MODE = 0.05  # eV/Å²/amu, 117 1/cm: softer modes are stiffened to this, or they would overshoot
 ZERO_MODE = 0.005  # eV/Å²/amu: softer modes are translations or rotations
+
+
+SECOND_ROUND = "second_round"
+"""In the provenance of a file: the systems with the structures of both rounds."""
 
 
 class System(Protocol):
@@ -177,13 +183,35 @@ def names_in(earlier: Path | None, kind: str) -> list[str]:
     if earlier is None:
         return []
     with h5py.File(earlier) as file:
-        return list(json.loads(file.attrs["provenance"])[kind])
+        return list(json.loads(file.attrs["provenance"]).get(kind, []))
 
 
 def missing(systems: Sequence[S], earlier: Path | None, kind: str) -> list[S]:
     """The systems that an earlier file does not hold, small ones first."""
     held = set(names_in(earlier, kind))
     return sorted((s for s in systems if s.smiles not in held), key=lambda s: basis_functions(s.smiles))
+
+
+def with_one_round(systems: Sequence[S], earlier: Path | None, kind: str) -> list[S]:
+    """The systems that an earlier file holds with the structures of the first round only, small ones first."""
+    new = {system.smiles for system in missing(systems, earlier, kind)}
+    return [system for system in missing(systems, earlier, SECOND_ROUND) if system.smiles not in new]
+
+
+def molecule_parser(description: str | None) -> ArgumentParser:
+    """The options of a generator of molecules."""
+    made = parser(description)
+    text = "label more structures of the systems that the file in --earlier holds, instead of new systems"
+    made.add_argument("--second-round", action="store_true", help=text)
+    return made
+
+
+def chosen(args: Namespace, first: Sequence[S], second: Sequence[S], earlier: Path | None, kind: str) -> list[S]:
+    """The systems that the options ask for: of the second round, or new ones; small ones first."""
+    if args.second_round and earlier is None:
+        raise SystemExit("--second-round adds structures to an earlier file: name its folder by --earlier")
+    systems = with_one_round(second, earlier, kind) if args.second_round else missing(first, earlier, kind)
+    return systems[: args.limit]
 
 
 def basis_functions(smiles: str) -> int:

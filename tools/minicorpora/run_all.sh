@@ -11,6 +11,12 @@ export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 "$molecules" "$tools/make_ani1x_mini.py" --out "$out" --workers "$workers"
 "$molecules" "$tools/make_qm7x_mini.py" --out "$out" --workers "$workers"
 "$molecules" "$tools/make_transition1x_mini.py" --out "$out" --workers "$workers"
+mkdir -p "$out/first_round"
+cp -R "$out"/*_mini "$out/first_round"
+for corpus in ani1x qm7x transition1x; do
+    "$molecules" "$tools/make_${corpus}_mini.py" --out "$out" --earlier "$out/first_round" --second-round \
+        --workers "$workers"
+done
 "$molecules" "$tools/atom_energies.py" --out "$out"
 "$gpaw" "$tools/label_crystals.py" mptrj --out "$out" --workers "$workers"
 "$gpaw" "$tools/label_crystals.py" alexandria --out "$out" --workers "$workers"
