@@ -26,6 +26,7 @@ from ramify.batches.batch import Batch, Segment
 from ramify.errors import RamifyError
 from ramify.model.kernels.counting import counting
 from ramify.model.multibranch import MultiBranch
+from ramify.model.weights import call_with_weights, weights_by_name
 
 ATOMS, EDGES = 256, 4096
 """Size of the measured batches: atoms, edges and slots are doubled, and the differences give the cost of each of
@@ -158,19 +159,21 @@ def _pass(
     trained: bool = True,
 ) -> _Tracker:
     """Runs a batch of `size` (atoms, edges, slots) inside of a tracker, made for the tensors that exist before."""
-    weights = {
-        f"model.{name}": torch.empty(p.shape, dtype=p.dtype, requires_grad=trained)
-        for name, p in model.named_parameters()
+    real = weights_by_name(runner)
+    fake = {
+        id(tensor): torch.empty(
+            tensor.shape, dtype=tensor.dtype, requires_grad=trained and isinstance(tensor, torch.nn.Parameter)
+        )
+        for tensor in real.values()
     }
-    buffers = {f"model.{name}": torch.empty(b.shape, dtype=b.dtype) for name, b in model.named_buffers()}
-    if trained:
-        for weight in weights.values():
-            weight.grad = torch.empty_like(weight)
+    for tensor in fake.values():
+        if tensor.requires_grad:
+            tensor.grad = torch.empty_like(tensor)
     conditions = 0 if model.encoder.conditions is None else len(model.encoder.conditions.names)
     batch = _empty_batch(branch, *size, next(model.parameters()).dtype, conditions)
-    tracker = make_tracker([*weights.values(), *(weight.grad for weight in weights.values()), *buffers.values()])
+    tracker = make_tracker([*fake.values(), *(tensor.grad for tensor in fake.values())])
     with tracker:
-        torch.func.functional_call(runner, weights | buffers, (batch,))
+        call_with_weights(runner, {name: fake[id(tensor)] for name, tensor in real.items()}, batch)
     return tracker
 
 

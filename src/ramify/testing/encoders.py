@@ -355,12 +355,14 @@ class EncoderTests:
         with FlopCounterMode(display=False) as counter, counting():
             found = model.train()(batch)
             (found.energy.sum() + found.forces.sum()).backward()
+        weights = [id(tensor) for tensor in model.state_dict(keep_vars=True).values()]
         operations, memory = training_cost(model, "b", bf16=False, threads=1)
         atoms, edges = len(batch.numbers), len(batch.receiver)
         slots = atoms * len(batch.slots)
         assert operations.fixed + operations.of(atoms, edges, slots) == pytest.approx(counter.get_total_flops())
         assert memory.of(atoms, edges, slots) > 0
         assert prediction_memory(model.requires_grad_(False), "b", stress=True).fixed >= 0
+        assert [id(tensor) for tensor in model.state_dict(keep_vars=True).values()] == weights
 
     def test_low_rank_updates_start_at_nothing_and_learn(self) -> None:
         model, batch = self.model("conservative").train(), self.batch(self.images())

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
-from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -29,6 +28,7 @@ from ramify.model.compiled import (
     require_compiler,
 )
 from ramify.model.multibranch import MultiBranch
+from ramify.model.weights import call_with_weights, weights_by_name
 
 FEWEST = 2
 """Minimum atoms, edges and slots of a program: compilers specialise programs for sizes 0 and 1."""
@@ -163,7 +163,7 @@ def traced(module: BranchPass) -> GraphModule:
         conditions = rest[0] if rest else None
         inputs = PassInputs(numbers, unused, unused, receiver, sender, vector, atom_cutoff, slots, conditions)
         of_weights = dict(zip(weights, given[len(example) :], strict=True))
-        found: tuple[Tensor, ...] = functional_call(module, of_weights, (inputs,))
+        found: tuple[Tensor, ...] = call_with_weights(module, of_weights, inputs)
         return found
 
     with torch.no_grad(), independent_sizes():
@@ -175,8 +175,7 @@ def traced(module: BranchPass) -> GraphModule:
 
 def weights_of(module: BranchPass) -> dict[str, Tensor]:
     """Parameters and buffers by name, as contiguous tensors."""
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    return {name: tensor.detach().contiguous() for name, tensor in tensors}
+    return {name: tensor.detach().contiguous() for name, tensor in weights_by_name(module).items()}
 
 
 def arguments(inputs: PassInputs) -> tuple[Tensor, ...]:
