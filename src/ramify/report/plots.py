@@ -166,14 +166,14 @@ def element_errors(
 
 def element_canvas(elements: Collection[str]) -> Canvas:
     """A canvas for `element_dots`."""
-    rows = math.ceil(len(elements) / ELEMENTS)
+    rows, _ = _element_rows(len(elements))
     return Canvas(max(400.0, 60 + 17.0 * min(len(elements), ELEMENTS)), 30 + 180 * rows)
 
 
 def element_dots(
     canvas: Canvas, points: Mapping[str, Mapping[str, float]], palette: Mapping[str, str], *, stems: bool = False
 ) -> list[Axes]:
-    """Draws a dot for each dataset and element, by atomic number in rows of `ELEMENTS`; returns the axes of the rows.
+    """Draws a dot for each dataset and element, by atomic number in rows; returns the axes of the rows.
 
     Args:
         canvas: of `element_canvas`.
@@ -182,7 +182,8 @@ def element_dots(
         stems: also draw a line from zero to each dot.
     """
     elements = sorted({symbol for found in points.values() for symbol in found}, key=NUMBERS.__getitem__)
-    rows = [elements[k : k + ELEMENTS] for k in range(0, len(elements), ELEMENTS)]
+    _, longest = _element_rows(len(elements))
+    rows = [elements[k : k + longest] for k in range(0, len(elements), longest)]
     drawn = list(canvas.figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0])
     for axes, row in zip(drawn, rows, strict=True):
         for k, (dataset, found) in enumerate(points.items()):
@@ -195,6 +196,12 @@ def element_dots(
         axes.set_xticks(range(len(row)), row, color=INK)
         axes.tick_params(axis="x", length=0)
     return drawn
+
+
+def _element_rows(elements: int) -> tuple[int, int]:
+    """The number of rows, of at most `ELEMENTS` and about equal length, and the length of the longest."""
+    rows = math.ceil(elements / ELEMENTS)
+    return rows, math.ceil(elements / rows)
 
 
 def learning_curve(

@@ -13,7 +13,7 @@ from ramify.report.svg import INK, Canvas, Drawing, log_axis
 from ramify.report.table_format import Quantity
 
 LINEAR = 20.0
-"""Largest difference as a multiple of those that are shown on a linear scale."""
+"""Largest difference as a multiple of those that are shown on a linear scale, rounded up to a power of ten."""
 
 
 def learning_curves(
@@ -80,9 +80,12 @@ def element_differences(
         return None
     with element_canvas(elements) as canvas:
         spread = np.abs(np.concatenate([list(found.values()) for found in differences.values()]))
+        linear = 10 ** np.ceil(
+            np.log10(max(1e-9, float(spread.max()) / LINEAR))
+        )  # a tick, as is every power of ten above
         for axes in element_dots(canvas, differences, palette, stems=True):
             axes.axhline(0, color=INK, linewidth=1)
-            axes.set_yscale("symlog", linthresh=max(1e-9, float(spread.max()) / LINEAR), linscale=0.8)
+            axes.set_yscale("symlog", linthresh=linear, linscale=0.8)
             axes.margins(y=0.06)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
             axes.set_ylabel(f"{axis}, {LABELS[quantity].error_unit}")
