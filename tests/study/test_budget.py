@@ -1,18 +1,25 @@
 """The lengths of the trainings of a study: by hand, and as the models are trained."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from ramify.batches.loader import StepBatches
+from ramify.bench import pace
+from ramify.bench.pace import step_seconds
+from ramify.errors import RamifyError
+from ramify.files import read_json, write_json
 from ramify.recipe import Recipe, TrainOptions
 from ramify.run.run import Run
-from ramify.study.budget import ALL, Budget, budget_of, step_seconds
+from ramify.study.budget import ALL, Budget, budget_of
 from ramify.study.conduct import prepare_missing
 from ramify.study.models import Equal, Model
 from ramify.study.setup import Request, add_tasks
 from ramify.study.table import Study
+from ramify.train.loop import Trainer
 from tests.study.conducted import Conducted
 
 STRUCTURES = {"small": 80, "large": 240}
@@ -70,4 +77,23 @@ def test_equal_time_measures_each_model_once(recipe: Recipe, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_seconds_of_a_step_are_measured(recipe: Recipe) -> None:
     stores = {name: Path(recipe.stores) / name for name in recipe.datasets}
-    assert step_seconds(recipe, stores) > 0
+    began = time.monotonic()
+    found = step_seconds(recipe, stores)
+    assert 0 < pace.STEPS * found < time.monotonic() - began
+    with pytest.raises(RamifyError, match=r"ended with status 1(.|\n)*nickel-of-another-name"):
+        step_seconds(recipe, stores | {"nickel": Path("nickel-of-another-name")})
+
+
+def test_the_first_steps_do_not_count(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+
+    def slow_at_first(trainer: Trainer, work: StepBatches) -> None:
+        taken.append(0.2 if len(taken) < pace.WARMUP else 0.01)
+        time.sleep(taken[-1])
+
+    monkeypatch.setattr(Trainer, "step", slow_at_first)
+    stores = {name: f"{recipe.stores}/{name}" for name in recipe.datasets}
+    write_json(tmp_path / "case.json", {"recipe": recipe.model_dump(mode="json"), "stores": stores})
+    pace.run_case(tmp_path / "case.json", tmp_path / "found.json")
+    assert len(taken) == pace.WARMUP + pace.STEPS
+    assert 0.01 <= read_json(tmp_path / "found.json")["seconds"] < 0.1

@@ -219,6 +219,14 @@ def bench_step_case(source: Path, target: Path) -> None:
     run_case(source, target)
 
 
+@verbs.command("pace", hidden=True)
+def bench_pace(source: Path, target: Path) -> None:
+    """The time of a step, for studies and searches with equal time."""
+    from ramify.bench.pace import run_case
+
+    run_case(source, target)
+
+
 @verbs.command("case", hidden=True)
 def bench_case(source: Path, target: Path) -> None:
     """One rank of a case, started by `bench scale`."""

@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 from ramify.batches.open import open_stores
+from ramify.bench.pace import step_seconds
 from ramify.errors import RamifyError
 from ramify.files import create_whole, read_json
 from ramify.planning.plan import USABLE, make_plan
 from ramify.planning.workload import DatasetSize, dataset_sizes
 from ramify.recipe import Recipe, parse_recipe
 from ramify.search.rungs import rung_steps
-from ramify.study.budget import step_seconds
 from ramify.train.continuation import run_length
 
 SECONDS = "seconds_per_step"

@@ -1,7 +1,6 @@
 """Lengths of the trainings of a study: equal passes, equal steps or equal time."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ramify.recipe import Recipe, TrainOptions
@@ -55,17 +54,6 @@ def budget_of(
         "evaluate_every": train.evaluate_every * more,
         "checkpoint_every": train.checkpoint_every * more,
     }
-
-
-def step_seconds(recipe: Recipe, stores: Mapping[str, Path]) -> float:
-    """Measured seconds per step of a training on one process of this machine (`ramify bench scale`)."""
-    from ramify.bench.case import Case  # imports PyTorch
-    from ramify.bench.spawn import spawn
-
-    case = Case.of(
-        recipe, stores, mode="strong", placement="replicated", ranks=1, batch=recipe.train.batch, warmup=2, steps=10
-    )
-    return float(spawn("case", case.model_dump(mode="json"), 1, threads=recipe.train.threads or 1)["seconds"])
 
 
 def steps_of(recipe: Recipe, structures: Mapping[str, int]) -> int:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ramify.bench.pace import step_seconds
 from ramify.recipe import Recipe
 from ramify.store.manifest import Manifest
-from ramify.study.budget import ALL, budget_of, step_seconds, steps_of
+from ramify.study.budget import ALL, budget_of, steps_of
 from ramify.study.models import KINDS, Equal, Model, check_recipe, chosen
 from ramify.study.table import Study, Task
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ramify.model.encoders.base import Encoder, element_embedding, normalised
+from ramify.model.encoders.neighbor_table import NeighborTable
 from ramify.model.graph import Graph
 from ramify.model.kernels.activation import SiLU
-from ramify.model.neighbor_table import NeighborTable
 from ramify.model.radial import BesselBasis
 from ramify.recipe.encoder import ManyBodyOptions
 

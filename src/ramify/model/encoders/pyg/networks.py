@@ -21,10 +21,10 @@ from torch_geometric.nn.models.schnet import InteractionBlock
 from torch_geometric.nn.models.visnet import EdgeEmbedding, NeighborEmbedding, Sphere, ViS_MP
 
 from ramify.elements import MAX_NUMBER
+from ramify.model.encoders.neighbor_table import NeighborTable
 from ramify.model.encoders.pyg.edges import Edges
 from ramify.model.graph import Graph
 from ramify.model.kernels.activation import silu
-from ramify.model.neighbor_table import NeighborTable
 from ramify.recipe.encoder import PyGOptions
 
 Through = Callable[..., Any]
