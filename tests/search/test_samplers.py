@@ -7,7 +7,7 @@ import pytest
 
 from ramify.errors import RamifyError
 from ramify.recipe import load_recipe
-from ramify.search.samplers import SAMPLERS, check_sampler, sample
+from ramify.search.samplers import SAMPLERS, check_sampler, compared_rung, sample, table_study
 from ramify.search.space import Space, make_space
 from ramify.search.trials import RungResult, Trial
 
@@ -49,6 +49,37 @@ def test_tpe_uses_the_results_and_cma_es_its_own_state() -> None:
         one, two = (sample(name, 1, found, trials, ["metric"])[0] for trials in (known, others))
         assert (one != two) is differs
     assert any(key.startswith("cma:") for trial in searched("cma-es", found, 8) for key in trial.system_attrs)
+
+
+def test_trials_are_compared_at_one_rung() -> None:
+    """Ten trials at the first rung, the poorest three trained on: all are compared at the first."""
+    lengths = [3, 3, 3, 1, 1, 1, 1, 1, 1, 1]
+    first = [0.9, 0.8, 0.7, 0.3, 0.2, 0.1, 0.4, 0.5, 0.6, 0.65]
+    trials = [
+        trial_of(n, [metric, metric / 2, 0.05][:reached])
+        for n, (reached, metric) in enumerate(zip(lengths, first, strict=True))
+    ]
+    assert compared_rung(trials[:9]) == compared_rung(trials) == 0
+    study = table_study(space(RANGES), trials, ["metric"])
+    assert [t.value for t in study.trials] == first
+    assert study.best_trial.number == 5
+
+
+def test_the_rung_rises_with_enough_results() -> None:
+    trials = [trial_of(n, [0.5 + n / 100, 0.3 - n / 100][: 2 if n < 10 else 1]) for n in range(14)]
+    assert compared_rung(trials) == 1
+    study = table_study(space(RANGES), trials, ["metric"])
+    assert study.best_trial.number == 9
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 10 + ["PRUNED"] * 4
+    several = table_study(space(RANGES), trials, ["metric", "time"])
+    assert {t.state.name for t in several.trials} == {"COMPLETE"}
+    assert several.trials[13].values == [0.63, 0.1]
+
+
+def trial_of(number: int, metrics: list[float]) -> Trial:
+    """With results at the rungs of so many metrics, 10 steps and 1 s apart."""
+    results = tuple(RungResult(10 * (k + 1), metric, 1.0 * (k + 1)) for k, metric in enumerate(metrics))
+    return Trial(number, {"optimizer.lr": 0.01, "train.batch": 8}, "paused", 30, results)
 
 
 def test_a_grid_has_every_configuration_once() -> None:

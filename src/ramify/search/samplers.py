@@ -15,8 +15,11 @@ from ramify.errors import RamifyError, nearest
 from ramify.search.space import Space
 from ramify.search.trials import Trial
 
+ENOUGH = 10
+"""Results from which TPE makes its model; before, it samples at random. The default of Optuna."""
+
 SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {
-    "tpe": TPESampler,
+    "tpe": partial(TPESampler, n_startup_trials=ENOUGH),
     "random": RandomSampler,
     "grid": BruteForceSampler,  # Optuna's GridSampler has no conditional keys
     "cma-es": partial(CmaEsSampler, consider_pruned_trials=True, warn_independent_sampling=False),
@@ -70,28 +73,38 @@ def sample(
 def table_study(
     space: Space, trials: Sequence[Trial], objectives: Sequence[str], sampler: BaseSampler | None = None
 ) -> optuna.Study:
-    """A study in memory with one entry for each trial in its present state.
+    """A study in memory with one entry for each trial, compared at the highest rung that `ENOUGH` of them have reached.
 
-    A paused trial is shown as pruned at its rung, which Optuna could not continue; here it may be shown as complete
-    later. With several objectives, Optuna has no pruned trials: paused ones are shown with their values so far.
+    Trials that have reached this rung are shown as complete, with their values there. The others are shown as pruned at
+    their last rung, and count as worse: better ones were preferred there. Values of later rungs are not shown: the few
+    trials that come first to a rung are often poor ones, whose longer training would make them look better than all
+    others. (S. Falkner et al., arXiv:1807.01774, also model the results of the highest rung with enough of them.)
+    With several objectives, Optuna has no pruned trials: all are shown as complete.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
-    study.add_trials([_as_frozen(space, trial, objectives) for trial in trials])
+    rung = compared_rung(trials)
+    study.add_trials([_as_frozen(space, trial, objectives, rung) for trial in trials])
     return study
 
 
-def _as_frozen(space: Space, trial: Trial, objectives: Sequence[str]) -> FrozenTrial:
-    state, values = TrialState.RUNNING, None
+def compared_rung(trials: Sequence[Trial]) -> int:
+    """The highest rung that at least `ENOUGH` trials have reached, or 0."""
+    reached = sorted((len(trial.results) for trial in trials if trial.state != "failed"), reverse=True)
+    return max(0, reached[ENOUGH - 1] - 1) if len(reached) >= ENOUGH else 0
+
+
+def _as_frozen(space: Space, trial: Trial, objectives: Sequence[str], rung: int) -> FrozenTrial:
+    state, values, reports = TrialState.RUNNING, None, {}
+    results = trial.results[: rung + 1]
     if trial.state == "failed":
         state = TrialState.FAIL
     elif trial.state == "refused":
         state = TrialState.PRUNED  # its violated constraint is among the system attributes
-    elif trial.results:
-        complete = trial.state == "complete" or len(objectives) > 1
-        state = TrialState.COMPLETE if complete else TrialState.PRUNED
-        values = trial.objectives(objectives) if complete else None
-    reports = {} if len(objectives) > 1 else {k: result.metric for k, result in enumerate(trial.results)}
+    elif results and (len(results) > rung or len(objectives) > 1):
+        state, values = TrialState.COMPLETE, trial.objectives(objectives, len(results) - 1)
+    elif results:
+        state, reports = TrialState.PRUNED, {k: result.metric for k, result in enumerate(results)}
     return create_trial(
         state=state,
         values=values,
