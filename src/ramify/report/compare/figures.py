@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -80,9 +81,7 @@ def element_differences(
         return None
     with element_canvas(elements) as canvas:
         spread = np.abs(np.concatenate([list(found.values()) for found in differences.values()]))
-        linear = 10 ** np.ceil(
-            np.log10(max(1e-9, float(spread.max()) / LINEAR))
-        )  # a tick, as is every power of ten above
+        linear = 10 ** math.ceil(math.log10(max(1e-9, float(spread.max()) / LINEAR)))  # powers of ten have a tick
         for axes in element_dots(canvas, differences, palette, stems=True):
             axes.axhline(0, color=INK, linewidth=1)
             axes.set_yscale("symlog", linthresh=linear, linscale=0.8)
