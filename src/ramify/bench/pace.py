@@ -2,6 +2,7 @@
 take equal time."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -17,14 +18,16 @@ def step_seconds(recipe: Recipe, stores: Mapping[str, Path]) -> float:
     """Median seconds per step of a new process with `train.threads` threads, or one, loading included.
 
     Args:
-        recipe: its placement is not used.
+        recipe: its placement and sharding, which are for several processes, are not used.
         stores: paths of the stores by dataset.
 
     Raises:
         RamifyError: the process failed.
     """
-    content = {"recipe": recipe.model_dump(mode="json"), "stores": {name: str(path) for name, path in stores.items()}}
-    return float(spawn("pace", content, 1, threads=recipe.train.threads or 1)["seconds"])
+    content = recipe.model_dump(mode="json")
+    content["parallel"] |= {"placement": "replicated", "shard": "none"}
+    case = {"recipe": content, "stores": {name: str(path) for name, path in stores.items()}}
+    return float(spawn("pace", case, 1, threads=recipe.train.threads or 1)["seconds"])
 
 
 def run_case(source: Path, target: Path) -> None:
@@ -47,5 +50,5 @@ def run_case(source: Path, target: Path) -> None:
         for _ in take_steps(trainer, WARMUP + STEPS):
             wait_for(world.device)
             ends.append(time.perf_counter())
-        seconds = [after - before for before, after in zip(ends[WARMUP - 1 :], ends[WARMUP:], strict=False)]
+        seconds = [after - before for before, after in pairwise(ends[WARMUP - 1 :])]
         write_json(target, {"seconds": median(seconds)})
