@@ -11,25 +11,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase.build import bulk
 from benchmarks.calculator import measure as measure_calculator
 from benchmarks.calculator import random_model
 
+from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.edge_search import EdgeSearch
 from ramify.bench.case import Case
 from ramify.bench.measure import make_trainer, measure_case
 from ramify.bench.profiling.resident import forget_peak, peak_bytes
 from ramify.bench.synthetic import equal_datasets
 from ramify.errors import RamifyError
 from ramify.neighbors.cell_lists import by_nvalchemi, by_vesin
+from ramify.neighbors.edges import find_edges
 from ramify.parallel.layout import Layout
 from ramify.recipe import Recipe, load_recipe, parse_recipe
 from ramify.store.store import Store
+from ramify.structures import Structures
 from ramify.system import available_memory
 from ramify.train.loop import Trainer
 from ramify.train.optimization.product_rates import wait_for
@@ -42,11 +47,19 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 FORMS = (("fp32", "none"), ("tf32", "none"), ("bf16", "none"), ("fp32", "default"), ("fp32", "cuda-graphs"))
 """Precision and `train.compile` of the step table."""
+EDGES: dict[str, dict[str, Any]] = {
+    "cached": {},
+    "by threads": {"edge_cache": 0.0},
+    "on the device": {"neighbor_search": "device"},
+}
+"""Where the loader's edges come from, and the keys of `train` for it."""
 BRANCHES = 3
 TESTS = (
     "tests/train/test_reads.py",
     "tests/train/optimization/test_precision.py",
     "tests/neighbors/test_cell_lists.py",
+    "tests/neighbors/test_device_edges.py",
+    "tests/batches/test_edge_search.py",
 )
 
 Results = dict[str, Any]
@@ -171,51 +184,79 @@ def step_of(recipe: Recipe, stores: dict[str, Path], batch: int, form: tuple[str
 
 
 def edges(limit: float, dry: bool) -> Results:
-    """Neighbour lists of one structure: vesin on a processor core, and nvalchemi on the device if it is installed."""
-    rows = []
-    for cells in (2,) if dry else (6, 13, 25):
-        crystal = bulk("Cu", cubic=True) * (cells, cells, cells)
-        crystal.rattle(0.1, seed=0)
-        given = (crystal.positions, crystal.cell.array, crystal.pbc, 5.45)
-        row: Results = {"atoms": len(crystal)}
-        row["vesin, ms"] = 1e3 * timed(lambda given=given: by_vesin(*given), torch.device("cpu"), 3)
-        try:
-            device = torch.device(device_of(dry))
-            row["nvalchemi, ms"] = 1e3 * timed(lambda given=given: by_nvalchemi(*given, device_of(dry)), device, 3)
-            row["pairs equal"] = len(by_nvalchemi(*given, device_of(dry))[0]) == len(by_vesin(*given)[0])
-        except ImportError as error:
-            row["nvalchemi, ms"] = f"not installed: {error}"
-        rows.append(row)
-    return {"rows": rows}
+    """Neighbour lists of one structure (vesin on a processor core, nvalchemi on the device if it is installed) and of
+    batches (NumPy on a processor core, PyTorch on the device)."""
+    rows = [edges_of_one(cells, dry) for cells in ((2,) if dry else (6, 13, 25))]
+    return {"rows": rows + [edges_of_batch(count, dry) for count in ((4,) if dry else (8, 64, 512))]}
+
+
+def edges_of_one(cells: int, dry: bool) -> Results:
+    """Neighbour lists of a crystal."""
+    crystal = bulk("Cu", cubic=True) * (cells, cells, cells)
+    crystal.rattle(0.1, seed=0)
+    given = (crystal.positions, crystal.cell.array, crystal.pbc, 5.45)
+    row: Results = {"structures": 1, "atoms": len(crystal)}
+    row["processor, ms"] = 1e3 * timed(lambda: by_vesin(*given), torch.device("cpu"), 3)
+    try:
+        device = torch.device(device_of(dry))
+        row["device, ms"] = 1e3 * timed(lambda: by_nvalchemi(*given, device_of(dry)), device, 3)
+        row["equal"] = len(by_nvalchemi(*given, device_of(dry))[0]) == len(by_vesin(*given)[0])
+    except ImportError as error:
+        row["device, ms"] = f"not installed: {error}"
+    return row
+
+
+def edges_of_batch(structures: int, dry: bool) -> Results:
+    """Edges of a batch of crystals with 20 atoms and at most 20 neighbours."""
+    images = [bulk("Cu") * (5, 2, 2) for _ in range(structures)]
+    for seed, atoms in enumerate(images):
+        atoms.rattle(0.1, seed=seed)
+    given, device = Structures.from_ase(images), torch.device(device_of(dry))
+    part = BatchPart("crystals", "crystals", given, None, np.zeros(119))
+    bare, search = Batch.make([part]).to(device), EdgeSearch(5.0, 20)
+    taken = {
+        "processor, ms": 1e3 * timed(lambda: find_edges(given, 5.0, 20), torch.device("cpu"), 5),
+        "device, ms": 1e3 * timed(lambda: search(bare), device, 5),
+    }
+    equal = len(search(bare).receiver) == len(find_edges(given, 5.0, 20))
+    return {"structures": structures, "atoms": len(given.numbers), **taken, "equal": equal}
 
 
 def loader(limit: float, dry: bool) -> Results:
     """Steps fed by the loader, whose threads make batches and copy them on a stream of their own, compared with steps
-    on batches that are on the device already: the difference is time spent waiting for data."""
+    on batches that are on the device already: the difference is time spent waiting for data. Edges are taken from the
+    edge cache, found for every batch by the threads, or found on the device."""
     rows = []
     for batch in (4,) if dry else (64, 512):
         with recipe_of("egnn", dry=dry) as (recipe, stores):
-            trainer = trainer_of(recipe, stores, batch)
-            device, count = trainer.layout.device, 3 if dry else 40
-            with trainer.loader() as source:
-                works = [next(source) for _ in range(3)]
-                for work in works:
-                    trainer.step(work)
-                wait_for(device)
-                began = time.perf_counter()
-                for _ in range(count):
-                    trainer.step(next(source))
-                wait_for(device)
-                fed = (time.perf_counter() - began) / count
-                began = time.perf_counter()
-                for number in range(count):
-                    trainer.step(works[number % len(works)])
-                wait_for(device)
-                resident = (time.perf_counter() - began) / count
-        rows.append(
-            {"batch": batch, "fed, ms": 1e3 * fed, "resident, ms": 1e3 * resident, "waiting": 1 - resident / fed}
-        )
+            for where, keys in EDGES.items():
+                rows.append(
+                    {"batch": batch, "edges": where, **fed_steps(recipe, stores, batch, keys, 3 if dry else 25)}
+                )
     return {"rows": rows}
+
+
+def fed_steps(recipe: Recipe, stores: dict[str, Path], batch: int, keys: Mapping[str, Any], count: int) -> Results:
+    """Time of a step fed by the loader, and of one on a batch that is on the device."""
+    train = recipe.train.model_copy(update=dict(keys))
+    trainer = trainer_of(recipe.model_copy(update={"train": train}), stores, batch)
+    device = trainer.layout.device
+    with trainer.loader() as source:
+        works = [next(source) for _ in range(3)]
+        for work in works:
+            trainer.step(work)
+        wait_for(device)
+        began = time.perf_counter()
+        for _ in range(count):
+            trainer.step(next(source))
+        wait_for(device)
+        fed = (time.perf_counter() - began) / count
+        began = time.perf_counter()
+        for number in range(count):
+            trainer.step(works[number % len(works)])
+        wait_for(device)
+        resident = (time.perf_counter() - began) / count
+    return {"fed, ms": 1e3 * fed, "resident, ms": 1e3 * resident, "waiting": 1 - resident / fed}
 
 
 def calculator(limit: float, dry: bool) -> Results:

@@ -41,6 +41,7 @@ def test_what_defines_no_step_may_change() -> None:
         train__log_every=7,
         train__checkpoint_every=3.0,
         train__edge_cache=0.0,
+        train__neighbor_search="device",
     )
     changes = compare(recipe(), now, "")
     assert changes.keys["parallel.placement"] == ["auto", {name: [0, 1] for name in ALL}]
@@ -48,6 +49,7 @@ def test_what_defines_no_step_may_change() -> None:
     assert set(changes.keys) == {
         "name", "stores", "parallel.placement", "parallel.timeout", "parallel.micro_batch_atoms", "train.threads",
         "train.time_limit", "train.log_every", "train.checkpoint_every", "train.edge_cache",
+        "train.neighbor_search",
     }  # fmt: skip
     assert not changes.of_data
 

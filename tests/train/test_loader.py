@@ -150,6 +150,22 @@ def test_where_edges_come_from_changes_nothing(small: MakeRecipe, tmp_path: Path
     assert metrics(tmp_path / "table") == metrics(tmp_path / "on the fly")
 
 
+@pytest.mark.parametrize("kind", ["direct", "conservative"])
+def test_edges_found_on_the_device_give_the_same_run(small: MakeRecipe, tmp_path: Path, kind: str) -> None:
+    """In another order, so within rounding; on the CPU here. Validation, too, reads positions only."""
+    changes = {"train__max_steps": 8, "train__precision": "fp64", "model__force_head__kind": kind}
+    for where in ("loader", "device"):
+        recipe = small("qm7x", "mptrj", train__neighbor_search=where, **changes)
+        trainer = train(recipe, tmp_path / where)
+        for reader in (trainer.train["qm7x"], trainer.val["mptrj"]):
+            assert (reader.part(np.arange(2)).edges is None) == (where == "device")
+    found, expected = (tensors(tmp_path / where) for where in ("device", "loader"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-10)
+    for line, other in zip(metrics(tmp_path / "device", "val"), metrics(tmp_path / "loader", "val"), strict=True):
+        assert line["metric"] == pytest.approx(other["metric"], abs=1e-9)
+
+
 def test_a_split_is_read_in_order_each_structure_once(readers: dict[str, SplitReader]) -> None:
     for reader in readers.values():
         for atoms in (1, 17, 10**6):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ramify.labels import BUILT_IN, further
-from ramify.neighbors.edges import CutoffPairs, Edges
+from ramify.neighbors.distances import complete_cells
+from ramify.neighbors.edges import NO_EDGES, CutoffPairs, Edges
 from ramify.neighbors.wrapping import displacements
 from ramify.references import reference_energy
 from ramify.structures import Structures
@@ -32,7 +33,7 @@ class BatchPart:
         dataset: name of the dataset.
         branch: name of its branch.
         structures: the structures.
-        edges: their edges, with atom indices within `structures`.
+        edges: their edges, with atom indices within `structures`; None if they are found later, on the device.
         references: (119,) eV per element, by atomic number.
         conditions: (S, C) values of the conditions of the model (`ramify.batches.conditions`); None without conditions.
     """
@@ -40,7 +41,7 @@ class BatchPart:
     dataset: str
     branch: str
     structures: Structures
-    edges: Edges
+    edges: Edges | None
     references: np.ndarray
     conditions: np.ndarray | None = None
 
@@ -70,6 +71,8 @@ class Batch:
         datasets: one per dataset with structures in the batch, in order.
         further: further labels by name, (S,) in their unit of errors.
         conditions: (S, C) values of the conditions of the model; None without conditions.
+        cell, periodic: (S, 3, 3) float64, Å, completed by vectors along axes without periodicity, and (S, 3) bool, axes
+            with periodicity: only in a batch without edges, from which `ramify.batches.edge_search` finds them.
     """
 
     numbers: Tensor
@@ -93,17 +96,21 @@ class Batch:
     datasets: tuple[Segment, ...]
     further: Mapping[str, Tensor] = field(default_factory=dict)
     conditions: Tensor | None = None
+    cell: Tensor | None = None
+    periodic: Tensor | None = None
 
     @classmethod
     def make(cls, parts: Sequence[BatchPart], dtype: torch.dtype = torch.float32) -> Self:
-        """Joins the parts; parts of one branch must be consecutive. Reference energies are subtracted in float64, and
-        structures far from the origin are moved close to it (`ramify.neighbors.wrapping`) before positions are cast."""
+        """Joins the parts; parts of one branch must be consecutive, and all or none have edges. Reference energies are
+        subtracted in float64, and structures far from the origin are moved close to it (`ramify.neighbors.wrapping`)
+        before positions are cast."""
         n_atoms, cell = _joined(parts, "n_atoms"), _joined(parts, "cell").astype(np.float64)
         structure = np.repeat(np.arange(len(n_atoms)), n_atoms)
         kind = np.float64 if dtype == torch.float64 else np.float32
         positions, moved = _near_origin(parts)
-        receiver, sender, shift = _join(parts, [p.edges for p in parts], structure, cell, moved, kind)
-        cutoff_pairs = [p.edges.cutoff_pairs for p in parts]
+        edges = [NO_EDGES if p.edges is None else p.edges for p in parts]
+        receiver, sender, shift = _join(parts, edges, structure, cell, moved, kind)
+        cutoff_pairs = [e.cutoff_pairs for e in edges]
         cutoff_receiver, cutoff_sender, cutoff_shift = _join(parts, cutoff_pairs, structure, cell, moved, kind)
         energy = [
             (p.structures.energy - reference_energy(p.structures, p.references)) / p.structures.n_atoms for p in parts
@@ -122,11 +129,11 @@ class Batch:
             sender=torch.from_numpy(sender),
             shift=torch.from_numpy(shift),
             slots=torch.from_numpy(np.arange(np.bincount(receiver, minlength=1).max())),
-            atom_cutoff=real(_one([p.edges.atom_cutoff for p in parts])),
+            atom_cutoff=real(_one([e.atom_cutoff for e in edges])),
             cutoff_receiver=torch.from_numpy(cutoff_receiver),
             cutoff_sender=torch.from_numpy(cutoff_sender),
             cutoff_shift=torch.from_numpy(cutoff_shift),
-            cutoff_gain=real(_one([p.edges.cutoff_pairs.gain for p in parts])),
+            cutoff_gain=real(_one([pairs.gain for pairs in cutoff_pairs])),
             volume=real(np.abs(np.linalg.det(cell))),
             energy=real(_one(energy)),
             forces=real(_joined(parts, "forces")),
@@ -139,6 +146,7 @@ class Batch:
                 if any(name in p.structures.labels for p in parts)
             },
             conditions=real(_one(conditions)) if (conditions := _conditions(parts)) else None,
+            **({} if all(p.edges is not None for p in parts) else _lattice(parts, cell)),
         )
 
     def labels(self) -> dict[str, Tensor]:
@@ -161,6 +169,13 @@ class Batch:
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
         return replace(self, **changed, further={name: change(tensor) for name, tensor in self.further.items()})
+
+
+def _lattice(parts: Sequence[BatchPart], cell: np.ndarray) -> dict[str, Tensor]:
+    """`cell` and `periodic` of a batch without edges."""
+    periodic = _joined(parts, "pbc")
+    complete = complete_cells(cell, periodic, np.ones(len(cell)))
+    return {"cell": torch.from_numpy(complete), "periodic": torch.from_numpy(periodic)}
 
 
 def _joined(parts: Sequence[BatchPart], column: str) -> np.ndarray:

@@ -34,6 +34,7 @@ class SplitReader:
         max_neighbors: maximum number of neighbours per atom.
         edge_cache: maximum GB of a cache of edges; if it would be larger, edges are computed for every batch.
         model: options of the model, for its conditions; None: no conditions.
+        finds_edges: whether parts have edges; otherwise they are found later (`ramify.batches.edge_search`).
         progress: called with the number of structures whose edges were computed.
     """
 
@@ -48,16 +49,17 @@ class SplitReader:
         max_neighbors: int | None,
         edge_cache: float,
         model: ModelOptions | None = None,
+        finds_edges: bool = True,
         progress: Callable[[int], None] = lambda structures: None,
     ) -> None:
-        self._model = model
+        self._model, self._finds_edges = model, finds_edges
         self.dataset, self.branch = dataset, branch
         self.store, self.rows = store, store.range(split)
         self._cutoff, self._max_neighbors = cutoff, max_neighbors
         atoms = int(store.n_atoms[self.rows.start : self.rows.stop].sum())
         estimate = atoms * ((max_neighbors or TYPICAL_NEIGHBORS) + 1) * BYTES_PER_EDGE
         self._table = None
-        if len(self.rows) and estimate <= edge_cache * 1e9:
+        if finds_edges and len(self.rows) and estimate <= edge_cache * 1e9:
             self._table = EdgeCache(store, self.rows, cutoff, max_neighbors, progress)
 
     def __len__(self) -> int:
@@ -80,12 +82,13 @@ class SplitReader:
         return self.store.label_counts(self.rows.start + indices, stress=stress)
 
     def part(self, indices: NDArray[np.int64]) -> BatchPart:
-        """Reads the structures at `indices` of the split, with their edges."""
+        """Reads the structures at `indices` of the split, with their edges if the reader finds them."""
         rows = self.rows.start + indices
         structures = self.store.take(rows)
+        edges = None
         if self._table is not None:
             edges = self._table.take(rows)
-        else:
+        elif self._finds_edges:
             edges = find_edges(structures, self._cutoff, self._max_neighbors)
         conditions = None if self._model is None else condition_values(self._model, structures, self.dataset)
         return BatchPart(self.dataset, self.branch, structures, edges, self.store.references, conditions)
@@ -156,6 +159,7 @@ class Loader(Prefetcher[StepAssignment, StepBatches]):
         workers: number of threads.
         device: device to which batches are transferred while earlier steps run.
         pad: (batch, number of the step) -> padded batch; None: no padding.
+        search: finds the edges of batches on the device, if readers do not.
     """
 
     def __init__(
@@ -168,8 +172,10 @@ class Loader(Prefetcher[StepAssignment, StepBatches]):
         workers: int = 1,
         device: torch.device | None = None,
         pad: Callable[[Batch, int], Batch] | None = None,
+        search: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
-        self._readers, self._dtype, self._sending, self._pad = readers, dtype, transfer_to(device), pad
+        self._readers, self._dtype, self._sending = readers, dtype, transfer_to(device)
+        self._pad, self._search = pad, search
         super().__init__(assignments, self._work_of, workers=workers, ahead=ahead)
 
     def __next__(self) -> StepBatches:
@@ -177,13 +183,18 @@ class Loader(Prefetcher[StepAssignment, StepBatches]):
         return replace(work, batches=tuple(self._sending.receive(batch) for batch in work.batches))
 
     def _work_of(self, assignment: StepAssignment) -> StepBatches:
-        return StepBatches(
-            assignment,
-            tuple(
-                self._sending.send(self._batch(assignment.step, micro_batch))
-                for micro_batch in assignment.micro_batches
-            ),
-        )
+        batches = (self._sent(assignment.step, micro_batch) for micro_batch in assignment.micro_batches)
+        return StepBatches(assignment, tuple(batches))
+
+    def _sent(self, step: int, micro_batch: Mapping[str, NDArray[np.int64]]) -> Batch:
+        """A batch on its way to the device; without edges, it is completed there."""
+        batch = self._batch(step, micro_batch)
+        if batch.cell is None:
+            return self._sending.send(self._padded(batch, step), lambda there: there)
+        return self._sending.send(batch, lambda there: self._padded(self._search(there), step))
+
+    def _padded(self, batch: Batch, step: int) -> Batch:
+        return batch if self._pad is None else self._pad(batch, step)
 
     def _batch(self, step: int, micro_batch: Mapping[str, NDArray[np.int64]]) -> Batch:
         parts = []
@@ -197,5 +208,4 @@ class Loader(Prefetcher[StepAssignment, StepBatches]):
                         error.add_note(f"which {culprit}")
                     error.add_note(f"while the batch of step {step} was made")
                     raise
-        batch = Batch.make(parts, self._dtype)
-        return batch if self._pad is None else self._pad(batch, step)
+        return Batch.make(parts, self._dtype)

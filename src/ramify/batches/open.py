@@ -123,7 +123,8 @@ def open_split(
 ) -> dict[str, SplitReader]:
     """Opens one reader per dataset for a split; `progress(dataset, structures)` is called as edges are computed."""
     branches, cache = recipe.datasets_of_branches(), recipe.train.edge_cache
-    return open_readers(recipe.model, branches, stores, split, progress, edge_cache=cache)
+    finds = recipe.train.neighbor_search == "loader"
+    return open_readers(recipe.model, branches, stores, split, progress, edge_cache=cache, finds_edges=finds)
 
 
 def open_readers(
@@ -134,10 +135,11 @@ def open_readers(
     progress: Callable[[str, int], None] = lambda dataset, structures: None,
     *,
     edge_cache: float,
+    finds_edges: bool = True,
 ) -> dict[str, SplitReader]:
     """Opens one reader per store for a split, for a model and the datasets of each branch; see `open_split`.
 
-    `edge_cache`: GB, see `train.edge_cache`; 0 if every structure is read only once.
+    `edge_cache`: GB, see `train.edge_cache`; 0 if every structure is read only once. `finds_edges`: see `SplitReader`.
     """
     branch_of = {dataset: branch for branch, group in branches.items() for dataset in group}
     first_branch = next(iter(branches))
@@ -156,6 +158,7 @@ def open_readers(
             max_neighbors=model.encoder.max_neighbors,
             edge_cache=edge_cache,
             model=model,
+            finds_edges=finds_edges,
             progress=report,
         )
     return readers

@@ -59,7 +59,7 @@ class Padding:
     steps: bool = False
 
     def __call__(self, batch: Batch) -> PaddedBatch:
-        """Pads a batch, on the CPU."""
+        """Pads a batch, on its device."""
         starts, used = self._starts(batch.segments)
         size = {name: self._size(count) for name, count in _counts(batch).items()}
         tiles = self._size(-(-(used + 1) // self.tile))  # at least one padding atom at the end
@@ -68,10 +68,7 @@ class Padding:
         added = range(used, atoms)
 
         def by_atom(tensor: Tensor, filling: float) -> Tensor:
-            given = tensor.numpy()
-            found = np.full((atoms, *given.shape[1:]), filling, given.dtype)
-            found[move] = given
-            return torch.from_numpy(found)
+            return _placed(tensor, move, atoms, filling)
 
         new: dict[str, Tensor] = {
             "numbers": by_atom(batch.numbers, 1),
@@ -83,19 +80,17 @@ class Padding:
             "volume": _longer(batch.volume, structures, 0.0),
             "energy": _longer(batch.energy, structures, np.nan),
             "stress": _longer(batch.stress, structures, np.nan),
-            "slots": torch.from_numpy(np.arange(self._size(len(batch.slots)))),
+            "slots": _on(batch.slots.device, np.arange(self._size(len(batch.slots)))),
             "cutoff_gain": _longer(batch.cutoff_gain, size["cutoff_"], 0.0),
-            "tile_branch": torch.from_numpy(self._tile_branch(starts, tiles)),
+            "tile_branch": _on(batch.slots.device, self._tile_branch(starts, tiles)),
         }
         if batch.conditions is not None:
             new["conditions"] = _longer(batch.conditions, structures, 0.0)
         for kind, count in size.items():
-            receiver = getattr(batch, f"{kind}receiver").numpy()
-            own = _spread_over(added, count - len(receiver))
             for end in ("receiver", "sender"):
-                new[kind + end] = torch.from_numpy(np.concatenate([move[getattr(batch, kind + end).numpy()], own]))
-            new[f"{kind}shift"] = _longer(getattr(batch, f"{kind}shift"), count, 0.0)
-            new[f"{kind}shift"].numpy()[len(receiver) :, 0] = EDGE_LENGTH
+                rows = getattr(batch, kind + end)
+                new[kind + end] = _moved_ends(rows, move, _spread_over(added, count - len(rows)))
+            new[f"{kind}shift"] = _longer(getattr(batch, f"{kind}shift"), count, (EDGE_LENGTH, 0.0, 0.0))
         given: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(Batch)}
         segments = tuple(_moved(s, s.atoms.start, a) for s, a in starts)
         further = {name: _longer(tensor, structures, np.nan) for name, tensor in batch.further.items()}
@@ -150,11 +145,30 @@ def _counts(batch: Batch) -> dict[str, int]:
     return {"": len(batch.receiver), "cutoff_": len(batch.cutoff_gain)}
 
 
-def _longer(tensor: Tensor, rows: int, filling: float) -> Tensor:
-    given = tensor.numpy()
-    found = np.full((rows, *given.shape[1:]), filling, given.dtype)
-    found[: len(given)] = given
-    return torch.from_numpy(found)
+def _longer(tensor: Tensor, rows: int, filling: float | tuple[float, ...]) -> Tensor:
+    return _placed(tensor, np.arange(len(tensor)), rows, filling)
+
+
+def _placed(tensor: Tensor, at: NDArray[np.int64], rows: int, filling: float | tuple[float, ...]) -> Tensor:
+    """The rows of a tensor at the places `at` among `rows` rows, of which the others contain `filling`."""
+    shape = (rows, *tensor.shape[1:])
+    if tensor.is_cpu:  # by NumPy: PyTorch would start a thread pool for each thread that makes batches
+        given = tensor.numpy()
+        found = np.full(shape, filling, given.dtype)
+        found[at] = given
+        return torch.from_numpy(found)
+    return tensor.new_tensor(filling).expand(shape).clone().index_copy_(0, _on(tensor.device, at), tensor)
+
+
+def _moved_ends(ends: Tensor, move: NDArray[np.int64], added: NDArray[np.int64]) -> Tensor:
+    """The atoms `ends` at their new places, followed by those of the padding."""
+    if ends.is_cpu:
+        return torch.from_numpy(np.concatenate([move[ends.numpy()], added]))
+    return torch.cat([_on(ends.device, move)[ends], _on(ends.device, added)])
+
+
+def _on(device: torch.device, array: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(array).to(device)
 
 
 def _spread_over(rows: range, count: int) -> NDArray[np.int64]:

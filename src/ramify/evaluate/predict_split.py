@@ -4,7 +4,7 @@ A split is divided into batches that depend on the split alone. The errors are s
 the batches are added in the order of the split: the result is bit-identical for any assignment of batches to ranks.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +61,7 @@ def predict_batch(
     device: torch.device,
     *,
     stress: bool = False,
+    search: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Labelled:
     """Predictions of one branch on a batch, with its labels.
 
@@ -71,11 +72,12 @@ def predict_batch(
         branch: its name.
         device: the device of the model.
         stress: also predict stress if the branch can.
+        search: finds the edges of a batch that has none, on the device (`ramify.batches.edge_search`).
     """
     heads = model.branch(branch)
     stress = stress and heads.forces == "conservative"
     with torch.no_grad():
-        found: BatchPredictions = model(read_by(batch, branch).to(device), stress=stress)
+        found: BatchPredictions = model(search(read_by(batch, branch).to(device)), stress=stress)
     labels = {name: host_array(tensor) for name, tensor in batch.labels().items()}
     predicted = {name: host_array(tensor) for name, tensor in found.labels().items()}
     possible: dict[str, NDArray[np.bool_] | bool] = dict.fromkeys(predicted, True)

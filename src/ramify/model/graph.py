@@ -52,7 +52,12 @@ def build_graph(
 
     The adaptive cutoff of an atom with many neighbours depends on their positions (`ramify.neighbors.edges`): the batch
     contains its value, and this function adds its first derivative, so that conservative forces are exact.
+
+    Raises:
+        ValueError: the edges of the batch have not been found yet (`ramify.batches.edge_search`).
     """
+    if batch.cell is not None:
+        raise ValueError("the batch has no edges yet")
 
     def vectors(receiver: Tensor, sender: Tensor, shift: Tensor) -> Tensor:
         vector = positions.index_select(0, sender) - positions.index_select(0, receiver) + shift

@@ -78,6 +78,12 @@ class CutoffPairs:
         return len(self.receiver)
 
 
+_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int32)
+
+NO_EDGES = Edges(*_NOTHING, np.zeros(0), CutoffPairs(*_NOTHING, np.zeros(0)))
+"""No edges over no atoms."""
+
+
 def find_edges(structures: Structures, cutoff: float, max_neighbors: int | None = None) -> Edges:
     """Finds all edges of all structures.
 
@@ -113,9 +119,8 @@ def find_pairs(structures: Structures, radius: float, *, distances: bool = True,
 def edges_among(pairs: Pairs, n_atoms: int, cutoff: float, max_neighbors: int | None) -> Edges:
     """Selects edges from all pairs of `n_atoms` atoms within `search_radius`."""
     if max_neighbors is None:
-        nothing = np.zeros(0, np.int64)
-        cutoff_pairs = CutoffPairs(nothing, nothing, np.zeros((0, 3), np.int32), np.zeros(0))
-        return Edges(pairs.receiver, pairs.sender, pairs.shift, np.full(n_atoms, cutoff), cutoff_pairs)
+        atom_cutoff = np.full(n_atoms, cutoff)
+        return Edges(pairs.receiver, pairs.sender, pairs.shift, atom_cutoff, NO_EDGES.cutoff_pairs)
     receiver, sender, shift, distance = pairs.receiver, pairs.sender, pairs.shift, pairs.distance
     count = np.bincount(receiver, minlength=n_atoms)
     atom_cutoff, near, gain = _adaptive_cutoffs(count, receiver, distance, cutoff, max_neighbors)

@@ -27,6 +27,7 @@ FREE = (
     "train.log_every",
     "train.trackers",
     "train.edge_cache",
+    "train.neighbor_search",
     "train.resume",
 )
 """Keys (with all below them) that change neither the model and the data nor the steps."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from ramify.batches.batch import Batch
+from ramify.batches.edge_search import EdgeSearch
 from ramify.batches.loader import Loader, SplitReader, StepAssignment, StepBatches
 from ramify.batches.sampler import BatchSampler
 from ramify.batches.sampling import sampling_weights
@@ -101,7 +102,8 @@ class Trainer:
         self.averages = AveragedWeights(self.model, self.recipe.optimizer.ema)
         self.schedule = Schedule(self.recipe.schedule, self.recipe.optimizer.lr, self.total_steps)
         labels, self.logged = self.objective.labels, self.objective.names
-        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, labels)
+        self.search = EdgeSearch.of(self.recipe.model.encoder)
+        self.validator = Validator(self.val, self.branch_of, layout, self.dtype, labels, search=self.search)
         self.state = State(
             layout, self.model, self.optimizer, self.averages, self.schedule, self.sampler, self.progress
         )
@@ -171,7 +173,14 @@ class Trainer:
         pad, first = self.forward.pad, self.progress.step
         of_step = None if pad is None else lambda batch, step: pad(batch, step - first)
         return Loader(
-            self.train, self._assignments(), self.dtype, ahead, workers=data.workers, device=device, pad=of_step
+            self.train,
+            self._assignments(),
+            self.dtype,
+            ahead,
+            workers=data.workers,
+            device=device,
+            pad=of_step,
+            search=self.search,
         )
 
     def _next(self, loader: Loader) -> StepBatches:

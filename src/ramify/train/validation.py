@@ -1,12 +1,13 @@
 """The validation metric: exact errors on the validation splits, bit-identical for any number of ranks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ramify.batches.batch import Batch
 from ramify.batches.loader import SplitReader
 from ramify.evaluate.metrics import Errors
 from ramify.evaluate.predict_split import Numbered, add_in_order, predict_batch, split_batches
@@ -43,6 +44,7 @@ class Validator:
         layout: of this rank.
         dtype: of the batches.
         labels: the trained labels.
+        search: finds the edges of batches that have none, on the device.
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class Validator:
         layout: Layout,
         dtype: torch.dtype,
         labels: Sequence[str] = ("energy", "forces"),
+        *,
+        search: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
+        self._search = search
         self._readers, self._branch_of = readers, branch_of
         self._layout, self._dtype, self._labels = layout, dtype, tuple(labels)
         self._trivial: dict[str, Errors] = {}
@@ -95,7 +100,8 @@ class Validator:
         totals = []
         for number, indices, batch in split_batches(reader, self._dtype, rank=first, world=len(hosts)):
             stress = "stress" in self._labels
-            predicted = predict_batch(model, indices, batch, branch, self._layout.device, stress=stress)
+            device = self._layout.device
+            predicted = predict_batch(model, indices, batch, branch, device, stress=stress, search=self._search)
             totals.append((number, predicted.errors().to_dict()))
             self._layout.watchdog.beat()
         return totals
