@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from ramify.batches.batch import Batch, BatchPart
+from ramify.batches.edge_search import EdgeSearch
 from ramify.batches.loader import Loader, SplitReader
 from ramify.batches.open import open_split, open_stores
+from ramify.batches.padding import PaddedBatch, Padding
 from ramify.batches.sampler import BatchSampler
 from ramify.batches.sampling import sampling_weights
 from ramify.errors import RamifyError
@@ -148,6 +150,26 @@ def test_where_edges_come_from_changes_nothing(small: MakeRecipe, tmp_path: Path
         assert (trainer.train["qm7x"]._table is None) == (cache == 0)
     assert_same(tensors(tmp_path / "table"), tensors(tmp_path / "on the fly"))
     assert metrics(tmp_path / "table") == metrics(tmp_path / "on the fly")
+
+
+def test_batches_are_padded_after_their_edges_were_found(sampler: BatchSampler, small: MakeRecipe) -> None:
+    """As those of compiled steps are."""
+    found: dict[str, list[Batch]] = {}
+    padding = Padding(NAMES, 8, steps=True)
+    for where in ("loader", "device"):
+        recipe = small(*NAMES, train__neighbor_search=where)
+        ordered = dict(sorted(open_split(recipe, open_stores(recipe), "train").items()))
+        assigner = Assigner(sampler, ordered, Placement.alone(NAMES), 0)
+        search = EdgeSearch.of(recipe.model.encoder)
+        with Loader(
+            ordered, assigner.assignments(0), torch.float64, pad=lambda batch, _: padding(batch), search=search
+        ) as loader:
+            found[where] = [next(loader).batches[0] for _ in range(3)]
+    for batch, expected in zip(found["device"], found["loader"], strict=True):
+        assert isinstance(batch, PaddedBatch)
+        shapes = {name: tensor.shape for name, tensor in expected.tensors().items()}
+        assert {name: tensor.shape for name, tensor in batch.tensors().items()} == shapes
+        assert torch.equal(batch.receiver.bincount(), expected.receiver.bincount())
 
 
 @pytest.mark.parametrize("kind", ["direct", "conservative"])
