@@ -9,9 +9,9 @@ thread, without compilation, which would take longer than a trial. Searches and 
 the program can be stopped and repeated; `--jobs 2` runs two at a time.
 
 Writes OUT/searches.json and searches.md: the lowest validation error of the recipe and of each search (geometric mean
-over datasets and labels of error / trivial error), trials trained to the end, processor time of the whole search,
-training time, and the time that the rungs saved, estimated from the time per step of each trial that was not continued.
-Only validation splits are used. A search takes about half an hour of one core.
+over datasets and labels of error / trivial error), trials trained to the end, processor time of the whole search (left
+out if it was stopped and continued), training time, and the time that the rungs saved, estimated from the time per step
+of each trial that was not continued. Only validation splits are used. A search takes about half an hour of one core.
 """
 
 import argparse
@@ -80,9 +80,10 @@ def of_search(out: Path, sampler: str, seed: int, trials: int, shared: list[str]
     if not kept.exists():
         words = ["search", "five", *shared, "--space", "compact", "--trials", str(trials), "--sampler", sampler]
         words += ["--seed", str(seed), "--equal", "time", "--out", str(folder), "--json"]
-        printed = out / f"{sampler}-{seed}.log"
+        printed, continued = out / f"{sampler}-{seed}.log", folder.exists()
         seconds = measured(words, printed)
-        kept.write_text(json.dumps(json.loads(printed.read_text()) | {"processor_s": seconds}))
+        whole = {"processor_s": None if continued else seconds}  # that of its earlier part is not known
+        kept.write_text(json.dumps(json.loads(printed.read_text()) | whole))
     found = json.loads(kept.read_text())
     best = found["trials"][found["best"][0]]
     complete = [trial for trial in found["trials"] if trial["state"] == "complete"]
@@ -105,8 +106,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        minutes = [row["processor_s"] / 60, *(row[k] / 60 if k in row else None for k in ("training_s", "saved_s"))]
-        shown = " | ".join("" if value is None else f"{value:.1f}" for value in minutes)
+        seconds = [row.get(key) for key in ("processor_s", "training_s", "saved_s")]
+        shown = " | ".join("" if value is None else f"{value / 60:.1f}" for value in seconds)
         lines.append(f"| {row['name']} | {row['seed']} | {row['error']:.4f} | {row.get('complete', '')} | {shown} |")
     for name in dict.fromkeys(row["name"] for row in rows):
         lines.append(f"\n{name}: mean error {fmean(row['error'] for row in rows if row['name'] == name):.4f}")
