@@ -18,9 +18,9 @@ class Held(NamedTuple):
 
 
 HELD: dict[str, Held] = {
-    "ani1x_mini": Held(1179, 88, 8539, 2, 14, 26.617),
-    "qm7x_mini": Held(975, 153, 6483, 2, 11, 15.925),
-    "transition1x_mini": Held(1288, 150, 8094, 3, 9, 18.348),
+    "ani1x_mini": Held(1940, 88, 14924, 2, 14, 26.936),
+    "qm7x_mini": Held(1958, 153, 13606, 2, 11, 18.928),
+    "transition1x_mini": Held(1822, 150, 11772, 3, 9, 20.173),
     "mptrj_mini": Held(1208, 151, 2912, 2, 6, 2.894),
     "alexandria_mini": Held(492, 123, 1156, 2, 5, 0.725),
 }

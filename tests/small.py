@@ -73,7 +73,7 @@ def without_forces(folder: Path) -> Path:
         atoms = Atoms("OH2", positions=[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
         atoms.positions += rng.normal(0, 0.05, (3, 3))
         stretch = np.array([atoms.get_distance(0, 1), atoms.get_distance(0, 2)]) - 0.96
-        atoms.info = {"energy": -76.4 * 27.2 + 20 * float(stretch @ stretch), "molecule": f"m{row // 4}"}
+        atoms.info = {"energy": -76.45 * 27.2 + 20 * float(stretch @ stretch), "molecule": f"m{row // 4}"}
         images.append(atoms)
     write(folder / "bare.xyz", images, format="extxyz")
     return folder / "bare.xyz"

@@ -78,7 +78,7 @@ def test_weighted_slopes_are_nearly_one(name: str, format_name: str, keys: dict[
     """Forces of the corpora agree with finite differences (READMEs), so the true slope is 1."""
     found = meter(load(format_name, FILES[name], **keys)).check(name)
     assert found.slope is not None
-    assert 0.95 < found.slope < 1.03
+    assert 0.95 < found.slope < 1.05
     assert found.pairs >= 140
     assert found.correlation is not None
     assert found.correlation > 0.95

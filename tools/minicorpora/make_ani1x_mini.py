@@ -16,6 +16,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from molecules import (
     SECOND_ROUND,
+    SMALL_HEADERS,
     WB97X,
     Array,
     chosen,
@@ -126,7 +127,7 @@ def write_group(group: h5py.Group, isomers: list[Arrays], with_unlabelled: bool)
         "ccsd(t)_cbs.energy": np.full(len(energy), np.nan),
     }
     for name, column in columns.items():
-        group.create_dataset(name, data=column, compression="gzip", shuffle=True)
+        group.create_dataset(name, data=column, chunks=column.shape, compression="gzip", shuffle=True)
     return len(energy)
 
 
@@ -155,7 +156,7 @@ def assemble(work: Path, path: Path, earlier: Path | None) -> None:
             names.append(task.smiles)
             groups[composition(result["numbers"])].append(in_file_order(result))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver=SMALL_HEADERS) as file:
         made_by, level = "tools/minicorpora/make_ani1x_mini.py", f"RKS-{WB97X.name}, density fitting"
         source = {"made_by": made_by, "level": level, "code": "PySCF", "smiles": used, SECOND_ROUND: used_twice}
         file.attrs["provenance"] = json.dumps(source)

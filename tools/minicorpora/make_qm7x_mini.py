@@ -16,6 +16,7 @@ from ase.units import Hartree
 from molecules import (
     PBE0,
     SECOND_ROUND,
+    SMALL_HEADERS,
     chosen,
     from_smiles,
     is_sane,
@@ -31,6 +32,7 @@ from tasks import Arrays, load_result, run_tasks, seed_of
 
 FILE = "qm7x_mini/1000.hdf5"
 DISPLACED = {1: 11, 31: 4}  # geometries of the molecules from this number on: fewer of the larger ones
+MAX_STRAIN = 0.09  # Hartree per atom, 2.4 eV: geometries of the second round are less above the minimum
 MORE = (31, 8)  # the second round: of the molecules from this number on, so many geometries
 SMILES = """C N O S Cl CC CO CN CS CCl C=O C=S C#N C=C C#C OCl NN
 CCO CCN CCS CCCl CSC COC CC=O CC#N ClCCl CS=O O=S=O O=C=S SC=O NC=S OCS ClC=C N#CCl CC=S C1CS1 ClC=O
@@ -104,11 +106,20 @@ def write_molecule(file: h5py.File, molecule: int, result: Arrays) -> int:
     return len(result["energy"])
 
 
+def without_strained(file: h5py.File, molecule: int, result: Arrays) -> Arrays:
+    """The geometries that are not too far above the minimum of the molecule, which `file` holds."""
+    minimum = file[f"{molecule}/Geom-m{molecule}-i1-c1-opt/ePBE0"][0] / Hartree
+    keep = result["energy"] - minimum < MAX_STRAIN * len(result["numbers"])
+    return result | {name: result[name][keep] for name in ("positions", "energy", "forces")}
+
+
 def copy_molecules(earlier: Path, file: h5py.File) -> int:
     """Copies all molecules of an earlier file; returns the number of their geometries."""
     with h5py.File(earlier) as old:
-        for name in old:
-            old.copy(name, file)
+        for molecule, geometries in old.items():
+            for geometry, columns in geometries.items():
+                for column, values in columns.items():  # `old.copy` would keep their larger headers
+                    file[f"{molecule}/{geometry}/{column}"] = values[...]
         return sum(len(group) for group in old.values())
 
 
@@ -116,14 +127,15 @@ def assemble(work: Path, path: Path, earlier: Path | None) -> None:
     """Writes the file at `path` from an earlier one and the finished tasks in `work`."""
     used, used_twice = names_in(earlier, "smiles"), names_in(earlier, SECOND_ROUND)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver=SMALL_HEADERS) as file:
         structures = copy_molecules(earlier, file) if earlier else 0
         tasks = [(task, used) for task in missing(MOLECULES, earlier, "smiles")]
         tasks += [(task, used_twice) for task in with_one_round(SECOND, earlier, "smiles")]
         for task, names in tasks:
             result = load_result(work, task.key)
             if result is not None:
-                structures += write_molecule(file, task.number, result)
+                kept = without_strained(file, task.number, result) if task.second else result
+                structures += write_molecule(file, task.number, kept)
                 names.append(task.smiles)
         made_by, level = "tools/minicorpora/make_qm7x_mini.py", f"RKS-{PBE0.name}, density fitting"
         source = {"made_by": made_by, "level": level, "code": "PySCF", "smiles": used, SECOND_ROUND: used_twice}

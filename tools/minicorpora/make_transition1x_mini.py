@@ -23,6 +23,7 @@ from ase.optimize import BFGS, FIRE
 from ase.units import Hartree
 from molecules import (
     SECOND_ROUND,
+    SMALL_HEADERS,
     WB97X,
     Array,
     chosen,
@@ -275,12 +276,13 @@ def fill(group: h5py.Group, result: Arrays, rows: slice) -> None:
 
 def copy_reaction(old: h5py.Group, group: h5py.Group, second: Arrays | None) -> None:
     """Copies a reaction, and writes the structures of its second round after those of the first."""
-    for name in old:
-        if second is None or name not in COLUMNS:
-            old.copy(name, group)
-    if second is not None:
-        for column, name in COLUMNS.items():
-            group[column] = np.concatenate([old[column][...], second[name]])
+    for name, found in old.items():
+        if isinstance(found, h5py.Group):
+            copy_reaction(found, group.create_group(name), None)
+        elif second is not None and name in COLUMNS:
+            group[name] = np.concatenate([found[...], second[COLUMNS[name]]])
+        else:
+            group[name] = found[...]  # `old.copy` would keep its larger header
 
 
 def write_reaction(file: h5py.File, task: Reaction, result: Arrays) -> None:
@@ -328,7 +330,7 @@ def assemble(work: Path, path: Path, earlier: Path | None) -> None:
     done = {task: result for task, result in second.items() if result is not None}
     used_twice += [task.smiles for task in done]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver=SMALL_HEADERS) as file:
         for top in ("data", *PARTS):
             file.create_group(top)
         more = {task.name: result for task, result in done.items()}

@@ -36,6 +36,9 @@ ZERO_MODE = 0.005  # eV/Å²/amu: softer modes are translations or rotations
 SECOND_ROUND = "second_round"
 """In the provenance of a file: the systems with the structures of both rounds."""
 
+SMALL_HEADERS = ("v110", "v110")
+"""Format of HDF5 files (`libver`): since version 1.10, small datasets take a quarter to two thirds of the space."""
+
 
 class System(Protocol):
     """Anything made from a SMILES."""

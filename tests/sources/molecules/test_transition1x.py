@@ -77,7 +77,9 @@ def test_embedded_corpus(corpora: Path, read: Any, slope: Any) -> None:
     assert quarantine.counts == {"repeats a frame of its reaction": 3 * HELD["transition1x_mini"].systems}
     assert len(found.group_names) == HELD["transition1x_mini"].systems
     counts = {split: int((found.split == split).sum()) for split in Split}
-    assert counts == {Split.NONE: 0, Split.TRAIN: 844, Split.VAL: 226, Split.TEST: 218}
+    assert counts == {Split.NONE: 0, Split.TRAIN: 1258, Split.VAL: 274, Split.TEST: 290}
     per_atom = found.energy / found.n_atoms
     assert (per_atom.min(), per_atom.max()) == pytest.approx(stated_energies("transition1x_mini"), abs=5.1e-4)
-    assert slope(found) == pytest.approx(1.0, abs=0.2)  # images of a short path are far from one another
+    assert slope(found, 0.15) == pytest.approx(
+        1.0, abs=0.05
+    )  # other images of short paths are too far from one another
