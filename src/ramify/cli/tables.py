@@ -86,7 +86,8 @@ def own_errors_table(evaluation: "Evaluation") -> Table:
     return table
 
 
-def _plain_table(title: str) -> Table:
+def _plain_table(title: str, gap: int = 2) -> Table:
+    """A table with `gap` spaces, and that of the box, between columns."""
     return Table(
         title=title,
         title_justify="left",
@@ -94,13 +95,13 @@ def _plain_table(title: str) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 2, 0, 0),
+        padding=(0, gap, 0, 0),
     )
 
 
 def counts_table(manifests: Mapping[str, Manifest]) -> Table:
     """Numbers of structures that `prepare` kept and dropped: one line per dataset, in 80 columns."""
-    table = _plain_table("Prepared")
+    table = _plain_table("Prepared", gap=1)
     for heading in ("dataset", "train/val/test", "elements", "labels E/F/S", "slope", "dropped"):
         table.add_column(heading, no_wrap=True)
     for name, manifest in manifests.items():
