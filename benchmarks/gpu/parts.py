@@ -218,8 +218,15 @@ def edges_of_batch(structures: int, dry: bool) -> Results:
         "processor, ms": 1e3 * timed(lambda: find_edges(given, 5.0, 20), torch.device("cpu"), 5),
         "device, ms": 1e3 * timed(lambda: search(bare), device, 5),
     }
-    equal = len(search(bare).receiver) == len(find_edges(given, 5.0, 20))
-    return {"structures": structures, "atoms": len(given.numbers), **taken, "equal": equal}
+    found = search(bare)
+    sizes = {"without edges, kB": kilobytes(bare), "with edges, kB": kilobytes(found)}
+    equal = len(found.receiver) == len(find_edges(given, 5.0, 20))
+    return {"structures": structures, "atoms": len(given.numbers), **taken, **sizes, "equal": equal}
+
+
+def kilobytes(batch: Batch) -> float:
+    """Size of the tensors of a batch."""
+    return sum(tensor.nbytes for tensor in batch.tensors().values()) / 1e3
 
 
 def loader(limit: float, dry: bool) -> Results:

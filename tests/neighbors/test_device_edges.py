@@ -16,7 +16,7 @@ from ramify.neighbors.device_pairs import TensorPairs, pairs_within
 from ramify.neighbors.distances import complete_cells
 from ramify.neighbors.edges import Edges, find_edges
 from ramify.structures import Structures
-from tests.neighbors.test_neighbors import as_set, random_atoms
+from tests.neighbors.test_neighbors import as_set, extreme_crystals, random_atoms
 
 CUTOFF = 4.0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,15 +87,8 @@ def test_pairs_equal_those_of_ase() -> None:
 
 
 def test_extreme_cells_and_positions() -> None:
-    """A needle, a sheared cell, one far smaller than the cutoff, atoms far outside the cell, and molecules whose parts
-    are 30 km apart, with more bins than numbers."""
-    rng = np.random.default_rng(3)
-    cells = [np.diag([1.5, 1.7, 40.0]), np.array([[6.0, 0, 0], [5.9, 0.9, 0], [3.0, 0.3, 5.0]]), np.eye(3) * 1.3]
-    images = [
-        Atoms(numbers=[14] * n, positions=rng.uniform(-50, 50, (n, 3)), cell=cell, pbc=True)
-        for cell in cells
-        for n in (1, 2, 5)
-    ]
+    """Extreme crystals, and molecules whose parts are 30 km apart, with more bins than numbers."""
+    images = extreme_crystals()
     images += [Atoms("H4", positions=[[0, 0, 0], [0, 0, 1], [3e14, 0, 0], [3e14, 0, 2]]), Atoms("H")]
     structures = Structures.from_ase(images)
     given = tensors_of(structures)

@@ -42,16 +42,21 @@ def test_edges_equal_those_of_ase(block: int) -> None:
         first += len(atoms)
 
 
-def test_extreme_cells() -> None:
+def extreme_crystals() -> list[Atoms]:
     """A needle, a sheared cell whose height is a tenth of its edges, one far smaller than the cutoff; atoms far outside
-    the cell; against ASE."""
+    the cell."""
     rng = np.random.default_rng(3)
     cells = [np.diag([1.5, 1.7, 40.0]), np.array([[6.0, 0, 0], [5.9, 0.9, 0], [3.0, 0.3, 5.0]]), np.eye(3) * 1.3]
-    images = [
+    return [
         Atoms(numbers=[14] * n, positions=rng.uniform(-50, 50, (n, 3)), cell=cell, pbc=True)
         for cell in cells
         for n in (1, 2, 5)
     ]
+
+
+def test_extreme_cells() -> None:
+    """Against ASE."""
+    images = extreme_crystals()
     edges = find_edges(Structures.from_ase(images), CUTOFF)
     first = 0
     for atoms in images:

@@ -113,6 +113,21 @@ def test_what_goes_wrong_in_the_thread_is_raised_with_its_place(
     assert "while the batch of step 2 was made" in notes
 
 
+def test_a_search_that_fails_on_the_device_names_the_step(sampler: BatchSampler, small: MakeRecipe) -> None:
+    """For example where the memory of the device is not enough."""
+    recipe = small(*NAMES, train__neighbor_search="device")
+    ordered = dict(sorted(open_split(recipe, open_stores(recipe), "train").items()))
+    assigner = Assigner(sampler, ordered, Placement.alone(NAMES), 0)
+
+    def fails(batch: Batch) -> Batch:
+        raise torch.OutOfMemoryError("no memory")
+
+    loader = Loader(ordered, assigner.assignments(3), torch.float32, search=fails)
+    with loader, pytest.raises(torch.OutOfMemoryError) as caught:
+        next(loader)
+    assert "edges of the batch of step 3 were found on the device" in " ".join(caught.value.__notes__)
+
+
 def test_the_thread_ends_with_the_loader(sampler: BatchSampler, readers: dict[str, SplitReader]) -> None:
     before = threading.active_count()
     for _ in range(3):

@@ -16,7 +16,6 @@ import numpy as np
 from ase.data import chemical_symbols
 from molecules import (
     SECOND_ROUND,
-    SMALL_HEADERS,
     WB97X,
     Array,
     chosen,
@@ -26,6 +25,7 @@ from molecules import (
     missing,
     molecule_parser,
     names_in,
+    new_file,
     normal_modes,
     thermal,
     with_one_round,
@@ -155,8 +155,7 @@ def assemble(work: Path, path: Path, earlier: Path | None) -> None:
         if result is not None:
             names.append(task.smiles)
             groups[composition(result["numbers"])].append(in_file_order(result))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w", libver=SMALL_HEADERS) as file:
+    with new_file(path) as file:
         made_by, level = "tools/minicorpora/make_ani1x_mini.py", f"RKS-{WB97X.name}, density fitting"
         source = {"made_by": made_by, "level": level, "code": "PySCF", "smiles": used, SECOND_ROUND: used_twice}
         file.attrs["provenance"] = json.dumps(source)

@@ -16,7 +16,6 @@ from ase.units import Hartree
 from molecules import (
     PBE0,
     SECOND_ROUND,
-    SMALL_HEADERS,
     chosen,
     from_smiles,
     is_sane,
@@ -24,6 +23,7 @@ from molecules import (
     missing,
     molecule_parser,
     names_in,
+    new_file,
     normal_modes,
     thermal,
     with_one_round,
@@ -126,8 +126,7 @@ def copy_molecules(earlier: Path, file: h5py.File) -> int:
 def assemble(work: Path, path: Path, earlier: Path | None) -> None:
     """Writes the file at `path` from an earlier one and the finished tasks in `work`."""
     used, used_twice = names_in(earlier, "smiles"), names_in(earlier, SECOND_ROUND)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w", libver=SMALL_HEADERS) as file:
+    with new_file(path) as file:
         structures = copy_molecules(earlier, file) if earlier else 0
         tasks = [(task, used) for task in missing(MOLECULES, earlier, "smiles")]
         tasks += [(task, used_twice) for task in with_one_round(SECOND, earlier, "smiles")]

@@ -23,7 +23,6 @@ from ase.optimize import BFGS, FIRE
 from ase.units import Hartree
 from molecules import (
     SECOND_ROUND,
-    SMALL_HEADERS,
     WB97X,
     Array,
     chosen,
@@ -32,6 +31,7 @@ from molecules import (
     missing,
     molecule_parser,
     names_in,
+    new_file,
     with_one_round,
     xtb,
 )
@@ -329,8 +329,7 @@ def assemble(work: Path, path: Path, earlier: Path | None) -> None:
     second = {task: load_result(work, task.key) for task in with_one_round(SECOND, earlier, "reactions")}
     done = {task: result for task, result in second.items() if result is not None}
     used_twice += [task.smiles for task in done]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w", libver=SMALL_HEADERS) as file:
+    with new_file(path) as file:
         for top in ("data", *PARTS):
             file.create_group(top)
         more = {task.name: result for task, result in done.items()}

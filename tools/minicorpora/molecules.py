@@ -7,7 +7,8 @@ labels:   PySCF restricted Kohn-Sham with density fitting, energy and analytic g
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -38,6 +39,16 @@ SECOND_ROUND = "second_round"
 
 SMALL_HEADERS = ("v110", "v110")
 """Format of HDF5 files (`libver`): since version 1.10, small datasets take a quarter to two thirds of the space."""
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to write, which appears at `path` once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with h5py.File(part, "w", libver=SMALL_HEADERS) as file:
+        yield file
+    part.replace(path)
 
 
 class System(Protocol):

@@ -191,7 +191,11 @@ class Loader(Prefetcher[StepAssignment, StepBatches]):
         batch = self._batch(step, micro_batch)
         if batch.cell is None:
             return self._sending.send(self._padded(batch, step), lambda there: there)
-        return self._sending.send(batch, lambda there: self._padded(self._search(there), step))
+        try:
+            return self._sending.send(batch, lambda there: self._padded(self._search(there), step))
+        except Exception as error:
+            error.add_note(f"while the edges of the batch of step {step} were found on the device")
+            raise
 
     def _padded(self, batch: Batch, step: int) -> Batch:
         return batch if self._pad is None else self._pad(batch, step)
